@@ -1,0 +1,1 @@
+"""The grammar of the `.lora` language, `lorakit.lark`; installed as `lorakit.grammar`."""

@@ -1,0 +1,111 @@
+"""Amounts: exact numbers with a unit, and the arithmetic on them."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+UNITS: dict[str, Fraction] = {
+    "%": Fraction(1, 100),
+    "B": Fraction(1),
+    **{f"{prefix}B": Fraction(1000**power) for power, prefix in enumerate("KMGT", 1)},
+    **{f"{prefix}iB": Fraction(1024**power) for power, prefix in enumerate("KMGT", 1)},
+}
+
+MAX_DIGITS = 700
+MAX_EXPONENT = 400
+MAX_BITS = 2048
+
+_LITERAL = re.compile(r"([0-9.]+)(?:[eE]([+-]?[0-9]+))?(.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """An exact number in plain terms (1% is 1/100, 1KiB is 1024) with the unit that it was written in."""
+
+    value: Fraction
+    unit: str = ""
+
+    @classmethod
+    def one(cls, unit: str) -> Amount:
+        """Return the amount that stands for a figure of this unit which is not known yet."""
+        return cls(Fraction(1), unit)
+
+    @property
+    def kind(self) -> str:
+        """What it measures: nothing (``""``), a share (``"%"``) or bytes (``"B"``)."""
+        return self.unit if self.unit in ("", "%") else "B"
+
+    @property
+    def number(self) -> int | float:
+        """The value as Python holds it: whole numbers are int. Raises: LimitError where no float is near it."""
+        return to_number(self.value)
+
+    @property
+    def written(self) -> int | float:
+        """The number that stands before the unit. Raises: LimitError where no float is near it."""
+        return to_number(self.value / UNITS[self.unit]) if self.unit else self.number
+
+
+class LimitError(ValueError):
+    """A number is longer, larger or smaller than the language allows."""
+
+
+class UnitError(ValueError):
+    """An operator does not fit what its two sides measure."""
+
+
+@functools.lru_cache(4096)
+def literal(words: str) -> Amount:
+    """Return the amount that a number literal stands for. Raises: LimitError."""
+    match = _LITERAL.fullmatch(words)
+    assert match is not None, words
+    digits, exponent, unit = match[1], match[2], match[3]
+    if len(digits) > MAX_DIGITS:
+        raise LimitError(f"this number has {len(digits)} digits; at most {MAX_DIGITS} are read")
+    if exponent and (len(exponent) > 6 or abs(int(exponent)) > MAX_EXPONENT):
+        raise LimitError(f"the exponent of this number is beyond ±{MAX_EXPONENT}")
+    value = Fraction(digits) * Fraction(10) ** int(exponent or 0)
+    return Amount(value * UNITS[unit] if unit else value, unit)
+
+
+def to_number(value: Fraction) -> int | float:
+    """Return a fraction as int where it is whole, else as float. Raises: LimitError where no float is near it."""
+    try:
+        nearest = float(value)
+    except OverflowError:
+        raise LimitError("this value is too large") from None
+    if value.denominator == 1:
+        return value.numerator
+    if nearest == 0:
+        raise LimitError("this value is too near to zero")
+    return nearest
+
+
+def combine(left: Amount, operator: str, right: Amount) -> Amount:
+    """Return `left operator right`. Raises: LimitError, UnitError, ZeroDivisionError."""
+    a, b = left.value, right.value
+    match operator:
+        case "+" | "-":
+            if "B" in (left.kind, right.kind) and left.kind != right.kind:
+                raise UnitError(f"`{operator}` needs bytes on both sides or on none")
+            value, unit = (a + b if operator == "+" else a - b), left.unit or right.unit
+        case "*":
+            if left.kind == right.kind == "B":
+                raise UnitError("bytes times bytes measures nothing")
+            value, unit = a * b, _wider(left, right)
+        case _:
+            if right.kind == "B" and left.kind != "B":
+                raise UnitError("only bytes can be divided by bytes")
+            value = a / b
+            unit = "" if left.kind == right.kind else _wider(left, right)
+    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
+        raise LimitError("this value is too large, too small or too finely divided")
+    return Amount(value, unit)
+
+
+def _wider(left: Amount, right: Amount) -> str:
+    """Return the unit of a product: bytes before shares before nothing."""
+    return next((amount.unit for kind in ("B", "%") for amount in (left, right) if amount.kind == kind), "")

@@ -1,0 +1,90 @@
+"""One run of the front end: files read, statements checked, every diagnostic gathered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorakit.language.codes import Code
+from lorakit.language.diagnostics import Diagnostic, at
+from lorakit.language.files import Files, read_file, reason
+from lorakit.language.problems import Problems
+from lorakit.language.program import build
+from lorakit.language.quantities import QUANTITIES
+from lorakit.language.settings import Settings
+from lorakit.language.source import SourceText, decode
+from lorakit.language.spec import Span, Spec
+from lorakit.language.syntax import SyntaxTree
+
+if TYPE_CHECKING:
+    from lorakit.hooks import Plugins
+
+TEXT = "<text>"
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a program means, or what is wrong with it: `spec` is None where there is an error.
+
+    `trees` are the syntax trees of all files that were read, the program's own first; `sources` their texts by name.
+    """
+
+    spec: Spec | None
+    diagnostics: tuple[Diagnostic, ...]
+    trees: tuple[SyntaxTree, ...]
+    sources: Mapping[str, str]
+
+
+def is_path(text_or_path: str | os.PathLike[str]) -> bool:
+    """Return whether this names a file: any path object, and a string that ends in `.lora` and has no newline."""
+    if not isinstance(text_or_path, str):
+        return True
+    return text_or_path.endswith(".lora") and "\n" not in text_or_path
+
+
+def analyse(
+    text_or_path: str | os.PathLike[str] | bytes,
+    variables: Mapping[str, object] | None = None,
+    plugins: Plugins | None = None,
+    *,
+    name: str = TEXT,
+    path: Path | None = None,
+    quantities: Mapping[str, str] = QUANTITIES,
+    read: Callable[[Path], bytes] = read_file,
+) -> Analysis:
+    """Return what a program means and what is wrong with it; never raises for what is written in it.
+
+    Bytes are text that is yet to be decoded. A text may be given the `name` that diagnostics show, and the `path` that
+    its includes are relative to. Raises: PluginError where a plugin fails on its options.
+    """
+    if plugins is None:
+        from lorakit.hooks import default_plugins
+
+        plugins = default_plugins()
+    data: str | bytes
+    if isinstance(text_or_path, bytes):
+        data = text_or_path
+    elif is_path(text_or_path):
+        path, name = Path(text_or_path), str(text_or_path)
+        try:
+            data = read(path)
+        except (OSError, ValueError) as error:
+            found = at(Code.UNREADABLE, f"cannot read `{name}`: {reason(error)}", Span(name, 1, 1, 1, 1))
+            return Analysis(None, (found,), (), {})
+    else:
+        data = str(text_or_path)
+    text, damage = decode(data) if isinstance(data, bytes) else (data.removeprefix("\ufeff"), None)
+    source, problems = SourceText(name, text), Problems()
+    files = Files(problems, read)
+    settings = Settings(variables or {}, problems)
+    statements = tuple(files.statements(source, path, damage))
+    spec = build(statements, settings, plugins, quantities, complete=not files.unreadable)
+    sources = {tree.source.name: tree.source.text for tree in files.trees} | settings.sources
+    order = {file: index for index, file in enumerate(sources)}
+    found_all = tuple(sorted(problems.found, key=lambda found: (order[found.file], found.line, found.column)))
+    if found_all:
+        return Analysis(None, found_all, tuple(files.trees), sources)
+    return Analysis(replace(spec, source=text, sources=sources), (), tuple(files.trees), sources)

@@ -1,0 +1,176 @@
+"""Plugin calls: names that the plugins know, with options of the types that they declare."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+from lorakit.hooks.options import OptionError, configure, options_of, supports_double
+from lorakit.language.amounts import Amount, LimitError
+from lorakit.language.codes import Code
+from lorakit.language.names import Scope, evaluate
+from lorakit.language.problems import Place
+from lorakit.language.spec import PluginCall, Value
+from lorakit.language.suggestions import listed, nearest
+from lorakit.language.syntax import Call, NameUse, StringLiteral, Truth, TupleNode, ValueNode, Word
+
+if TYPE_CHECKING:
+    from lorakit.hooks import Plugins
+
+
+@dataclass(frozen=True)
+class PluginKind:
+    """One of the registries of plugins, and what its members are called."""
+
+    noun: str
+    article: str
+    registry: str
+
+
+QUANTIZER = PluginKind("quantizer", "a", "quantizers")
+INITIALIZER = PluginKind("initializer", "an", "initializers")
+OPTIMIZER = PluginKind("optimizer", "an", "optimizers")
+METHOD = PluginKind("method", "a", "methods")
+
+
+class _Faulty:
+    """Stands for a value whose fault was reported."""
+
+
+_FAULTY = _Faulty()
+
+
+@dataclass
+class Calls:
+    """Reads calls, and remembers those that were found sound, since most of a program's calls are alike."""
+
+    plugins: Plugins
+    scope: Scope
+    sound: set[tuple[str, PluginCall]] = dataclasses.field(default_factory=set)
+
+    def read(self, node: Call, kind: PluginKind, place: Place, rank: Amount | str | None = None) -> PluginCall | None:
+        """Return the call that was written, or None where its fault has been reported. Raises: PluginError."""
+        registry: Mapping[str, type] = getattr(self.plugins, kind.registry)
+        plugin = registry.get(node.name.value)
+        if plugin is None:
+            self._report_unknown(node.name, kind, registry, place)
+            return None
+        double = self._double(node, plugin, registry, place)
+        options = self._options(node, plugin, place, rank)
+        if options is None or double is None:
+            return None
+        call = PluginCall(node.name.value, tuple(options.items()), double, place.word_span(node.name))
+        if (kind.registry, call) not in self.sound:
+            if not self._configured(plugin, call, node, place):
+                return None
+            self.sound.add((kind.registry, call))
+        return call
+
+    def _report_unknown(self, name: Word, kind: PluginKind, registry: Mapping[str, type], place: Place) -> None:
+        if kind is INITIALIZER and name == "zeros":
+            place.report_word(
+                Code.INIT_ZEROS,
+                "`init zeros` does not exist: with A and B both zero nothing ever learns",
+                name,
+                "gaussian",
+                "the gradient of A is a product with B, and that of B one with A; one of the two must not be zero",
+            )
+            return
+        near = nearest(name, registry)
+        notes = [] if near else [f"there are {listed(registry, 'and')}"]
+        notes += [f"{failure.distribution} did not load: {failure.reason}" for failure in self.plugins.failures]
+        place.report_word(Code.UNKNOWN_PLUGIN, f"there is no {kind.noun} `{name}`", name, near, *notes)
+
+    def _double(self, node: Call, plugin: type, registry: Mapping[str, type], place: Place) -> bool | None:
+        if node.double is None:
+            return False
+        if supports_double(plugin):
+            return True
+        able = [name for name, quantizer in registry.items() if supports_double(quantizer)]
+        note = f"{listed(able, 'and')} {'has' if len(able) == 1 else 'have'} it" if able else "no quantizer here has it"
+        place.report_word(Code.NO_DOUBLE, f"`{node.name}` has no double quantization", node.double, None, note)
+        return None
+
+    def _options(self, node: Call, plugin: type, place: Place, rank: Amount | str | None) -> dict[str, Value] | None:
+        known, sound = _meant_units(plugin), True
+        options: dict[str, Value] = {}
+        for option in node.options:
+            name = option.name.value
+            if name not in known:
+                near = nearest(name, known)
+                note = f"it takes {listed(known, 'and')}" if known else "it takes no options"
+                if name == "double":
+                    note = f"help: write `{node.name} double`"
+                message = f"`{node.name}` has no option `{name}`"
+                place.report_word(Code.UNKNOWN_OPTION, message, option.name, near, note)
+                sound = False
+            elif name in options:
+                place.report_word(Code.OPTION_TWICE, f"the option `{name}` is given twice", option.name)
+                sound = False
+            else:
+                value = self._value(option.value, known[name], place, rank)
+                if isinstance(value, _Faulty):
+                    sound = False
+                else:
+                    options[name] = value
+        return options if sound else None
+
+    def _value(self, node: ValueNode, unit: str, place: Place, rank: Amount | str | None) -> Value | _Faulty:
+        if isinstance(node, StringLiteral):
+            return unquoted(node.word)
+        if isinstance(node, Truth):
+            return node.word.type == "TRUE"
+        if isinstance(node, TupleNode):
+            items = tuple(self._value(item, unit, place, rank) for item in node.items)
+            return _FAULTY if _FAULTY in items else cast("Value", items)
+        if isinstance(node, NameUse):
+            definition = self.scope.definitions.get(node.word.value)
+            if definition is not None and isinstance(definition.value, str):
+                return definition.value
+        amount = evaluate(node, self.scope, place, rank)
+        if amount is None:
+            return _FAULTY
+        if amount.kind not in ("", unit):
+            what = "bytes" if amount.kind == "B" else "a share (%)"
+            place.report(Code.BAD_UNIT, f"expected a plain number, found {what}", node.start, node.end)
+            return _FAULTY
+        try:
+            return amount.number
+        except LimitError as error:
+            place.report(Code.LIMIT, str(error), node.start, node.end)
+            return _FAULTY
+
+    def _configured(self, plugin: type, call: PluginCall, node: Call, place: Place) -> bool:
+        """Return whether a plugin takes these options; each that it refuses is reported."""
+        written = {option.name.value: option for option in node.options}
+        sound = True
+        while True:
+            try:
+                configure(plugin, call)
+                return sound
+            except OptionError as error:
+                refused = written.pop(error.option, None) if error.option else None
+                if refused is not None:
+                    place.report(Code.BAD_OPTION, str(error), refused.value.start, refused.value.end)
+                elif sound:
+                    place.report(Code.BAD_OPTION, str(error), node.start, node.end)
+                if refused is None:
+                    return False
+                sound = False
+                call = replace(call, options=tuple(pair for pair in call.options if pair[0] != error.option))
+
+
+def unquoted(word: Word) -> str:
+    """Return what a string in the source says."""
+    return re.sub(r"\\(.)", r"\1", word.value[1:-1])
+
+
+@functools.cache
+def _meant_units(plugin: type) -> dict[str, str]:
+    """Return the options of a plugin, each with the unit that its field's metadata declares: `%`, `B` or none."""
+    units = {field.name: str(field.metadata.get("unit", "")) for field in dataclasses.fields(plugin)}
+    return {option.name: units[option.name] for option in options_of(plugin)}

@@ -1,0 +1,194 @@
+"""Clauses: which statement takes which, and what may stand behind each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lorakit.language.amounts import Amount, LimitError
+from lorakit.language.calls import INITIALIZER, METHOD, QUANTIZER, Calls, PluginKind
+from lorakit.language.codes import Code
+from lorakit.language.names import evaluate
+from lorakit.language.problems import Place
+from lorakit.language.spec import PluginCall, Span
+from lorakit.language.suggestions import listed, nearest
+from lorakit.language.syntax import Clause, RuleNode
+from lorakit.language.targets import read_ranges, read_targets
+
+UNKNOWN_RANK = "unknown"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The rule whose clauses are being read; `rank` as `names.evaluate` takes it."""
+
+    calls: Calls
+    place: Place
+    rank: Amount | str | None = None
+
+
+@dataclass(frozen=True)
+class ClauseKind:
+    """One kind of clause: the field it fills, the statements that take it, and how it is read.
+
+    `read` returns None where it has reported a fault.
+    """
+
+    field: str
+    statements: tuple[str, ...]
+    read: Callable[[Clause, Rule], Any]
+
+
+def read_clauses(node: RuleNode, rule: Rule) -> dict[str, Any]:
+    """Return the fields that the clauses of a statement fill; those at fault are reported and left out."""
+    fields: dict[str, Any] = {}
+    for clause in _checked(node, rule.place).values():
+        kind = CLAUSE_KINDS[clause.keyword.value]
+        value = kind.read(clause, rule)
+        if value is not None:
+            fields[kind.field] = value
+    return fields
+
+
+def rank_clause(node: RuleNode) -> Clause | None:
+    """Return the first `rank` clause of a statement."""
+    return next((clause for clause in node.clauses if clause.keyword.type == "RANK"), None)
+
+
+def read_rank(clause: Clause, rule: Rule) -> Amount | None:
+    """Return the rank: a whole number, at least 1."""
+    amount = evaluate(clause.argument, rule.calls.scope, rule.place)  # type: ignore[arg-type]
+    if amount is None or not _plain(amount, clause, rule):
+        return None
+    if amount.value.denominator != 1 or amount.value < 1:
+        message = f"a rank is a whole number and at least 1, not {_short(amount)}"
+        rule.place.report(Code.BAD_RANK, message, *_argument(clause))
+        return None
+    return amount
+
+
+def _checked(node: RuleNode, place: Place) -> Mapping[str, Clause]:
+    """Return the clauses by keyword, without those that are given twice or do not belong here."""
+    clauses: dict[str, Clause] = {}
+    for clause in node.clauses:
+        keyword, statement = clause.keyword.value, node.keyword.value
+        if statement not in CLAUSE_KINDS[keyword].statements:
+            takes = [name for name, kind in CLAUSE_KINDS.items() if statement in kind.statements]
+            message = f"`{statement}` takes no `{keyword}`"
+            place.report_word(Code.FOREIGN_CLAUSE, message, clause.keyword, None, f"it takes {listed(takes, 'and')}")
+        elif keyword in clauses:
+            first: Span = place.word_span(clauses[keyword].keyword)
+            message = f"`{keyword}` is given twice"
+            place.report_word(Code.CLAUSE_TWICE, message, clause.keyword, None, f"it is first given at {first}")
+        else:
+            clauses[keyword] = clause
+    return clauses
+
+
+def _argument(clause: Clause) -> tuple[int, int]:
+    argument: Any = clause.argument
+    return argument.start, argument.end
+
+
+def _plain(amount: Amount, clause: Clause, rule: Rule, *allowed: str) -> bool:
+    if amount.kind in ("", *allowed):
+        return True
+    what = "bytes" if amount.kind == "B" else "a share (%)"
+    message = f"`{clause.keyword}` takes a plain number, not {what}"
+    rule.place.report(Code.BAD_UNIT, message, *_argument(clause))
+    return False
+
+
+def _short(amount: Amount) -> str:
+    try:
+        number = amount.number
+    except LimitError:
+        return "this"
+    return f"{number:g}" if isinstance(number, float) else str(number) if abs(number) < 10**20 else "this"
+
+
+def _number(clause: Clause, rule: Rule, *allowed: str) -> float | None:
+    amount = evaluate(clause.argument, rule.calls.scope, rule.place, rule.rank)  # type: ignore[arg-type]
+    if amount is None or not _plain(amount, clause, rule, *allowed):
+        return None
+    try:
+        return float(amount.number)
+    except (LimitError, OverflowError) as error:
+        rule.place.report(Code.LIMIT, str(error), *_argument(clause))
+        return None
+
+
+def _rank(clause: Clause, rule: Rule) -> int | None:
+    return int(rule.rank.value) if isinstance(rule.rank, Amount) else None
+
+
+def _positive(clause: Clause, rule: Rule) -> float | None:
+    number = _number(clause, rule)
+    if number is not None and number <= 0:
+        message = f"`{clause.keyword}` takes a number above 0, not {number:g}"
+        rule.place.report(Code.OUT_OF_BOUNDS, message, *_argument(clause))
+        return None
+    return number
+
+
+def _probability(clause: Clause, rule: Rule) -> float | None:
+    number = _number(clause, rule, "%")
+    if number is not None and not 0 <= number < 1:
+        message = f"`{clause.keyword}` takes a number from 0 up to, but not including, 1; not {number:g}"
+        rule.place.report(Code.OUT_OF_BOUNDS, message, *_argument(clause))
+        return None
+    return number
+
+
+def _choice(*choices: str) -> Callable[[Clause, Rule], str | None]:
+    def read(clause: Clause, rule: Rule) -> str | None:
+        word: Any = clause.argument
+        if word in choices:
+            return str(word)
+        message = f"`{clause.keyword}` is {listed(choices)}, not `{word}`"
+        rule.place.report_word(Code.UNKNOWN_CHOICE, message, word, nearest(word, choices))
+        return None
+
+    return read
+
+
+def _plugin(kind: PluginKind) -> Callable[[Clause, Rule], PluginCall | None]:
+    def read(clause: Clause, rule: Rule) -> PluginCall | None:
+        return rule.calls.read(clause.argument, kind, rule.place, rule.rank)  # type: ignore[arg-type]
+
+    return read
+
+
+def _flag(clause: Clause, rule: Rule) -> bool:
+    return True
+
+
+def _layers(clause: Clause, rule: Rule) -> Any:
+    return read_ranges(clause.argument, rule.place)  # type: ignore[arg-type]
+
+
+def _excepts(clause: Clause, rule: Rule) -> Any:
+    calls = rule.calls
+    return read_targets(clause.argument, calls.scope, calls.plugins.roles, rule.place)  # type: ignore[arg-type]
+
+
+_ADAPT, _RULES = ("adapt",), ("adapt", "quantize", "train")
+
+CLAUSE_KINDS: Mapping[str, ClauseKind] = {
+    "rank": ClauseKind("rank", _ADAPT, _rank),
+    "alpha": ClauseKind("alpha", _ADAPT, _positive),
+    "scaling": ClauseKind("scaling", _ADAPT, _choice("standard", "rslora")),
+    "dropout": ClauseKind("dropout", _ADAPT, _probability),
+    "method": ClauseKind("method", _ADAPT, _plugin(METHOD)),
+    "init": ClauseKind("init", _ADAPT, _plugin(INITIALIZER)),
+    "quant": ClauseKind("quant", _ADAPT, _plugin(QUANTIZER)),
+    "dtype": ClauseKind("dtype", _ADAPT, _choice("bf16", "fp16", "fp32")),
+    "bias": ClauseKind("bias", _ADAPT, _choice("none", "adapter")),
+    "lr": ClauseKind("lr", ("adapt", "train", "optimizer"), _positive),
+    "lr_ratio": ClauseKind("lr_ratio", _ADAPT, _positive),
+    "paged": ClauseKind("paged", ("adapt", "optimizer"), _flag),
+    "layers": ClauseKind("layers", _RULES, _layers),
+    "except": ClauseKind("excepts", _RULES, _excepts),
+    "optional": ClauseKind("optional", _RULES, _flag),
+}

@@ -1,0 +1,78 @@
+"""The codes of all diagnostics. A code keeps its meaning for good; `lorakit explain CODE` prints its page."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """What can be wrong with a spec."""
+
+    # how it is written
+    UNEXPECTED = "L001"
+    UNKNOWN_STATEMENT = "L002"
+    UNKNOWN_CLAUSE = "L003"
+    VALUE_EXPECTED = "L004"
+    NEVER_CLOSED = "L005"
+    BAD_STRING = "L006"
+    BAD_TARGET = "L007"
+    BAD_NUMBER = "L008"
+    BAD_RANGE = "L009"
+    BAD_CHARACTER = "L010"
+    NOT_UTF8 = "L011"
+    LIMIT = "L012"
+    MISPLACED_DOUBLE = "L013"
+    BAD_OPTION_FORM = "L014"
+    BAD_COMPARISON = "L015"
+
+    # names
+    UNKNOWN_NAME = "L020"
+    DEFINED_TWICE = "L021"
+    RESERVED_NAME = "L022"
+    UNKNOWN_VARIABLE = "L023"
+    BAD_VARIABLE = "L024"
+    WRONG_KIND = "L025"
+
+    # plugins
+    UNKNOWN_PLUGIN = "L030"
+    UNKNOWN_OPTION = "L031"
+    BAD_OPTION = "L032"
+    OPTION_TWICE = "L033"
+    NO_DOUBLE = "L034"
+    INIT_ZEROS = "L035"
+    UNKNOWN_ROLE = "L036"
+    BAD_REGEX = "L037"
+    UNKNOWN_CHOICE = "L038"
+
+    # clauses and their values
+    CLAUSE_TWICE = "L040"
+    FOREIGN_CLAUSE = "L041"
+    RANK_MISSING = "L042"
+    BAD_RANK = "L043"
+    OUT_OF_BOUNDS = "L044"
+    BAD_UNIT = "L045"
+    DIVISION_BY_ZERO = "L046"
+    REVERSED_RANGE = "L047"
+    NO_RANK_TAKEN = "L048"
+
+    # whole programs
+    TWO_OPTIMIZERS = "L050"
+    UNKNOWN_QUANTITY = "L051"
+    INCOMPARABLE = "L052"
+
+    # files and installed packages
+    UNREADABLE = "L060"
+    INCLUDE_CYCLE = "L061"
+    INCLUDE_DEPTH = "L062"
+    NOT_INSTALLED = "L070"
+    TOO_OLD = "L071"
+    BAD_VERSION = "L072"
+
+    # found when a spec meets a model
+    MATCHES_NOTHING = "L101"
+    NOT_ADAPTABLE = "L102"
+    RANK_TOO_LARGE = "L103"
+    SHADOWED = "L104"
+    PROMISE_BROKEN = "L105"
+    NOT_QUANTIZABLE = "L106"
+    NOT_POSSIBLE_HERE = "L107"

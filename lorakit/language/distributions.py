@@ -1,0 +1,37 @@
+"""`use`: the installed distributions that a program needs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+from lorakit.language.codes import Code
+from lorakit.language.problems import Place
+from lorakit.language.syntax import UseNode
+
+
+def check_use(node: UseNode, place: Place) -> None:
+    """Report a distribution that is missing or too old, with the command that installs it."""
+    from packaging.version import InvalidVersion, Version
+
+    name, wanted = node.distribution.value, None
+    if node.version is not None:
+        try:
+            wanted = Version(node.version.value)
+        except InvalidVersion:
+            place.report_word(
+                Code.BAD_VERSION, f"`{node.version}` is no version", node.version, None, "versions are written `1.2.3`"
+            )
+            return
+    install = f"help: pip install '{name}>={wanted}'" if wanted is not None else f"help: pip install {name}"
+    try:
+        installed = importlib.metadata.version(name)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        place.report_word(Code.NOT_INSTALLED, f"`{name}` is not installed", node.distribution, None, install)
+        return
+    try:
+        too_old = wanted is not None and Version(installed) < wanted
+    except InvalidVersion:
+        too_old = True
+    if too_old and node.version is not None:
+        message = f"`{name}` is installed in version {installed}, and this needs {wanted} or later"
+        place.report_word(Code.TOO_OLD, message, node.version, None, install)

@@ -1,0 +1,133 @@
+"""Files: reading a spec, and putting included files in the place of their `include`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorakit.language.calls import unquoted
+from lorakit.language.codes import Code
+from lorakit.language.diagnostics import at
+from lorakit.language.parser import parse_syntax
+from lorakit.language.problems import Place, Problems
+from lorakit.language.source import SourceText, Undecodable, decode
+from lorakit.language.spec import Span
+from lorakit.language.suggestions import nearest
+from lorakit.language.syntax import IncludeNode, StatementNode, SyntaxTree
+
+MAX_INCLUDE_DEPTH = 64
+MAX_BYTES = 64 * 1024 * 1024
+
+
+@dataclass
+class Files:
+    """The files of one run. `read` gives a file's bytes; an editor gives what is not saved yet."""
+
+    problems: Problems
+    read: Callable[[Path], bytes]
+    trees: list[SyntaxTree] = field(default_factory=list)
+    unreadable: bool = False
+    _done: set[Path] = field(default_factory=set)
+
+    def statements(
+        self, source: SourceText, path: Path | None, damage: Undecodable | None = None
+    ) -> Iterator[tuple[Place, StatementNode]]:
+        """Yield the statements of a program in order, each with its file; includes give way to what they include."""
+        folder = path.parent if path is not None else Path()
+        chain = (path.resolve(),) if path is not None else ()
+        yield from self._expand(Place(source, self.problems), folder, chain, damage)
+
+    def _expand(
+        self, place: Place, folder: Path, chain: tuple[Path, ...], damage: Undecodable | None
+    ) -> Iterator[tuple[Place, StatementNode]]:
+        tree = parse_syntax(place.source)
+        self.trees.append(tree)
+        self.unreadable |= damage is not None
+        if damage is not None:
+            self._report_damage(place, damage)
+        self._report_syntax(place, tree, damage)
+        for statement in tree.statements:
+            if isinstance(statement, IncludeNode):
+                yield from self._include(statement, place, folder, chain)
+            else:
+                yield place, statement
+
+    def _report_damage(self, place: Place, damage: Undecodable) -> None:
+        end = damage.offset + (1 if damage.offset < len(place.source.text) else 0)
+        place.report(Code.NOT_UTF8, damage.message, damage.offset, end, None, f"help: {damage.help}")
+
+    def _report_syntax(self, place: Place, tree: SyntaxTree, damage: Undecodable | None) -> None:
+        for found in tree.diagnostics:
+            span = Span(found.file, found.line, found.column, found.end_line, found.end_column)
+            text = place.source.text[place.source.offset(found.line, found.column) :][:1]
+            if damage is None or text != "\ufffd":
+                self.problems.found.append(
+                    at(
+                        found.code,
+                        found.message,
+                        span,
+                        suggestion=found.suggestion,
+                        notes=(*found.notes, *place.chain),
+                    )
+                )
+
+    def _include(
+        self, node: IncludeNode, place: Place, folder: Path, chain: tuple[Path, ...]
+    ) -> Iterator[tuple[Place, StatementNode]]:
+        path = folder / unquoted(node.path)
+        span = place.word_span(node.path)
+        try:
+            identity = path.resolve()
+            if identity in chain:
+                self._report_cycle(node, place, (*chain[chain.index(identity) :], identity))
+                return
+            if identity in self._done:
+                return
+            if len(chain) >= MAX_INCLUDE_DEPTH:
+                message = f"includes go deeper than {MAX_INCLUDE_DEPTH} files"
+                place.report_word(Code.INCLUDE_DEPTH, message, node.path)
+                return
+            self._done.add(identity)
+            data = self._contents(path)
+        except (OSError, ValueError) as error:
+            self.unreadable = True
+            near = _neighbour(path)
+            message = f"cannot read `{path}`: {reason(error)}"
+            place.report_word(Code.UNREADABLE, message, node.path, f'"{near}"' if near else None)
+            return
+        text, damage = decode(data)
+        inner = Place(SourceText(str(path), text), self.problems, (f"included at {span}", *place.chain))
+        yield from self._expand(inner, path.parent, (*chain, identity), damage)
+
+    def _contents(self, path: Path) -> bytes:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise OSError("it is no regular file")
+        return self.read(path)
+
+    def _report_cycle(self, node: IncludeNode, place: Place, cycle: tuple[Path, ...]) -> None:
+        names = " → ".join(path.name for path in cycle)
+        place.report_word(Code.INCLUDE_CYCLE, f"this file includes itself: {names}", node.path)
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a file. Raises: OSError, ValueError."""
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise OSError(f"it is larger than {MAX_BYTES // 2**20} MiB")
+    return data
+
+
+def reason(error: Exception) -> str:
+    """Return why a file could not be read, in words."""
+    return (getattr(error, "strerror", None) or str(error)).lower()
+
+
+def _neighbour(path: Path) -> str | None:
+    """Return the name of a spec in the same folder that was probably meant."""
+    try:
+        names = [file.name for file in path.parent.glob("*.lora")]
+    except (OSError, ValueError):
+        return None
+    return nearest(path.name, names)

@@ -1,0 +1,197 @@
+"""Statements to Spec: the checks that need no model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lorakit.language.amounts import Amount
+from lorakit.language.calls import OPTIMIZER, QUANTIZER, Calls, unquoted
+from lorakit.language.clauses import UNKNOWN_RANK, Rule, rank_clause, read_clauses, read_rank
+from lorakit.language.codes import Code
+from lorakit.language.distributions import check_use
+from lorakit.language.names import Definition, LetValue, Scope, evaluate
+from lorakit.language.problems import Place
+from lorakit.language.requires import Requires
+from lorakit.language.settings import Settings
+from lorakit.language.spec import Adapt, Optimizer, PluginCall, Quantize, Require, Span, Spec, Train
+from lorakit.language.spec import Rule as SpecRule
+from lorakit.language.syntax import (
+    BrokenNode,
+    LetNode,
+    RequireNode,
+    RuleNode,
+    StatementNode,
+    StringLiteral,
+    TargetList,
+    UseNode,
+)
+from lorakit.language.targets import read_targets
+
+if TYPE_CHECKING:
+    from lorakit.hooks import Plugins
+
+_BROKEN_LET = re.compile(r"\s*let\s+(\w+)")
+
+
+def build(
+    program: Sequence[tuple[Place, StatementNode]],
+    settings: Settings,
+    plugins: Plugins,
+    quantities: Mapping[str, str],
+    complete: bool,
+) -> Spec:
+    """Return the Spec of these statements; what is at fault is reported to its place and left out.
+
+    `complete` says whether every file of the program could be read.
+    """
+    scope = _scope(program, complete)
+    reader = _Reader(Calls(plugins, scope), scope, settings, Requires(scope, quantities))
+    for place, statement in program:
+        _READERS[type(statement)](reader, statement, place)
+    settings.report_unknown(scope)
+    return Spec(tuple(reader.rules), reader.optimizer, tuple(reader.requires), tuple(reader.uses))
+
+
+def _scope(program: Sequence[tuple[Place, StatementNode]], complete: bool) -> Scope:
+    """Return the scope before the first statement, which knows what will be defined."""
+    later: dict[str, Span] = {}
+    lists: set[str] = set()
+    for place, statement in program:
+        if isinstance(statement, LetNode):
+            later.setdefault(statement.name.value, place.word_span(statement.name))
+            if isinstance(statement.value, TargetList):
+                lists.add(statement.name.value)
+        elif isinstance(statement, BrokenNode) and (match := _BROKEN_LET.match(statement.text)):
+            later.setdefault(match[1], place.span(statement.start, statement.end))
+    return Scope({}, later, lists, complete)
+
+
+@dataclass
+class _Reader:
+    """Reads one statement after the other."""
+
+    calls: Calls
+    scope: Scope
+    settings: Settings
+    promises: Requires
+    rules: list[SpecRule] = field(default_factory=list)
+    optimizer: Optimizer | None = None
+    first_optimizer: Span | None = None
+    requires: list[Require] = field(default_factory=list)
+    uses: list[tuple[str, str | None]] = field(default_factory=list)
+
+    def rule(self, node: RuleNode, place: Place) -> None:
+        _RULE_READERS[node.keyword.value](self, node, place)
+
+    def adapt(self, node: RuleNode, place: Place) -> None:
+        targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
+        clause = rank_clause(node)
+        rank: Amount | str | None = UNKNOWN_RANK if node.broken else None
+        if clause is not None:
+            rank = read_rank(clause, Rule(self.calls, place)) or UNKNOWN_RANK
+        fields = read_clauses(node, Rule(self.calls, place, rank))
+        self._check_rank(node, fields, place)
+        if targets is not None:
+            argument: Any = clause.argument if clause is not None else None
+            rank_span = place.span(argument.start, argument.end) if argument is not None else None
+            self.rules.append(Adapt(targets, **fields, span=place.span(node.start, node.end), rank_span=rank_span))
+
+    def _check_rank(self, node: RuleNode, fields: Mapping[str, Any], place: Place) -> None:
+        """Report a rank that is missing or too much; where the method is at fault nobody can tell."""
+        given = {clause.keyword.value: clause for clause in node.clauses}
+        if "method" in given and "method" not in fields:
+            return
+        call: PluginCall = fields.get("method", Adapt.__dataclass_fields__["method"].default)
+        method = self.calls.plugins.methods.get(call.name)
+        if method is None:
+            return
+        if method.needs_rank and "rank" not in given and not node.broken:
+            message = f"this rule has no rank, and `{call.name}` needs one"
+            place.report_word(Code.RANK_MISSING, message, node.keyword, None, "help: add a clause such as `rank 16`")
+        if not method.needs_rank and "rank" in given:
+            message = f"`{call.name}` takes no rank"
+            place.report_word(Code.NO_RANK_TAKEN, message, given["rank"].keyword)
+
+    def quantize(self, node: RuleNode, place: Place) -> None:
+        targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
+        assert node.call is not None
+        call = self.calls.read(node.call, QUANTIZER, place)
+        fields = read_clauses(node, Rule(self.calls, place))
+        if targets is not None and call is not None:
+            self.rules.append(Quantize(targets, call, **fields, span=place.span(node.start, node.end)))
+
+    def train(self, node: RuleNode, place: Place) -> None:
+        targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
+        fields = read_clauses(node, Rule(self.calls, place))
+        if targets is not None:
+            self.rules.append(Train(targets, **fields, span=place.span(node.start, node.end)))
+
+    def optimize(self, node: RuleNode, place: Place) -> None:
+        assert node.call is not None
+        call = self.calls.read(node.call, OPTIMIZER, place)
+        fields = read_clauses(node, Rule(self.calls, place))
+        span = place.span(node.start, node.end)
+        if self.first_optimizer is not None:
+            note = f"the first one is at {self.first_optimizer}"
+            place.report_word(Code.TWO_OPTIMIZERS, "a program has one optimizer at most", node.keyword, None, note)
+            return
+        self.first_optimizer = span
+        if call is not None:
+            self.optimizer = Optimizer(call, **fields, span=span)
+
+    def let(self, node: LetNode, place: Place) -> None:
+        name, span = node.name.value, place.word_span(node.name)
+        value = self._value(node.value, place)
+        if name == "rank":
+            message = "`rank` is no name for a `let`: inside a rule it is that rule's rank"
+            place.report_word(Code.RESERVED_NAME, message, node.name)
+            return
+        if name in self.scope.definitions:
+            first = self.scope.definitions[name].span
+            message = f"`{name}` is defined twice"
+            place.report_word(Code.DEFINED_TWICE, message, node.name, None, f"it is first defined at {first}")
+            return
+        if name in self.settings:
+            value = self.settings.read(name, self._value)
+        self.scope.definitions[name] = Definition(value, span)
+
+    def _value(self, node: Any, place: Place) -> LetValue:
+        if isinstance(node, StringLiteral):
+            return unquoted(node.word)
+        if isinstance(node, TargetList):
+            return read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
+        return evaluate(node, self.scope, place)
+
+    def require(self, node: RequireNode, place: Place) -> None:
+        promise = self.promises.read(node, place)
+        if promise is not None:
+            self.requires.append(promise)
+
+    def use(self, node: UseNode, place: Place) -> None:
+        check_use(node, place)
+        self.uses.append((node.distribution.value, node.version.value if node.version is not None else None))
+
+    def broken(self, node: BrokenNode, place: Place) -> None:
+        """Keep a name whose definition cannot be read from being reported again where it is used."""
+        match = _BROKEN_LET.match(node.text)
+        if match is not None:
+            self.scope.definitions.setdefault(match[1], Definition(None, place.span(node.start, node.end)))
+
+
+_READERS: Mapping[type, Callable[[_Reader, Any, Place], None]] = {
+    RuleNode: _Reader.rule,
+    LetNode: _Reader.let,
+    RequireNode: _Reader.require,
+    UseNode: _Reader.use,
+    BrokenNode: _Reader.broken,
+}
+
+_RULE_READERS: Mapping[str, Callable[[_Reader, RuleNode, Place], None]] = {
+    "adapt": _Reader.adapt,
+    "quantize": _Reader.quantize,
+    "train": _Reader.train,
+    "optimizer": _Reader.optimize,
+}

@@ -1,0 +1,88 @@
+"""Settings: values that the command line or a caller gives in the place of a `let`'s own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lorakit.errors import SpecError
+from lorakit.language.codes import Code
+from lorakit.language.diagnostics import at, render
+from lorakit.language.names import LetValue, Scope
+from lorakit.language.problems import Place, Problems
+from lorakit.language.source import SourceText
+from lorakit.language.spec import Span
+from lorakit.language.suggestions import listed, nearest
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values set from outside, by name, each in the syntax of the language or as a Python number or list."""
+
+    values: Mapping[str, object]
+    problems: Problems
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The texts that diagnostics about variables point into."""
+        return {source.name: source.text for source in map(self._source, self.values)}
+
+    def _source(self, name: str) -> SourceText:
+        return SourceText(f"--set {name}", _written(self.values[name]))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    def read(self, name: str, evaluate: Callable[[Any, Place], LetValue]) -> LetValue:
+        """Return what a variable is worth, or None where its fault has been reported."""
+        from lorakit.language.parser import parse_syntax
+
+        source = self._source(name)
+        place = Place(source, self.problems)
+        tree = parse_syntax(source, "value")
+        if tree.diagnostics or not tree.statements:
+            found = tree.diagnostics[0]
+            message = f"`--set {name}={source.text}` gives `{name}` no value: {found.message}"
+            note = "a value is a number, a string in double quotes, or a list of targets in brackets"
+            place.report(
+                Code.BAD_VARIABLE, message, source.offset(found.line, found.column),
+                source.offset(found.end_line, found.end_column), found.suggestion, note,
+            )  # fmt: skip
+            return None
+        return evaluate(tree.statements[0], place)
+
+    def report_unknown(self, scope: Scope) -> None:
+        """Report the variables that no `let` defines."""
+        for name in self.values if scope.complete else ():
+            if name not in scope.later:
+                near = nearest(name, scope.later)
+                note = (
+                    ()
+                    if near
+                    else (f"the names are {listed(scope.later, 'and')}" if scope.later else "it has no `let`",)
+                )
+                source = self._source(name)
+                message = f"`--set {name}`: the spec has no `let {name}`"
+                Place(source, self.problems).report(Code.UNKNOWN_VARIABLE, message, 0, len(source.text), near, *note)
+
+
+def _written(value: object) -> str:
+    """Return a value in the syntax of the language."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return value if isinstance(value, str) else repr(value)
+
+
+def variables_of(settings: Iterable[str]) -> dict[str, str]:
+    """Return the variables of `NAME=VALUE` words, as `--set` takes them. Raises: SpecError."""
+    variables: dict[str, str] = {}
+    for setting in settings:
+        name, equal, value = setting.partition("=")
+        name, source = name.strip(), f"--set {setting}"
+        if not equal or not name.isidentifier():
+            span = Span(source, 1, 1, 1, len(setting) + 1)
+            found = at(Code.BAD_VARIABLE, f"`--set {setting}`: expected NAME=VALUE", span)
+            raise SpecError((found,), render((found,), {source: setting}))
+        variables[name] = value.strip()
+    return variables
