@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.language.codes import Code
-from lorakit.language.diagnostics import Diagnostic, at
-from lorakit.language.files import Files, read_file, reason
+from lorakit.errors import SpecError
+from lorakit.language.diagnostics import Diagnostic
+from lorakit.language.files import Files, read_file, read_spec
 from lorakit.language.problems import Problems
 from lorakit.language.program import build
 from lorakit.language.quantities import QUANTITIES
 from lorakit.language.settings import Settings
 from lorakit.language.source import SourceText, decode
-from lorakit.language.spec import Span, Spec
+from lorakit.language.spec import Spec
 from lorakit.language.syntax import SyntaxTree
 
 if TYPE_CHECKING:
@@ -70,10 +70,9 @@ def analyse(
     elif is_path(text_or_path):
         path, name = Path(text_or_path), str(text_or_path)
         try:
-            data = read(path)
-        except (OSError, ValueError) as error:
-            found = at(Code.UNREADABLE, f"cannot read `{name}`: {reason(error)}", Span(name, 1, 1, 1, 1))
-            return Analysis(None, (found,), (), {})
+            data = read_spec(path, read)
+        except SpecError as error:
+            return Analysis(None, error.diagnostics, (), {})
     else:
         data = str(text_or_path)
     text, damage = decode(data) if isinstance(data, bytes) else (data.removeprefix("\ufeff"), None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lorakit.errors import SpecError
 from lorakit.language.calls import unquoted
 from lorakit.language.codes import Code
-from lorakit.language.diagnostics import at
+from lorakit.language.diagnostics import HELP, at, render
 from lorakit.language.parser import parse_syntax
 from lorakit.language.problems import Place, Problems
 from lorakit.language.source import SourceText, Undecodable, decode
@@ -45,7 +46,7 @@ class Files:
         self.trees.append(tree)
         self.unreadable |= damage is not None
         if damage is not None:
-            self._report_damage(place, damage)
+            report_damage(place, damage)
         self._report_syntax(place, tree, damage)
         for statement in tree.statements:
             if isinstance(statement, IncludeNode):
@@ -53,24 +54,11 @@ class Files:
             else:
                 yield place, statement
 
-    def _report_damage(self, place: Place, damage: Undecodable) -> None:
-        end = damage.offset + (1 if damage.offset < len(place.source.text) else 0)
-        place.report(Code.NOT_UTF8, damage.message, damage.offset, end, None, f"help: {damage.help}")
-
     def _report_syntax(self, place: Place, tree: SyntaxTree, damage: Undecodable | None) -> None:
         for found in tree.diagnostics:
-            span = Span(found.file, found.line, found.column, found.end_line, found.end_column)
             text = place.source.text[place.source.offset(found.line, found.column) :][:1]
             if damage is None or text != "\ufffd":
-                self.problems.found.append(
-                    at(
-                        found.code,
-                        found.message,
-                        span,
-                        suggestion=found.suggestion,
-                        notes=(*found.notes, *place.chain),
-                    )
-                )
+                self.problems.found.append(replace(found, notes=(*found.notes, *place.chain)))
 
     def _include(
         self, node: IncludeNode, place: Place, folder: Path, chain: tuple[Path, ...]
@@ -117,6 +105,31 @@ def read_file(path: Path) -> bytes:
     if len(data) > MAX_BYTES:
         raise OSError(f"it is larger than {MAX_BYTES // 2**20} MiB")
     return data
+
+
+def read_spec(path: Path, read: Callable[[Path], bytes] = read_file) -> bytes:
+    """Return the bytes of a spec. Raises: SpecError where it cannot be read."""
+    try:
+        return read(path)
+    except (OSError, ValueError) as error:
+        found = at(Code.UNREADABLE, f"cannot read `{path}`: {reason(error)}", Span(str(path), 1, 1, 1, 1))
+        raise SpecError((found,), render((found,), {})) from error
+
+
+def decoded(data: bytes, name: str) -> str:
+    """Return the text of a spec. Raises: SpecError where it is not UTF-8."""
+    text, damage = decode(data)
+    if damage is not None:
+        problems = Problems()
+        report_damage(Place(SourceText(name, text), problems), damage)
+        raise SpecError(tuple(problems.found), render(problems.found, {name: text}))
+    return text
+
+
+def report_damage(place: Place, damage: Undecodable) -> None:
+    """Report where a file stopped being UTF-8."""
+    end = damage.offset + (1 if damage.offset < len(place.source.text) else 0)
+    place.report(Code.NOT_UTF8, damage.message, damage.offset, end, None, f"{HELP}{damage.help}")
 
 
 def reason(error: Exception) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorakit.errors import SpecError
 from lorakit.language.codes import Code
 from lorakit.language.diagnostics import at, render
 from lorakit.language.names import LetValue, Scope
+from lorakit.language.parser import parse_syntax
 from lorakit.language.problems import Place, Problems
 from lorakit.language.source import SourceText
 from lorakit.language.spec import Span
 from lorakit.language.suggestions import listed, nearest
+
+_VALUE_FORMS = "a value is a number, a string in double quotes, or a list of targets in brackets"
 
 
 @dataclass(frozen=True)
@@ -36,21 +39,15 @@ class Settings:
 
     def read(self, name: str, evaluate: Callable[[Any, Place], LetValue]) -> LetValue:
         """Return what a variable is worth, or None where its fault has been reported."""
-        from lorakit.language.parser import parse_syntax
-
-        source = self._source(name)
-        place = Place(source, self.problems)
+        source, problems = self._source(name), Problems()
         tree = parse_syntax(source, "value")
-        if tree.diagnostics or not tree.statements:
-            found = tree.diagnostics[0]
+        problems.found.extend(tree.diagnostics)
+        value = evaluate(tree.statements[0], Place(source, problems)) if tree.statements else None
+        for found in problems.found[:1]:
             message = f"`--set {name}={source.text}` gives `{name}` no value: {found.message}"
-            note = "a value is a number, a string in double quotes, or a list of targets in brackets"
-            place.report(
-                Code.BAD_VARIABLE, message, source.offset(found.line, found.column),
-                source.offset(found.end_line, found.end_column), found.suggestion, note,
-            )  # fmt: skip
-            return None
-        return evaluate(tree.statements[0], place)
+            notes = found.notes if tree.statements else (*found.notes, _VALUE_FORMS)
+            self.problems.found.append(replace(found, code=str(Code.BAD_VARIABLE), message=message, notes=notes))
+        return value
 
     def report_unknown(self, scope: Scope) -> None:
         """Report the variables that no `let` defines."""

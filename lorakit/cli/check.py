@@ -1,0 +1,74 @@
+"""`lorakit check`: what can be said about a spec without a model."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorakit.cli import options
+
+if TYPE_CHECKING:
+    from lorakit.language.analysis import Analysis
+
+
+class Form(StrEnum):
+    """How diagnostics are printed."""
+
+    text = "text"
+    json = "json"
+    github = "github"
+
+
+def check(
+    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="Spec files; `-` reads standard input.")],
+    set_: options.Set = [],  # noqa: B006
+    format_: Annotated[Form, typer.Option("--format", help="How to print what is found.")] = Form.text,
+) -> None:
+    """Check specs without a model: syntax, names, plugins and their options, values.
+
+    Exits 0 where all is well and 2 where a spec is at fault.
+
+    Example: lorakit check qlora.lora --set r=8
+    """
+    from lorakit.language.render import RENDERERS, render_text
+    from lorakit.language.settings import variables_of
+
+    variables = variables_of(set_)
+    analyses = [_analysis(spec, variables) for spec in specs]
+    found = tuple(dict.fromkeys(diagnostic for analysis in analyses for diagnostic in analysis.diagnostics))
+    sources = {name: text for analysis in analyses for name, text in analysis.sources.items()}
+    if format_ is Form.text:
+        shown = render_text(found, sources, color=sys.stdout.isatty()) if found else ""
+    else:
+        shown = RENDERERS[format_.value](found)
+    _write(shown)
+    if found:
+        if format_ is Form.text:
+            _write(f"\n{len(found)} {'error' if len(found) == 1 else 'errors'}")
+        raise typer.Exit(2)
+    if format_ is Form.text:
+        _write("\n".join(f"{spec}: {_count(analysis)}" for spec, analysis in zip(specs, analyses, strict=True)))
+
+
+def _analysis(spec: str, variables: dict[str, str]) -> Analysis:
+    from lorakit.language.analysis import analyse
+
+    if spec == "-":
+        return analyse(sys.stdin.buffer.read(), variables, name="<stdin>")
+    return analyse(Path(spec), variables)
+
+
+def _count(analysis: Analysis) -> str:
+    rules = len(analysis.spec.rules) if analysis.spec is not None else 0
+    return f"well-formed, {rules} {'rule' if rules == 1 else 'rules'}"
+
+
+def _write(text: str) -> None:
+    """Print text as it is, whatever the encoding of standard output can hold."""
+    if text:
+        data = f"{text}\n".encode(sys.stdout.encoding or "utf-8", "backslashreplace")
+        sys.stdout.write(data.decode(sys.stdout.encoding or "utf-8"))

@@ -1,0 +1,77 @@
+"""`lorakit fmt`: specs in their canonical form."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def fmt(
+    specs: Annotated[
+        list[str], typer.Argument(metavar="SPEC...", help="Spec files; `-` reads standard input, writes to output.")
+    ],
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 where a file would change.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Change nothing; print what would change.")] = False,
+) -> None:
+    """Write specs in their one canonical form, comments kept in place; what they mean never changes.
+
+    Exits 0 when done, 1 where --check or --diff finds a file that would change, and 2 where a spec cannot be read.
+
+    Example: lorakit fmt --check qlora.lora
+    """
+    from lorakit.errors import SpecError
+
+    outcomes = []
+    for spec in specs:
+        try:
+            outcomes.append(_format(spec, check=check, diff=diff))
+        except SpecError as error:
+            sys.stderr.write(f"{error}\n".encode("utf-8", "backslashreplace").decode())
+            outcomes.append(2)
+    if any(outcomes):
+        raise typer.Exit(max(outcomes))
+
+
+def _format(spec: str, *, check: bool, diff: bool) -> int:
+    """Format one spec and return its exit code. Raises: SpecError."""
+    from lorakit.language.files import decoded, read_spec
+    from lorakit.language.format import format_text
+
+    name = "<stdin>" if spec == "-" else spec
+    data = sys.stdin.buffer.read() if spec == "-" else read_spec(Path(spec))
+    before = decoded(data, name)
+    after = format_text(before, name)
+    changes = after.encode() != data
+    if diff:
+        import difflib
+
+        lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), name, f"{name} (formatted)")
+        sys.stdout.writelines(lines)
+    elif check:
+        if changes:
+            sys.stdout.write(f"{name} would change\n")
+    elif spec == "-":
+        sys.stdout.write(after)
+    elif changes:
+        _replace(Path(spec), after)
+        sys.stdout.write(f"{name} changed\n")
+    return int((check or diff) and changes)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put a text in the place of a file in one step: an interruption leaves the old one. Raises: OutputError."""
+    import os
+
+    from lorakit.errors import OutputError
+
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(text.encode())
+        aside.chmod(path.stat().st_mode & 0o7777)
+        aside.replace(path.resolve())
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OutputError(f"cannot write `{path}`: {error.strerror or error}") from error

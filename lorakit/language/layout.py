@@ -1,0 +1,183 @@
+"""Layout: the words of one statement or clause on as few lines as they fit on, comments in their places."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lorakit.language.syntax import Word
+
+WIDTH = 100
+INDENT = 2
+
+_OPENING = ("LPAR", "_LPAR", "LSQB")
+_CLOSING = ("RPAR", "RSQB")
+_TIGHT = ("PLUS", "MINUS", "TIMES", "OVER", "_DOTS")
+_VALUES = ("NUMBER", "NAME", "RPAR")
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """A comment with its `#`; `alone` where nothing but blanks stands before it on its line."""
+
+    text: str
+    alone: bool
+
+
+@dataclass(slots=True)
+class Piece:
+    """A word as it will be printed, with the comments behind it."""
+
+    type: str
+    text: str
+    spaced: bool
+    comments: list[Comment] = field(default_factory=list)
+
+
+def pieces(words: Sequence[Word], comments: Sequence[Sequence[Comment]]) -> list[Piece]:
+    """Return the words of a unit as pieces, each with the comments that stand behind it.
+
+    A comment between a word and its comma moves behind the comma; a comma before a closing bracket goes.
+    """
+    result: list[Piece] = []
+    depth = 0
+    before: Piece | None = None
+    for index, (word, behind) in enumerate(zip(words, comments, strict=True)):
+        if word.type in _CLOSING:
+            depth -= 1
+            if before is not None and before.type == "_COMMA":
+                result.pop()
+                result[-1].comments += before.comments
+        piece = Piece(word.type, _text(word), _spaced(words, index, depth), [*behind])
+        if word.type == "_COMMA" and before is not None:
+            piece.comments[:0] = before.comments
+            before.comments = []
+        if word.type in _OPENING:
+            depth += 1
+        result.append(piece)
+        before = piece
+    return result
+
+
+def flat(parts: Sequence[Piece]) -> str:
+    """Return pieces on one line, without their comments."""
+    return "".join(f" {part.text}" if part.spaced else part.text for part in parts).lstrip(" ")
+
+
+def lay_out(parts: Sequence[Piece], indent: int) -> list[str]:
+    """Return the lines of a unit: one, where it fits and holds no comment, or several broken at brackets and commas."""
+    text = flat(parts)
+    if indent + len(text) <= WIDTH and not any(part.comments for part in parts[:-1]):
+        return [" " * indent + text]
+    page = _Page(indent)
+    page.put(parts, indent + 2 * INDENT)
+    return page.finished()
+
+
+class _Page:
+    """Lines in the making."""
+
+    def __init__(self, indent: int) -> None:
+        self.lines: list[str] = []
+        self.line = " " * indent
+
+    def put(self, parts: Sequence[Piece], indent: int) -> None:
+        """Print pieces outside of brackets: commas break the line where the next words would not fit."""
+        index = 0
+        while index < len(parts):
+            part = parts[index]
+            end = _closing(parts, index) if part.type in _OPENING else index
+            if end > index and not self._fits(parts[index : end + 1]):
+                self._group(parts[index : end + 1], indent)
+            else:
+                for inner in parts[index : end + 1]:
+                    self._word(inner)
+            index = end + 1
+            self._comments(parts[end].comments if index < len(parts) else [], indent)
+            if part.type == "_COMMA" and not self._fits(parts[index : _next_comma(parts, index)]):
+                self._newline(indent)
+
+    def finished(self) -> list[str]:
+        return [*self.lines, self.line]
+
+    def _group(self, parts: Sequence[Piece], indent: int) -> None:
+        """Print a bracket with one item on each line."""
+        outer = _indent_of(self.line)
+        inner = outer + INDENT
+        self._word(parts[0])
+        self._comments(parts[0].comments, inner)
+        self._newline(inner)
+        index = 1
+        while index < len(parts) - 1:
+            part = parts[index]
+            end = _closing(parts, index) if part.type in _OPENING else index
+            if end > index and not self._fits(parts[index : end + 1]):
+                self._group(parts[index : end + 1], inner)
+            else:
+                for word in parts[index : end + 1]:
+                    self._word(word)
+            self._comments(parts[end].comments, inner)
+            if part.type == "_COMMA":
+                self._newline(inner)
+            index = end + 1
+        self._newline(outer)
+        self._word(parts[-1])
+
+    def _fits(self, parts: Sequence[Piece]) -> bool:
+        return len(self.line) + len(flat(parts)) < WIDTH and not any(part.comments for part in parts[:-1])
+
+    def _word(self, part: Piece) -> None:
+        self.line += f" {part.text}" if part.spaced and self.line.strip() else part.text
+
+    def _comments(self, comments: Sequence[Comment], indent: int) -> None:
+        for number, comment in enumerate(comments):
+            if number or comment.alone:
+                self._newline(indent)
+                self.line += comment.text
+            else:
+                self.line += f"  {comment.text}"
+        if comments:
+            self._newline(indent)
+
+    def _newline(self, indent: int) -> None:
+        if self.line.strip():
+            self.lines.append(self.line)
+        self.line = " " * indent
+
+
+def _text(word: Word) -> str:
+    return re.sub(r"\s+", "", word.value) if word.type == "TARGET" else word.value
+
+
+def _spaced(words: Sequence[Word], index: int, depth: int) -> bool:
+    """Return whether a blank stands before a word on one line."""
+    if index == 0:
+        return False
+    before, word = words[index - 1].type, words[index].type
+    if before in _OPENING or word in _CLOSING or word in ("_COMMA", "_LPAR"):
+        return False
+    if before == "_COMMA":
+        return depth > 0
+    if "_EQUAL" in (before, word):
+        return depth == 0
+    if before in _TIGHT:
+        return False
+    return word not in _TIGHT or before not in (*_VALUES, "INTEGER")
+
+
+def _closing(parts: Sequence[Piece], start: int) -> int:
+    depth = 0
+    for index in range(start, len(parts)):
+        depth += (parts[index].type in _OPENING) - (parts[index].type in _CLOSING)
+        if depth == 0:
+            return index
+    raise AssertionError("brackets are balanced in what was parsed")
+
+
+def _next_comma(parts: Sequence[Piece], start: int) -> int:
+    return next((index for index in range(start, len(parts)) if parts[index].type == "_COMMA"), len(parts))
+
+
+def _indent_of(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
