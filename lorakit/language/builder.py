@@ -33,9 +33,9 @@ from lorakit.language.syntax import (
 
 
 def _end(item: Any) -> int:
-    if isinstance(item, tuple):
-        item = item[-1]
-    end: int = item.end_pos if isinstance(item, Word) else item.end
+    if isinstance(item, Word):
+        return item.end_pos
+    end: int = item.end if hasattr(item, "end") else _end(item[-1])
     return end
 
 

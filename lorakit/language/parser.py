@@ -6,19 +6,10 @@ may not, puts ERROR in the place of what it could not read, and skips to the end
 
 from __future__ import annotations
 
-import functools
 import re
-from importlib import resources
-from pathlib import Path
-from typing import Any
 
-from lark import Lark
-from lark.exceptions import UnexpectedInput, UnexpectedToken
-from lark.parsers.lalr_interactive_parser import InteractiveParser
-
-from lorakit.language.builder import Builder
-from lorakit.language.complaints import Scene, complain, complain_overrun
 from lorakit.language.diagnostics import Diagnostic
+from lorakit.language.machine import Machine, ignored, matcher, matchers
 from lorakit.language.source import SourceText
 from lorakit.language.syntax import SyntaxTree, Word
 from lorakit.language.words import CLAUSES, STATEMENTS
@@ -37,45 +28,15 @@ def parse_syntax(source: SourceText, start: str = "start") -> SyntaxTree:
     return _Reading(source, start).run()
 
 
-def grammar_text() -> str:
-    """Return the grammar of the language, as it is installed or, in a source checkout, beside the package."""
-    try:
-        return (resources.files("lorakit.grammar") / "lorakit.lark").read_text("utf-8")
-    except (ModuleNotFoundError, FileNotFoundError):
-        return (Path(__file__).parents[2] / "grammar" / "lorakit.lark").read_text("utf-8")
-
-
-class _Newlines:
-    """Makes the contextual lexer read `_END` everywhere; whether it says anything is decided by the brackets."""
-
-    always_accept = ("_END",)
-
-    def process(self, stream: Any) -> Any:
-        return stream
-
-
-@functools.cache
-def _lark() -> Lark:
-    return Lark(
-        grammar_text(),
-        parser="lalr",
-        lexer="contextual",
-        start=["start", "value"],
-        transformer=Builder(),
-        postlex=_Newlines(),
-        maybe_placeholders=False,
-    )
-
-
 class _Reading:
-    """One text being read."""
+    """One text being read. A unit is a statement up to its block, or a clause in a block."""
 
     def __init__(self, source: SourceText, start: str) -> None:
         self.source = source
+        self.start = start
         self.text = source.text
-        interactive = _lark().parse_interactive(self.text, start=start)
-        self.state = interactive.parser_state
-        self.lexer = interactive.lexer_thread
+        self.machine = Machine(start)
+        self.position = 0
         self.tokens: list[Word] = []
         self.opened: list[Word] = []
         self.brace: Word | None = None
@@ -84,39 +45,45 @@ class _Reading:
         self.diagnostics: list[Diagnostic] = []
 
     def run(self) -> SyntaxTree:
-        result: Any = None
-        while result is None:
-            try:
-                self._read()
-                result = self.state.feed_token(Word("$END", "", len(self.text), end_pos=len(self.text)), True)
-            except UnexpectedInput as error:
-                if not self._recover(error):
-                    break
-        statements = result if isinstance(result, tuple) else (result,) if result is not None else ()
+        end = Word("", "$END", len(self.text))
+        while not (self._read() and self.machine.feed("$END", end)):
+            if not self._recover(self.position):
+                return SyntaxTree(self.source, (), tuple(self.tokens), tuple(self.diagnostics))
+        result = self.machine.values[0]
+        statements = result if self.start == "start" else (result,)
         return SyntaxTree(self.source, statements, tuple(self.tokens), tuple(self.diagnostics))
 
-    def _read(self) -> None:
-        """Feed tokens to the parser up to the end of the text. Raises: UnexpectedInput."""
-        feed, tokens, opened = self.state.feed_token, self.tokens, self.opened
-        token: Word
-        for token in self.lexer.lex(self.state):  # type: ignore[no-untyped-call]
-            kind = token.type
+    def _read(self) -> bool:
+        """Feed words to the machine and return whether it took them all; if not, `position` is that of the culprit."""
+        text, tokens, opened = self.text, self.tokens, self.opened
+        states, feed, matches, skip = self.machine.states, self.machine.feed, matchers(), ignored()
+        while True:
+            self.position = position = skip(text, self.position).end()  # type: ignore[union-attr]
+            match = (matches[states[-1]] or matcher(states[-1]))(text, position)
+            if match is None:
+                return position == len(text)
+            kind: str = match.lastgroup  # type: ignore[assignment]
+            word = Word(match[0], kind, position)
             if kind == "_END":
-                if (opened or (tokens and tokens[-1].type == "_COMMA")) and ";" not in token:
+                if (opened or (tokens and tokens[-1].type == "_COMMA")) and ";" not in word:
+                    self.position = word.end_pos
                     continue
-                feed(token)
+                if not feed(kind, word):
+                    return False
                 self.unit = None
                 if self.brace is None:
                     self.statement = None
             else:
-                feed(token)
+                if not feed(kind, word):
+                    return False
                 if self.unit is None:
-                    self.unit = token
+                    self.unit = word
                     if self.statement is None:
-                        self.statement = token
+                        self.statement = word
                 if kind in _BRACKETS:
-                    self._track(token)
-            tokens.append(token)
+                    self._track(word)
+            tokens.append(word)
+            self.position = word.end_pos
 
     def _track(self, bracket: Word) -> None:
         if bracket.type in _OPENING:
@@ -128,11 +95,12 @@ class _Reading:
         else:
             self.opened.pop()
 
-    def _recover(self, error: UnexpectedInput) -> bool:
+    def _recover(self, offset: int) -> bool:
         """Say what is wrong, put ERROR in its place and return whether reading can go on behind it."""
-        offset: int = error.token.start_pos if isinstance(error, UnexpectedToken) else error.pos_in_stream  # type: ignore[assignment]
+        from lorakit.language.complaints import Scene, complain, complain_overrun
+
         overrun = self._overrun(offset)
-        scene = Scene(self.source, offset, self._accepted(), self.tokens, self.brace)
+        scene = Scene(self.source, offset, self.machine.accepted(), self.tokens, self.brace)
         complaint = complain_overrun(overrun[0]) if overrun else complain(scene)
         self.diagnostics.append(complaint.diagnostic(self.source))
         resume = overrun[1] if overrun else self._skip(offset)
@@ -141,33 +109,17 @@ class _Reading:
         while self.tokens and self.tokens[-1].start_pos >= resume:
             self.tokens.pop()
         start = min(self.unit.start_pos if self.unit is not None else offset, resume)
-        unread = Word("ERROR", self.text[start:resume], start, end_pos=resume)
-        if not self._put_error(unread):
-            return False
+        unread = Word(self.text[start:resume], "ERROR", start)
+        while not self.machine.feed("ERROR", unread):
+            if not self.machine.drop():
+                return False
         self.tokens.append(unread)
         if self.brace is not None and (resume == len(self.text) or (overrun and overrun[0] is self.brace)):
-            self.state.feed_token(Word("RBRACE", "", resume, end_pos=resume))
+            self.machine.feed("RBRACE", Word("", "RBRACE", resume))
             self.brace = None
         self.opened.clear()
-        self.lexer.state.line_ctr.char_pos = resume  # type: ignore[union-attr]
+        self.position = resume
         return True
-
-    def _put_error(self, token: Word) -> bool:
-        """Feed ERROR, giving up states until one takes it, and return whether one does; a single value has none."""
-        state = self.state
-        while True:
-            try:
-                state.feed_token(token)
-                return True
-            except UnexpectedToken:
-                if not state.value_stack:
-                    return False
-                state.state_stack.pop()
-                state.value_stack.pop()
-
-    def _accepted(self) -> set[str]:
-        accepted: set[str] = InteractiveParser(None, self.state, self.lexer).accepts()  # type: ignore[no-untyped-call]
-        return accepted
 
     def _overrun(self, offset: int) -> tuple[Word, int] | None:
         """Return what made reading run on into the next statement, and where that one's line begins.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -28,6 +27,8 @@ def render_text(diagnostics: Iterable[Diagnostic], sources: Mapping[str, str], c
 
 def render_json(diagnostics: Iterable[Diagnostic]) -> str:
     """Return diagnostics as a JSON array."""
+    import json
+
     return json.dumps([asdict(diagnostic) for diagnostic in diagnostics], indent=2)
 
 

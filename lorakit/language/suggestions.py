@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 # Longer words are no misspelled names, and comparing them takes time
@@ -17,6 +16,8 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     exact = by_lower.get(word.lower())
     if exact is not None:
         return exact if exact != word else None
+    import difflib
+
     found = difflib.get_close_matches(word.lower(), by_lower, 1, 0.6)
     return by_lower[found[0]] if found else None
 

@@ -1,35 +1,41 @@
 """Syntax nodes: what was written, word by word, with offsets into the source; they mean nothing yet.
 
-A `Word` is a token of the grammar: a string that knows its terminal (`type`) and its offsets (`start_pos`, `end_pos`).
+Nodes are named tuples: a large spec has a hundred thousand of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
-
-from lark import Token
+from typing import NamedTuple, TypeAlias
 
 from lorakit.language.diagnostics import Diagnostic
 from lorakit.language.source import SourceText
 
-if TYPE_CHECKING:
 
-    class Word(Token):
-        """A token that came from a text, so that its offsets are known."""
+class Word(str):
+    """A word of the source: which terminal of the grammar it is, and the offsets at which it begins and ends."""
 
-        start_pos: int
-        end_pos: int
-        value: str
-else:
-    Word = Token
+    __slots__ = ("end_pos", "start_pos", "type")
+
+    type: str
+    start_pos: int
+    end_pos: int
+
+    def __new__(cls, text: str, kind: str, start: int) -> Word:
+        word = str.__new__(cls, text)
+        word.type, word.start_pos, word.end_pos = kind, start, start + len(text)
+        return word
+
+    @property
+    def value(self) -> str:
+        """The word as a plain string."""
+        return str(self)
+
 
 # Deeper expressions are refused where they are read, so that every later walk may recurse
 MAX_DEPTH = 100
 
 
-@dataclass(frozen=True, slots=True)
-class NumberLiteral:
+class NumberLiteral(NamedTuple):
     """`16`, `2e-4`, `1%` or `24GiB`."""
 
     word: Word
@@ -38,8 +44,7 @@ class NumberLiteral:
     depth: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class NameUse:
+class NameUse(NamedTuple):
     """A name in an expression: of a `let`, `rank`, or a quantity."""
 
     word: Word
@@ -48,8 +53,7 @@ class NameUse:
     depth: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Binary:
+class Binary(NamedTuple):
     """`left operator right`."""
 
     left: ExpressionNode
@@ -60,8 +64,7 @@ class Binary:
     depth: int
 
 
-@dataclass(frozen=True, slots=True)
-class Negative:
+class Negative(NamedTuple):
     """`-operand`."""
 
     operand: ExpressionNode
@@ -70,8 +73,7 @@ class Negative:
     depth: int
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """`(inner)`."""
 
     inner: ExpressionNode
@@ -80,8 +82,7 @@ class Group:
     depth: int
 
 
-@dataclass(frozen=True, slots=True)
-class TooDeep:
+class TooDeep(NamedTuple):
     """Stands for a value that nests deeper than the language allows."""
 
     start: int
@@ -89,8 +90,7 @@ class TooDeep:
     depth: int = MAX_DEPTH
 
 
-@dataclass(frozen=True, slots=True)
-class StringLiteral:
+class StringLiteral(NamedTuple):
     """`"text"`, quotes and escapes as written."""
 
     word: Word
@@ -99,8 +99,7 @@ class StringLiteral:
     depth: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Truth:
+class Truth(NamedTuple):
     """`true` or `false`."""
 
     word: Word
@@ -109,8 +108,7 @@ class Truth:
     depth: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class TupleNode:
+class TupleNode(NamedTuple):
     """`(a, b)`."""
 
     items: tuple[ValueNode, ...]
@@ -119,8 +117,7 @@ class TupleNode:
     depth: int
 
 
-@dataclass(frozen=True, slots=True)
-class TargetList:
+class TargetList(NamedTuple):
     """`[q_proj, @mlp]`, the value of a `let`."""
 
     targets: tuple[Word, ...]
@@ -132,16 +129,14 @@ ExpressionNode: TypeAlias = "NumberLiteral | NameUse | Binary | Negative | Group
 ValueNode: TypeAlias = "ExpressionNode | StringLiteral | Truth | TupleNode"
 
 
-@dataclass(frozen=True, slots=True)
-class OptionNode:
+class OptionNode(NamedTuple):
     """`name=value` between the parentheses of a call."""
 
     name: Word
     value: ValueNode
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A plugin's name with its options, and the `double` behind it."""
 
     name: Word
@@ -151,8 +146,7 @@ class Call:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class RangeNode:
+class RangeNode(NamedTuple):
     """`0..15` or `7`."""
 
     first: Word
@@ -164,8 +158,7 @@ class RangeNode:
 Argument: TypeAlias = "ExpressionNode | Call | Word | tuple[Word, ...] | tuple[RangeNode, ...] | None"
 
 
-@dataclass(frozen=True, slots=True)
-class Clause:
+class Clause(NamedTuple):
     """A keyword and what stands behind it."""
 
     keyword: Word
@@ -173,8 +166,7 @@ class Clause:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class RuleNode:
+class RuleNode(NamedTuple):
     """`adapt`, `quantize`, `train` or `optimizer`; `broken` where a clause of its block could not be read."""
 
     keyword: Word
@@ -186,8 +178,7 @@ class RuleNode:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class LetNode:
+class LetNode(NamedTuple):
     """`let name = value`."""
 
     name: Word
@@ -196,8 +187,7 @@ class LetNode:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class IncludeNode:
+class IncludeNode(NamedTuple):
     """`include "file"`."""
 
     path: Word
@@ -205,8 +195,7 @@ class IncludeNode:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class RequireNode:
+class RequireNode(NamedTuple):
     """`require left comparison right`."""
 
     left: ExpressionNode
@@ -216,8 +205,7 @@ class RequireNode:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class UseNode:
+class UseNode(NamedTuple):
     """`use distribution >= version`."""
 
     distribution: Word
@@ -226,8 +214,7 @@ class UseNode:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class BrokenNode:
+class BrokenNode(NamedTuple):
     """A statement that could not be read."""
 
     text: str
@@ -238,8 +225,7 @@ class BrokenNode:
 StatementNode: TypeAlias = "RuleNode | LetNode | IncludeNode | RequireNode | UseNode | BrokenNode"
 
 
-@dataclass(frozen=True, slots=True)
-class SyntaxTree:
+class SyntaxTree(NamedTuple):
     """A file as it was read: its statements, all of its tokens, and what could not be read."""
 
     source: SourceText

@@ -1,0 +1,133 @@
+"""The machine that runs the grammar's tables: a stack of states, and beside it what was made so far."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+from lorakit.language.builder import Builder
+from lorakit.language.syntax import Word
+from lorakit.language.tables import Reduction, tables
+
+Match = Callable[[str, int], "re.Match[str] | None"]
+
+
+class Machine:
+    """An LALR parser between two words."""
+
+    def __init__(self, start: str) -> None:
+        made = tables()
+        self.actions, self.gotos, self.makers = made.actions, made.gotos, _makers()
+        self.states = [made.starts[start]]
+        self.values: list[Any] = []
+        self.end = made.ends[start]
+
+    def feed(self, kind: str, value: Word) -> bool:
+        """Take a word and return whether the grammar allows it here; `$END` leaves the result as the one value."""
+        states, values, actions = self.states, self.values, self.actions
+        while True:
+            action = actions[states[-1]].get(kind)
+            if action is None:
+                return False
+            if action >= 0:
+                states.append(action)
+                values.append(value)
+                return True
+            origin, size, make = self.makers[~action]
+            if size:
+                made = make(values[-size:])
+                del values[-size:], states[-size:]
+            else:
+                made = make([])
+            values.append(made)
+            states.append(self.gotos[states[-1]][origin])
+            if states[-1] == self.end:
+                return True
+
+    def drop(self) -> bool:
+        """Give up the last state, and return whether there was one to give up."""
+        if not self.values:
+            return False
+        self.states.pop()
+        self.values.pop()
+        return True
+
+    def accepted(self) -> set[str]:
+        """Return the terminals that the grammar allows here; an action alone says less, since LALR merges states."""
+        return {kind for kind in self.actions[self.states[-1]] if self._accepts(kind)}
+
+    def _accepts(self, kind: str) -> bool:
+        states = self.states.copy()
+        while (action := self.actions[states[-1]].get(kind)) is not None:
+            if action >= 0:
+                return True
+            origin, size, _ = self.makers[~action]
+            del states[len(states) - size :]
+            states.append(self.gotos[states[-1]][origin])
+            if states[-1] == self.end:
+                return True
+        return False
+
+
+@functools.cache
+def matchers() -> list[Match | None]:
+    """Return for each state what matches a terminal that is possible in it, None until `matcher` is asked."""
+    return [None] * len(tables().pattern_of)
+
+
+def matcher(state: int) -> Match:
+    """Return what matches a terminal that is possible in a state."""
+    made = tables()
+    match = _compiled(made.patterns[made.pattern_of[state]]).match
+    matchers()[state] = match
+    return match
+
+
+@functools.cache
+def ignored() -> Match:
+    """Return what matches blanks and comments."""
+    return _compiled(tables().ignored).match
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+@functools.cache
+def _makers() -> list[tuple[str, int, Callable[[list[Any]], Any]]]:
+    """Return for each reduction the rule it ends, how many symbols it takes, and what it makes of them."""
+    return [(reduction.origin, reduction.size, _maker(reduction)) for reduction in tables().reductions]
+
+
+def _maker(reduction: Reduction) -> Callable[[list[Any]], Any]:
+    kept, spliced = reduction.kept, reduction.spliced
+    if reduction.transparent and len(kept) == 1 and not spliced:
+        place = kept[0]
+        return lambda children: children[place]
+    build: Callable[[list[Any]], Any] = getattr(Builder(), reduction.builder) if reduction.builder else _as_is
+    if len(kept) == reduction.size and not spliced:
+        return build
+    if not spliced:
+        return lambda children: build([children[place] for place in kept])
+    return lambda children: build(_gathered(children, kept, spliced))
+
+
+def _as_is(children: list[Any]) -> list[Any]:
+    return children
+
+
+def _gathered(children: list[Any], kept: list[int], spliced: list[int]) -> list[Any]:
+    """Return the children of a node, those of a repetition among them."""
+    result: list[Any] = []
+    for place in kept:
+        if place not in spliced:
+            result.append(children[place])
+        elif result:
+            result.extend(children[place])
+        else:
+            # a repetition of thousands grows by one each time: copying it would take quadratic time
+            result = children[place]
+    return result

@@ -1,0 +1,152 @@
+"""The grammar as tables: Lark compiles it once, and the user's cache keeps what came out.
+
+Compiling takes longer than reading most specs, and so does importing Lark; with the tables at hand neither is needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+STARTS = ("start", "value")
+
+# Counts the forms that cached tables have had
+_FORM = 1
+
+
+class Reduction(NamedTuple):
+    """A rule of the grammar: what it makes, of how many symbols, and what becomes of them.
+
+    `builder` is the name of what makes its node, empty where its children go to the rule around it. Of its symbols
+    those at `kept` are children; `spliced` are the ones among them that bring several. A `transparent` rule with one
+    child is that child.
+    """
+
+    origin: str
+    builder: str
+    size: int
+    kept: list[int]
+    spliced: list[int]
+    transparent: bool
+
+
+class Tables(NamedTuple):
+    """An LALR parser with a contextual lexer, as plain data.
+
+    `actions` are by state and terminal: the state to shift to, or the number of a reduction, inverted (`~number`).
+    `gotos` are by state and rule. `patterns` are regexes of the terminals that are possible in a state, each in a group
+    of its name; `pattern_of` says which regex is a state's. `ignored` is the regex of what says nothing.
+    """
+
+    starts: dict[str, int]
+    ends: dict[str, int]
+    actions: list[dict[str, int]]
+    gotos: list[dict[str, int]]
+    reductions: list[Reduction]
+    patterns: list[str]
+    pattern_of: list[int]
+    ignored: str
+
+
+def grammar_text() -> str:
+    """Return the grammar of the language, as it is installed or, in a source checkout, beside the package."""
+    try:
+        return (resources.files("lorakit.grammar") / "lorakit.lark").read_text("utf-8")
+    except (ModuleNotFoundError, FileNotFoundError):
+        return (Path(__file__).parents[2] / "grammar" / "lorakit.lark").read_text("utf-8")
+
+
+@functools.cache
+def tables() -> Tables:
+    """Return the tables of the language: the cached ones of this grammar, or new ones, which are then cached."""
+    grammar = grammar_text()
+    cache = _cache_file(hashlib.sha256(f"{_FORM}\n{grammar}".encode()).hexdigest()[:16])
+    try:
+        return _from_plain(json.loads(cache.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        made = compile_tables(grammar)
+        _keep(made, cache)
+        return made
+
+
+def compile_tables(grammar: str) -> Tables:
+    """Return the tables that Lark makes of a grammar."""
+    from lark import Lark
+    from lark.parsers.lalr_analysis import Shift
+
+    lark = Lark(grammar, parser="lalr", lexer="contextual", start=list(STARTS), maybe_placeholders=False)
+    table: Any = lark.parser.parser._parse_table
+    terminals = sorted(lark.terminals, key=_precedence)
+    numbers: dict[Any, int] = {}
+    patterns: dict[str, int] = {}
+    actions: list[dict[str, int]] = []
+    gotos: list[dict[str, int]] = []
+    pattern_of: list[int] = []
+    assert list(table.states) == list(range(len(table.states)))
+    for row in table.states.values():
+        # the end of a statement is read everywhere: whether it says anything depends on the brackets around it
+        taken = [terminal for terminal in terminals if terminal.name in row or terminal.name == "_END"]
+        pattern = "|".join(f"(?P<{terminal.name}>{terminal.pattern.to_regexp()})" for terminal in taken)
+        pattern_of.append(patterns.setdefault(pattern, len(patterns)))
+        known = {terminal.name for terminal in lark.terminals} | {"$END", "ERROR"}
+        actions.append(
+            {
+                name: target if action is Shift else ~numbers.setdefault(target, len(numbers))
+                for name, (action, target) in row.items()
+                if name in known
+            }
+        )
+        gotos.append({name: target for name, (_, target) in row.items() if name not in known})
+    ignored = [terminal.pattern.to_regexp() for terminal in lark.terminals if terminal.name in lark.ignore_tokens]
+    return Tables(
+        table.start_states,
+        table.end_states,
+        actions,
+        gotos,
+        [_reduction(rule) for rule in numbers],
+        list(patterns),
+        pattern_of,
+        f"(?:{'|'.join(ignored)})*",
+    )
+
+
+def _precedence(terminal: Any) -> tuple[int, int, int, str]:
+    """Return the key by which Lark's own lexers order terminals: priority, then length, then the longer pattern."""
+    return (-terminal.priority, -terminal.pattern.max_width, -len(terminal.pattern.value), terminal.name)
+
+
+def _reduction(rule: Any) -> Reduction:
+    origin = rule.origin.name
+    kept = [place for place, symbol in enumerate(rule.expansion) if not (symbol.is_term and symbol.filter_out)]
+    spliced = [place for place in kept if not rule.expansion[place].is_term and rule.expansion[place].name[0] == "_"]
+    builder = "" if origin.startswith("_") else rule.alias or origin
+    return Reduction(
+        origin, builder, len(rule.expansion), kept, spliced, bool(rule.options.expand1) and not rule.alias
+    )  # fmt: skip
+
+
+def _from_plain(plain: list[Any]) -> Tables:
+    made = Tables(*plain)
+    return made._replace(reductions=[Reduction(*reduction) for reduction in made.reductions])
+
+
+def _cache_file(digest: str) -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("lorakit")) / f"grammar-{digest}.json"
+
+
+def _keep(made: Tables, cache: Path) -> None:
+    """Write tables to the cache in one step; where that is not possible the next run compiles again."""
+    aside = cache.with_suffix(f".{os.getpid()}")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(made))
+        aside.replace(cache)
+    except OSError:
+        aside.unlink(missing_ok=True)
