@@ -1,0 +1,36 @@
+"""lorakit: a small declarative language for low-rank fine-tuning, applied to Hugging Face and plain PyTorch models."""
+
+from lorakit.api import apply, load, merge, optimizer, parse, plan, save, summary
+from lorakit.errors import (
+    AdapterError,
+    LorakitError,
+    ModelError,
+    OutputError,
+    PlanError,
+    PluginError,
+    SpecError,
+    WriteError,
+)
+from lorakit.hooks import hookimpl
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdapterError",
+    "LorakitError",
+    "ModelError",
+    "OutputError",
+    "PlanError",
+    "PluginError",
+    "SpecError",
+    "WriteError",
+    "apply",
+    "hookimpl",
+    "load",
+    "merge",
+    "optimizer",
+    "parse",
+    "plan",
+    "save",
+    "summary",
+]

@@ -1,0 +1,1 @@
+"""The modules that take a layer's place in an adapted model."""

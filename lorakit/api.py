@@ -1,0 +1,161 @@
+"""The public functions. Each imports what it needs when it is called, so that reading a spec stays quick."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorakit.errors import ModelError
+from lorakit.hooks.manager import Plugins, default_plugins
+from lorakit.hooks.protocols import ModelReference
+from lorakit.language.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lorakit.application.summary import Summary
+    from lorakit.planning.plan import Plan
+
+logger = logging.getLogger("lorakit")
+
+
+def parse(text_or_path: str | Path, variables: Mapping[str, str] | None = None, plugins: Plugins | None = None) -> Spec:
+    """Return the Spec of a program: text, or a file where given a Path or a string that ends in `.lora`.
+
+    `variables` replace the values of `let` names. Raises: SpecError, holding every diagnostic.
+    """
+    from lorakit import language
+
+    return language.parse(text_or_path, variables or {}, plugins or default_plugins())
+
+
+def plan(
+    spec: Spec | str | Path,
+    model: Any,
+    *,
+    batch: int = 1,
+    tokens: int = 512,
+    trust_remote_code: bool = False,
+    plugins: Plugins | None = None,
+) -> Plan:
+    """Return what a spec makes of a model: an nn.Module (meta tensors are fine), a Hugging Face config, or a reference.
+
+    No weight is read. batch × tokens is the step that the memory forecast is for.
+    Raises: SpecError, PlanError, ModelError.
+    """
+    from lorakit.planning.inventory import read_inventory
+    from lorakit.planning.planner import make_plan
+
+    plugins = plugins or default_plugins()
+    module = _module(model, plugins, with_weights=False, trust_remote_code=trust_remote_code)
+    parsed = spec if isinstance(spec, Spec) else parse(spec, plugins=plugins)
+    return make_plan(parsed, read_inventory(module, plugins), plugins, batch=batch, tokens=tokens)
+
+
+def apply(
+    spec_or_plan: Spec | Plan | str | Path,
+    model: Any,
+    seed: int = 0,
+    *,
+    trust_remote_code: bool = False,
+    plugins: Plugins | None = None,
+) -> nn.Module:
+    """Return the model adapted as a spec or a plan says: in place for an nn.Module, loaded first for a reference.
+
+    The same plan, weights and seed give the same bits.
+    Raises: SpecError, PlanError, ModelError; the model is untouched then.
+    """
+    from lorakit.application.apply import apply_plan
+    from lorakit.planning.plan import Plan
+
+    plugins = plugins or default_plugins()
+    module = _module(model, plugins, with_weights=True, trust_remote_code=trust_remote_code)
+    decided = spec_or_plan if isinstance(spec_or_plan, Plan) else plan(spec_or_plan, module, plugins=plugins)
+    return apply_plan(decided, module, plugins, seed=seed)
+
+
+def optimizer(model: nn.Module, lr: float | None = None, *, plugins: Plugins | None = None) -> torch.optim.Optimizer:
+    """Return the optimizer that the spec names, with its groups, over everything that trains. Raises: ModelError."""
+    from lorakit.application.optimizer import build_optimizer
+
+    return build_optimizer(model, plugins or default_plugins(), lr)
+
+
+def save(model: nn.Module, folder: str | Path, *, plugins: Plugins | None = None) -> Path:
+    """Write the adapter as a folder that PEFT and lorakit load, replacing whole the adapter that it may hold.
+
+    Raises: ModelError, OutputError if the folder holds anything but an adapter, WriteError if the disk fails.
+    """
+    from lorakit.artifacts.adapter_folder import save_adapter
+
+    return save_adapter(model, Path(folder), plugins or default_plugins())
+
+
+def load(
+    folder: str | Path,
+    model_or_ref: Any,
+    *,
+    quantize: bool = True,
+    allow_missing: bool = False,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    plugins: Plugins | None = None,
+) -> nn.Module:
+    """Return the model with a saved adapter on it, lorakit's or PEFT's, in evaluation mode (`model.train()` trains on).
+
+    The base is quantized again as the adapter's plan.json says, unless `quantize` is False.
+    Raises: AdapterError, ModelError; the model is untouched then.
+    """
+    from lorakit.artifacts.loading import load_adapter
+
+    plugins = plugins or default_plugins()
+    module = _module(model_or_ref, plugins, with_weights=True, trust_remote_code=trust_remote_code)
+    return load_adapter(
+        Path(folder), module, plugins, quantize=quantize, allow_missing=allow_missing, allow_pickle=allow_pickle
+    )
+
+
+def merge(model: nn.Module, *, plugins: Plugins | None = None) -> nn.Module:
+    """Return the model, in evaluation mode, with its adapters folded into its weights and no class of lorakit left.
+
+    What the rounding cost is logged. Raises: ModelError, AdapterError; the model is untouched then.
+    """
+    from lorakit.artifacts.merge import merge_model
+
+    merged, report = merge_model(model, plugins or default_plugins())
+    logger.info(
+        "merged %d modules; rounding cost %.3g at most, %.3g relative",
+        report.modules,
+        report.max_error,
+        report.relative_error,
+    )
+    return merged
+
+
+def summary(model: nn.Module) -> Summary:
+    """Return what an adapted model really holds: counts, bytes, and a row for every module that was decided."""
+    from lorakit.application.summary import summarize
+
+    return summarize(model)
+
+
+def _module(model: Any, plugins: Plugins, *, with_weights: bool, trust_remote_code: bool) -> nn.Module:
+    from torch import nn
+
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(model, str | Path):
+        reference = ModelReference(str(model), None, with_weights, trust_remote_code)
+    elif hasattr(model, "to_dict") and hasattr(model, "model_type"):
+        if with_weights:
+            raise ModelError("a config has no weights; give the model itself, or its folder or hub id")
+        reference = ModelReference(type(model).__name__, model, False, trust_remote_code)
+    else:
+        raise ModelError(f"a model is an nn.Module, a Hugging Face config or a reference, not a {type(model).__name__}")
+    loaded = plugins.call("lorakit_load_model", reference=reference)
+    if loaded is None:
+        raise ModelError(f"nothing here can load the model {reference.text}")
+    return loaded  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Application: a Plan walked over a model."""

@@ -1,0 +1,52 @@
+"""Single layers on their way into an adapted model."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lorakit.adapters.quantized_linear import QuantizedLinear
+from lorakit.errors import PluginError
+from lorakit.hooks.manager import Plugins
+from lorakit.hooks.protocols import QuantizedWeight
+from lorakit.planning.plan import PlanEntry
+
+
+def matrix(layer: nn.Module, entry: PlanEntry) -> Tensor:
+    """Return the weight of a Linear-like layer as (out_features, in_features), dequantized if it is quantized."""
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
+    return weight.T if entry.kind == "conv1d" and not isinstance(layer, QuantizedLinear) else weight
+
+
+def quantized_layer(layer: nn.Module, entry: PlanEntry, plugins: Plugins) -> QuantizedLinear:
+    """Return a layer of the same function with its weight quantized as the entry says.
+
+    Raises: PluginError naming the quantizer and the module if the quantizer fails.
+    """
+    assert entry.quant is not None
+    quantizer = plugins.quantizer(entry.quant)
+    weight = matrix(layer, entry)
+    try:
+        quantized = quantizer.quantize(weight)
+    except Exception as error:
+        origin = plugins.origin(plugins.quantizers[entry.quant.name])
+        raise PluginError(
+            f"quantizer `{entry.quant.name}` of {origin} failed on `{entry.path}` "
+            f"{tuple(weight.shape)}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(quantized, QuantizedWeight):
+        raise PluginError(
+            f"quantizer `{entry.quant.name}` returned a {type(quantized).__name__}, not a QuantizedWeight"
+        )
+    result = QuantizedLinear(quantized, quantizer, getattr(layer, "bias", None))
+    result.train(layer.training)
+    return result
+
+
+def places(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
+    """Return, for every module, each parent that holds it and the name it has there."""
+    found: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                found.setdefault(child, []).append((parent, name))
+    return found

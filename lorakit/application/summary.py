@@ -1,0 +1,86 @@
+"""What an adapted model really holds, counted on its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lorakit.adapters.quantized_linear import QuantizedLinear
+from lorakit.application.state import plan_of, unwrapped
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleSummary:
+    """One decided module: `weight_bytes` and `bits_per_weight` are of the base weight as it is stored now."""
+
+    path: str
+    shape: tuple[int, int]
+    stored: str
+    weight_bytes: int
+    bits_per_weight: float
+    added: int
+    adapter_dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """An adapted model in figures: parameters by count, memory in bytes."""
+
+    total_parameters: int
+    added_parameters: int
+    trainable_parameters: int
+    weight_bytes: int
+    adapter_bytes: int
+    modules: tuple[ModuleSummary, ...]
+
+
+def summarize(model: nn.Module) -> Summary:
+    """Return the figures of an adapted model, read off its tensors. Raises: ModelError if it is not adapted."""
+    plan = plan_of(model)
+    model = unwrapped(model)
+    modules = []
+    adapters: list[Tensor] = []
+    for entry in plan.entries:
+        module = model.get_submodule(entry.path)
+        own = [parameter for name, parameter in module.named_parameters() if not name.startswith("base_layer.")]
+        own = own if entry.adapter else []
+        adapters += own
+        base = module.get_submodule("base_layer") if entry.adapter else module
+        modules.append(_module(entry.path, base, own))
+    adapter_bytes = _bytes(adapters)
+    return Summary(
+        total_parameters=plan.model_parameters + sum(tensor.numel() for tensor in adapters),
+        added_parameters=sum(tensor.numel() for tensor in adapters),
+        trainable_parameters=sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad),
+        weight_bytes=_bytes([*model.parameters(), *model.buffers()]) - adapter_bytes,
+        adapter_bytes=adapter_bytes,
+        modules=tuple(modules),
+    )
+
+
+def _module(path: str, base: nn.Module, own: Sequence[Tensor]) -> ModuleSummary:
+    if isinstance(base, QuantizedLinear):
+        stored = base.quantizer.name + (" double" if getattr(base.quantizer, "double", False) else "")
+        weight_bytes = _bytes(list(base.quantized.tensors.values()))
+        shape = (base.out_features, base.in_features)
+    else:
+        weight: Tensor = base.weight  # type: ignore[assignment]
+        stored, weight_bytes = str(weight.dtype).removeprefix("torch."), _bytes([weight])
+        shape = (weight.shape[0], weight.shape[1] if weight.ndim > 1 else 1)
+    return ModuleSummary(
+        path=path,
+        shape=shape,
+        stored=stored,
+        weight_bytes=weight_bytes,
+        bits_per_weight=8 * weight_bytes / max(1, shape[0] * shape[1]),
+        added=sum(tensor.numel() for tensor in own),
+        adapter_dtype=str(own[0].dtype).removeprefix("torch.") if own else "",
+    )
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    """Return the bytes of these tensors, each counted once."""
+    unique = {id(tensor): tensor for tensor in tensors}
+    return sum(tensor.numel() * tensor.element_size() for tensor in unique.values())

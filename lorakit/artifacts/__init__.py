@@ -1,0 +1,1 @@
+"""Artifacts: what lorakit writes to disk and reads back."""

@@ -1,0 +1,83 @@
+"""A plan for an adapter that PEFT saved: the modules and ranks that its tensors speak of, scaled as its config says."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lorakit.artifacts.peft_names import PREFIX
+from lorakit.artifacts.reading import AdapterFiles
+from lorakit.errors import AdapterError
+from lorakit.hooks.manager import Plugins
+from lorakit.language.spec import Adapt, Train
+from lorakit.planning.cascade import Decisions
+from lorakit.planning.inventory import Inventory
+from lorakit.planning.plan import Plan
+from lorakit.planning.planner import DTYPES, plan_decisions
+
+LORA = re.compile(r"(?P<path>.+)\.(?P<matrix>lora_[AB])\.weight")
+SHORT_DTYPES = {long: short for short, long in DTYPES.items()}
+
+
+def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -> Plan:
+    """Return the plan that gives the model the modules which the files hold tensors for.
+
+    Raises: AdapterError naming the first tensor that no module of this model takes.
+    """
+    adapt: dict[str, Adapt] = {}
+    train: dict[str, Train] = {}
+    for name, tensor in files.tensors.items():
+        inner = name.removeprefix(PREFIX)
+        if found := LORA.fullmatch(inner):
+            path = found["path"]
+            _known(path, name, inventory, files)
+            if found["matrix"] == "lora_A":
+                dtype = SHORT_DTYPES.get(str(tensor.dtype).removeprefix("torch."), "fp32")
+                adapt[path] = _rule(path, tensor.shape[0], dtype, files.config)
+            continue
+        path, _, parameter = inner.rpartition(".")
+        if parameter == "bias" and path.endswith(".base_layer"):
+            continue
+        _known(path, name, inventory, files)
+        if parameter not in {own.name for own in inventory.modules[path].parameters}:
+            raise AdapterError(f"{files.folder} holds tensors that nothing here takes, first {name}")
+        train[path] = Train(targets=())
+    if not adapt and not train:
+        raise AdapterError(f"{files.folder} holds no LoRA tensors")
+    plan, problems = plan_decisions(Decisions(adapt, {}, train), inventory, plugins)
+    if problems:
+        raise AdapterError(f"{files.folder} does not fit this {inventory.model_class}: {problems[0].message}")
+    return plan
+
+
+def _known(path: str, name: str, inventory: Inventory, files: AdapterFiles) -> None:
+    if path not in inventory.modules:
+        raise AdapterError(
+            f"{files.folder} is for another model: it holds `{name}`, and this {inventory.model_class} has no `{path}`"
+        )
+
+
+def scaling_of(path: str, rank: int, config: Mapping[str, Any]) -> float:
+    """Return what an adapter_config.json multiplies B·A of a module by."""
+    alpha = _by_pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha") or rank)
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _rule(path: str, rank: int, dtype: str, config: Mapping[str, Any]) -> Adapt:
+    alpha = _by_pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha") or rank)
+    return Adapt(
+        targets=(),
+        rank=rank,
+        alpha=float(alpha),
+        scaling="rslora" if config.get("use_rslora") else "standard",
+        dropout=float(config.get("lora_dropout") or 0.0),
+        dtype=dtype,
+        bias="adapter" if config.get("bias") == "lora_only" else "none",
+    )
+
+
+def _by_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+    """Return the value of the first pattern that fits the end of a path, as PEFT looks it up."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)

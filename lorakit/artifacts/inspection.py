@@ -1,0 +1,100 @@
+"""What an adapter folder holds, read off its tensors, with no model at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from lorakit.artifacts.foreign import LORA, scaling_of
+from lorakit.artifacts.peft_names import PREFIX
+from lorakit.artifacts.reading import AdapterFiles, read_adapter
+from lorakit.planning.report import SHORT, layers_alike, plain_table, show_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRow:
+    """One adapted module: `update_norm` is the Frobenius norm of scaling · B · A, 0 if it never trained."""
+
+    path: str
+    rank: int
+    out_features: int
+    in_features: int
+    scaling: float
+    dtype: str
+    update_norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """An adapter folder: its adapters, what else it holds, and its size in bytes."""
+
+    folder: str
+    base_model: str
+    written_by: str
+    parameters: int
+    bytes: int
+    adapters: tuple[AdapterRow, ...]
+    trained_in_full: tuple[str, ...]
+
+
+def inspect_adapter(folder: Path, allow_pickle: bool = False) -> Inspection:
+    """Return what an adapter folder holds. Raises: AdapterError."""
+    files = read_adapter(folder, allow_pickle)
+    rows, others = [], []
+    for name, tensor in files.tensors.items():
+        found = LORA.fullmatch(name.removeprefix(PREFIX))
+        if found is None:
+            others.append(name.removeprefix(PREFIX))
+        elif found["matrix"] == "lora_A":
+            rows.append(_row(found["path"], tensor, files.tensors[name.replace("lora_A", "lora_B")], files))
+    return Inspection(
+        folder=str(folder),
+        base_model=files.config.get("base_model_name_or_path") or "",
+        written_by="lorakit" if files.plan else "PEFT",
+        parameters=sum(tensor.numel() for tensor in files.tensors.values()),
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in files.tensors.values()),
+        adapters=tuple(rows),
+        trained_in_full=tuple(others),
+    )
+
+
+def _row(path: str, lora_A: Tensor, lora_B: Tensor, files: AdapterFiles) -> AdapterRow:
+    scaling = scaling_of(path, lora_A.shape[0], files.config)
+    # ‖BA‖² = tr((BᵀB)(AAᵀ)), without the full-sized product
+    gram_A, gram_B = lora_A.double() @ lora_A.double().T, lora_B.double().T @ lora_B.double()
+    norm = scaling * float((gram_B * gram_A).sum().clamp(min=0).sqrt())
+    dtype = str(lora_A.dtype).removeprefix("torch.")
+    return AdapterRow(path, lora_A.shape[0], lora_B.shape[0], lora_A.shape[1], scaling, dtype, norm)
+
+
+def adapter_view(found: Inspection, *, every_module: bool = False) -> RenderableType:
+    """Return an inspection as tables, layers of one kind together unless asked."""
+    table: Table = plain_table(
+        ("module", "left"), ("count", "right"), ("out × in", "right"), ("rank", "right"), ("scaling", "right"),
+        ("dtype", "left"), ("‖update‖, mean", "right"),
+    )  # fmt: skip
+    groups: dict[tuple[object, ...], list[AdapterRow]] = {}
+    for row in found.adapters:
+        pattern = row.path if every_module else layers_alike(row.path)
+        key = (pattern, row.out_features, row.in_features, row.rank, row.scaling, row.dtype)
+        groups.setdefault(key, []).append(row)
+    for rows in groups.values():
+        row = rows[0]
+        table.add_row(
+            row.path if every_module else layers_alike(row.path),
+            str(len(rows)),
+            f"{row.out_features} × {row.in_features}",
+            str(row.rank),
+            f"{row.scaling:g}",
+            SHORT.get(row.dtype, row.dtype),
+            f"{sum(one.update_norm for one in rows) / len(rows):.4g}",
+        )
+    head = f"{found.folder}: {found.parameters:,} parameters, {show_bytes(found.bytes)}, written by {found.written_by}"
+    base = f", for {found.base_model}" if found.base_model else ""
+    others = [Text(f"trained in full: {', '.join(found.trained_in_full)}")] if found.trained_in_full else []
+    return Group(Text(head + base), Text(), table, *others)

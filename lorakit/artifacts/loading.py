@@ -1,0 +1,119 @@
+"""Put an adapter folder on a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.application.apply import apply_plan
+from lorakit.artifacts.foreign import plan_of_files
+from lorakit.artifacts.peft_names import adapter_tensors
+from lorakit.artifacts.reading import AdapterFiles, read_adapter
+from lorakit.errors import AdapterError
+from lorakit.hooks.manager import Plugins
+from lorakit.planning.inventory import Inventory, read_inventory
+from lorakit.planning.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+
+def load_adapter(
+    folder: Path,
+    model: nn.Module,
+    plugins: Plugins,
+    *,
+    quantize: bool = True,
+    allow_missing: bool = False,
+    allow_pickle: bool = False,
+) -> nn.Module:
+    """Return the model with the folder's adapter on it, in evaluation mode; the model is unchanged if anything fails.
+
+    The base is quantized again as plan.json says, unless `quantize` is False. Raises: AdapterError.
+    """
+    files = read_adapter(folder, allow_pickle)
+    inventory = read_inventory(model, plugins)
+    plan = files.plan or plan_of_files(files, inventory, plugins)
+    if not quantize:
+        plan = replace(plan, entries=tuple(replace(entry, quant=None) for entry in plan.entries))
+        plan = replace(plan, entries=tuple(entry for entry in plan.entries if entry.adapter or entry.train))
+    _check_model(plan, inventory, files)
+    shapes = _expected_shapes(plan, inventory, plugins)
+    _check_tensors(shapes, files, allow_missing)
+    apply_plan(plan, model, plugins, initialize=allow_missing)
+    with torch.no_grad():
+        for name, _, parameter in adapter_tensors(model, plan):
+            if name in files.tensors:
+                parameter.copy_(files.tensors[name])
+    model.eval()
+    plugins.call("lorakit_after_load", model=model, folder=folder)
+    return model
+
+
+def restore_tensors(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+    """Put saved tensors, by PEFT's names, back into a model that this plan adapted already."""
+    with torch.no_grad():
+        for name, _, parameter in adapter_tensors(model, plan):
+            parameter.copy_(tensors[name])
+
+
+def _check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
+    """Compare the plan's layers with the model's before anything is touched."""
+    for entry in plan.entries:
+        module = inventory.modules.get(entry.path)
+        if module is None:
+            raise AdapterError(
+                f"{files.folder} is for another model ({plan.model_class}): "
+                f"this {inventory.model_class} has no `{entry.path}`"
+            )
+        if entry.adapter and module.shape is None:
+            raise AdapterError(f"{files.folder} adapts `{entry.path}`, which here is a {module.class_name}")
+        if module.shape and entry.kind:
+            here, there = (module.shape.out_features, module.shape.in_features), (entry.out_features, entry.in_features)
+            if here != there:
+                raise AdapterError(
+                    f"{files.folder} is for another model: `{entry.path}` is {there[0]} × {there[1]} there "
+                    f"and {here[0]} × {here[1]} here"
+                )
+
+
+def _expected_shapes(plan: Plan, inventory: Inventory, plugins: Plugins) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor that the folder must hold, by PEFT's names."""
+    from lorakit.artifacts.peft_names import PREFIX
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for entry in plan.entries:
+        module = inventory.modules[entry.path]
+        parameters = {parameter.name: parameter.shape for parameter in module.parameters}
+        if entry.adapter is not None:
+            method = plugins.method(entry.adapter.method)
+            for name, shape in method.parameter_shapes(module, entry.adapter.rank).items():
+                shapes[f"{PREFIX}{entry.path}.{name}.weight"] = shape
+            if entry.adapter.bias_parameters:
+                shapes[f"{PREFIX}{entry.path}.base_layer.bias"] = parameters["bias"]
+        if entry.train:
+            shapes |= {f"{PREFIX}{entry.path}.{name}": shape for name, shape in parameters.items()}
+    return shapes
+
+
+def _check_tensors(shapes: Mapping[str, tuple[int, ...]], files: AdapterFiles, allow_missing: bool) -> None:
+    found = {name: tuple(tensor.shape) for name, tensor in files.tensors.items()}
+    for name, shape in shapes.items():
+        if name in found and found[name] != shape:
+            raise AdapterError(
+                f"{files.folder} is for another model: `{name}` is {found[name]} and this model takes {shape}"
+            )
+    missing = [name for name in shapes if name not in found]
+    if missing and not allow_missing:
+        raise AdapterError(
+            f"{files.folder} lacks {len(missing)} tensors, first {', '.join(missing[:3])}; "
+            "--allow-missing leaves them as new"
+        )
+    if extra := [name for name in found if name not in shapes]:
+        raise AdapterError(
+            f"{files.folder} holds {len(extra)} tensors that nothing here takes, first {', '.join(extra[:3])}"
+        )

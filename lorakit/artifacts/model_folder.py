@@ -1,0 +1,30 @@
+"""A plain model as a folder: what transformers writes for its own models, a state dict for any other."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+MODEL_WEIGHTS = "model.safetensors"
+# a model folder is of use only with its tokenizer or processor, which merging does not change
+COMPANIONS = (
+    "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json", "chat_template*",
+    "*processor_config.json", "spiece.model", "sentencepiece*",
+)  # fmt: skip
+
+
+def write_model(model: nn.Module, folder: Path, base: Path) -> None:
+    """Write a model into a folder that exists, with the tokenizer files of the base folder."""
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)  # type: ignore[operator]
+        if base.is_dir():
+            for pattern in COMPANIONS:
+                for path in base.glob(pattern):
+                    shutil.copy2(path, folder / path.name)
+        return
+    from safetensors.torch import save_model
+
+    # save_model writes a tensor that two modules share once, and says so in the file's metadata
+    save_model(model, str(folder / MODEL_WEIGHTS))

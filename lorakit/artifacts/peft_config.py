@@ -1,0 +1,87 @@
+"""adapter_config.json: a Plan as PEFT's LoraConfig."""
+
+from __future__ import annotations
+
+import collections
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from lorakit.planning.plan import AdapterPlan, Plan, PlanEntry
+
+TASKS = {
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+}
+
+
+def peft_config(plan: Plan, model: nn.Module) -> dict[str, Any]:
+    """Return the LoraConfig with which PEFT computes what the plan's adapters compute.
+
+    PEFT knows one scaling rule for the whole adapter: where rules differ, rsLoRA goes in as the alpha that equals it.
+    """
+    adapted = [entry for entry in plan.entries if entry.adapter is not None]
+    adapters = {entry.path: entry.adapter for entry in adapted if entry.adapter is not None}
+    rslora = bool(adapters) and all(adapter.scaling == "rslora" for adapter in adapters.values())
+    alphas = {path: _alpha(adapter, rslora) for path, adapter in adapters.items()}
+    ranks = {path: adapter.rank or 0 for path, adapter in adapters.items()}
+    rank, alpha = _commonest(ranks.values(), 8), _commonest(alphas.values(), 8.0)
+    return {
+        "peft_type": "LORA",
+        "task_type": _task(plan.model_class),
+        "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": _commonest((adapter.dropout for adapter in adapters.values()), 0.0),
+        "use_rslora": rslora,
+        "target_modules": _short_names(list(adapters), model),
+        "rank_pattern": {re.escape(path): value for path, value in ranks.items() if value != rank},
+        "alpha_pattern": {re.escape(path): value for path, value in alphas.items() if value != alpha},
+        "bias": "lora_only" if any(adapter.bias == "adapter" for adapter in adapters.values()) else "none",
+        "fan_in_fan_out": bool(adapted) and all(entry.kind == "conv1d" for entry in adapted),
+        "modules_to_save": _trained(plan.entries) or None,
+        "init_lora_weights": True,
+    }
+
+
+def _alpha(adapter: AdapterPlan, rslora: bool) -> float:
+    value = adapter.alpha if rslora else adapter.factor * (adapter.rank or 1)
+    return int(value) if float(value).is_integer() else value
+
+
+def _commonest(values: Iterable[Any], default: Any) -> Any:
+    counted = collections.Counter(values).most_common(1)
+    return counted[0][0] if counted else default
+
+
+def _task(model_class: str) -> str | None:
+    return next((task for ending, task in TASKS.items() if model_class.endswith(ending)), None)
+
+
+def _trained(entries: Sequence[PlanEntry]) -> list[str]:
+    return [entry.path for entry in entries if entry.train]
+
+
+def _short_names(paths: list[str], model: nn.Module) -> list[str]:
+    """Return last names where they select just these modules, and whole paths otherwise."""
+    by_name: Mapping[str, set[str]] = _by_last_name(path for path, _ in model.named_modules())
+    chosen = _by_last_name(paths)
+    return sorted(
+        target
+        for name, selected in chosen.items()
+        for target in ([name] if by_name[name] == selected else sorted(selected))
+    )
+
+
+def _by_last_name(paths: Iterable[str]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for path in paths:
+        found.setdefault(path.rpartition(".")[2], set()).add(path)
+    return found

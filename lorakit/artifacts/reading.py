@@ -1,0 +1,108 @@
+"""Read an adapter folder, lorakit's or PEFT's, without trusting it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lorakit.artifacts.adapter_folder import CONFIG, PLAN, WEIGHTS
+from lorakit.errors import AdapterError, PlanError
+from lorakit.planning.plan import Plan
+
+PICKLED = "adapter_model.bin"
+
+# what decides the scale of an adapter and what else trained; the modules and ranks follow from the tensors themselves
+READ = {
+    "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "bias",
+    "modules_to_save", "target_modules", "layers_to_transform", "layers_pattern", "exclude_modules",
+}  # fmt: skip
+# what says where the adapter came from and how it started, and changes nothing in what it computes
+INERT = {
+    "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
+    "fan_in_fan_out", "init_lora_weights", "eva_config", "lora_ga_config", "runtime_config", "megatron_core",
+    "ensure_weight_tying", "qalora_group_size",
+}  # fmt: skip
+# these start from a changed base weight, which the adapter folder does not hold
+BASE_CHANGING_STARTS = ("pissa", "olora", "loftq", "corda")
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter folder as read: its config, its tensors by PEFT's names, and the plan if lorakit wrote it."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    plan: Plan | None
+
+
+def read_adapter(folder: Path, allow_pickle: bool = False) -> AdapterFiles:
+    """Return what an adapter folder holds. Raises: AdapterError for anything missing, damaged, unsafe or not known."""
+    if not folder.is_dir():
+        raise AdapterError(f"no such adapter folder: {folder}")
+    config = _config(folder)
+    return AdapterFiles(folder, config, _tensors(folder, allow_pickle), _plan(folder))
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise AdapterError(f"{folder} is no adapter: it has no {CONFIG}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AdapterError(f"{path} is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path} is no adapter config: it is a JSON {type(config).__name__}")
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(f"{path} is of PEFT type {config.get('peft_type')!r}; lorakit reads LORA")
+    for name, value in config.items():
+        # PEFT writes every field that it knows; one that is off changes nothing
+        if value and name not in READ | INERT:
+            raise AdapterError(f"{path} sets `{name}` to {value!r}, which lorakit cannot honour")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(BASE_CHANGING_STARTS):
+        raise AdapterError(
+            f"{path} says init_lora_weights={start!r}: this adapter belongs to a base weight that it changed; "
+            "convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…) first"
+        )
+    return config
+
+
+def _tensors(folder: Path, allow_pickle: bool) -> Mapping[str, Tensor]:
+    path = folder / WEIGHTS
+    if path.is_file():
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise AdapterError(f"{path} is damaged or cut short: {error}") from error
+    elif (folder / PICKLED).is_file():
+        if not allow_pickle:
+            raise AdapterError(
+                f"{folder} holds its adapter as pickle ({PICKLED}), which can run code; --allow-pickle reads it"
+            )
+        tensors = torch.load(folder / PICKLED, map_location="cpu", weights_only=True)
+    else:
+        raise AdapterError(f"{folder} is no adapter: it has no {WEIGHTS}")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise AdapterError(f"{path}: `{name}` holds NaN or infinite values")
+    return tensors
+
+
+def _plan(folder: Path) -> Plan | None:
+    path = folder / PLAN
+    if not path.is_file():
+        return None
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"))
+    except (PlanError, UnicodeDecodeError) as error:
+        raise AdapterError(f"{path}: {error}") from error

@@ -1,0 +1,27 @@
+"""First-party plugins: each file registers through the hooks that any third party uses."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+
+def plugins() -> dict[str, ModuleType]:
+    """Return the built-in plugin modules by name. None of them imports torch when it is loaded."""
+    from lorakit.builtin import (
+        bitsandbytes_layers,
+        factory_models,
+        huggingface_models,
+        initializers,
+        linear_layers,
+        lora,
+        optimizers,
+        quantizers,
+        roles,
+    )
+    from lorakit.trainers import huggingface
+
+    modules = (
+        quantizers, initializers, optimizers, lora, roles, linear_layers, bitsandbytes_layers, factory_models,
+        huggingface_models, huggingface,
+    )  # fmt: skip
+    return {f"lorakit ({module.__name__.rpartition('.')[2]})": module for module in modules}

@@ -1,0 +1,101 @@
+"""`nf4` and `fp4`: four bits a weight in blocks with one scale each, in bitsandbytes' layout.
+
+Source: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314, sections 2 and 3.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from lorakit.hooks.protocols import QuantizedWeight
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# bitsandbytes quantizes the scales in blocks of this many
+NESTED_BLOCKSIZE = 256
+
+Blocksize = Literal[32, 64, 128, 256, 512, 1024, 2048, 4096]
+
+
+@dataclass(frozen=True)
+class FourBit:
+    """Blockwise four-bit quantization; `double` quantizes the scales to eight bits in blocks of 256."""
+
+    name: ClassVar[str]
+    blocksize: Blocksize = field(default=64, metadata={"help": "weights that share one scale (absmax)"})
+    double: bool = False
+
+    def quantize(self, weight: Tensor) -> QuantizedWeight:
+        """Return weight (out_features, in_features) as `packed`, two a byte, and `absmax`, doubled or not."""
+        import bitsandbytes.functional as bnb
+
+        packed, state = bnb.quantize_4bit(
+            weight.contiguous(), blocksize=self.blocksize, compress_statistics=self.double, quant_type=self.name
+        )
+        tensors = {"packed": packed, "absmax": state.absmax}
+        if self.double:
+            tensors["nested_absmax"] = state.state2.absmax
+            tensors["nested_offset"] = state.offset
+        return QuantizedWeight(tensors, (weight.shape[0], weight.shape[1]), weight.dtype)
+
+    def dequantize(self, quantized: QuantizedWeight) -> Tensor:
+        """Return the weight (out_features, in_features)."""
+        import bitsandbytes  # noqa: F401  (registers torch.ops.bitsandbytes)
+        import torch
+
+        absmax = quantized.tensors["absmax"]
+        if self.double:
+            absmax = torch.ops.bitsandbytes.dequantize_blockwise(
+                absmax,
+                quantized.tensors["nested_absmax"],
+                _nested_code(absmax.device),
+                NESTED_BLOCKSIZE,
+                torch.float32,
+            )
+            absmax = absmax + quantized.tensors["nested_offset"]
+        weight: Tensor = torch.ops.bitsandbytes.dequantize_4bit(
+            quantized.tensors["packed"], absmax, self.blocksize, self.name, list(quantized.shape), quantized.dtype
+        )
+        return weight
+
+    def bits_per_weight(self, shape: tuple[int, int]) -> float:
+        """Return 4 bits and the share of the scales; odd sizes pay for the last, unfilled block."""
+        weights = shape[0] * shape[1]
+        blocks = -(-weights // self.blocksize)
+        packed = -(-weights // 2) * 8
+        if not self.double:
+            return (packed + 32 * blocks) / weights
+        return (packed + 8 * blocks + 32 * -(-blocks // NESTED_BLOCKSIZE) + 32) / weights
+
+    def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
+        """Return x (..., in_features) times the transposed weight plus bias."""
+        from lorakit.adapters.kernels.dequantized import dequantized_linear
+
+        return dequantized_linear(x, quantized, bias, self.dequantize)
+
+
+@dataclass(frozen=True)
+class NF4(FourBit):
+    """Four-bit NormalFloat: levels at the quantiles of a normal distribution (QLoRA)."""
+
+    name: ClassVar[str] = "nf4"
+
+
+@dataclass(frozen=True)
+class FP4(FourBit):
+    """Four-bit floating point: one sign, two exponent and one mantissa bit."""
+
+    name: ClassVar[str] = "fp4"
+
+
+@functools.cache
+def _nested_code(device: torch.device) -> Tensor:
+    """Return the 256 levels of the eight-bit scales: a constant, so no module has to hold it."""
+    import bitsandbytes.functional as bnb
+
+    levels: Tensor = bnb.create_dynamic_map()
+    return levels.to(device)

@@ -1,0 +1,145 @@
+"""Models named by a Hugging Face folder or hub id, or given as a config: their structure alone, or with weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorakit.errors import ModelError
+from lorakit.hooks.protocols import ModelReference
+from lorakit.hooks.specs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
+
+
+@hookimpl
+def lorakit_load_model(reference: ModelReference) -> nn.Module | None:
+    if reference.config is None and ":" in reference.text:
+        return None
+    config = reference.config if reference.config is not None else _config(reference)
+    return _with_weights(reference, config) if reference.with_weights else _structure(config, reference)
+
+
+def _config(reference: ModelReference) -> Any:
+    folder = Path(reference.text)
+    if folder.is_dir():
+        _check_folder(folder, reference)
+    elif folder.exists():
+        raise ModelError(
+            f"{reference.text} is a file; a model is a folder with a config.json, a hub id, or FILE.py:FACTORY"
+        )
+    elif not HUB_ID.fullmatch(reference.text):
+        raise ModelError(f"no such model folder: {reference.text}")
+    from transformers import AutoConfig
+
+    with _plain_errors(reference):
+        return AutoConfig.from_pretrained(reference.text, trust_remote_code=reference.trust_remote_code)
+
+
+def _check_folder(folder: Path, reference: ModelReference) -> None:
+    """Say what a folder lacks before a library does in its own words."""
+    config = folder / "config.json"
+    if not config.is_file():
+        hint = ""
+        if (folder / "adapter_config.json").is_file():
+            hint = "; it holds an adapter: give its base model here"
+        raise ModelError(f"{folder} is no model: it has no config.json{hint}")
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{config} is no JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ModelError(f"{config} is no model config: it is a JSON {type(settings).__name__}")
+    if not reference.with_weights:
+        return
+    if any(folder.glob("*.safetensors")):
+        return
+    if any(folder.glob("*.bin")):
+        if not reference.allow_pickle:
+            raise ModelError(
+                f"{folder} holds its weights as pickle (.bin), which can run code; --allow-pickle reads them"
+            )
+        return
+    raise ModelError(f"{folder} holds no weights: no *.safetensors file in it")
+
+
+def _model_class(config: Any) -> Any:
+    import transformers
+
+    for name in getattr(config, "architectures", None) or ():
+        if isinstance(found := getattr(transformers, name, None), type):
+            return found
+    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM, transformers.AutoModel):
+        mapping = auto._model_mapping
+        if type(config) in mapping:
+            found = mapping[type(config)]
+            return found[0] if isinstance(found, tuple) else found
+    raise ModelError(f"transformers knows no model class for {type(config).__name__}")
+
+
+def _structure(config: Any, reference: ModelReference) -> nn.Module:
+    import torch
+    from transformers.initialization import no_init_weights
+
+    with _plain_errors(reference), torch.device("meta"), no_init_weights():
+        if getattr(config, "auto_map", None) and reference.trust_remote_code:
+            from transformers import AutoModelForCausalLM
+
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+        else:
+            model = _model_class(config)._from_config(config)
+    # equal weights are tied only once the model says so, which from_pretrained does by itself
+    model.tie_weights()
+    return model  # type: ignore[no-any-return]
+
+
+def _with_weights(reference: ModelReference, config: Any) -> nn.Module:
+    options: dict[str, Any] = {"dtype": reference.dtype or "auto"}
+    if not reference.allow_pickle:
+        options["use_safetensors"] = True
+    with _plain_errors(reference):
+        if getattr(config, "auto_map", None) and reference.trust_remote_code:
+            from transformers import AutoModelForCausalLM
+
+            return AutoModelForCausalLM.from_pretrained(reference.text, trust_remote_code=True, **options)  # type: ignore[no-any-return]
+        return _model_class(config).from_pretrained(reference.text, **options)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _plain_errors(reference: ModelReference) -> Iterator[None]:
+    """Turn what transformers and safetensors raise for a bad folder or id into a ModelError of one paragraph."""
+    from safetensors import SafetensorError
+
+    if not os.environ.get("TRANSFORMERS_VERBOSITY"):
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+    try:
+        yield
+    except ModelError:
+        raise
+    except SafetensorError as error:
+        broken = next((str(path) for path in _damaged(Path(reference.text))), reference.text)
+        raise ModelError(f"{broken} is damaged or cut short: {error}") from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ModelError(f"cannot read the model {reference.text}: {first}") from error
+
+
+def _damaged(folder: Path) -> Iterator[Path]:
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError):
+            yield path

@@ -1,0 +1,55 @@
+"""`int8`: bitsandbytes' LLM.int8().
+
+Source: Dettmers et al. 2022, "LLM.int8()", arXiv:2208.07339.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from lorakit.hooks.protocols import QuantizedWeight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Int8:
+    """Eight bits a weight with one scale a row; input columns with outliers are multiplied in 16 bits."""
+
+    name: ClassVar[str] = "int8"
+    threshold: float = field(default=6.0, metadata={"help": "inputs beyond it count as outliers; 0 turns that off"})
+
+    def __post_init__(self) -> None:
+        if self.threshold < 0:
+            raise ValueError("threshold must not be negative")
+
+    def quantize(self, weight: Tensor) -> QuantizedWeight:
+        """Return weight (out_features, in_features) as `CB` int8 of that shape and `SCB` float32 (out_features,)."""
+        import bitsandbytes.functional as bnb
+        import torch
+
+        codes, scales, _ = bnb.int8_vectorwise_quant(weight.to(torch.float16).contiguous())
+        return QuantizedWeight({"CB": codes, "SCB": scales}, (weight.shape[0], weight.shape[1]), weight.dtype)
+
+    def dequantize(self, quantized: QuantizedWeight) -> Tensor:
+        """Return the weight (out_features, in_features)."""
+        import bitsandbytes.functional as bnb
+
+        weight: Tensor = bnb.int8_vectorwise_dequant(quantized.tensors["CB"], quantized.tensors["SCB"])
+        return weight.to(quantized.dtype)
+
+    def bits_per_weight(self, shape: tuple[int, int]) -> float:
+        """Return 8 bits and the share of one float32 scale a row."""
+        return 8 + 32 / shape[1]
+
+    def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
+        """Return x (..., in_features) times the transposed weight plus bias, outliers apart."""
+        import bitsandbytes as bnb
+
+        state = bnb.MatmulLtState()
+        state.CB, state.SCB = quantized.tensors["CB"], quantized.tensors["SCB"]
+        state.threshold, state.has_fp16_weights = self.threshold, False
+        result: Tensor = bnb.matmul(x, state.CB, bias=bias, state=state)
+        return result

@@ -1,0 +1,35 @@
+"""Layers that compute y = xWᵀ + b: torch's Linear, transformers' Conv1D, and lorakit's own quantized Linear."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from lorakit.hooks.protocols import LayerShape
+from lorakit.hooks.specs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@hookimpl
+def lorakit_describe_module(module: nn.Module) -> LayerShape | None:
+    from torch import nn
+
+    from lorakit.adapters.quantized_linear import QuantizedLinear
+
+    if isinstance(module, nn.Linear | QuantizedLinear):
+        # nn.MultiheadAttention marks its output projection by this class, and multiplies with its weight by itself
+        called = not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+        return LayerShape("linear", module.in_features, module.out_features, called)
+    if is_conv1d(module):
+        in_features, out_features = module.weight.shape  # type: ignore[misc]
+        return LayerShape("conv1d", int(in_features), int(out_features))
+    return None
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Return whether this is transformers' Conv1D: a Linear whose weight lies as (in_features, out_features)."""
+    # a model can hold one only if transformers was imported before
+    pytorch_utils = sys.modules.get("transformers.pytorch_utils")
+    return pytorch_utils is not None and isinstance(module, pytorch_utils.Conv1D)

@@ -1,0 +1,49 @@
+"""`lorakit apply`: the plan, then the work, then a folder."""
+
+from __future__ import annotations
+
+from lorakit.cli import options
+
+
+def apply(
+    spec: options.Spec,
+    model: options.Model,
+    output: options.Output,
+    set_: options.Set = [],  # noqa: B006
+    force: options.Force = False,
+    seed: options.Seed = 0,
+    every_module: options.EveryModule = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
+) -> None:
+    """Adapt a model and write the fresh adapter: adapter_model.safetensors, adapter_config.json and plan.json.
+
+    Example: lorakit apply qlora.lora ./SmolLM2-135M -o adapter
+    """
+    from pathlib import Path
+
+    import lorakit
+    from lorakit.application.apply import apply_plan
+    from lorakit.artifacts.adapter_folder import save_adapter
+    from lorakit.artifacts.folders import refuse_existing, require_space
+    from lorakit.cli.models import device_words, load_model
+    from lorakit.cli.terminal import read_spec, say, show, tracked
+    from lorakit.hooks.manager import default_plugins
+    from lorakit.planning.report import plan_view, show_bytes
+
+    folder = Path(output)
+    refuse_existing(folder, force)
+    parsed = read_spec(spec, set_)
+    loaded = load_model(model, with_weights=True, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    decided = lorakit.plan(parsed, loaded)
+    require_space(folder, decided.memory.gradients)
+    show(plan_view(decided, every_module=every_module))
+    say(f"\n{device_words()}")
+    plugins = default_plugins()
+    apply_plan(decided, loaded, plugins, seed=seed, progress=lambda entries: tracked(entries, "applying"))
+    save_adapter(loaded, folder, plugins, replace=force)
+    held = lorakit.summary(loaded)
+    say(
+        f"{folder}: {held.added_parameters:,} parameters in {show_bytes(held.adapter_bytes)}; "
+        f"the model holds {show_bytes(held.weight_bytes)} of weights"
+    )

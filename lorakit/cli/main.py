@@ -1,0 +1,55 @@
+"""The `lorakit` command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import typer
+
+from lorakit.cli import apply, check, demo, explain, fmt, inspect, merge, plan, train
+from lorakit.cli.terminal import BAD_INPUT, INTERRUPTED, WORK_FAILED, fail
+from lorakit.errors import LorakitError, WriteError
+
+app = typer.Typer(
+    name="lorakit",
+    help="A small language for low-rank fine-tuning: check it, see the plan, apply it, train, merge.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (check, fmt, explain, plan, apply, train, merge, inspect, demo):
+    name = command.__name__.rpartition(".")[2]
+    app.command(name)(getattr(command, name))
+
+
+@app.callback(invoke_without_command=True)
+def version(show: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+    if show:
+        import lorakit
+
+        sys.stdout.write(f"lorakit {lorakit.__version__}\n")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; every failure that a user can cause is one message and an exit code, never a traceback."""
+    # bitsandbytes tells of optional kernels that it did not find
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        # the libraries' own progress bars
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        app()
+    except LorakitError as error:
+        fail(str(error), BAD_INPUT)
+    except WriteError as error:
+        fail(str(error), WORK_FAILED)
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(WORK_FAILED) from None

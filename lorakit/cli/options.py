@@ -1,0 +1,36 @@
+"""Arguments and options that several commands take, each with one meaning."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class OutputFormat(StrEnum):
+    """How a command prints its data."""
+
+    text = "text"
+    json = "json"
+
+
+Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A .lora file.", show_default=False)]
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A Hugging Face folder or hub id, or FILE.py:FACTORY.", show_default=False),
+]
+Set = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="Give a `let` name another value.")]
+Output = Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The folder to write.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output folder if it exists.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="The seed that adapters are drawn with.")]
+Format = Annotated[OutputFormat, typer.Option("--format", help="How to print.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let the model's own Python code run.", show_default=False)
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read weights from pickle files, which can run code.", show_default=False)
+]
+EveryModule = Annotated[bool, typer.Option("--modules", help="A row for every module instead of one for each kind.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Rows of a training step.")]
+Tokens = Annotated[int, typer.Option("--tokens", min=1, help="Tokens of a row at most.")]

@@ -1,0 +1,36 @@
+"""`lorakit plan`: what would happen, without reading a weight."""
+
+from __future__ import annotations
+
+from lorakit.cli import options
+
+
+def plan(
+    spec: options.Spec,
+    model: options.Model,
+    set_: options.Set = [],  # noqa: B006
+    every_module: options.EveryModule = False,
+    batch: options.Batch = 1,
+    tokens: options.Tokens = 512,
+    format_: options.Format = options.OutputFormat.text,
+    trust_remote_code: options.TrustRemoteCode = False,
+) -> None:
+    """Show what a spec makes of a model: modules, parameters, bytes before and after, memory of a training step.
+
+    Reads the model's config alone.
+
+    Example: lorakit plan qlora.lora ./SmolLM2-135M
+    """
+    import lorakit
+    from lorakit.cli.models import load_model
+    from lorakit.cli.terminal import read_spec, show
+
+    parsed = read_spec(spec, set_)
+    structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
+    decided = lorakit.plan(parsed, structure, batch=batch, tokens=tokens)
+    if format_ == "json":
+        print(decided.to_json())
+        return
+    from lorakit.planning.report import plan_view
+
+    show(plan_view(decided, every_module=every_module))

@@ -1,0 +1,102 @@
+"""What every command shares: how it speaks, how it fails, and how it shows that it is at work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from lorakit.language.spec import Spec
+
+DONE, WORK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+# pipes and log files have no width of their own
+PIPE_WIDTH = 140
+
+Item = TypeVar("Item")
+
+
+def console(stderr: bool = False) -> Console:
+    """Return a rich console on standard output, or on standard error."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else PIPE_WIDTH)
+
+
+def show(*parts: RenderableType) -> None:
+    """Print to standard output; in a pipe without the blanks that fill a table's lines."""
+    terminal = console()
+    if terminal.is_terminal:
+        terminal.print(*parts)
+        return
+    with terminal.capture() as captured:
+        terminal.print(*parts)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+
+
+def say(line: str) -> None:
+    """Print a plain line to standard output, whatever brackets are in it."""
+    console().print(line, markup=False, soft_wrap=True)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print an error to standard error and leave with this exit code."""
+    text = message if message.startswith("error") else f"error: {message}"
+    console(stderr=True).print(text, markup=False, soft_wrap=True, style="bold red" if "\n" not in text else None)
+    raise SystemExit(code)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show a spinner with the elapsed time while a step of unknown length runs; nothing in a pipe."""
+    terminal = console(stderr=True)
+    if not terminal.is_terminal:
+        yield
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    with Progress(SpinnerColumn(), TextColumn(what), TimeElapsedColumn(), console=terminal, transient=True) as progress:
+        progress.add_task(what, total=None)
+        yield
+
+
+def tracked(items: Sequence[Item], what: str) -> Iterable[Item]:
+    """Yield items behind a progress bar with elapsed and remaining time; without one in a pipe."""
+    terminal = console(stderr=True)
+    if not terminal.is_terminal:
+        return iter(items)
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    def bar() -> Iterator[Item]:
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=terminal, transient=True) as progress:
+            yield from progress.track(items, description=what)
+
+    return bar()
+
+
+def read_spec(path: str, variables: Sequence[str]) -> Spec:
+    """Return the Spec in a file. Raises: SpecError."""
+    from lorakit.api import parse
+    from lorakit.language.settings import variables_of
+
+    return parse(Path(path), variables_of(variables))
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON to standard output."""
+    import json
+
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")

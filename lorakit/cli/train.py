@@ -1,0 +1,85 @@
+"""`lorakit train`: apply, then a trainer that people already use, then the adapter folder."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lorakit.cli import options
+
+
+def train(
+    spec: options.Spec,
+    model: options.Model,
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="A .jsonl or text file; for a PyTorch model FILE.py:FACTORY.")
+    ],
+    output: options.Output,
+    set_: options.Set = [],  # noqa: B006
+    steps: Annotated[int, typer.Option(min=0, help="Training steps; 0 takes --epochs.")] = 0,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the data, where --steps is not given.")] = 1.0,
+    batch: options.Batch = 4,
+    tokens: options.Tokens = 512,
+    lr: Annotated[
+        float | None, typer.Option(help="Replaces the optimizer's learning rate.", show_default=False)
+    ] = None,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps over which the learning rate rises.")] = 0,
+    held_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the data kept for measuring.")] = 0.05,
+    evaluate_every: Annotated[
+        int, typer.Option(min=0, help="Steps between held-out losses; 0 measures at the ends.")
+    ] = 0,
+    save_every: Annotated[int, typer.Option(min=0, help="Steps between checkpoints; 0 keeps none on the way.")] = 0,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option(help="Recompute activations: less memory, more time.")
+    ] = False,
+    loss: Annotated[str | None, typer.Option(metavar="FILE.py:FUNCTION", help="Loss of a PyTorch model.")] = None,
+    sample: Annotated[str | None, typer.Option(metavar="PROMPT", help="Show the answer before and after.")] = None,
+    seed: options.Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in OUT.")] = False,
+    force: options.Force = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
+) -> None:
+    """Adapt a model, train the adapter on your data, and write it as a folder that PEFT loads too.
+
+    Hugging Face models train with transformers' Trainer, plain PyTorch models in a loop of lorakit's. Ctrl-C stops
+    after the current step with a checkpoint, from which --resume goes on.
+
+    Example: lorakit train qlora.lora ./SmolLM2-135M chats.jsonl -o adapter --steps 100
+    """
+    from pathlib import Path
+
+    from lorakit.cli.terminal import INTERRUPTED, read_spec, say
+    from lorakit.cli.training import Job, run
+    from lorakit.trainers.settings import Settings
+
+    job = Job(
+        spec=read_spec(spec, set_),
+        model=model,
+        data=data,
+        output=Path(output),
+        settings=Settings(
+            steps=steps,
+            epochs=epochs,
+            batch=batch,
+            tokens=tokens,
+            lr=lr,
+            warmup=warmup,
+            held_out=held_out,
+            evaluate_every=evaluate_every,
+            save_every=save_every,
+            gradient_checkpointing=gradient_checkpointing,
+            seed=seed,
+        ),
+        loss=loss,
+        sample=sample,
+        resume=resume,
+        force=force,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    outcome = run(job)
+    if outcome.stopped:
+        say(f"stopped after step {outcome.steps}; --resume goes on from there")
+        raise typer.Exit(INTERRUPTED)

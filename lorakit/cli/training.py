@@ -1,0 +1,114 @@
+"""A training job from the command line: the plan shown, an adapter trained, its folder written."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorakit.cli.terminal import console, say, show, tracked
+from lorakit.errors import OutputError
+from lorakit.language.spec import Spec
+from lorakit.trainers.settings import Outcome, Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lorakit.trainers.huggingface_task import LanguageTask
+    from lorakit.trainers.plain_task import PairsTask
+
+# an adapter and two moments of up to four bytes a parameter, in the two checkpoints that are kept
+CHECKPOINT_FACTOR = 2 * 5
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to train and where to put it; `sample` is a prompt that the model answers before and after."""
+
+    spec: Spec
+    model: str
+    data: str
+    output: Path
+    settings: Settings
+    loss: str | None = None
+    sample: str | None = None
+    resume: bool = False
+    force: bool = False
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints, beside the output, which itself appears only when it is whole."""
+        return self.output.with_name(f"{self.output.name}-checkpoints")
+
+
+def run(job: Job) -> Outcome:
+    """Do a training job, telling standard output what happens. Raises: LorakitError, WriteError."""
+    import lorakit
+    from lorakit.application.apply import apply_plan
+    from lorakit.artifacts.adapter_folder import save_adapter
+    from lorakit.artifacts.folders import require_space
+    from lorakit.cli.models import device_words, load_model
+    from lorakit.hooks.manager import default_plugins
+    from lorakit.planning.report import plan_view, show_bytes
+    from lorakit.trainers.display import Display
+
+    _check_places(job)
+    plugins = default_plugins()
+    structure = load_model(job.model, with_weights=False, trust_remote_code=job.trust_remote_code)
+    plan = lorakit.plan(job.spec, structure, batch=job.settings.batch, tokens=job.settings.tokens)
+    task = _task(job, structure)
+    require_space(job.output, plan.memory.gradients * (1 + bool(job.settings.save_every) * CHECKPOINT_FACTOR))
+    show(plan_view(plan))
+    say(f"\n{device_words()}")
+    say(task.description)
+    model = load_model(
+        job.model, with_weights=True, trust_remote_code=job.trust_remote_code, allow_pickle=job.allow_pickle
+    )
+    _to_accelerator(model)
+    _sample(job, task, model, "before")
+    if not job.resume:
+        shutil.rmtree(job.checkpoints, ignore_errors=True)
+    apply_plan(plan, model, plugins, seed=job.settings.seed, progress=lambda entries: tracked(entries, "applying"))
+    outcome = task.train(model, job.checkpoints, plugins, Display(console(stderr=True), say), resume=job.resume)
+    if outcome.stopped:
+        return outcome
+    _sample(job, task, model, "after")
+    save_adapter(model, job.output, plugins, replace=job.force, beside=task.save_beside)
+    if job.checkpoints.is_dir() and not any(job.checkpoints.iterdir()):
+        job.checkpoints.rmdir()
+    say(f"{job.output}: adapter of {plan.trainable:,} parameters, {show_bytes(plan.memory.gradients)}")
+    return outcome
+
+
+def _task(job: Job, structure: nn.Module) -> LanguageTask | PairsTask:
+    if hasattr(structure, "save_pretrained"):
+        from lorakit.trainers.huggingface_task import LanguageTask
+
+        return LanguageTask(job.model, job.data, job.settings, job.trust_remote_code)
+    from lorakit.trainers.plain_task import PairsTask
+
+    return PairsTask(job.data, job.loss, job.settings)
+
+
+def _check_places(job: Job) -> None:
+    """Refuse to write where something stands, before any work is done."""
+    from lorakit.artifacts.folders import refuse_existing
+
+    refuse_existing(job.output, job.force)
+    if job.checkpoints.exists() and not job.resume and not job.force:
+        raise OutputError(f"{job.checkpoints} exists from an earlier run; --resume goes on from it, --force drops it")
+
+
+def _to_accelerator(model: nn.Module) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        model.to("cuda")
+
+
+def _sample(job: Job, task: LanguageTask | PairsTask, model: nn.Module, when: str) -> None:
+    if job.sample is not None:
+        say(f"sample {when} training, to {job.sample!r}:\n  {task.answer(model, job.sample)!r}")

@@ -1,0 +1,52 @@
+"""Every error that lorakit raises for what a user gave it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lorakit.language.diagnostics import Diagnostic
+
+
+class LorakitError(Exception):
+    """Base of all errors that a user's input can cause."""
+
+
+class SpecError(LorakitError):
+    """A spec that does not parse or means nothing; holds every diagnostic of the file."""
+
+    def __init__(self, diagnostics: tuple[Diagnostic, ...], rendered: str) -> None:
+        super().__init__(rendered)
+        self.diagnostics = diagnostics
+
+
+class PlanError(LorakitError):
+    """A spec that is sound in itself but does not fit this model."""
+
+    def __init__(self, message: str, diagnostics: tuple[Diagnostic, ...] = ()) -> None:
+        super().__init__(message)
+        self.diagnostics = diagnostics
+
+
+class ModelError(LorakitError):
+    """A model reference that cannot be read, or a model that cannot be used."""
+
+
+class AdapterError(LorakitError):
+    """An adapter folder that is missing, damaged, unsafe or made for another model."""
+
+
+class DataError(LorakitError):
+    """Training data that cannot be read or used."""
+
+
+class PluginError(LorakitError):
+    """A plugin that failed; the message names it with its distribution and version."""
+
+
+class OutputError(LorakitError):
+    """An output place that cannot be used; nothing was written."""
+
+
+class WriteError(Exception):
+    """The work itself failed, for example on a full disk; what stood at the output place before is untouched."""

@@ -1,0 +1,31 @@
+"""Hooks: what plugins can add to lorakit, and how they are found."""
+
+from lorakit.hooks.manager import Plugins, default_plugins
+from lorakit.hooks.protocols import (
+    InitContext,
+    Initializer,
+    LayerShape,
+    Method,
+    ModelReference,
+    OptimizerFactory,
+    QuantizedWeight,
+    Quantizer,
+    Role,
+)
+from lorakit.hooks.specs import hookimpl, hookspec
+
+__all__ = [
+    "InitContext",
+    "Initializer",
+    "LayerShape",
+    "Method",
+    "ModelReference",
+    "OptimizerFactory",
+    "Plugins",
+    "QuantizedWeight",
+    "Quantizer",
+    "Role",
+    "default_plugins",
+    "hookimpl",
+    "hookspec",
+]

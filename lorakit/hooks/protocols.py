@@ -1,0 +1,137 @@
+"""What a plugin's objects look like: one protocol a kind.
+
+A plugin object is a frozen dataclass *class*: its fields are its options, with types and defaults, and an instance is
+one configured quantizer, initializer, optimizer or method. `name` is a class variable; the docstring's first line says
+what it is; `__post_init__` may raise ValueError, which becomes an error at the option's place in the spec.
+Nothing here imports torch, and a plugin should import it only inside its methods, so that `lorakit check` stays quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from lorakit.planning.inventory import Inventory, ModuleInfo
+    from lorakit.planning.plan import PlanEntry
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A quantized matrix as plain tensors, named by its quantizer.
+
+    Shapes: stands for a weight (out_features, in_features) = `shape`. `dtype` is what dequantizing gives back.
+    """
+
+    tensors: Mapping[str, Tensor]
+    shape: tuple[int, int]
+    dtype: torch.dtype
+
+
+class Quantizer(Protocol):
+    """Stores a frozen weight in fewer bits. A field `double: bool` says that double quantization is supported."""
+
+    name: ClassVar[str]
+
+    def quantize(self, weight: Tensor) -> QuantizedWeight:
+        """Return weight (out_features, in_features) quantized, on the weight's device."""
+
+    def dequantize(self, quantized: QuantizedWeight) -> Tensor:
+        """Return the weight (out_features, in_features) in `quantized.dtype`."""
+
+    def bits_per_weight(self, shape: tuple[int, int]) -> float:
+        """Return the bits that one weight of a matrix of this shape takes, scales included."""
+
+    def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
+        """Return x (..., in_features) times the transposed weight plus bias; differentiable in x."""
+
+
+@dataclass(frozen=True, slots=True)
+class InitContext:
+    """What an initializer may look at beside the two matrices.
+
+    `weight` returns the base weight (out_features, in_features), dequantized if it is quantized; `generator` is seeded
+    from the run's seed and the module's path and lives on the CPU; `scaling` is alpha / rank (rsLoRA: / sqrt(rank)).
+    """
+
+    weight: Callable[[], Tensor]
+    generator: torch.Generator
+    scaling: float
+
+
+class Initializer(Protocol):
+    """Sets the start values of an adapter."""
+
+    name: ClassVar[str]
+
+    def initialize(self, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+        """Fill lora_A (rank, in_features) and lora_B (out_features, rank), float32 on the CPU, in place."""
+
+
+class OptimizerFactory(Protocol):
+    """Builds an optimizer from parameter groups."""
+
+    name: ClassVar[str]
+    default_lr: ClassVar[float]
+
+    def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer; each group has `params`, `lr` and `paged`."""
+
+    def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
+        """Return the bytes of optimizer state for one tensor of so many parameters of that width."""
+
+
+class Method(Protocol):
+    """A way to parametrize the change of a layer; `lora` is one."""
+
+    name: ClassVar[str]
+    needs_rank: ClassVar[bool]
+
+    def parameter_shapes(self, layer: ModuleInfo, rank: int | None) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of every parameter that the method adds to this layer, by name."""
+
+    def adapt(self, layer: nn.Module, entry: PlanEntry) -> nn.Module | None:
+        """Return the module that takes the layer's place and holds it as `base_layer`, or None if it cannot."""
+
+
+class Role(Protocol):
+    """A named set of modules, found from the model's structure. A role is an instance, since it has no options."""
+
+    @property
+    def name(self) -> str:
+        """What stands behind the `@`."""
+
+    def select(self, inventory: Inventory) -> frozenset[str]:
+        """Return the paths of the modules that play this role."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """How an adaptable layer looks from outside: y (..., out_features) = layer(x (..., in_features)).
+
+    `called` is False where the parent computes with the layer's weight and never calls the layer itself.
+    """
+
+    kind: str
+    in_features: int
+    out_features: int
+    called: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReference:
+    """A model named in text or by a config object, and what loading it may do.
+
+    `with_weights=False` asks for the structure alone, on meta tensors.
+    """
+
+    text: str
+    config: object | None = None
+    with_weights: bool = True
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    dtype: str | None = None

@@ -1,0 +1,131 @@
+"""The hooks of lorakit: this file reads as the plugin manual.
+
+A distribution takes part by an entry point in the group `lorakit` that names a module or object with functions marked
+`@lorakit.hookimpl`. Registries are asked once, when the plugins load. Moments are called as a run goes by; where a
+moment says 'first result', the plugins are asked in turn, the last registered first and the built-ins last, until one
+answers with something other than None. A plugin that raises stops the run with its name, distribution and version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pluggy
+
+from lorakit.hooks.protocols import (
+    Initializer,
+    LayerShape,
+    Method,
+    ModelReference,
+    OptimizerFactory,
+    Quantizer,
+    Role,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lorakit.planning.plan import Plan, PlanEntry
+
+PROJECT = "lorakit"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+# Registries: what the words of a spec can name
+
+
+@hookspec
+def lorakit_quantizers() -> Sequence[type[Quantizer]]:  # type: ignore[empty-body]
+    """Return quantizers, for `quant NAME` and `quantize TARGETS NAME`."""
+
+
+@hookspec
+def lorakit_initializers() -> Sequence[type[Initializer]]:  # type: ignore[empty-body]
+    """Return initializers, for `init NAME`."""
+
+
+@hookspec
+def lorakit_optimizers() -> Sequence[type[OptimizerFactory]]:  # type: ignore[empty-body]
+    """Return optimizers, for `optimizer NAME`."""
+
+
+@hookspec
+def lorakit_methods() -> Sequence[type[Method]]:  # type: ignore[empty-body]
+    """Return adapter methods, for `method NAME`."""
+
+
+@hookspec
+def lorakit_roles() -> Sequence[Role]:  # type: ignore[empty-body]
+    """Return roles, for targets such as `@attention`."""
+
+
+# Moments: before a model changes
+
+
+@hookspec(firstresult=True)
+def lorakit_load_model(reference: ModelReference) -> nn.Module | None:
+    """Return the model that this reference names, or None if another plugin should try. First result."""
+
+
+@hookspec(firstresult=True)
+def lorakit_describe_module(module: nn.Module) -> LayerShape | None:
+    """Return the shape of a layer that `lorakit_adapt_module` can adapt, or None for any other module. First result.
+
+    Called for every module when a model is read, on meta tensors too: look at shapes and classes, never at values.
+    """
+
+
+@hookspec
+def lorakit_plan_ready(plan: Plan) -> Plan | None:
+    """Return a changed plan, or None to leave it. Every plugin is asked, with the plan that the one before gave."""
+
+
+@hookspec
+def lorakit_estimate_memory(entry: PlanEntry) -> int | None:
+    """Return bytes that this entry will hold on the accelerator beyond what the plan counts, or None."""
+
+
+# Moments: while and after a model changes
+
+
+@hookspec(firstresult=True)
+def lorakit_convert_module(module: nn.Module) -> nn.Module | None:
+    """Return lorakit's own layer for one that another library holds quantized, or None. First result.
+
+    Called for every module with parameters; the packed weights are handed over as they are, never quantized anew.
+    """
+
+
+@hookspec(firstresult=True)
+def lorakit_adapt_module(module: nn.Module, entry: PlanEntry) -> nn.Module | None:
+    """Return the adapter that takes the module's place and holds it as `base_layer`, or None. First result.
+
+    Where every plugin answers None, the entry's method builds it. The module is already quantized where the entry says
+    so. The model itself is changed only after all of its adapters were built.
+    """
+
+
+@hookspec
+def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
+    """Called once after every adapter is in place and everything else is frozen."""
+
+
+@hookspec
+def lorakit_model_merged(model: nn.Module) -> None:
+    """Called once after every adapter was folded in: undo here what `lorakit_model_ready` did to the model."""
+
+
+# Moments: around files
+
+
+@hookspec
+def lorakit_before_save(model: nn.Module, folder: Path) -> None:
+    """Called with the folder in the making, after lorakit wrote its files and before it takes its final name."""
+
+
+@hookspec
+def lorakit_after_load(model: nn.Module, folder: Path) -> None:
+    """Called when an adapter folder has been put on the model."""

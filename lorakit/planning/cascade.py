@@ -1,0 +1,201 @@
+"""The cascade: which rule decides each module. Rules compete only with later rules of their own keyword."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from lorakit.hooks.protocols import Role
+from lorakit.language.diagnostics import Diagnostic, advised, at
+from lorakit.language.spec import Adapt, Quantize, Rule, Spec, Target, Train
+from lorakit.language.suggestions import nearest
+from lorakit.planning.inventory import Inventory, ModuleInfo
+from lorakit.planning.plan import RuleSummary, SelectorCount
+from lorakit.planning.targets import Selection, container_counts
+
+Kind = TypeVar("Kind", Adapt, Quantize, Train)
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """For each kind of rule, the rule that decides a module, by path in the model's order."""
+
+    adapt: Mapping[str, Adapt]
+    quantize: Mapping[str, Quantize]
+    train: Mapping[str, Train]
+    rules: tuple[RuleSummary, ...] = ()
+    findings: tuple[Diagnostic, ...] = ()
+
+
+def decide(spec: Spec, inventory: Inventory, roles: Mapping[str, Role]) -> Decisions:
+    """Return which rule decides each module, and what is wrong with the rules that cannot be followed."""
+    selection = Selection(inventory, roles)
+    reach = [_Reach(rule, inventory, selection) for rule in spec.rules]
+    decided: dict[type, dict[str, Rule]] = {Adapt: {}, Quantize: {}, Train: {}}
+    for one in reach:
+        decided[type(one.rule)].update(dict.fromkeys(one.paths, one.rule))
+    for path in list(decided[Quantize]):
+        if path in decided[Adapt] or path in decided[Train]:
+            del decided[Quantize][path]
+    findings = [finding for one in reach for finding in one.findings]
+    for one in reach:
+        if not one.findings and not one.rule.optional:
+            findings += _shadowed(one, decided[type(one.rule)], decided)
+    return Decisions(
+        adapt=_ordered(decided[Adapt], Adapt, inventory),
+        quantize=_ordered(decided[Quantize], Quantize, inventory),
+        train=_ordered(decided[Train], Train, inventory),
+        rules=tuple(_summary(one, decided[type(one.rule)]) for one in reach),
+        findings=tuple(findings),
+    )
+
+
+class _Reach:
+    """What one rule would decide if it stood alone."""
+
+    def __init__(self, rule: Rule, inventory: Inventory, selection: Selection) -> None:
+        self.rule = rule
+        self.findings: list[Diagnostic] = []
+        self.selectors: list[SelectorCount] = []
+        self._inventory = inventory
+        found: dict[str, None] = {}
+        for target in rule.targets:
+            found.update(dict.fromkeys(self._select(target, selection)))
+        excepted = self._excepted(selection)
+        self.paths = tuple(
+            path
+            for path in found
+            if path not in excepted and (not rule.layers or selection.in_layers(path, rule.layers))
+        )
+        if found and not self.paths and not self.findings and not rule.optional:
+            left_out = "`except`" if rule.excepts else "`layers`"
+            self._complain("L101", f"nothing is left of this rule: {left_out} takes out all it matched", rule)
+
+    def _select(self, target: Target, selection: Selection) -> Iterable[str]:
+        matched = selection.matches(target)
+        if not matched and not self.rule.optional:
+            self._complain(
+                "L101",
+                f"`{target}` matches no module of {self._inventory.model_class}",
+                target,
+                near=_near(target, self._inventory),
+                note=_structure(self._inventory),
+            )
+        usable = [path for path in matched if self._usable(self._inventory.modules[path])]
+        if target.is_outright and len(usable) < len(matched):
+            self._refuse(target, next(path for path in matched if path not in usable))
+        self.selectors.append(SelectorCount(str(target), len(matched), len(matched) - len(usable)))
+        if isinstance(self.rule, Train):
+            return [inner for path in usable for inner in _holders_inside(path, self._inventory)]
+        return usable
+
+    def _usable(self, module: ModuleInfo) -> bool:
+        if isinstance(self.rule, Train):
+            return bool(module.parameters) or module.holds_modules
+        return module.shape is not None
+
+    def _refuse(self, target: Target, path: str) -> None:
+        module = self._inventory.modules[path]
+        inside = f"; what is inside it is `{target}.*`" if module.holds_modules else ""
+        if isinstance(self.rule, Adapt):
+            message = f"no adapter fits `{path}`, a {module.class_name}"
+            note = "a plugin adds one with the hooks lorakit_describe_module and lorakit_adapt_module" + inside
+        elif isinstance(self.rule, Quantize):
+            message = f"`{path}`, a {module.class_name}, has no matrix to quantize"
+            note = "a plugin adds its class with the hook lorakit_describe_module" + inside
+        else:
+            message, note = f"`{path}`, a {module.class_name}, has no parameters to train", ""
+        self._complain("L102", message, target, note=note)
+
+    def _excepted(self, selection: Selection) -> frozenset[str]:
+        """Return what the `except` targets take out: the modules they match and everything inside those."""
+        matched: set[str] = set()
+        for target in self.rule.excepts:
+            paths = selection.matches(target)
+            if not paths and not self.rule.optional:
+                self._complain("L101", f"`except {target}` matches no module of {self._inventory.model_class}", target)
+            matched.update(paths)
+        if not matched:
+            return frozenset()
+        return frozenset(path for path in self._inventory.modules if any(above in matched for above in _lineage(path)))
+
+    def _complain(
+        self, code: str, message: str, place: Target | Rule, near: str | None = None, note: str = ""
+    ) -> None:
+        suggestion, notes = advised(near, [note] if note else [])
+        self.findings.append(at(code, message, place.span, suggestion=suggestion, notes=notes))
+
+
+def _lineage(path: str) -> Iterable[str]:
+    segments = path.split(".")
+    return (".".join(segments[:length]) for length in range(1, len(segments) + 1))
+
+
+def _holders_inside(path: str, inventory: Inventory) -> Iterable[str]:
+    """Return the modules at and inside a path that hold parameters of their own."""
+    if inventory.modules[path].parameters:
+        yield path
+    for child in inventory.children.get(path, ()):
+        yield from _holders_inside(child, inventory)
+
+
+def _near(target: Target, inventory: Inventory) -> str | None:
+    """Return the last segment of a module that is spelled nearly so."""
+    return nearest(target.segments[-1].name, _layer_names(inventory)) if target.is_outright else None
+
+
+def _structure(inventory: Inventory) -> str:
+    names = _layer_names(inventory)
+    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    return f"its layers are called {shown}" if names else "it has no layer that an adapter fits"
+
+
+def _layer_names(inventory: Inventory) -> list[str]:
+    names = (path.rpartition(".")[2] for path, module in inventory.modules.items() if module.shape is not None)
+    return list(dict.fromkeys(name for name in names if not name.isdigit()))
+
+
+def _shadowed(
+    one: _Reach, deciding: Mapping[str, Rule], decided: Mapping[type, Mapping[str, Rule]]
+) -> Iterable[Diagnostic]:
+    if not one.paths or any(deciding.get(path) is one.rule for path in one.paths):
+        return
+    if isinstance(one.rule, Quantize) and all(path in decided[Adapt] or path in decided[Train] for path in one.paths):
+        yield at(
+            "L104",
+            "this rule decides nothing: other rules adapt or train every module that it matches",
+            one.rule.span,
+            suggestion="put `quant` on the `adapt` rule, or add `optional` here",
+        )
+        return
+    winners = {winner.span.line for path in one.paths if (winner := deciding.get(path)) and winner.span}
+    lines = ", ".join(map(str, sorted(winners)))
+    yield at(
+        "L104",
+        f"this rule decides nothing: {'lines' if len(winners) > 1 else 'line'} {lines} replaced it everywhere",
+        one.rule.span,
+        suggestion="remove it, move it below, or add `optional`",
+    )
+
+
+def _summary(one: _Reach, deciding: Mapping[str, Rule]) -> RuleSummary:
+    paths = [path for path in one.paths if deciding.get(path) is one.rule]
+    return RuleSummary(
+        place=place(one.rule),
+        keyword=type(one.rule).__name__.lower(),
+        targets=", ".join(map(str, one.rule.targets)),
+        modules=len(paths),
+        selectors=tuple(one.selectors),
+        containers=container_counts(paths),
+    )
+
+
+def place(rule: Rule) -> str:
+    """Return where a rule stands, as `file:line`."""
+    return f"{rule.span.file}:{rule.span.line}" if rule.span else ""
+
+
+def _ordered(decided: Mapping[str, Rule], kind: type[Kind], inventory: Inventory) -> dict[str, Kind]:
+    rules = ((path, decided.get(path)) for path in inventory.modules)
+    return {path: rule for path, rule in rules if isinstance(rule, kind)}

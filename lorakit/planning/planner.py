@@ -1,0 +1,252 @@
+"""From a Spec and an inventory to a Plan: one pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from lorakit.errors import PlanError
+from lorakit.hooks.manager import Plugins
+from lorakit.hooks.protocols import OptimizerFactory
+from lorakit.language.diagnostics import Diagnostic, at, render
+from lorakit.language.spec import Adapt, PluginCall, Quantize, Spec, Train
+from lorakit.planning import memory, requirements
+from lorakit.planning.cascade import Decisions, decide, place
+from lorakit.planning.inventory import Inventory, ModuleInfo
+from lorakit.planning.plan import AdapterPlan, Bytes, OptimizerPlan, Plan, PlanEntry
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+DEFAULT_OPTIMIZER = PluginCall("adamw")
+
+
+def make_plan(spec: Spec, inventory: Inventory, plugins: Plugins, *, batch: int = 1, tokens: int = 512) -> Plan:
+    """Return what the spec makes of this model; batch × tokens is the step that the memory forecast is for.
+
+    Raises: PlanError holding every diagnostic: targets that match nothing, layers that no adapter fits, and so on.
+    """
+    if not spec.rules:
+        raise PlanError(
+            "this spec has no rules: nothing would change; write a line such as `adapt q_proj,v_proj rank 16`"
+        )
+    decisions = decide(spec, inventory, plugins.roles)
+    plan, problems = plan_decisions(
+        decisions, inventory, plugins, _optimizer(spec, plugins), batch=batch, tokens=tokens
+    )
+    _raise([*decisions.findings, *problems], spec)
+    plan = replace(plan, notes=tuple(_notes(spec, inventory, decisions)), source=spec.source)
+    changed: Plan = plugins.pass_through("lorakit_plan_ready", "plan", plan)
+    _raise(requirements.broken(spec, changed), spec)
+    return changed
+
+
+def plan_decisions(
+    decisions: Decisions,
+    inventory: Inventory,
+    plugins: Plugins,
+    optimizer: OptimizerPlan | None = None,
+    *,
+    batch: int = 1,
+    tokens: int = 512,
+) -> tuple[Plan, list[Diagnostic]]:
+    """Return the plan of what was decided for each module, without the modules whose decision has a problem."""
+    optimizer = optimizer or OptimizerPlan(
+        DEFAULT_OPTIMIZER, plugins.optimizers[DEFAULT_OPTIMIZER.name].default_lr, False
+    )
+    factory = plugins.optimizer(optimizer.call)
+    entries: list[PlanEntry] = []
+    findings: list[Diagnostic] = []
+    for path, module in inventory.modules.items():
+        adapt, quantize, train = decisions.adapt.get(path), decisions.quantize.get(path), decisions.train.get(path)
+        if not (adapt or quantize or train):
+            continue
+        problems = list(_problems(module, adapt, quantize, train, inventory))
+        findings += problems
+        if not problems:
+            entry = _entry(module, adapt, quantize, train, plugins, factory)
+            extra = sum(filter(None, plugins.call("lorakit_estimate_memory", entry=entry)))
+            entries.append(replace(entry, bytes=replace(entry.bytes, extra=extra)) if extra else entry)
+    plan = Plan(
+        model_class=inventory.model_class,
+        model_parameters=inventory.total_parameters,
+        entries=tuple(entries),
+        rules=decisions.rules,
+        optimizer=optimizer,
+        memory=memory.forecast(inventory, entries, batch, tokens),
+    )
+    return plan, findings
+
+
+def _raise(findings: Iterable[Diagnostic], spec: Spec) -> None:
+    # one complaint of a kind a place is enough: a rule that reaches 400 modules would say it 400 times
+    unique = {
+        (finding.code, finding.file, finding.line, finding.column): finding for finding in reversed(list(findings))
+    }
+    if unique:
+        ordered = tuple(sorted(unique.values(), key=lambda finding: (finding.file, finding.line, finding.column)))
+        raise PlanError(render(ordered, spec.sources), ordered)
+
+
+def _optimizer(spec: Spec, plugins: Plugins) -> OptimizerPlan:
+    chosen = spec.optimizer
+    call = chosen.call if chosen else DEFAULT_OPTIMIZER
+    lr = chosen.lr if chosen and chosen.lr is not None else plugins.optimizers[call.name].default_lr
+    return OptimizerPlan(call, lr, paged=bool(chosen and chosen.paged))
+
+
+def _problems(
+    module: ModuleInfo, adapt: Adapt | None, quantize: Quantize | None, train: Train | None, inventory: Inventory
+) -> Iterable[Diagnostic]:
+    """Find what makes a module's decision impossible."""
+    if adapt and module.shape:
+        largest = min(module.shape.in_features, module.shape.out_features)
+        if adapt.rank is not None and adapt.rank > largest:
+            yield at(
+                "L103",
+                f"rank {adapt.rank} is larger than `{module.path}` allows: "
+                f"{module.shape.in_features} × {module.shape.out_features} has rank {largest} at most",
+                adapt.rank_span or adapt.span,
+                suggestion=f"write rank {largest} or less, or leave the module out with `except {module.path}`",
+            )
+        if adapt.dropout and not module.shape.called:
+            yield at(
+                "L107",
+                f"`{module.path}` is never called: its parent multiplies with its weight, where dropout cannot act",
+                adapt.span,
+                suggestion=f"leave out `dropout` for it, or the module with `except {module.path}`",
+            )
+    quant = adapt.quant if adapt else quantize.quant if quantize else None
+    rule = adapt or quantize
+    weight = module.weight
+    if quant and rule and weight:
+        if weight.dtype not in ITEMSIZE:
+            yield at(
+                "L106",
+                f"`{module.path}` holds its weight as {weight.dtype}: it is quantized already",
+                quant.span or rule.span,
+                suggestion="leave out `quant` for it; an adapter works on it as it is",
+            )
+        ends = inventory.owners[weight.weight_id]
+        if len(ends) > 1:
+            others = ", ".join(f"`{end}`" for end in ends if not end.startswith(f"{module.path}."))
+            yield at(
+                "L106",
+                f"`{module.path}` shares its weight with {others}: quantizing one end would keep both copies",
+                quant.span or rule.span,
+                suggestion=f"leave it as it is: `except {module.path}`",
+            )
+    if adapt and train:
+        yield at(
+            "L107",
+            f"`{module.path}` is adapted by line {adapt.span.line if adapt.span else '?'} and trained in full here",
+            train.span,
+            suggestion=f"keep one of the two, for example with `except {module.path}`",
+        )
+
+
+def _entry(
+    module: ModuleInfo,
+    adapt: Adapt | None,
+    quantize: Quantize | None,
+    train: Train | None,
+    plugins: Plugins,
+    factory: OptimizerFactory,
+) -> PlanEntry:
+    quant = adapt.quant if adapt else quantize.quant if quantize else None
+    weight, shape = module.weight, module.shape
+    before = sum(parameter.bytes for parameter in module.parameters)
+    after = before
+    if quant and weight and shape:
+        bits = plugins.quantizer(quant).bits_per_weight((shape.out_features, shape.in_features))
+        after = before - weight.bytes + round(bits * weight.numel / 8)
+    adapter: AdapterPlan | None = None
+    trained: list[tuple[int, int]] = []
+    if adapt:
+        adapter, trained = _adapter(module, adapt, plugins)
+    elif train:
+        trained = [(parameter.numel, parameter.itemsize) for parameter in module.parameters]
+    added = sum(numel * itemsize for numel, itemsize in trained)
+    return PlanEntry(
+        path=module.path,
+        class_name=module.class_name,
+        kind=shape.kind if shape else "",
+        in_features=shape.in_features if shape else 0,
+        out_features=shape.out_features if shape else 0,
+        dtype=weight.dtype if weight else module.parameters[0].dtype,
+        parameters=sum(parameter.numel for parameter in module.parameters),
+        quant=quant,
+        adapter=adapter,
+        train=train is not None,
+        train_lr=train.lr if train else None,
+        decided_by=tuple(place(rule) for rule in (adapt, quantize, train) if rule is not None),
+        bytes=Bytes(
+            weight_before=before,
+            weight_after=after,
+            adapter=added if adapt else 0,
+            gradient=added,
+            optimizer=sum(factory.state_bytes(numel, itemsize) for numel, itemsize in trained),
+        ),
+    )
+
+
+def _adapter(module: ModuleInfo, adapt: Adapt, plugins: Plugins) -> tuple[AdapterPlan, list[tuple[int, int]]]:
+    """Return the adapter of a module, and (numel, itemsize) of every tensor that it trains."""
+    weight = module.weight
+    base = weight.dtype if weight and weight.dtype in ITEMSIZE else "bfloat16"
+    dtype = DTYPES[adapt.dtype] if adapt.dtype else "bfloat16" if adapt.quant else base
+    method = plugins.method(adapt.method)
+    trained = []
+    for shape in method.parameter_shapes(module, adapt.rank).values():
+        numel = 1
+        for size in shape:
+            numel *= size
+        trained.append((numel, ITEMSIZE[dtype]))
+    added = sum(numel for numel, _ in trained)
+    biases = [parameter for parameter in module.parameters if parameter.name == "bias" and adapt.bias == "adapter"]
+    trained += [(bias.numel, bias.itemsize) for bias in biases]
+    plan = AdapterPlan(
+        method=adapt.method,
+        rank=adapt.rank,
+        alpha=adapt.alpha if adapt.alpha is not None else float(adapt.rank or 1),
+        scaling=adapt.scaling,
+        dropout=adapt.dropout,
+        init=adapt.init,
+        dtype=dtype,
+        bias=adapt.bias,
+        lr=adapt.lr,
+        lr_ratio=adapt.lr_ratio,
+        paged=adapt.paged,
+        parameters=added,
+        bias_parameters=sum(bias.numel for bias in biases),
+    )
+    return plan, trained
+
+
+def _notes(spec: Spec, inventory: Inventory, decisions: Decisions) -> Iterable[str]:
+    """Say what is true of this plan and easily missed."""
+    for rule, summary in zip(spec.rules, decisions.rules, strict=True):
+        where = summary.place
+        towers = [container for container, _ in summary.containers if container]
+        if len(towers) > 1:
+            reach = ", ".join(f"{count} in {container or 'no layer'}" for container, count in summary.containers)
+            yield f"{where}: the rule crosses {len(towers)} towers: {reach}"
+        if passed := sum(selector.passed_over for selector in summary.selectors):
+            yield f"{where}: passed over {passed} modules that no adapter fits"
+        if isinstance(rule, Adapt) and rule.alpha is None and rule.rank is not None:
+            scale = "1" if rule.scaling == "standard" else f"sqrt(rank) = {rule.rank**0.5:.3g}"
+            yield f"{where}: alpha is not given, so alpha = rank = {rule.rank} and the update is scaled by {scale}"
+    paged = any(isinstance(rule, Adapt) and rule.paged for rule in spec.rules) or (
+        spec.optimizer and spec.optimizer.paged
+    )
+    if paged:
+        yield (
+            "paged: on CUDA optimizer state moves to CPU memory when the GPU runs short (bitsandbytes); "
+            "on a CPU it lives there anyway and nothing changes"
+        )
+    for path in (*decisions.adapt, *decisions.train):
+        weight = inventory.modules[path].weight
+        if weight and len(ends := inventory.owners[weight.weight_id]) > 1:
+            verb = "trains" if path in decisions.train else "is adapted"
+            other = ", ".join(f"`{end.rpartition('.')[0]}`" for end in ends if end.rpartition(".")[0] != path)
+            consequence = "both ends train" if path in decisions.train else f"{other} keeps the shared weight as it is"
+            yield f"`{path}` {verb} and shares its weight with {other}: {consequence}"

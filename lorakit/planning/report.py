@@ -1,0 +1,172 @@
+"""The printed form of a Plan."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lorakit.language.printer import call_text
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from lorakit.planning.plan import Memory, Plan, PlanEntry
+
+SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+def show_bytes(count: float) -> str:
+    """Return a number of bytes in the largest binary unit that keeps it at 1 or more."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} TiB"
+
+
+def layers_alike(path: str) -> str:
+    """Return a path with `*` for every layer number, so that equal modules of all layers read the same."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
+
+
+def plan_view(plan: Plan, *, every_module: bool = False) -> RenderableType:
+    """Return a plan as tables: rules, modules (grouped over layers unless asked), parameters, memory and notes."""
+    parts: list[RenderableType] = [
+        Text.assemble("plan for ", (plan.model_class, "bold"), f", {plan.model_parameters:,} parameters"),
+        Text(),
+        _rules(plan),
+        Text(),
+        _modules(plan, every_module),
+        Text(),
+        _parameters(plan),
+        Text(),
+        _memory(plan),
+    ]
+    if plan.notes:
+        parts += [Text(), *(Padding(Text(f"note: {note}", style="dim"), (0, 0, 0, 1)) for note in plan.notes)]
+    return Group(*parts)
+
+
+def plain_table(*columns: tuple[str, str]) -> Table:
+    """Return an empty table in the one form that all of lorakit's tables have; columns are (header, justify)."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=True)
+    for header, justify in columns:
+        table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    return table
+
+
+def _rules(plan: Plan) -> Table:
+    table = plain_table(("decided by", "left"), ("rule", "left"), ("modules", "right"), ("what", "left"))
+    for rule in plan.rules:
+        entry = next((entry for entry in plan.entries if rule.place in entry.decided_by), None)
+        counts = ", ".join(f"{one.selector} {one.matched}" for one in rule.selectors) if len(rule.selectors) > 1 else ""
+        what = _describe(entry, rule.keyword) if entry else "nothing"
+        table.add_row(
+            rule.place, f"{rule.keyword} {rule.targets}", f"{rule.modules}", f"{what}{f'; {counts}' if counts else ''}"
+        )
+    return table
+
+
+def _describe(entry: PlanEntry, keyword: str) -> str:
+    if keyword == "train":
+        return "trains in full" + (f", lr {entry.train_lr:g}" if entry.train_lr else "")
+    words = []
+    if keyword == "adapt" and entry.adapter:
+        adapter = entry.adapter
+        words.append(call_text(adapter.method) + (f" rank {adapter.rank}" if adapter.rank else ""))
+        words.append(f"alpha {adapter.alpha:g} (update × {adapter.factor:g})")
+        words.append(
+            f"A {call_text(adapter.init)}, B zero" if adapter.init.name in _RANDOM_A else call_text(adapter.init)
+        )
+        words.append(f"adapters {SHORT.get(adapter.dtype, adapter.dtype)}")
+        words += [f"dropout {adapter.dropout:g}"] if adapter.dropout else []
+        words += ["biases train"] if adapter.bias == "adapter" else []
+        words += [f"lr {adapter.lr:g}"] if adapter.lr else []
+        words += [f"lr of B × {adapter.lr_ratio:g}"] if adapter.lr_ratio else []
+        words += ["optimizer state paged"] if adapter.paged else []
+    if entry.quant:
+        words.append(f"base weight {call_text(entry.quant)}")
+    return ", ".join(words)
+
+
+_RANDOM_A = ("gaussian", "kaiming")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Modules that differ in layer numbers alone."""
+
+    pattern: str
+    entries: Sequence[PlanEntry]
+
+
+def _grouped(entries: Iterable[PlanEntry], every_module: bool) -> list[_Row]:
+    groups: dict[object, list[PlanEntry]] = {}
+    for entry in entries:
+        pattern = entry.path if every_module else layers_alike(entry.path)
+        key = (
+            pattern,
+            entry.in_features,
+            entry.out_features,
+            entry.quant,
+            entry.adapter,
+            entry.train,
+            entry.decided_by,
+        )
+        groups.setdefault(key, []).append(entry)
+    return [_Row(str(key[0]), members) for key, members in groups.items()]  # type: ignore[index]
+
+
+def _modules(plan: Plan, every_module: bool) -> Table:
+    table = plain_table(
+        ("module", "left"), ("count", "right"), ("out × in", "right"), ("weight", "left"), ("bytes each", "right"),
+        ("added each", "right"), ("", "right"), ("decided by", "left"),
+    )  # fmt: skip
+    for row in _grouped(plan.entries, every_module):
+        entry = row.entries[0]
+        before, after = entry.bytes.weight_before, entry.bytes.weight_after
+        weight = SHORT.get(entry.dtype, entry.dtype)
+        table.add_row(
+            row.pattern,
+            str(len(row.entries)),
+            f"{entry.out_features} × {entry.in_features}" if entry.kind else "",
+            f"{weight} → {call_text(entry.quant)}" if entry.quant else f"{weight}{', trains' if entry.train else ''}",
+            f"{show_bytes(before)} → {show_bytes(after)}" if before != after else show_bytes(before),
+            f"{entry.added:,}" if entry.added else "",
+            f"{entry.added / entry.parameters:.2%}" if entry.added else "",
+            ", ".join(entry.decided_by),
+        )
+    return table
+
+
+def _parameters(plan: Plan) -> Text:
+    share = plan.added / plan.model_parameters if plan.model_parameters else 0
+    return Text.assemble(
+        " parameters: ", f"{plan.model_parameters:,}", (f" + {plan.added:,} added ({share:.2%})", "bold"),
+        f", {plan.trainable:,} trainable ({plan.trainable_share:.2%})\n",
+        f" optimizer: {call_text(plan.optimizer.call)}, lr {plan.optimizer.lr:g}",
+        ", paged" if plan.optimizer.paged else "",
+    )  # fmt: skip
+
+
+def _memory(plan: Plan) -> Table:
+    memory = plan.memory
+    table = plain_table(("memory of a training step", "left"), ("", "right"), ("", "left"))
+    for name, count, remark in _memory_rows(memory):
+        table.add_row(name, show_bytes(count), remark)
+    table.add_section()
+    table.add_row("peak", Text(show_bytes(memory.peak), style="bold"), "")
+    return table
+
+
+def _memory_rows(memory: Memory) -> Iterable[tuple[str, int, str]]:
+    saved = memory.weights_before - memory.weights
+    yield "weights", memory.weights, f"{show_bytes(memory.weights_before)} before" if saved else ""
+    yield "adapters", memory.adapters, ""
+    yield "gradients", memory.gradients, ""
+    yield "optimizer state", memory.optimizer, ""
+    yield "activations", memory.activations, f"estimate for {memory.batch} × {memory.tokens} tokens, none recomputed"
+    yield "workspace", memory.workspace, "the largest weight, dequantized" if memory.workspace else ""

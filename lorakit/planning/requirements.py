@@ -1,0 +1,79 @@
+"""`require`: promises checked against the plan."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+
+from lorakit.language.diagnostics import Diagnostic, at
+from lorakit.language.spec import Expression, Number, Operation, Quantity, Spec
+from lorakit.planning.plan import Plan
+
+QUANTITIES: Mapping[str, Callable[[Plan], float]] = {
+    "trainable": lambda plan: plan.trainable_share,
+    "peak_memory": lambda plan: float(plan.memory.peak),
+}
+UNITS = {
+    "": 1, "%": 0.01, "B": 1,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+}  # fmt: skip
+ARITHMETIC: Mapping[str, Callable[[float, float], float]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
+}  # fmt: skip
+COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
+}  # fmt: skip
+
+
+def broken(spec: Spec, plan: Plan) -> Iterable[Diagnostic]:
+    """Return a diagnostic for every promise that this plan does not keep, with the figures that break it."""
+    for require in spec.requires:
+        try:
+            left, right = _value(require.left, plan), _value(require.right, plan)
+        except ZeroDivisionError:
+            yield at("L105", "this promise divides by zero", require.span)
+            continue
+        if not COMPARISONS[require.comparison](left, right):
+            names = sorted({*_names(require.left), *_names(require.right)})
+            figures = ", ".join(f"`{name}` is {_show(name, QUANTITIES[name](plan))}" for name in names)
+            yield at(
+                "L105",
+                f"the plan breaks this promise: {figures}",
+                require.span,
+                notes=tuple(_costliest(names, plan)),
+            )
+
+
+def _value(expression: Expression, plan: Plan) -> float:
+    if isinstance(expression, Number):
+        return expression.value * UNITS[expression.unit]
+    if isinstance(expression, Quantity):
+        return QUANTITIES[expression.name](plan)
+    return ARITHMETIC[expression.operator](_value(expression.left, plan), _value(expression.right, plan))
+
+
+def _names(expression: Expression) -> Iterable[str]:
+    if isinstance(expression, Quantity):
+        yield expression.name
+    elif isinstance(expression, Operation):
+        yield from _names(expression.left)
+        yield from _names(expression.right)
+
+
+def _show(name: str, value: float) -> str:
+    return f"{value:.3%}" if name == "trainable" else f"{value / 2**30:.2f}GiB"
+
+
+def _costliest(names: Iterable[str], plan: Plan) -> Iterable[str]:
+    """Name the rules that cost most of what the promise is about."""
+    costs: dict[str, dict[str, float]] = {name: {} for name in names}
+    for entry in plan.entries:
+        where = entry.decided_by[0]
+        for name, by_rule in costs.items():
+            cost: float = entry.trainable if name == "trainable" else entry.bytes.during_training
+            by_rule[where] = by_rule.get(where, 0) + cost
+    for name, by_rule in costs.items():
+        unit = "trainable parameters" if name == "trainable" else "bytes of weights and training state"
+        for where, cost in sorted(by_rule.items(), key=lambda item: -item[1])[:3]:
+            yield f"{where} costs {cost:,.0f} {unit}"

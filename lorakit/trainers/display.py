@@ -1,0 +1,85 @@
+"""What a training run shows: a progress bar for a person, a line for each held-out loss for everyone."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class StopAsked:
+    """Whether the user pressed Ctrl-C: the first asks for a clean stop, the second interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+
+class Display:
+    """Shows a run on a terminal; `say` prints lines that stay."""
+
+    def __init__(self, terminal: Console, say: Callable[[str], None]) -> None:
+        self._terminal = terminal
+        self._say = say
+        self._progress: Progress | None = None
+        self._steps = 0
+
+    @contextmanager
+    def running(self, steps: int) -> Iterator[StopAsked]:
+        """Show a bar of so many steps, and turn the first Ctrl-C into a stop after the current step."""
+        self._steps = steps
+        stop = StopAsked()
+        columns = (
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(),
+        )  # fmt: skip
+        with (
+            _interrupts(stop, self._say),
+            Progress(
+                *columns, console=self._terminal, transient=True, disable=not self._terminal.is_terminal
+            ) as progress,
+        ):
+            self._progress = progress
+            progress.add_task("training", total=steps, loss="…")
+            yield stop
+        self._progress = None
+
+    def step(self, number: int, loss: float) -> None:
+        """Note that a step is done."""
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=number, loss=f"{loss:.3f}")
+
+    def held_out(self, number: int, loss: float | None) -> None:
+        """Note the loss on held-out text after a step."""
+        if loss is not None:
+            when = "before training" if number == 0 else f"after step {number}"
+            self._say(f"held-out loss {when}: {loss:.4f} (perplexity {perplexity(loss)})")
+
+
+def perplexity(loss: float) -> str:
+    """Return exp(loss) in four digits."""
+    return f"{math.exp(loss):.4g}" if loss < 700 else "inf"
+
+
+@contextmanager
+def _interrupts(stop: StopAsked, say: Callable[[str], None]) -> Iterator[None]:
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        say("stopping after this step, with a checkpoint; Ctrl-C again stops at once")
+
+    try:
+        previous = signal.signal(signal.SIGINT, ask)
+    except ValueError:
+        # not the main thread: leave signals alone
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

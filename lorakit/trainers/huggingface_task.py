@@ -1,0 +1,176 @@
+"""Training a Hugging Face language model on text, with transformers' own Trainer and the spec's optimizer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from lorakit.application.optimizer import build_optimizer
+from lorakit.errors import DataError, ModelError
+from lorakit.hooks.manager import Plugins
+from lorakit.trainers.display import Display, StopAsked
+from lorakit.trainers.settings import Outcome, Settings
+from lorakit.trainers.text_data import Tokenized, read_records, split_records, tokenize
+
+SAMPLE_TOKENS = 48
+
+
+class LanguageTask:
+    """Text tokenized for one model, ready to train on."""
+
+    def __init__(self, model: str, data: str, settings: Settings, trust_remote_code: bool = False) -> None:
+        """Read the data and the model's tokenizer. Raises: DataError, ModelError."""
+        records = read_records(Path(data))
+        self._tokenizer = _tokenizer(model, trust_remote_code)
+        train, held_out = split_records(records, settings.held_out, settings.seed)
+        self.rows = tokenize(train, self._tokenizer, settings.tokens)
+        self.held_out = tokenize(held_out, self._tokenizer, settings.tokens) if held_out else Tokenized((), 0, 0)
+        steps = settings.steps or math.ceil(settings.epochs * len(self.rows.rows) / settings.batch)
+        self.settings = replace(settings, steps=steps)
+
+    @property
+    def description(self) -> str:
+        """The data in words."""
+        cut = f", {self.rows.cut} cut to {self.settings.tokens} tokens" if self.rows.cut else ""
+        return (
+            f"{len(self.rows.rows)} rows to train on ({self.rows.trained_tokens:,} tokens learned an epoch{cut}), "
+            f"{len(self.held_out.rows)} held out; {self.settings.steps} steps of {self.settings.batch} rows"
+        )
+
+    def train(self, model: nn.Module, work: Path, plugins: Plugins, display: Display, *, resume: bool) -> Outcome:
+        """Train an adapted model; checkpoints go to `work`. Raises: DataError if there is nothing to resume from."""
+        checkpoint = get_last_checkpoint(str(work)) if resume and work.is_dir() else None
+        if resume and checkpoint is None:
+            raise DataError(f"nothing to resume: {work} holds no checkpoint")
+        trainer = Trainer(
+            model=model,
+            args=_arguments(self.settings, work, bool(self.held_out.rows), next(model.parameters()).is_cuda),
+            train_dataset=list(self.rows.rows),
+            eval_dataset=list(self.held_out.rows) or None,
+            processing_class=self._tokenizer,
+            data_collator=DataCollatorForSeq2Seq(self._tokenizer, padding=True),
+            optimizers=(build_optimizer(model, plugins, self.settings.lr), None),
+        )
+        # it prints raw dictionaries
+        trainer.remove_callback(PrinterCallback)
+        before = self._held_out_loss(trainer)
+        if not resume:
+            display.held_out(0, before)
+        with display.running(self.settings.steps) as stop:
+            trainer.add_callback(_Watch(display, stop, self.settings.steps))
+            result = trainer.train(resume_from_checkpoint=checkpoint)
+        stopped = stop.asked and result.global_step < self.settings.steps
+        after = None if stopped else self._held_out_loss(trainer)
+        if not stopped:
+            display.held_out(result.global_step, after)
+        model.eval()
+        return Outcome(before, after, result.global_step, stopped)
+
+    def answer(self, model: nn.Module, prompt: str) -> str:
+        """Return the model's most likely continuation of a prompt, as a chat turn where the model knows chats."""
+        if getattr(self._tokenizer, "chat_template", None):
+            turns = [{"role": "user", "content": prompt}]
+            inputs = self._tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        else:
+            inputs = self._tokenizer(prompt, return_tensors="pt")
+        inputs = inputs.to(next(model.parameters()).device)
+        was_training = model.training
+        model.eval()
+        ids = model.generate(  # type: ignore[operator]
+            **inputs, max_new_tokens=SAMPLE_TOKENS, do_sample=False, pad_token_id=self._tokenizer.pad_token_id
+        )
+        model.train(was_training)
+        text: str = self._tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return text.strip()
+
+    def save_beside(self, folder: Path) -> None:
+        """Put the tokenizer into an adapter folder, where inference servers look for it."""
+        self._tokenizer.save_pretrained(folder)
+
+    def _held_out_loss(self, trainer: Trainer) -> float | None:
+        if not self.held_out.rows:
+            return None
+        loss = float(trainer.evaluate()["eval_loss"])
+        return loss if math.isfinite(loss) else math.inf
+
+
+def _tokenizer(model: str, trust_remote_code: bool) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"{model} has no tokenizer that transformers can read: {str(error).partition(chr(10))[0]}"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _arguments(settings: Settings, work: Path, measures: bool, on_gpu: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(work),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch,
+        per_device_eval_batch_size=settings.batch,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        save_strategy="steps" if settings.save_every else "no",
+        save_steps=settings.save_every or settings.steps,
+        save_total_limit=2,
+        eval_strategy="steps" if settings.evaluate_every and measures else "no",
+        eval_steps=settings.evaluate_every or settings.steps,
+        logging_steps=1,
+        disable_tqdm=True,
+        report_to="none",
+        dataloader_pin_memory=on_gpu,
+        **_checkpointing(settings),
+    )
+
+
+def _checkpointing(settings: Settings) -> dict[str, Any]:
+    """Return the argument that turns recomputing on, under the name that this transformers knows."""
+    if not settings.gradient_checkpointing:
+        return {}
+    known = {field.name for field in fields(TrainingArguments)}
+    return {"activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing": True}
+
+
+class _Watch(TrainerCallback):
+    """Tells the display what happens, and ends training with a checkpoint where the user asked to stop."""
+
+    def __init__(self, display: Display, stop: StopAsked, steps: int) -> None:
+        self._display = display
+        self._stop = stop
+        self._steps = steps
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self._display.step(state.global_step, float(logs["loss"]))
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        if metrics and 0 < state.global_step < self._steps:
+            self._display.held_out(state.global_step, float(metrics["eval_loss"]))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._stop.asked:
+            control.should_save = True
+            control.should_training_stop = True

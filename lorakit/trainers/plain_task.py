@@ -1,0 +1,194 @@
+"""Training a plain PyTorch model: a loop of forward, loss, backward and step, with checkpoints that resume."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from lorakit.application.optimizer import build_optimizer
+from lorakit.application.state import plan_of
+from lorakit.artifacts.adapter_folder import WEIGHTS, write_adapter_files
+from lorakit.artifacts.folders import new_folder
+from lorakit.artifacts.loading import restore_tensors
+from lorakit.builtin.factory_models import named_object
+from lorakit.errors import DataError
+from lorakit.hooks.manager import Plugins
+from lorakit.trainers.display import Display
+from lorakit.trainers.settings import Outcome, Settings
+
+STATE, OPTIMIZER = "trainer_state.json", "optimizer.safetensors"
+Loss = Callable[[Any, Any], Tensor]
+Pair = tuple[Any, Any]
+
+
+def default_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Return cross-entropy over the last dimension for whole-number targets, the mean squared error for any other."""
+    if target.dtype in (torch.int64, torch.int32):
+        return functional.cross_entropy(output.reshape(-1, output.shape[-1]).float(), target.reshape(-1).long())
+    return functional.mse_loss(output, target)
+
+
+class PairsTask:
+    """(input, target) pairs for one model, ready to train on."""
+
+    def __init__(self, data: str, loss: str | None, settings: Settings) -> None:
+        """Make the pairs and find the loss. Raises: DataError."""
+        pairs = _pairs(data)
+        self._loss_of: Loss = named_object(loss, "loss") if loss else default_loss
+        count = max(1, round(len(pairs) * settings.held_out)) if settings.held_out else 0
+        if len(pairs) <= count:
+            raise DataError(f"{len(pairs)} pairs are too few to hold {settings.held_out:.0%} of them out")
+        order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+        self._held_out = [pairs[index] for index in order[:count]]
+        self._pairs = [pairs[index] for index in order[count:]]
+        steps = settings.steps or math.ceil(settings.epochs * len(self._pairs) / settings.batch)
+        self.settings = replace(settings, steps=steps)
+
+    @property
+    def description(self) -> str:
+        """The data in words."""
+        return (
+            f"{len(self._pairs)} pairs to train on, {len(self._held_out)} held out; "
+            f"{self.settings.steps} steps of {self.settings.batch} pairs"
+        )
+
+    def train(self, model: nn.Module, work: Path, plugins: Plugins, display: Display, *, resume: bool) -> Outcome:
+        """Train an adapted model; checkpoints go to `work`.
+
+        Raises: DataError if there is nothing to resume from, or a pair does not fit the model.
+        """
+        settings = self.settings
+        optimizer = build_optimizer(model, plugins, settings.lr)
+        base_rates = [group["lr"] for group in optimizer.param_groups]
+        done = _resume(model, optimizer, work) if resume else 0
+        before = self._held_out_loss(model)
+        if not resume:
+            display.held_out(0, before)
+        model.train()
+        with display.running(settings.steps) as stop:
+            for inputs, targets in _batches(self._pairs, settings, done):
+                for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                    group["lr"] = rate * _schedule(done, settings)
+                loss = self._loss(model, inputs, targets)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                done += 1
+                display.step(done, float(loss.detach()))
+                if _due(done, settings.evaluate_every, settings):
+                    display.held_out(done, self._held_out_loss(model))
+                if _due(done, settings.save_every, settings) or (stop.asked and done < settings.steps):
+                    _checkpoint(model, optimizer, work, done, plugins)
+                if done >= settings.steps or stop.asked:
+                    break
+        stopped = stop.asked and done < settings.steps
+        after = None if stopped else self._held_out_loss(model)
+        display.held_out(done, after)
+        model.eval()
+        return Outcome(before, after, done, stopped)
+
+    def answer(self, model: nn.Module, prompt: str) -> str:
+        """A plain model has no prompt to answer. Raises: DataError."""
+        raise DataError("a sample can be shown for Hugging Face language models alone")
+
+    def save_beside(self, folder: Path) -> None:
+        """A plain model has nothing to put beside its adapter."""
+
+    def _loss(self, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
+        device = next(model.parameters()).device
+        try:
+            return self._loss_of(model(_moved(inputs, device)), _moved(targets, device))
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise DataError(f"a batch does not fit the model or the loss: {error}") from error
+
+    def _held_out_loss(self, model: nn.Module) -> float | None:
+        if not self._held_out:
+            return None
+        was_training = model.training
+        model.eval()
+        total = 0.0
+        with torch.no_grad():
+            for inputs, targets in DataLoader(self._held_out, self.settings.batch):  # type: ignore[arg-type]
+                total += float(self._loss(model, inputs, targets)) * len(targets)
+        model.train(was_training)
+        mean = total / len(self._held_out)
+        return mean if math.isfinite(mean) else math.inf
+
+
+def _pairs(data: str) -> Sequence[Pair]:
+    made = named_object(data, "data")()
+    if not hasattr(made, "__len__") or not hasattr(made, "__getitem__") or not len(made):
+        raise DataError(f"{data} must return a sequence of (input, target) pairs, such as a list or a torch Dataset")
+    first = made[0]
+    if not isinstance(first, tuple | list) or len(first) != 2:
+        raise DataError(f"{data} must return (input, target) pairs; its first item is a {type(first).__name__}")
+    return made  # type: ignore[no-any-return]
+
+
+def _batches(pairs: Sequence[Pair], settings: Settings, skip: int) -> Iterator[tuple[Any, Any]]:
+    """Yield batches without end, shuffled anew each epoch by the seed; the first `skip` were seen before a resume."""
+    seen = epoch = 0
+    while True:
+        generator = torch.Generator().manual_seed(settings.seed + epoch)
+        for batch in DataLoader(pairs, settings.batch, shuffle=True, generator=generator):  # type: ignore[arg-type]
+            seen += 1
+            if seen > skip:
+                yield batch
+        epoch += 1
+
+
+def _schedule(done: int, settings: Settings) -> float:
+    """Return the share of the learning rate at this step: up over the warm-up, then linearly down to 0 at the end."""
+    if done < settings.warmup:
+        return (done + 1) / settings.warmup
+    return max(0.0, (settings.steps - done) / max(1, settings.steps - settings.warmup))
+
+
+def _due(done: int, every: int, settings: Settings) -> bool:
+    return bool(every) and done % every == 0 and done < settings.steps
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path, step: int, plugins: Plugins) -> None:
+    """Write adapter, optimizer state and step to `checkpoint-N`, whole or not at all."""
+    state = optimizer.state_dict()
+    tensors, plain = {}, {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+            else:
+                plain[f"{index}.{name}"] = value
+    with new_folder(work / f"checkpoint-{step}") as folder:
+        write_adapter_files(model, folder, plugins)
+        save_file(tensors, folder / OPTIMIZER)
+        (folder / STATE).write_text(json.dumps({"global_step": step, "optimizer": plain}), encoding="utf-8")
+
+
+def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path) -> int:
+    """Put the last checkpoint back and return its step."""
+    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    if not found:
+        raise DataError(f"nothing to resume: {work} holds no checkpoint")
+    folder = found[-1]
+    restore_tensors(model, plan_of(model), load_file(folder / WEIGHTS))
+    saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    values: dict[int, dict[str, Any]] = {}
+    for key, value in {**load_file(folder / OPTIMIZER), **saved["optimizer"]}.items():
+        index, _, name = key.partition(".")
+        values.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(saved["global_step"])
