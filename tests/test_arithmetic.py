@@ -1,0 +1,60 @@
+"""The figures that the papers and the README state, in the plan and on the model that really holds them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import lorakit
+
+
+class One(nn.Module):
+    def __init__(self, out_features: int, in_features: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(in_features, out_features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj(x)
+
+
+@pytest.mark.parametrize(("rank", "added", "percent"), [(16, 98_304, 1.17), (64, 393_216, 4.69)])
+def test_added_parameters_of_4096_by_2048(rank: int, added: int, percent: float) -> None:
+    model = One(2048, 4096)
+    plan = lorakit.plan(f"adapt proj rank {rank}", model)
+    assert plan.added == plan.trainable == added
+    assert round(100 * plan.added / plan.model_parameters, 2) == percent
+    adapted = lorakit.apply(plan, model)
+    held = lorakit.summary(adapted)
+    assert held.added_parameters == held.trainable_parameters == added
+    assert sum(value.numel() for value in adapted.parameters() if value.requires_grad) == added
+
+
+@pytest.mark.parametrize(
+    ("quant", "limit"), [("nf4 double", 4.13), ("fp4 double", 4.13), ("nf4", 4.5), ("int8", 8.016)]
+)
+def test_bits_per_weight_on_the_tensors_held(quant: str, limit: float) -> None:
+    model = One(2048, 4096).to(torch.bfloat16)
+    plan = lorakit.plan(f"adapt proj rank 16 quant {quant}", model)
+    adapted = lorakit.apply(plan, model)
+    base = adapted.get_submodule("proj.base_layer")
+    held = sum(buffer.numel() * buffer.element_size() for buffer in base.buffers())
+    bits = 8 * held / (2048 * 4096)
+    assert limit - 0.02 < bits <= limit
+    # the forecast is the same arithmetic, made before anything was allocated
+    assert plan.entries[0].bytes.weight_after == held
+    assert lorakit.summary(adapted).modules[0].bits_per_weight == bits
+
+
+def test_forecast_of_bytes_is_what_the_model_holds() -> None:
+    model = One(96, 160).to(torch.bfloat16)
+    plan = lorakit.plan("adapt proj rank 8 quant nf4 double\noptimizer adamw lr 1e-3", model)
+    adapted = lorakit.apply(plan, model)
+    optimizer = lorakit.optimizer(adapted)
+    adapted(torch.randn(2, 160, dtype=torch.bfloat16)).sum().backward()
+    trained = [value for value in adapted.parameters() if value.requires_grad]
+    assert plan.memory.gradients == sum(value.grad.numel() * value.grad.element_size() for value in trained)
+    optimizer.step()
+    state = [tensor for slots in optimizer.state.values() for tensor in slots.values() if torch.is_tensor(tensor)]
+    moments = [tensor for tensor in state if tensor.numel() > 1]
+    assert plan.memory.optimizer == sum(tensor.numel() * tensor.element_size() for tensor in moments)

@@ -1,0 +1,303 @@
+"""Every hook, called for real by a plugin that has nothing which a third party lacks; and plugins that misbehave."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lorakit
+from lorakit.hooks import LayerShape, ModelReference, QuantizedWeight, hookimpl, manager, specs
+from lorakit.hooks.manager import Plugins, load_plugins
+from lorakit.planning.plan import Plan, PlanEntry
+
+
+def plugins_of(**functions: Any) -> Plugins:
+    """Return the built-ins and one plugin made of these functions."""
+    module = types.SimpleNamespace(**{name: hookimpl(function) for name, function in functions.items()})
+    return load_plugins(modules={"sample 1.0": module})
+
+
+def run(text: str, model: nn.Module, plugins: Plugins) -> nn.Module:
+    return lorakit.apply(lorakit.parse(text, plugins=plugins), model, plugins=plugins)
+
+
+def one() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 6))
+
+
+@dataclass(frozen=True)
+class Half:
+    """Stores weights in 16 bits."""
+
+    name: ClassVar[str] = "half"
+    scale: float = field(default=1.0, metadata={"help": "multiplies the weight"})
+
+    def quantize(self, weight: Tensor) -> QuantizedWeight:
+        return QuantizedWeight({"half": (weight * self.scale).half()}, tuple(weight.shape), weight.dtype)  # type: ignore[arg-type]
+
+    def dequantize(self, quantized: QuantizedWeight) -> Tensor:
+        return quantized.tensors["half"].to(quantized.dtype)
+
+    def bits_per_weight(self, shape: tuple[int, int]) -> float:
+        return 16.0
+
+    def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
+        return nn.functional.linear(x, self.dequantize(quantized), bias)
+
+
+def test_lorakit_quantizers() -> None:
+    model = run("adapt 0 rank 2 quant half(scale=2)", one(), plugins_of(lorakit_quantizers=lambda: [Half]))
+    torch.testing.assert_close(model[0].base_layer.weight, 2 * one()[0].weight.detach(), rtol=1e-3, atol=1e-3)
+    assert lorakit.summary(model).modules[0].bits_per_weight == 16
+
+
+def test_lorakit_initializers() -> None:
+    @dataclass(frozen=True)
+    class FromWeight:
+        """Starts A with rows of the base weight."""
+
+        name: ClassVar[str] = "rows"
+
+        def initialize(self, lora_A: Tensor, lora_B: Tensor, context: Any) -> None:
+            lora_A.copy_(context.weight()[: lora_A.shape[0]])
+            lora_B.fill_(context.scaling)
+
+    model = run("adapt 0 rank 2 alpha 6 init rows", one(), plugins_of(lorakit_initializers=lambda: [FromWeight]))
+    assert torch.equal(model[0].lora_A, one()[0].weight[:2]) and bool((model[0].lora_B == 3).all())
+
+
+def test_lorakit_optimizers() -> None:
+    @dataclass(frozen=True)
+    class Rprop:
+        """Resilient backpropagation."""
+
+        name: ClassVar[str] = "rprop"
+        default_lr: ClassVar[float] = 0.125
+
+        def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+            return torch.optim.Rprop([{"params": group["params"], "lr": group["lr"]} for group in groups])
+
+        def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
+            return 7
+
+    plugins = plugins_of(lorakit_optimizers=lambda: [Rprop])
+    model = run("adapt 0 rank 2\noptimizer rprop", one(), plugins)
+    optimizer = lorakit.optimizer(model, plugins=plugins)
+    assert isinstance(optimizer, torch.optim.Rprop) and optimizer.param_groups[0]["lr"] == 0.125
+    assert lorakit.plan(lorakit.parse("adapt 0 rank 2\noptimizer rprop", plugins=plugins), one(), plugins=plugins).memory.optimizer == 14
+
+
+class Scaled(nn.Module):
+    def __init__(self, base_layer: nn.Module, size: int) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = nn.Parameter(torch.ones(1, size))
+        self.lora_B = nn.Parameter(torch.ones(size, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) * 3
+
+
+def test_lorakit_methods() -> None:
+    @dataclass(frozen=True)
+    class Scale:
+        """Scales the outputs."""
+
+        name: ClassVar[str] = "scale"
+        needs_rank: ClassVar[bool] = False
+
+        def parameter_shapes(self, layer: Any, rank: int | None) -> dict[str, tuple[int, ...]]:
+            return {"lora_A": (1, layer.shape.out_features), "lora_B": (layer.shape.out_features, 1)}
+
+        def adapt(self, layer: nn.Module, entry: PlanEntry) -> nn.Module:
+            return Scaled(layer, entry.out_features)
+
+    plugins = plugins_of(lorakit_methods=lambda: [Scale])
+    model = run("adapt 0 method scale", one(), plugins)
+    x = torch.randn(2, 8)
+    torch.testing.assert_close(model(x), 3 * one()(x))
+    assert lorakit.summary(model).added_parameters == 12
+
+
+def test_lorakit_roles() -> None:
+    role = types.SimpleNamespace(name="first", select=lambda inventory: frozenset(["0"]))
+    model = run("adapt @first rank 2", nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), plugins_of(lorakit_roles=lambda: [role]))
+    assert hasattr(model[0], "lora_A") and not hasattr(model[1], "lora_A")
+
+
+def test_lorakit_load_model() -> None:
+    def load(reference: ModelReference) -> nn.Module | None:
+        return one() if reference.text == "mine://one" else None
+
+    plugins = plugins_of(lorakit_load_model=load)
+    assert lorakit.plan(lorakit.parse("adapt 0 rank 2"), "mine://one", plugins=plugins).added == 28
+
+
+class Doubler(nn.Module):
+    """A layer of a class that nobody knows: y = 2 x Wᵀ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.eye(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x @ self.matrix.T
+
+
+class DoublerLoRA(nn.Module):
+    def __init__(self, base_layer: nn.Module, rank: int) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A, self.lora_B = nn.Parameter(torch.empty(rank, 4)), nn.Parameter(torch.empty(4, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + x @ self.lora_A.T @ self.lora_B.T
+
+
+def describe(module: nn.Module) -> LayerShape | None:
+    return LayerShape("doubler", 4, 4) if isinstance(module, Doubler) else None
+
+
+def adapt(module: nn.Module, entry: PlanEntry) -> nn.Module | None:
+    assert entry.adapter is not None and entry.adapter.rank is not None
+    return DoublerLoRA(module, entry.adapter.rank) if isinstance(module, Doubler) else None
+
+
+def test_lorakit_describe_module() -> None:
+    with pytest.raises(lorakit.PlanError, match="no adapter fits `0`, a Doubler"):
+        lorakit.plan("adapt 0 rank 2", nn.Sequential(Doubler()))
+    plugins = plugins_of(lorakit_describe_module=describe)
+    assert lorakit.plan(lorakit.parse("adapt 0 rank 2"), nn.Sequential(Doubler()), plugins=plugins).added == 16
+
+
+def test_lorakit_adapt_module() -> None:
+    plugins = plugins_of(lorakit_describe_module=describe, lorakit_adapt_module=adapt)
+    model = run("adapt 0 rank 2", nn.Sequential(Doubler()), plugins)
+    x = torch.randn(3, 4)
+    assert isinstance(model[0], DoublerLoRA) and torch.equal(model(x), 2 * x)
+
+
+def test_lorakit_convert_module() -> None:
+    def convert(module: nn.Module) -> nn.Module | None:
+        return nn.Linear(4, 4, bias=False) if isinstance(module, Doubler) else None
+
+    plugins = plugins_of(lorakit_convert_module=convert)
+    model = run("adapt 1 rank 2", nn.Sequential(Doubler(), nn.Linear(4, 4)), plugins)
+    assert type(model[0]) is nn.Linear
+
+
+def test_lorakit_plan_ready() -> None:
+    def halve(plan: Plan) -> Plan:
+        return replace(plan, notes=(*plan.notes, "seen"))
+
+    plan = lorakit.plan(lorakit.parse("adapt 0 rank 2"), one(), plugins=plugins_of(lorakit_plan_ready=halve))
+    assert plan.notes[-1] == "seen"
+
+
+def test_lorakit_estimate_memory() -> None:
+    plain = lorakit.plan("adapt 0 rank 2", one())
+    plugins = plugins_of(lorakit_estimate_memory=lambda entry: 1000)
+    assert lorakit.plan(lorakit.parse("adapt 0 rank 2"), one(), plugins=plugins).memory.peak == plain.memory.peak + 1000
+
+
+def test_lorakit_model_ready() -> None:
+    seen: list[int] = []
+    run("adapt 0 rank 2", one(), plugins_of(lorakit_model_ready=lambda model, plan: seen.append(plan.added)))
+    assert seen == [28]
+
+
+def test_lorakit_model_merged() -> None:
+    seen: list[type] = []
+    plugins = plugins_of(lorakit_model_merged=lambda model: seen.append(type(model[0])))
+    lorakit.merge(run("adapt 0 rank 2", one(), plugins), plugins=plugins)
+    assert seen == [nn.Linear]
+
+
+def test_lorakit_before_save(tmp_path: Path) -> None:
+    def card(model: nn.Module, folder: Path) -> None:
+        (folder / "README.md").write_text("a model card")
+
+    plugins = plugins_of(lorakit_before_save=card)
+    folder = lorakit.save(run("adapt 0 rank 2", one(), plugins), tmp_path / "adapter", plugins=plugins)
+    assert (folder / "README.md").read_text() == "a model card"
+
+
+def test_lorakit_after_load(tmp_path: Path) -> None:
+    seen: list[Path] = []
+    plugins = plugins_of(lorakit_after_load=lambda model, folder: seen.append(folder))
+    folder = lorakit.save(run("adapt 0 rank 2", one(), plugins), tmp_path / "adapter", plugins=plugins)
+    lorakit.load(folder, one(), plugins=plugins)
+    assert seen == [folder]
+
+
+def test_every_hook_has_a_test_and_a_docstring() -> None:
+    hooks = [name for name, value in vars(specs).items() if inspect.isfunction(value) and name.startswith("lorakit_")]
+    assert len(hooks) >= 15
+    for name in hooks:
+        assert f"test_{name}" in globals(), name
+        assert inspect.getdoc(getattr(specs, name)), name
+
+
+def broken(*_: Any, **__: Any) -> None:
+    raise ZeroDivisionError("oops")
+
+
+@pytest.mark.parametrize("hook", ["lorakit_plan_ready", "lorakit_model_ready", "lorakit_describe_module", "lorakit_estimate_memory"])
+def test_a_plugin_that_raises_is_named(hook: str) -> None:
+    arguments = inspect.signature(getattr(specs, hook)).parameters
+    function = eval(f"lambda {', '.join(arguments)}: broken()", {"broken": broken})
+    with pytest.raises(lorakit.PluginError, match=rf"plugin sample 1.0 failed in {hook}: ZeroDivisionError: oops"):
+        run("adapt 0 rank 2", one(), plugins_of(**{hook: function}))
+
+
+def test_two_plugins_with_one_name_are_both_named() -> None:
+    @dataclass(frozen=True)
+    class Other:
+        name: ClassVar[str] = "nf4"
+
+    with pytest.raises(lorakit.PluginError, match=r"two plugins add `nf4` .*lorakit \(quantizers\).* and .*sample 1.0|sample 1.0 and"):
+        plugins_of(lorakit_quantizers=lambda: [Other])
+
+
+def test_a_misspelled_hook_is_an_error() -> None:
+    with pytest.raises(lorakit.PluginError, match="lorakit_quantisers"):
+        plugins_of(lorakit_quantisers=lambda: [])
+
+
+def test_a_hook_with_an_unknown_argument_is_an_error() -> None:
+    with pytest.raises(lorakit.PluginError, match="sample 1.0"):
+        plugins_of(lorakit_plan_ready=lambda plan, colour: None)
+
+
+def test_a_distribution_that_does_not_import_is_named_when_its_words_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_plugin.py").write_text("1 / 0")
+    info = tmp_path / "broken_plugin-2.5.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugin\nVersion: 2.5\n")
+    (info / "entry_points.txt").write_text("[lorakit]\nit = broken_plugin\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    plugins = load_plugins(importlib.metadata.entry_points(group="lorakit"))
+    assert [(failure.distribution, failure.reason) for failure in plugins.failures] == [
+        ("broken-plugin 2.5", "ZeroDivisionError: division by zero")
+    ]
+    assert run("adapt 0 rank 2", one(), plugins)
+    from lorakit.language.spec import PluginCall
+
+    with pytest.raises(lorakit.PluginError, match=r"no quantizer is called `theirs`.*broken-plugin 2.5 did not load"):
+        plugins.quantizer(PluginCall("theirs"))
+
+
+def test_the_manager_is_a_value() -> None:
+    assert manager.default_plugins() is manager.default_plugins()
+    assert "half" not in manager.default_plugins().quantizers

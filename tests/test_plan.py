@@ -1,0 +1,131 @@
+"""The Plan: what rules decide, what is refused and where, and its way to JSON and back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from torch import nn
+
+import lorakit
+from conftest import QLORA, make_llama
+from lorakit.planning.plan import Plan
+
+
+def findings(text: str, model: nn.Module) -> list[tuple[str, int, int]]:
+    with pytest.raises(lorakit.PlanError) as caught:
+        lorakit.plan(text, model)
+    return [(found.code, found.line, found.column) for found in caught.value.diagnostics]
+
+
+def message(text: str, model: nn.Module) -> str:
+    with pytest.raises(lorakit.PlanError) as caught:
+        lorakit.plan(text, model)
+    return str(caught.value)
+
+
+def test_json_round_trip(llama: nn.Module) -> None:
+    text = "adapt @attention rank 4 init gaussian(sigma=0.5) quant nf4(blocksize=128) double\ntrain @norm lr 1e-3"
+    plan = lorakit.plan(f"{text}\noptimizer adamw(betas=(0.8, 0.9)) lr 1e-4 paged", llama)
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    assert again.optimizer.call.options == (("betas", (0.8, 0.9)),)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"version": 99}, "version 99"),
+        ({"surprise": 1}, "no field 'surprise'"),
+        ({"entries": 3}, "expected a list"),
+        ({"model_parameters": "many"}, "model_parameters: expected int"),
+    ],
+)
+def test_a_plan_that_is_none_is_refused(llama: nn.Module, change: dict[str, object], complaint: str) -> None:
+    plain = json.loads(lorakit.plan(QLORA, llama).to_json())
+    with pytest.raises(lorakit.PlanError, match=complaint):
+        Plan.from_json(json.dumps({**plain, **change}))
+
+
+def test_a_plan_needs_no_weights() -> None:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(num_hidden_layers=2, hidden_size=64, intermediate_size=96, num_attention_heads=4)
+    from_config = lorakit.plan("adapt q_proj rank 4", config)
+    assert [entry.path for entry in from_config.entries] == [f"model.layers.{n}.self_attn.q_proj" for n in range(2)]
+
+
+def test_later_rules_replace_earlier_ones_whole(llama: nn.Module) -> None:
+    plan = lorakit.plan(
+        "adapt @attention rank 2 quant nf4\nadapt q_proj rank 4 alpha 8\nquantize @linear fp4 double", llama
+    )
+    query, key = plan.entry("model.layers.0.self_attn.q_proj"), plan.entry("model.layers.0.self_attn.k_proj")
+    gate = plan.entry("model.layers.0.mlp.gate_proj")
+    assert query is not None and query.adapter is not None and (query.adapter.rank, query.adapter.factor) == (4, 2.0)
+    assert query.quant is None and query.decided_by == ("<text>:2",)
+    assert key is not None and key.quant is not None and key.quant.name == "nf4"
+    assert gate is not None and gate.adapter is None and gate.quant is not None and gate.decided_by == ("<text>:3",)
+
+
+def test_every_selector_that_matches_nothing_is_reported_at_its_place(llama: nn.Module) -> None:
+    assert findings("adapt q_proj,k_porj,nothing_like_it rank 2\nadapt v_proj except w_proj rank 2", llama) == [
+        ("L101", 1, 14),
+        ("L101", 1, 21),
+        ("L101", 2, 21),
+    ]
+    assert "did you mean `k_proj`?" in message("adapt k_porj rank 2", llama)
+    assert lorakit.plan("adapt q_proj rank 2\nadapt nothing rank 2 optional", llama).added
+
+
+def test_a_module_named_outright_that_no_adapter_fits(llama: nn.Module) -> None:
+    text = message("adapt self_attn rank 2", llama)
+    assert "error[L102]: no adapter fits `model.layers.0.self_attn`, a LlamaAttention" in text
+    assert "lorakit_adapt_module" in text and "`self_attn.*`" in text
+
+
+def test_a_rank_larger_than_the_layer_points_at_the_rank(llama: nn.Module) -> None:
+    assert findings("adapt v_proj rank 33", llama) == [("L103", 1, 19)]
+    assert "32" in message("adapt v_proj rank 33", llama)
+    assert lorakit.plan("adapt v_proj rank 32", llama).added
+
+
+def test_a_rule_that_decides_nothing_is_an_error(llama: nn.Module) -> None:
+    assert findings("adapt q_proj rank 2\nadapt @attention rank 4", llama) == [("L104", 1, 1)]
+    assert findings("adapt @linear rank 2\nquantize q_proj nf4", llama) == [("L104", 2, 1)]
+    assert lorakit.plan("adapt q_proj rank 2 optional\nadapt @attention rank 4", llama).rules[0].modules == 0
+    assert findings("adapt q_proj rank 2 layers 7..9", llama) == [("L101", 1, 1)]
+
+
+def test_promises(llama: nn.Module) -> None:
+    assert lorakit.plan("adapt q_proj rank 2\nrequire trainable < 1%\nrequire peak_memory <= 1GiB", llama).added
+    text = message("adapt q_proj rank 2\nadapt v_proj rank 8\nrequire trainable < 0.1%", llama)
+    # q: two layers of 2 · (64 + 64), v: two layers of 8 · (64 + 32)
+    share = (2 * 2 * 128 + 2 * 8 * 96) / sum(value.numel() for value in llama.parameters())
+    assert f"error[L105]: the plan breaks this promise: `trainable` is {share:.3%}" in text
+    assert text.index("<text>:2 costs 1,536") < text.index("<text>:1 costs 512")
+
+
+def test_conflicts_are_refused(llama: nn.Module) -> None:
+    assert findings("adapt q_proj rank 2\ntrain q_proj", llama) == [("L107", 2, 1)]
+    tied = make_llama(tie_word_embeddings=True)
+    text = message("quantize @head nf4", tied)
+    assert "error[L106]" in text and "`model.embed_tokens.weight`" in text
+    assert "both ends train" in " ".join(lorakit.plan("train @head", tied).notes)
+
+
+def test_a_spec_without_rules_cannot_be_planned(llama: nn.Module) -> None:
+    with pytest.raises(lorakit.PlanError, match="no rules"):
+        lorakit.plan("let r = 4", llama)
+
+
+def test_adapter_dtype_follows_the_base(llama: nn.Module) -> None:
+    dtypes = {
+        clauses: lorakit.plan(f"adapt q_proj rank 2 {clauses}", llama).entries[0].adapter.dtype  # type: ignore[union-attr]
+        for clauses in ("", "quant nf4", "dtype fp16", "quant nf4 dtype fp32")
+    }
+    assert dtypes == {"": "float32", "quant nf4": "bfloat16", "dtype fp16": "float16", "quant nf4 dtype fp32": "float32"}
+
+
+def test_rslora_scales_by_the_root_of_the_rank(llama: nn.Module) -> None:
+    entry = lorakit.plan("adapt q_proj rank 16 alpha 8 scaling rslora", llama).entries[0]
+    assert entry.adapter is not None and entry.adapter.factor == 2.0
