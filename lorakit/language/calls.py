@@ -60,15 +60,13 @@ class Calls:
             self._report_unknown(node.name, kind, registry, place)
             return None
         double = self._double(node, plugin, registry, place)
-        options = self._options(node, plugin, place, rank)
-        if options is None or double is None:
-            return None
-        call = PluginCall(node.name.value, tuple(options.items()), double, place.word_span(node.name))
+        options, sound = self._options(node, plugin, place, rank)
+        call = PluginCall(node.name.value, tuple(options.items()), double or False, place.word_span(node.name))
         if (kind.registry, call) not in self.sound:
-            if not self._configured(plugin, call, node, place):
-                return None
-            self.sound.add((kind.registry, call))
-        return call
+            sound = self._configured(plugin, call, node, place, sound)
+            if sound:
+                self.sound.add((kind.registry, call))
+        return call if sound and double is not None else None
 
     def _report_unknown(self, name: Word, kind: PluginKind, registry: Mapping[str, type], place: Place) -> None:
         if kind is INITIALIZER and name == "zeros":
@@ -79,6 +77,8 @@ class Calls:
                 "gaussian",
                 "the gradient of A is a product with B, and that of B one with A; one of the two must not be zero",
             )
+            return
+        if self.scope.lacks_plugins:
             return
         near = nearest(name, registry)
         notes = [] if near else [f"there are {listed(registry, 'and')}"]
@@ -95,7 +95,10 @@ class Calls:
         place.report_word(Code.NO_DOUBLE, f"`{node.name}` has no double quantization", node.double, None, note)
         return None
 
-    def _options(self, node: Call, plugin: type, place: Place, rank: Amount | str | None) -> dict[str, Value] | None:
+    def _options(
+        self, node: Call, plugin: type, place: Place, rank: Amount | str | None
+    ) -> tuple[dict[str, Value], bool]:
+        """Return the options that could be read, and whether those are all."""
         known, sound = _meant_units(plugin), True
         options: dict[str, Value] = {}
         for option in node.options:
@@ -117,7 +120,7 @@ class Calls:
                     sound = False
                 else:
                     options[name] = value
-        return options if sound else None
+        return options, sound
 
     def _value(self, node: ValueNode, unit: str, place: Place, rank: Amount | str | None) -> Value | _Faulty:
         if isinstance(node, StringLiteral):
@@ -144,10 +147,12 @@ class Calls:
             place.report(Code.LIMIT, str(error), node.start, node.end)
             return _FAULTY
 
-    def _configured(self, plugin: type, call: PluginCall, node: Call, place: Place) -> bool:
-        """Return whether a plugin takes these options; each that it refuses is reported."""
-        written = {option.name.value: option for option in node.options}
-        sound = True
+    def _configured(self, plugin: type, call: PluginCall, node: Call, place: Place, sound: bool) -> bool:
+        """Return whether a plugin takes these options; each that it refuses is reported.
+
+        What it misses is not reported where an option was at fault already.
+        """
+        written = {option.name.value: option for option in reversed(node.options)}
         while True:
             try:
                 configure(plugin, call)

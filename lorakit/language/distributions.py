@@ -9,8 +9,8 @@ from lorakit.language.problems import Place
 from lorakit.language.syntax import UseNode
 
 
-def check_use(node: UseNode, place: Place) -> None:
-    """Report a distribution that is missing or too old, with the command that installs it."""
+def is_installed(node: UseNode, place: Place) -> bool:
+    """Return whether a distribution is installed and new enough; if not, report the command that installs it."""
     from packaging.version import InvalidVersion, Version
 
     name, wanted = node.distribution.value, None
@@ -21,13 +21,13 @@ def check_use(node: UseNode, place: Place) -> None:
             place.report_word(
                 Code.BAD_VERSION, f"`{node.version}` is no version", node.version, None, "versions are written `1.2.3`"
             )
-            return
+            return True
     install = f"help: pip install '{name}>={wanted}'" if wanted is not None else f"help: pip install {name}"
     try:
         installed = importlib.metadata.version(name)
     except (importlib.metadata.PackageNotFoundError, ValueError):
         place.report_word(Code.NOT_INSTALLED, f"`{name}` is not installed", node.distribution, None, install)
-        return
+        return False
     try:
         too_old = wanted is not None and Version(installed) < wanted
     except InvalidVersion:
@@ -35,3 +35,4 @@ def check_use(node: UseNode, place: Place) -> None:
     if too_old and node.version is not None:
         message = f"`{name}` is installed in version {installed}, and this needs {wanted} or later"
         place.report_word(Code.TOO_OLD, message, node.version, None, install)
+    return not too_old

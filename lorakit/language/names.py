@@ -40,13 +40,15 @@ class Scope:
 
     `later_lists` are those of them that are lists.
 
-    Where something could not be read that may define more names, `complete` is false and unknown names go unreported.
+    Where something could not be read that may define more names, `complete` is false and unknown names go unreported;
+    so do unknown plugins, roles and quantities where a distribution is missing (`lacks_plugins`).
     """
 
     definitions: dict[str, Definition] = field(default_factory=dict)
     later: Mapping[str, Span] = field(default_factory=dict)
     later_lists: Set[str] = frozenset()
     complete: bool = True
+    lacks_plugins: bool = False
 
     def find(self, word: Word, place: Place, known: tuple[str, ...] = ()) -> Definition | None:
         """Return a definition, or report that there is none; `known` are other names that could stand there."""
@@ -66,7 +68,7 @@ class Scope:
         near = nearest(name, names)
         notes = []
         if name == "rank":
-            notes.append("`rank` has a value only inside a rule that gives one")
+            notes.append("`rank` has a value inside a rule that gives one, in clauses other than `rank` itself")
         elif near is None:
             notes.append(f"help: define it above: `let {name} = …`")
         place.report_word(Code.UNKNOWN_NAME, f"there is no name `{name}` here", word, near, *notes)

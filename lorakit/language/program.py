@@ -11,7 +11,7 @@ from lorakit.language.amounts import Amount
 from lorakit.language.calls import OPTIMIZER, QUANTIZER, Calls, unquoted
 from lorakit.language.clauses import UNKNOWN_RANK, Rule, rank_clause, read_clauses, read_rank
 from lorakit.language.codes import Code
-from lorakit.language.distributions import check_use
+from lorakit.language.distributions import is_installed
 from lorakit.language.names import Definition, LetValue, Scope, evaluate
 from lorakit.language.problems import Place
 from lorakit.language.requires import Requires
@@ -48,6 +48,8 @@ def build(
     `complete` says whether every file of the program could be read.
     """
     scope = _scope(program, complete)
+    installed = [is_installed(node, place) for place, node in program if isinstance(node, UseNode)]
+    scope.lacks_plugins = not all(installed)
     reader = _Reader(Calls(plugins, scope), scope, settings, Requires(scope, quantities))
     for place, statement in program:
         _READERS[type(statement)](reader, statement, place)
@@ -171,7 +173,6 @@ class _Reader:
             self.requires.append(promise)
 
     def use(self, node: UseNode, place: Place) -> None:
-        check_use(node, place)
         self.uses.append((node.distribution.value, node.version.value if node.version is not None else None))
 
     def broken(self, node: BrokenNode, place: Place) -> None:

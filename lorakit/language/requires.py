@@ -56,7 +56,10 @@ class Requires:
             return self._negative(node, place)
         if isinstance(node, Binary):
             return self._binary(node, place)
-        if isinstance(node, NameUse) and node.word not in self.scope.definitions and self.scope.complete:
+        known = node.word in self.scope.definitions if isinstance(node, NameUse) else True
+        if isinstance(node, NameUse) and not known and self.scope.complete:
+            if self.scope.lacks_plugins:
+                return None
             near = nearest(node.word, (*self.quantities, *self.scope.definitions))
             if near in self.quantities or (near is None and node.word not in self.scope.later):
                 note = () if near else (f"the quantities are {', '.join(self.quantities)}",)

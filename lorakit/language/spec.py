@@ -5,6 +5,7 @@ A Spec knows nothing of any model. Two specs are equal when they mean the same; 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -48,6 +49,10 @@ class Segment:
         return self.name + (f"[{','.join(map(str, self.indices))}]" if self.indices else "")
 
 
+def _plain_slash(escape: re.Match[str]) -> str:
+    return "/" if escape[1] == "/" else escape[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A selector of modules: a path of segments, which may end in a role or a class, or a regex on the whole path."""
@@ -57,6 +62,11 @@ class Target:
     class_name: str | None = None
     regex: str | None = None
     span: Span | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # a slash means the same with a backslash before it and without
+        if self.regex is not None and r"\/" in self.regex:
+            object.__setattr__(self, "regex", re.sub(r"\\(.)", _plain_slash, self.regex, flags=re.DOTALL))
 
     @property
     def is_outright(self) -> bool:
@@ -70,7 +80,7 @@ class Target:
 
     def __str__(self) -> str:
         if self.regex is not None:
-            return f"/{self.regex}/"
+            return "/" + self.regex.replace("/", r"\/") + "/"
         words = [str(segment) for segment in self.segments]
         if self.role is not None:
             words.append(f"@{self.role}")
@@ -194,7 +204,10 @@ Rule: TypeAlias = "Adapt | Quantize | Train"
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A whole program: its rules in order of appearance, the optimizer, and what it requires."""
+    """A whole program: its rules in order of appearance, the optimizer, and what it requires.
+
+    `source` is the text that it was read from, and `sources` are the texts of all of its files, by the names in spans.
+    """
 
     rules: tuple[Rule, ...] = ()
     optimizer: Optimizer | None = None
@@ -202,3 +215,9 @@ class Spec:
     uses: tuple[tuple[str, str | None], ...] = ()
     source: str = field(default="", compare=False, repr=False)
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        """Return the Spec as text that parses to an equal Spec. Raises: SpecError for what cannot be written."""
+        from lorakit.language.printer import to_text
+
+        return to_text(self)

@@ -52,7 +52,7 @@ def read_targets(
             note = f"help: for a module of that name write `**.{word}`"
             place.report_word(Code.UNKNOWN_NAME, f"`{word}` is used above its definition", word, None, note)
             continue
-        target = read_target(word, roles, place)
+        target = _read_target(word, scope, roles, place)
         if target is None:
             sound = False
         else:
@@ -60,7 +60,7 @@ def read_targets(
     return tuple(targets) if sound else None
 
 
-def read_target(word: Word, roles: Mapping[str, Any], place: Place) -> Target | None:
+def _read_target(word: Word, scope: Scope, roles: Mapping[str, Any], place: Place) -> Target | None:
     """Return the target that a word spells, or None where its fault has been reported."""
     try:
         target = _target(word.value)
@@ -69,6 +69,8 @@ def read_target(word: Word, roles: Mapping[str, Any], place: Place) -> Target | 
         place.report(fault.code, fault.message, start + fault.start, start + fault.end, None, *fault.notes)
         return None
     if target.role is not None and target.role not in roles:
+        if scope.lacks_plugins:
+            return None
         near = nearest(target.role, roles)
         note = () if near else (f"the roles are {listed((f'@{role}' for role in roles), 'and')}",)
         start = word.end_pos - len(target.role)
@@ -93,7 +95,8 @@ def read_ranges(nodes: Iterable[RangeNode], place: Place) -> tuple[IndexRange, .
 @functools.lru_cache(4096)
 def _target(words: str) -> Target:
     if words.startswith("/"):
-        return Target(regex=_regex(words[1:-1]))
+        _check_regex(words[1:-1])
+        return Target(regex=words[1:-1])
     if words.replace(".", "").replace("_", "").isalnum():
         return Target(tuple(map(_plain_segment, words.split("."))))
     segments: list[Segment] = []
@@ -146,7 +149,7 @@ def _range(first: str, last: str) -> IndexRange:
     return IndexRange(low, high)
 
 
-def _regex(words: str) -> str:
+def _check_regex(words: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -157,4 +160,3 @@ def _regex(words: str) -> str:
         start = 1 + min(position, len(words)) if position is not None else 0
         end = start + 1 if position is not None else len(words) + 2
         raise _FaultError(Code.BAD_REGEX, f"this is no regex: {reason}", start, end) from None
-    return re.sub(r"\\(.)", lambda match: "/" if match[1] == "/" else match[0], words)
