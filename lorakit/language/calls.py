@@ -15,8 +15,9 @@ from lorakit.language.codes import Code
 from lorakit.language.names import Scope, evaluate
 from lorakit.language.problems import Place
 from lorakit.language.spec import PluginCall, Value
-from lorakit.language.suggestions import listed, nearest
+from lorakit.language.suggestions import listed
 from lorakit.language.syntax import Call, NameUse, StringLiteral, Truth, TupleNode, ValueNode, Word
+from lorakit.language.words import CLAUSES
 
 if TYPE_CHECKING:
     from lorakit.hooks import Plugins
@@ -80,8 +81,9 @@ class Calls:
             return
         if self.scope.lacks_plugins:
             return
-        near = nearest(name, registry)
-        notes = [] if near else [f"there are {listed(registry, 'and')}"]
+        near = place.nearest(name, registry)
+        notes = ["help: `double` stands behind a quantizer: `nf4 double`"] if name == "double" else []
+        notes += [] if near else [f"there are {listed(registry, 'and')}"]
         notes += [f"{failure.distribution} did not load: {failure.reason}" for failure in self.plugins.failures]
         place.report_word(Code.UNKNOWN_PLUGIN, f"there is no {kind.noun} `{name}`", name, near, *notes)
 
@@ -104,10 +106,10 @@ class Calls:
         for option in node.options:
             name = option.name.value
             if name not in known:
-                near = nearest(name, known)
+                near = place.nearest(name, known)
                 note = f"it takes {listed(known, 'and')}" if known else "it takes no options"
-                if name == "double":
-                    note = f"help: write `{node.name} double`"
+                if name == "double" or name in CLAUSES:
+                    note = f"help: `{name}` stands behind the parentheses, as in `{node.name} {name}`"
                 message = f"`{node.name}` has no option `{name}`"
                 place.report_word(Code.UNKNOWN_OPTION, message, option.name, near, note)
                 sound = False

@@ -12,7 +12,7 @@ from lorakit.language.codes import Code
 from lorakit.language.names import evaluate
 from lorakit.language.problems import Place
 from lorakit.language.spec import PluginCall, Span
-from lorakit.language.suggestions import listed, nearest
+from lorakit.language.suggestions import listed
 from lorakit.language.syntax import Clause, RuleNode
 from lorakit.language.targets import read_ranges, read_targets
 
@@ -147,7 +147,7 @@ def _choice(*choices: str) -> Callable[[Clause, Rule], str | None]:
         if word in choices:
             return str(word)
         message = f"`{clause.keyword}` is {listed(choices)}, not `{word}`"
-        rule.place.report_word(Code.UNKNOWN_CHOICE, message, word, nearest(word, choices))
+        rule.place.report_word(Code.UNKNOWN_CHOICE, message, word, rule.place.nearest(word, choices))
         return None
 
     return read

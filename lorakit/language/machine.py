@@ -54,6 +54,10 @@ class Machine:
         self.values.pop()
         return True
 
+    def drop_to(self, height: int) -> None:
+        """Give up the states above this height of the stack."""
+        del self.states[height:], self.values[height - 1 :]
+
     def accepted(self) -> set[str]:
         """Return the terminals that the grammar allows here; an action alone says less, since LALR merges states."""
         return {kind for kind in self.actions[self.states[-1]] if self._accepts(kind)}

@@ -10,7 +10,6 @@ from lorakit.language.amounts import Amount, LimitError, UnitError, combine, lit
 from lorakit.language.codes import Code
 from lorakit.language.problems import Place
 from lorakit.language.spec import Span, Target
-from lorakit.language.suggestions import nearest
 from lorakit.language.syntax import (
     MAX_DEPTH,
     Binary,
@@ -65,7 +64,7 @@ class Scope:
             place.report_word(Code.UNKNOWN_NAME, message, word, None, f"it is defined at {span}")
             return
         names = (*self.definitions, *known)
-        near = nearest(name, names)
+        near = place.nearest(name, names)
         notes = []
         if name == "rank":
             notes.append("`rank` has a value inside a rule that gives one, in clauses other than `rank` itself")

@@ -37,6 +37,7 @@ class _Reading:
         self.text = source.text
         self.machine = Machine(start)
         self.position = 0
+        self.base = len(self.machine.states)
         self.tokens: list[Word] = []
         self.opened: list[Word] = []
         self.brace: Word | None = None
@@ -73,6 +74,7 @@ class _Reading:
                 self.unit = None
                 if self.brace is None:
                     self.statement = None
+                    self.base = len(states)
             else:
                 if not feed(kind, word):
                     return False
@@ -97,7 +99,8 @@ class _Reading:
 
     def _recover(self, offset: int) -> bool:
         """Say what is wrong, put ERROR in its place and return whether reading can go on behind it."""
-        from lorakit.language.complaints import Scene, complain, complain_overrun
+        from lorakit.language.complaints import complain, complain_overrun
+        from lorakit.language.scene import Scene
 
         overrun = self._overrun(offset)
         scene = Scene(self.source, offset, self.machine.accepted(), self.tokens, self.brace)
@@ -105,11 +108,13 @@ class _Reading:
         self.diagnostics.append(complaint.diagnostic(self.source))
         resume = overrun[1] if overrun else self._skip(offset)
         if len(self.diagnostics) >= MAX_SYNTAX_ERRORS:
-            resume = len(self.text)
+            return False
         while self.tokens and self.tokens[-1].start_pos >= resume:
             self.tokens.pop()
         start = min(self.unit.start_pos if self.unit is not None else offset, resume)
         unread = Word(self.text[start:resume], "ERROR", start)
+        if self.brace is None:
+            self.machine.drop_to(self.base)
         while not self.machine.feed("ERROR", unread):
             if not self.machine.drop():
                 return False

@@ -37,7 +37,7 @@ def _adapt(rule: Adapt) -> str:
 
 
 def _quantize(rule: Quantize) -> str:
-    return _joined("quantize", _listed(rule.targets), _call(rule.quant), *_clauses(rule, _RULE_CLAUSES))
+    return _joined("quantize", _listed(rule.targets), call_text(rule.quant), *_clauses(rule, _RULE_CLAUSES))
 
 
 def _train(rule: Train) -> str:
@@ -45,7 +45,7 @@ def _train(rule: Train) -> str:
 
 
 def _optimizer(optimizer: Optimizer) -> str:
-    return _joined("optimizer", _call(optimizer.call), *_clauses(optimizer, _OPTIMIZER_CLAUSES))
+    return _joined("optimizer", call_text(optimizer.call), *_clauses(optimizer, _OPTIMIZER_CLAUSES))
 
 
 def _require(require: Require) -> str:
@@ -82,7 +82,7 @@ def _number(value: float) -> str:
     return str(int(value)) if whole and abs(value) < 1e15 else repr(value)
 
 
-def _call(call: PluginCall) -> str:
+def call_text(call: PluginCall) -> str:
     options = ", ".join(f"{name}={_value(value)}" for name, value in call.options)
     return call.name + (f"({options})" if options else "") + (" double" if call.double else "")
 
@@ -117,13 +117,13 @@ _RULE_CLAUSES: Mapping[str, Callable[[Any], str]] = {
 _TRAIN_CLAUSES = {"lr": _keyword("lr", _number), **_RULE_CLAUSES}
 _OPTIMIZER_CLAUSES = {"lr": _keyword("lr", _number), "paged": _flag("paged")}
 _ADAPT_CLAUSES: Mapping[str, Callable[[Any], str]] = {
-    "method": _keyword("method", _call),
+    "method": _keyword("method", call_text),
     "rank": _keyword("rank", _number),
     "alpha": _keyword("alpha", _number),
     "scaling": _keyword("scaling"),
     "dropout": _keyword("dropout", _number),
-    "init": _keyword("init", _call),
-    "quant": _keyword("quant", _call),
+    "init": _keyword("init", call_text),
+    "quant": _keyword("quant", call_text),
     "dtype": _keyword("dtype"),
     "bias": _keyword("bias"),
     "lr": _keyword("lr", _number),

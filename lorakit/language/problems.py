@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lorakit.language.codes import Code
 from lorakit.language.diagnostics import Diagnostic, advised, at
 from lorakit.language.source import SourceText
 from lorakit.language.spec import Span
+from lorakit.language.suggestions import nearest
 from lorakit.language.syntax import Word
+
+# Beyond this many problems nobody reads suggestions one by one
+_ENOUGH = 200
 
 
 @dataclass
@@ -31,6 +36,10 @@ class Place:
 
     def word_span(self, word: Word) -> Span:
         return self.source.span(word.start_pos, word.end_pos)
+
+    def nearest(self, word: str, known: Iterable[str]) -> str | None:
+        """Return the known word that was probably meant, if any is near."""
+        return nearest(word, known) if len(self.problems.found) < _ENOUGH else None
 
     def report(self, code: Code, message: str, start: int, end: int, near: str | None = None, *notes: str) -> None:
         """Report a problem with the words from one offset to another; `near` is the word that was probably meant."""

@@ -10,7 +10,6 @@ from lorakit.language.codes import Code
 from lorakit.language.names import Scope, evaluate, report_arithmetic
 from lorakit.language.problems import Place
 from lorakit.language.spec import Expression, Number, Operation, Quantity, Require
-from lorakit.language.suggestions import nearest
 from lorakit.language.syntax import Binary, ExpressionNode, Group, NameUse, Negative, RequireNode
 
 _MEASURES = {"": "a plain number", "%": "a share", "B": "bytes"}
@@ -60,7 +59,7 @@ class Requires:
         if isinstance(node, NameUse) and not known and self.scope.complete:
             if self.scope.lacks_plugins:
                 return None
-            near = nearest(node.word, (*self.quantities, *self.scope.definitions))
+            near = place.nearest(node.word, (*self.quantities, *self.scope.definitions))
             if near in self.quantities or (near is None and node.word not in self.scope.later):
                 note = () if near else (f"the quantities are {', '.join(self.quantities)}",)
                 message = f"there is no quantity and no name `{node.word}`"

@@ -13,7 +13,7 @@ from lorakit.language.codes import Code
 from lorakit.language.names import Scope
 from lorakit.language.problems import Place
 from lorakit.language.spec import IndexRange, Segment, Target
-from lorakit.language.suggestions import listed, nearest
+from lorakit.language.suggestions import listed
 from lorakit.language.syntax import RangeNode, Word
 
 # Lists of lists grow fast; this many selectors are more than any model has modules by hand
@@ -71,7 +71,7 @@ def _read_target(word: Word, scope: Scope, roles: Mapping[str, Any], place: Plac
     if target.role is not None and target.role not in roles:
         if scope.lacks_plugins:
             return None
-        near = nearest(target.role, roles)
+        near = place.nearest(target.role, roles)
         note = () if near else (f"the roles are {listed((f'@{role}' for role in roles), 'and')}",)
         start = word.end_pos - len(target.role)
         place.report(Code.UNKNOWN_ROLE, f"there is no role `@{target.role}`", start, word.end_pos, near, *note)

@@ -24,6 +24,7 @@ _NAMES = {
     "DTYPE": "`bf16`, `fp16` or `fp32`",
     "BIAS": "`none` or `adapter`",
     "LET": "a name",
+    "REQUIRE": "a quantity",
     "_LPAR": "an option",
 }
 # How far back the keyword of a name may lie
@@ -54,7 +55,7 @@ _TERMINALS = (
 def expectation(accepted: Set[str], keyword: str) -> str:
     """Return in words what may stand in a place, given the terminals there and the keyword that it belongs to."""
     words = [word for terminal, word in _TERMINALS if terminal in accepted]
-    if "NAME" in accepted and "NUMBER" not in accepted:
+    if "NAME" in accepted and ("NUMBER" not in accepted or keyword == "REQUIRE"):
         words.insert(0, _NAMES.get(keyword, "a name"))
     if "_END" in accepted and "ADAPT" not in accepted and "RBRACE" not in accepted:
         words.append("the end of the line")
