@@ -1,4 +1,4 @@
-"""Applying a plan: nothing changes before the first step, only adapters train, and the same seed gives the same bits."""
+"""Applying a plan: nothing changes before the first step, only adapters train, equal seeds give equal bits."""
 
 from __future__ import annotations
 
@@ -107,11 +107,15 @@ def test_a_failure_leaves_the_model_untouched(llama: nn.Module) -> None:
     # a weight that no quantizer takes, met after other layers were built already
     broken = llama.get_submodule("model.layers.1.self_attn.o_proj")
     broken.weight = nn.Parameter(broken.weight.to(torch.float64))
-    with pytest.raises(lorakit.PluginError, match=r"quantizer `nf4` of lorakit .* failed on `model.layers.1.self_attn.o_proj`"):
+    with pytest.raises(
+        lorakit.PluginError, match=r"quantizer `nf4` of lorakit .* failed on `model.layers.1.self_attn.o_proj`"
+    ):
         lorakit.apply(plan, llama)
     assert [type(module) for module in llama.modules()] == modules
     after = {name: (value, value.requires_grad) for name, value in llama.named_parameters()}
-    assert all(after[name][0] is before[name][0] and after[name][1] for name in before if "1.self_attn.o_proj" not in name)
+    assert all(
+        after[name][0] is before[name][0] and after[name][1] for name in before if "1.self_attn.o_proj" not in name
+    )
 
 
 def test_what_cannot_be_applied_is_refused(llama: nn.Module) -> None:

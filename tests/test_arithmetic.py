@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import lorakit
+from conftest import make_llama
 
 
 class One(nn.Module):
@@ -58,3 +59,23 @@ def test_forecast_of_bytes_is_what_the_model_holds() -> None:
     state = [tensor for slots in optimizer.state.values() for tensor in slots.values() if torch.is_tensor(tensor)]
     moments = [tensor for tensor in state if tensor.numel() > 1]
     assert plan.memory.optimizer == sum(tensor.numel() * tensor.element_size() for tensor in moments)
+
+
+@pytest.mark.parametrize("quant", ["quant nf4 double", ""])
+def test_forecast_of_activations_is_what_autograd_keeps(quant: str) -> None:
+    model = make_llama(hidden_size=128, intermediate_size=384, vocab_size=2000, num_hidden_layers=3).to(torch.bfloat16)
+    batch, tokens = 2, 64
+    plan = lorakit.plan(f"adapt @linear rank 8 {quant}", model, batch=batch, tokens=tokens)
+    lorakit.apply(plan, model).train()
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids = torch.randint(0, 2000, (batch, tokens))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(ids, labels=ids)
+    assert abs(plan.memory.activations / sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - 1) < 0.03

@@ -86,7 +86,9 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_folder(delay: float, tmp
     lorakit.load(folder, plain())
 
 
-def test_without_an_atomic_exchange_the_old_folder_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_atomic_exchange_the_old_folder_is_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = lorakit.save(linear(), tmp_path / "adapter")
     monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
     lorakit.save(linear(seed=1), folder)
@@ -97,7 +99,9 @@ def test_without_an_atomic_exchange_the_old_folder_is_set_aside(tmp_path: Path, 
 def test_a_full_disk(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
     if mounted.returncode != 0:
         pytest.skip("mounting a small disk takes root")
     try:
@@ -147,9 +151,18 @@ KEY = "base_model.model.0.lora_{}.weight"
         (lambda folder: os.truncate(folder / "adapter_model.safetensors", 5000), "damaged or cut short"),
         (lambda folder: os.truncate(folder / "adapter_model.safetensors", 3), "damaged or cut short"),
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(pickle.dumps({"a": 1})), "damaged"),
-        (lambda folder: (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{}"), "damaged"),
-        (lambda folder: altered(folder, lambda tensors: tensors.pop(KEY.format("B"))), "lacks 1 tensors, first .*lora_B"),
-        (lambda folder: altered(folder, lambda tensors: tensors.update(extra=torch.ones(1))), "tensors that nothing here takes"),
+        (
+            lambda folder: (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{}"),
+            "damaged",
+        ),
+        (
+            lambda folder: altered(folder, lambda tensors: tensors.pop(KEY.format("B"))),
+            "lacks 1 tensors, first .*lora_B",
+        ),
+        (
+            lambda folder: altered(folder, lambda tensors: tensors.update(extra=torch.ones(1))),
+            "tensors that nothing here takes",
+        ),
         (
             lambda folder: altered(folder, lambda tensors: tensors.update({"../../etc/passwd": torch.ones(1)})),
             "tensors that nothing here takes",
@@ -190,7 +203,9 @@ def test_pickle_is_read_only_where_allowed(tmp_path: Path) -> None:
 def test_an_adapter_for_another_model_names_the_first_shapes_that_differ(tmp_path: Path) -> None:
     folder = lorakit.save(lorakit.apply("adapt q_proj,v_proj rank 4", make_llama()), tmp_path / "adapter")
     other = make_llama(hidden_size=32, head_dim=16)
-    with pytest.raises(lorakit.AdapterError, match=r"`model.layers.0.self_attn.q_proj` is 64 × 64 there and 64 × 32 here"):
+    with pytest.raises(
+        lorakit.AdapterError, match=r"`model.layers.0.self_attn.q_proj` is 64 × 64 there and 64 × 32 here"
+    ):
         lorakit.load(folder, other)
     with pytest.raises(lorakit.AdapterError, match="has no `model.layers.0.self_attn.q_proj`"):
         lorakit.load(folder, make_gpt2())

@@ -43,9 +43,9 @@ def chats(write: Write) -> Path:
 
 def test_the_whole_journey(llama_folder: Path, chats: Path, write: Write, tmp_path: Path) -> None:
     spec = write("qlora.lora", LINE)
-    assert "no errors" in lorakit_command("check", spec).stdout + lorakit_command("check", spec).stderr or True
+    assert "well-formed, 1 rule" in lorakit_command("check", spec).stdout
     planned = lorakit_command("plan", spec, llama_folder).stdout
-    assert "nf4 double" in planned and "2,176 + " not in planned and "memory of a training step" in planned
+    assert "nf4 double" in planned and "memory of a training step" in planned
     plan = json.loads(lorakit_command("plan", spec, llama_folder, "--format", "json").stdout)
     assert len(plan["entries"]) == 4
     lorakit_command("apply", spec, llama_folder, "-o", tmp_path / "fresh")
@@ -53,7 +53,9 @@ def test_the_whole_journey(llama_folder: Path, chats: Path, write: Write, tmp_pa
     trained = lorakit_command(
         "train", spec, llama_folder, chats, "-o", tmp_path / "out", "--steps", 12, "--lr", "2e-2", "--held-out", "0.2"
     )
-    losses = [float(line.split(": ")[1].split()[0]) for line in trained.stdout.splitlines() if line.startswith("held-out")]
+    losses = [
+        float(line.split(": ")[1].split()[0]) for line in trained.stdout.splitlines() if line.startswith("held-out")
+    ]
     assert len(losses) == 2 and losses[1] < losses[0] - 0.1
     assert "running on" in trained.stdout and not trained.stderr.strip().count("%|")
     shown = json.loads(lorakit_command("inspect", tmp_path / "out", "--format", "json").stdout)
@@ -66,9 +68,11 @@ def test_the_whole_journey(llama_folder: Path, chats: Path, write: Write, tmp_pa
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base, plain = (AutoModelForCausalLM.from_pretrained(path) for path in (llama_folder, tmp_path / "merged"))
-    loaded = lorakit.load(tmp_path / "out", base, quantize=False)
     ids = torch.arange(3, 30)[None]
-    torch.testing.assert_close(plain(ids).logits, loaded(ids).logits, rtol=0, atol=1e-4)
+    untouched = base(ids).logits
+    loaded = lorakit.merge(lorakit.load(tmp_path / "out", base, quantize=False))
+    torch.testing.assert_close(plain(ids).logits, loaded(ids).logits, rtol=0, atol=1e-5)
+    assert float((plain(ids).logits - untouched).abs().max()) > 1e-2
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
 
 
@@ -112,7 +116,9 @@ def test_a_plain_model_trains_from_the_command_line(write: Write, tmp_path: Path
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "apply", "train"])
-def test_bad_specs(command: str, spec: str, words: Sequence[str], llama_folder: Path, chats: Path, write: Write, tmp_path: Path) -> None:
+def test_bad_specs(
+    command: str, spec: str, words: Sequence[str], llama_folder: Path, chats: Path, write: Write, tmp_path: Path
+) -> None:
     path = write("spec.lora", spec)
     before = sorted(os.listdir(tmp_path))
     more = {"plan": [], "apply": ["-o", tmp_path / "out"], "train": [chats, "-o", tmp_path / "out"]}[command]
@@ -155,9 +161,12 @@ def test_bad_places_and_data(llama_folder: Path, chats: Path, write: Write, tmp_
     for arguments, words in (
         (["plan", tmp_path / "none.lora", llama_folder], "none.lora"),
         (["apply", spec, llama_folder, "-o", taken], "exists; give another place, or --force"),
-        (["apply", spec, llama_folder, "-o", "/proc/nothing/here"], "cannot write to"),
+        (["apply", spec, llama_folder, "-o", "/dev/null/here"], "cannot write to"),
         (["train", spec, llama_folder, tmp_path / "none.jsonl", "-o", tmp_path / "out"], "no such data file"),
-        (["train", spec, llama_folder, write("bad.jsonl", '{"text": "a"}\n{\n'), "-o", tmp_path / "out"], "bad.jsonl:2"),
+        (
+            ["train", spec, llama_folder, write("bad.jsonl", '{"text": "a"}\n{\n'), "-o", tmp_path / "out"],
+            "bad.jsonl:2",
+        ),
         (["train", spec, llama_folder, write("odd.jsonl", '{"story": "a"}\n'), "-o", tmp_path / "out"], "'story'"),
         (["train", spec, llama_folder, chats, "-o", tmp_path / "out", "--resume"], "nothing to resume"),
         (["merge", taken, llama_folder, "-o", tmp_path / "out"], "no adapter_config.json"),
@@ -184,7 +193,9 @@ def test_an_adapter_for_another_model(llama_folder: Path, write: Write, tmp_path
 def test_too_little_room_is_said_before_any_work(llama_folder: Path, chats: Path, write: Write, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(disk)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
     if mounted.returncode != 0:
         pytest.skip("mounting a small disk takes root")
     try:
@@ -197,7 +208,9 @@ def test_too_little_room_is_said_before_any_work(llama_folder: Path, chats: Path
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_ctrl_c_stops_with_a_checkpoint_that_resumes(llama_folder: Path, chats: Path, write: Write, tmp_path: Path) -> None:
+def test_ctrl_c_stops_with_a_checkpoint_that_resumes(
+    llama_folder: Path, chats: Path, write: Write, tmp_path: Path
+) -> None:
     spec = write("spec.lora", LINE)
     common = ["train", spec, llama_folder, chats, "-o", tmp_path / "out", "--save-every", 5]
     command = [sys.executable, "-m", "lorakit", *map(str, [*common, "--steps", 100_000])]

@@ -95,7 +95,12 @@ def test_lorakit_optimizers() -> None:
     model = run("adapt 0 rank 2\noptimizer rprop", one(), plugins)
     optimizer = lorakit.optimizer(model, plugins=plugins)
     assert isinstance(optimizer, torch.optim.Rprop) and optimizer.param_groups[0]["lr"] == 0.125
-    assert lorakit.plan(lorakit.parse("adapt 0 rank 2\noptimizer rprop", plugins=plugins), one(), plugins=plugins).memory.optimizer == 14
+    assert (
+        lorakit.plan(
+            lorakit.parse("adapt 0 rank 2\noptimizer rprop", plugins=plugins), one(), plugins=plugins
+        ).memory.optimizer
+        == 14
+    )
 
 
 class Scaled(nn.Module):
@@ -132,7 +137,9 @@ def test_lorakit_methods() -> None:
 
 def test_lorakit_roles() -> None:
     role = types.SimpleNamespace(name="first", select=lambda inventory: frozenset(["0"]))
-    model = run("adapt @first rank 2", nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), plugins_of(lorakit_roles=lambda: [role]))
+    model = run(
+        "adapt @first rank 2", nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), plugins_of(lorakit_roles=lambda: [role])
+    )
     assert hasattr(model[0], "lora_A") and not hasattr(model[1], "lora_A")
 
 
@@ -253,7 +260,9 @@ def broken(*_: Any, **__: Any) -> None:
     raise ZeroDivisionError("oops")
 
 
-@pytest.mark.parametrize("hook", ["lorakit_plan_ready", "lorakit_model_ready", "lorakit_describe_module", "lorakit_estimate_memory"])
+@pytest.mark.parametrize(
+    "hook", ["lorakit_plan_ready", "lorakit_model_ready", "lorakit_describe_module", "lorakit_estimate_memory"]
+)
 def test_a_plugin_that_raises_is_named(hook: str) -> None:
     arguments = inspect.signature(getattr(specs, hook)).parameters
     function = eval(f"lambda {', '.join(arguments)}: broken()", {"broken": broken})
@@ -266,7 +275,9 @@ def test_two_plugins_with_one_name_are_both_named() -> None:
     class Other:
         name: ClassVar[str] = "nf4"
 
-    with pytest.raises(lorakit.PluginError, match=r"two plugins add `nf4` .*lorakit \(quantizers\).* and .*sample 1.0|sample 1.0 and"):
+    with pytest.raises(
+        lorakit.PluginError, match=r"two plugins add `nf4` .*lorakit \(quantizers\).* and .*sample 1.0|sample 1.0 and"
+    ):
         plugins_of(lorakit_quantizers=lambda: [Other])
 
 
@@ -280,7 +291,9 @@ def test_a_hook_with_an_unknown_argument_is_an_error() -> None:
         plugins_of(lorakit_plan_ready=lambda plan, colour: None)
 
 
-def test_a_distribution_that_does_not_import_is_named_when_its_words_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_distribution_that_does_not_import_is_named_when_its_words_are_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "broken_plugin.py").write_text("1 / 0")
     info = tmp_path / "broken_plugin-2.5.dist-info"
     info.mkdir()

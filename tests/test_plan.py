@@ -123,7 +123,12 @@ def test_adapter_dtype_follows_the_base(llama: nn.Module) -> None:
         clauses: lorakit.plan(f"adapt q_proj rank 2 {clauses}", llama).entries[0].adapter.dtype  # type: ignore[union-attr]
         for clauses in ("", "quant nf4", "dtype fp16", "quant nf4 dtype fp32")
     }
-    assert dtypes == {"": "float32", "quant nf4": "bfloat16", "dtype fp16": "float16", "quant nf4 dtype fp32": "float32"}
+    assert dtypes == {
+        "": "float32",
+        "quant nf4": "bfloat16",
+        "dtype fp16": "float16",
+        "quant nf4 dtype fp32": "float32",
+    }
 
 
 def test_rslora_scales_by_the_root_of_the_rank(llama: nn.Module) -> None:

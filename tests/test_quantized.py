@@ -19,7 +19,9 @@ QUANTIZERS = ["nf4", "nf4 double", "nf4(blocksize=128) double", "fp4", "fp4 doub
 SHAPES = [(64, 64), (96, 160), (63, 65), (1, 1), (130, 33)]
 
 
-def quantized(quant: str, shape: tuple[int, int], dtype: torch.dtype = torch.bfloat16) -> tuple[nn.Module, QuantizedLinear]:
+def quantized(
+    quant: str, shape: tuple[int, int], dtype: torch.dtype = torch.bfloat16
+) -> tuple[nn.Module, QuantizedLinear]:
     """Return a model of one quantized layer, and that layer."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(shape[1], shape[0])).to(dtype)
@@ -75,7 +77,7 @@ def test_a_state_dict_goes_back_strictly(quant: str) -> None:
 @pytest.mark.parametrize("quant", QUANTIZERS)
 def test_evaluation_changes_nothing_that_is_stored(quant: str) -> None:
     # 64 × 64 and double quantization are where a CPU with AVX512-BF16 repacks bitsandbytes' own layer, wrongly
-    model, layer = quantized(quant, (64, 64))
+    model, _ = quantized(quant, (64, 64))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.eval()
     with torch.no_grad():
@@ -101,16 +103,18 @@ def test_casting_a_model_leaves_the_scales_alone(quant: str) -> None:
 
 
 def test_autograd_keeps_no_dequantized_weight() -> None:
-    model, layer = quantized("nf4 double", (256, 512), torch.float32)
+    model, _ = quantized("nf4 double", (256, 512), torch.float32)
     kept: list[int] = []
     x = torch.randn(2, 512, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value.numel()) or value, lambda value: value):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda value: kept.append(value.numel()) or value, lambda value: value
+    ):
         model(x)
     assert sum(kept) < 256 * 512 // 4
 
 
 def test_autocast() -> None:
-    model, layer = quantized("nf4 double", (64, 96), torch.float32)
+    model, _ = quantized("nf4 double", (64, 96), torch.float32)
     x = torch.randn(2, 96, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(x)
@@ -125,9 +129,7 @@ def test_double_is_refused_where_a_quantizer_has_none() -> None:
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
-def test_a_base_in_bitsandbytes_layers_hands_its_weights_over(
-    kind: str, tokens: torch.Tensor, tmp_path: Path
-) -> None:
+def test_a_base_in_bitsandbytes_layers_hands_its_weights_over(kind: str, tokens: torch.Tensor, tmp_path: Path) -> None:
     from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
     source = make_llama().to(torch.bfloat16)
@@ -137,7 +139,9 @@ def test_a_base_in_bitsandbytes_layers_hands_its_weights_over(
         else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=True)
     )
     source.save_pretrained(tmp_path)
-    model = LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=config, dtype=torch.bfloat16)
+    model = LlamaForCausalLM.from_pretrained(
+        tmp_path, quantization_config=config, dtype=torch.bfloat16, device_map="cpu"
+    )
     layer = model.model.layers[0].self_attn.q_proj
     assert isinstance(layer, bnb.nn.Linear8bitLt if kind == "int8" else bnb.nn.Linear4bit)
     stored = (layer.weight.CB if kind == "int8" else layer.weight.data).clone()

@@ -36,6 +36,7 @@ def trainer(model: nn.Module, folder: Path, steps: int = 20, **options: object) 
         per_device_train_batch_size=4,
         report_to="none",
         disable_tqdm=True,
+        use_cpu=True,
         logging_steps=1,
         lr_scheduler_type="constant",
         **{"save_strategy": "no", **options},  # type: ignore[arg-type]
@@ -125,7 +126,9 @@ def test_a_quantized_checkpoint_of_transformers_trains(tmp_path: Path) -> None:
 
     make_llama().to(torch.bfloat16).save_pretrained(tmp_path / "base")
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    model = LlamaForCausalLM.from_pretrained(tmp_path / "base", quantization_config=config, dtype=torch.bfloat16)
+    model = LlamaForCausalLM.from_pretrained(
+        tmp_path / "base", quantization_config=config, dtype=torch.bfloat16, device_map="cpu"
+    )
     lorakit.apply("adapt q_proj,v_proj rank 4", model)
     run = trainer(model, tmp_path / "run", steps=40)
     before = run.evaluate()["eval_loss"]

@@ -46,20 +46,28 @@ def new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def refuse_existing(target: Path, force: bool) -> None:
-    """Raise OutputError if a folder exists and may not be replaced."""
+def check_output(target: Path, force: bool) -> None:
+    """Raise OutputError if a folder exists and may not be replaced, or cannot be made where it should be."""
     if (target.exists() or target.is_symlink()) and not force:
         raise OutputError(f"{target} exists; give another place, or --force to replace it")
     if Path.cwd().is_relative_to(whole := target.resolve()) or Path.home().is_relative_to(whole):
         raise OutputError(f"{target} holds the folder you work in; give a place of its own")
+    place = _standing_place(target)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write to {target}: {place} is no folder that you may write to")
+
+
+def _standing_place(target: Path) -> Path:
+    """Return the folder above `target` that exists already."""
+    place = Path(os.path.abspath(target)).parent  # noqa: PTH100
+    while not place.exists():
+        place = place.parent
+    return place
 
 
 def require_space(target: Path, needed: int) -> None:
     """Raise OutputError if the disk that will hold `target` has fewer bytes free than needed."""
-    place = Path(os.path.abspath(target))  # noqa: PTH100
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(_standing_place(target)).free
     if free < needed:
         raise OutputError(f"{target} needs {needed:,} bytes; the disk there has {free:,} free")
 

@@ -109,7 +109,7 @@ def _with_weights(reference: ModelReference, config: Any) -> nn.Module:
         if getattr(config, "auto_map", None) and reference.trust_remote_code:
             from transformers import AutoModelForCausalLM
 
-            return AutoModelForCausalLM.from_pretrained(reference.text, trust_remote_code=True, **options)  # type: ignore[no-any-return]
+            return AutoModelForCausalLM.from_pretrained(reference.text, trust_remote_code=True, **options)
         return _model_class(config).from_pretrained(reference.text, **options)  # type: ignore[no-any-return]
 
 

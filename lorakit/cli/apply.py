@@ -25,14 +25,14 @@ def apply(
     import lorakit
     from lorakit.application.apply import apply_plan
     from lorakit.artifacts.adapter_folder import save_adapter
-    from lorakit.artifacts.folders import refuse_existing, require_space
+    from lorakit.artifacts.folders import check_output, require_space
     from lorakit.cli.models import device_words, load_model
     from lorakit.cli.terminal import read_spec, say, show, tracked
     from lorakit.hooks.manager import default_plugins
     from lorakit.planning.report import plan_view, show_bytes
 
     folder = Path(output)
-    refuse_existing(folder, force)
+    check_output(folder, force)
     parsed = read_spec(spec, set_)
     loaded = load_model(model, with_weights=True, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     decided = lorakit.plan(parsed, loaded)

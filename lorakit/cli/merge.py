@@ -25,7 +25,7 @@ def merge(
     """
     from pathlib import Path
 
-    from lorakit.artifacts.folders import new_folder, refuse_existing
+    from lorakit.artifacts.folders import check_output, new_folder
     from lorakit.artifacts.loading import load_adapter
     from lorakit.artifacts.merge import merge_model
     from lorakit.artifacts.model_folder import write_model
@@ -35,7 +35,7 @@ def merge(
     from lorakit.planning.report import show_bytes
 
     folder = Path(output)
-    refuse_existing(folder, force)
+    check_output(folder, force)
     loaded = load_model(model, with_weights=True, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     size = sum(parameter.numel() * parameter.element_size() for parameter in loaded.parameters())
     dtype = str(next(loaded.parameters()).dtype).removeprefix("torch.")

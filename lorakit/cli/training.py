@@ -95,9 +95,9 @@ def _task(job: Job, structure: nn.Module) -> LanguageTask | PairsTask:
 
 def _check_places(job: Job) -> None:
     """Refuse to write where something stands, before any work is done."""
-    from lorakit.artifacts.folders import refuse_existing
+    from lorakit.artifacts.folders import check_output
 
-    refuse_existing(job.output, job.force)
+    check_output(job.output, job.force)
     if job.checkpoints.exists() and not job.resume and not job.force:
         raise OutputError(f"{job.checkpoints} exists from an earlier run; --resume goes on from it, --force drops it")
 

@@ -120,9 +120,7 @@ class _Reach:
             return frozenset()
         return frozenset(path for path in self._inventory.modules if any(above in matched for above in _lineage(path)))
 
-    def _complain(
-        self, code: str, message: str, place: Target | Rule, near: str | None = None, note: str = ""
-    ) -> None:
+    def _complain(self, code: str, message: str, place: Target | Rule, near: str | None = None, note: str = "") -> None:
         suggestion, notes = advised(near, [note] if note else [])
         self.findings.append(at(code, message, place.span, suggestion=suggestion, notes=notes))
 

@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lorakit.language.printer import call_text
 from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lorakit.language.printer import call_text
 from lorakit.planning.plan import Memory, Plan, PlanEntry
 
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}

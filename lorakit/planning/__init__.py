@@ -1,0 +1,1 @@
+"""Planning: a Spec decided for one model."""

@@ -1,0 +1,68 @@
+"""On a CUDA device: paging, quantized training, and the forecast against what the allocator saw."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import lorakit
+from conftest import QLORA, adapters, make_llama
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", "PagedAdamW"), ("adamw8bit", "PagedAdamW8bit")])
+def test_paged_takes_the_paged_optimizer(name: str, kind: str) -> None:
+    model = lorakit.apply(f"{QLORA}\noptimizer {name} lr 1e-2", make_llama().to("cuda", torch.bfloat16))
+    optimizer = lorakit.optimizer(model)
+    assert type(optimizer).__name__ == kind
+    ids = torch.randint(0, 128, (4, 16), device="cuda")
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_the_same_seed_gives_the_same_bits_on_every_device() -> None:
+    plan = lorakit.plan("adapt @linear rank 4", make_llama())
+    here = adapters(lorakit.apply(plan, make_llama(), seed=3))
+    there = adapters(lorakit.apply(plan, make_llama().to("cuda"), seed=3))
+    assert all(value.is_cuda and torch.equal(value.cpu(), here[name]) for name, value in there.items())
+
+
+@pytest.mark.parametrize("quant", ["nf4 double", "fp4", "int8"])
+def test_quantized_layers_compute_and_move(quant: str) -> None:
+    model = lorakit.apply(f"adapt q_proj rank 4 quant {quant}", make_llama().to("cuda", torch.bfloat16)).eval()
+    ids = torch.randint(0, 128, (2, 16), device="cuda")
+    there = model(ids).logits
+    here = copy.deepcopy(model).to("cpu")(ids.cpu()).logits
+    assert float((there.cpu() - here).norm() / here.norm()) < 2e-2
+
+
+def test_the_forecast_is_what_the_allocator_sees() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = LlamaConfig(
+        num_hidden_layers=6, hidden_size=2048, intermediate_size=5632, num_attention_heads=16, num_key_value_heads=4,
+        vocab_size=32000, tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(shape).to(torch.bfloat16)
+    batch, tokens = 2, 1024
+    plan = lorakit.plan("adapt @linear rank 16 quant nf4 double", model, batch=batch, tokens=tokens)
+    lorakit.apply(plan, model).train()
+    optimizer = lorakit.optimizer(model)
+    ids = torch.randint(0, 32000, (batch, tokens), device="cuda")
+    for _ in range(2):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert abs(plan.memory.peak / torch.cuda.max_memory_allocated() - 1) < 0.1
