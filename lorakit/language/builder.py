@@ -70,7 +70,9 @@ class Builder:
         return UseNode(items[1], items[2] if len(items) > 2 else None, items[0].start_pos, items[-1].end_pos)
 
     def broken(self, items: list[Any]) -> BrokenNode:
-        return BrokenNode(str(items[0]), items[0].start_pos, _end(items[-1]))
+        block = items[1] if len(items) > 1 else []
+        end = block[-1].end_pos if block else items[0].end_pos
+        return BrokenNode((items[0], *_unread(block)), items[0].start_pos, end)
 
     def block(self, items: list[Any]) -> list[Any]:
         return items
@@ -144,6 +146,9 @@ def _rule(keyword: Word, targets: tuple[Word, ...], call: Call | None, rest: lis
     """Return a rule with the clauses of its line and of its block, which may hold places that could not be read."""
     block: list[Any] = rest.pop() if rest and isinstance(rest[-1], list) else []
     inside = [item for item in block if isinstance(item, Clause)]
-    broken = any(isinstance(item, Word) and item.type == "ERROR" for item in block)
     end = block[-1].end_pos if block else _end(items[-1])
-    return RuleNode(keyword, targets, call, (*rest, *inside), broken, keyword.start_pos, end)
+    return RuleNode(keyword, targets, call, (*rest, *inside), _unread(block), keyword.start_pos, end)
+
+
+def _unread(block: list[Any]) -> tuple[Word, ...]:
+    return tuple(item for item in block if isinstance(item, Word) and item.type == "ERROR")

@@ -148,5 +148,14 @@ def _other(scene: Scene) -> Complaint:
 
 
 _RULES: tuple[Callable[[Scene], Complaint | None], ...] = (
-    wrong_character, wrong_string, wrong_target, wrong_number, _statement, _comparison, _missing, _options, _clause, _other,
-)  # fmt: skip
+    wrong_character,
+    wrong_string,
+    wrong_target,
+    wrong_number,
+    _statement,
+    _comparison,
+    _missing,
+    _options,
+    _clause,
+    _other,
+)

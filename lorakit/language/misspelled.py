@@ -32,14 +32,9 @@ def wrong_character(scene: Scene) -> Complaint | None:
     if not character or (character.isascii() and character.isprintable()) or character.isalnum():
         return None
     name = unicodedata.name(character, "a control character")
-    plain = _PLAIN.get(character)
-    if plain is None and unicodedata.category(character) == "Zs":
-        plain = " "
-    notes = (f"help: write a plain `{plain}`",) if plain is not None else ()
-    if plain == " ":
-        notes = ("help: write a plain blank",)
+    notes = ("help: write a plain blank",) if unicodedata.category(character) == "Zs" else ()
     message = f"the character U+{ord(character):04X} ({name}) has no place here"
-    return scene.complain(Code.BAD_CHARACTER, message, plain, *notes, end=scene.offset + 1)
+    return scene.complain(Code.BAD_CHARACTER, message, _PLAIN.get(character), *notes, end=scene.offset + 1)
 
 
 def wrong_string(scene: Scene) -> Complaint | None:

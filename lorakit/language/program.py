@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from lorakit.language.syntax import (
     StringLiteral,
     TargetList,
     UseNode,
+    Word,
 )
 from lorakit.language.targets import read_targets
 
@@ -52,6 +53,8 @@ def build(
     scope.lacks_plugins = not all(installed)
     reader = _Reader(Calls(plugins, scope), scope, settings, Requires(scope, quantities))
     for place, statement in program:
+        for name, words in _lost_names(statement):
+            scope.definitions.setdefault(name, Definition(None, place.word_span(words)))
         _READERS[type(statement)](reader, statement, place)
     settings.report_unknown(scope)
     return Spec(tuple(reader.rules), reader.optimizer, tuple(reader.requires), tuple(reader.uses))
@@ -66,8 +69,8 @@ def _scope(program: Sequence[tuple[Place, StatementNode]], complete: bool) -> Sc
             later.setdefault(statement.name.value, place.word_span(statement.name))
             if isinstance(statement.value, TargetList):
                 lists.add(statement.name.value)
-        elif isinstance(statement, BrokenNode) and (match := _BROKEN_LET.match(statement.text)):
-            later.setdefault(match[1], place.span(statement.start, statement.end))
+        for name, words in _lost_names(statement):
+            later.setdefault(name, place.word_span(words))
     return Scope({}, later, lists, complete)
 
 
@@ -91,7 +94,7 @@ class _Reader:
     def adapt(self, node: RuleNode, place: Place) -> None:
         targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
         clause = rank_clause(node)
-        rank: Amount | str | None = UNKNOWN_RANK if node.broken else None
+        rank: Amount | str | None = UNKNOWN_RANK if node.unread else None
         if clause is not None:
             rank = read_rank(clause, Rule(self.calls, place)) or UNKNOWN_RANK
         fields = read_clauses(node, Rule(self.calls, place, rank))
@@ -110,7 +113,7 @@ class _Reader:
         method = self.calls.plugins.methods.get(call.name)
         if method is None:
             return
-        if method.needs_rank and "rank" not in given and not node.broken:
+        if method.needs_rank and "rank" not in given and not node.unread:
             message = f"this rule has no rank, and `{call.name}` needs one"
             place.report_word(Code.RANK_MISSING, message, node.keyword, None, "help: add a clause such as `rank 16`")
         if not method.needs_rank and "rank" in given:
@@ -176,10 +179,15 @@ class _Reader:
         self.uses.append((node.distribution.value, node.version.value if node.version is not None else None))
 
     def broken(self, node: BrokenNode, place: Place) -> None:
-        """Keep a name whose definition cannot be read from being reported again where it is used."""
-        match = _BROKEN_LET.match(node.text)
+        """Leave out what cannot be read; that has been reported."""
+
+
+def _lost_names(node: StatementNode) -> Iterator[tuple[str, Word]]:
+    """Yield the names that a statement would define if it could be read, and the words that hold them."""
+    for words in node.unread if isinstance(node, RuleNode | BrokenNode) else ():
+        match = _BROKEN_LET.match(words)
         if match is not None:
-            self.scope.definitions.setdefault(match[1], Definition(None, place.span(node.start, node.end)))
+            yield match[1], words
 
 
 _READERS: Mapping[type, Callable[[_Reader, Any, Place], None]] = {

@@ -167,13 +167,13 @@ class Clause(NamedTuple):
 
 
 class RuleNode(NamedTuple):
-    """`adapt`, `quantize`, `train` or `optimizer`; `broken` where a clause of its block could not be read."""
+    """`adapt`, `quantize`, `train` or `optimizer`; `unread` are the clauses of its block that could not be read."""
 
     keyword: Word
     targets: tuple[Word, ...]
     call: Call | None
     clauses: tuple[Clause, ...]
-    broken: bool
+    unread: tuple[Word, ...]
     start: int
     end: int
 
@@ -215,9 +215,9 @@ class UseNode(NamedTuple):
 
 
 class BrokenNode(NamedTuple):
-    """A statement that could not be read."""
+    """A statement that could not be read; `unread` are its words up to a block, and the unread clauses in that."""
 
-    text: str
+    unread: tuple[Word, ...]
     start: int
     end: int
 

@@ -1,0 +1,115 @@
+"""What the tests of the language share: plugins with every kind of option, and short ways to look at diagnostics."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import ClassVar, Literal
+
+from lorakit.hooks import Plugins, hookimpl
+from lorakit.hooks.manager import load_plugins
+from lorakit.language.analysis import Analysis, analyse
+from lorakit.language.spec import Adapt, Spec
+
+EXAMPLE = """\
+let r = 16
+
+adapt @attention {
+  rank   r
+  alpha  2*rank
+  init   gaussian(sigma=0.02)
+  quant  nf4 double
+}
+adapt layers[0..7].@mlp rank r/2 quant nf4 double
+quantize @linear nf4 double            # everything else that is linear
+optimizer adamw(betas=(0.9, 0.999), weight_decay=0) lr 2e-4 paged
+require trainable < 1%
+require peak_memory <= 24GiB"""
+
+
+@dataclass(frozen=True)
+class Wide:
+    """A quantizer with an option of every type."""
+
+    name: ClassVar[str] = "wide"
+    count: int = 1
+    scale: float = 1.0
+    label: str = ""
+    flag: bool = False
+    pair: tuple[float, float] = (0.0, 0.0)
+    many: tuple[int, ...] = (1, 2)
+    kind: Literal["even", "odd"] = "even"
+    share: float = field(default=0.5, metadata={"unit": "%"})
+    room: int = field(default=0, metadata={"unit": "B"})
+    double: bool = False
+
+
+@dataclass(frozen=True)
+class Strict:
+    """An initializer that must be told something, and refuses most of it."""
+
+    name: ClassVar[str] = "strict"
+    level: int
+
+    def __post_init__(self) -> None:
+        if self.level > 9:
+            raise ValueError("level must be below 10")
+
+
+@dataclass(frozen=True)
+class Rankless:
+    """A method without matrices of a rank."""
+
+    name: ClassVar[str] = "rankless"
+    needs_rank: ClassVar[bool] = False
+
+
+@functools.cache
+def plugins() -> Plugins:
+    """Return the built-in plugins and the ones above."""
+    module = SimpleNamespace(
+        lorakit_quantizers=hookimpl(lambda: [Wide], specname="lorakit_quantizers"),
+        lorakit_initializers=hookimpl(lambda: [Strict], specname="lorakit_initializers"),
+        lorakit_methods=hookimpl(lambda: [Rankless], specname="lorakit_methods"),
+    )
+    return load_plugins(modules={"tests": module})
+
+
+def look(text: str, **variables: object) -> Analysis:
+    """Analyse a text with all plugins of the tests."""
+    return analyse(text, variables, plugins())
+
+
+def read(text: str, **variables: object) -> Spec:
+    """Return the Spec of a sound text."""
+    analysis = look(text, **variables)
+    assert analysis.spec is not None, analysis.diagnostics
+    return analysis.spec
+
+
+def rule(text: str, **variables: object) -> Adapt:
+    """Return the last rule of a sound text."""
+    last = read(text, **variables).rules[-1]
+    assert isinstance(last, Adapt)
+    return last
+
+
+def codes(text: str, **variables: object) -> list[str]:
+    """Return the codes of a text's diagnostics."""
+    return [found.code for found in look(text, **variables).diagnostics]
+
+
+def marked(text: str, **variables: object) -> list[tuple[str, str]]:
+    """Return the code of each diagnostic with the words under its carets."""
+    lines = text.split("\n")
+    return [
+        (found.code, lines[found.line - 1][found.column - 1 : found.end_column - 1])
+        for found in look(text, **variables).diagnostics
+    ]
+
+
+def only(text: str, **variables: object) -> str:
+    """Return the one message of a text, with its suggestion and notes."""
+    (found,) = look(text, **variables).diagnostics
+    return " | ".join([found.message, *([found.suggestion] if found.suggestion else []), *found.notes])
