@@ -40,7 +40,7 @@ def demo(
     with working("fetching dialogues (350 KB, once)"):
         data = dialogues()
     say(f"model: {model}\ndata:  {data}\nspec:  {spec or QLORA}\n")
-    settings = Settings(steps=steps, batch=4, tokens=128, held_out=0.05, evaluate_every=max(1, steps // 3), warmup=3)
+    settings = Settings(steps=steps, batch=4, tokens=128, held_out=0.025, evaluate_every=max(1, steps // 3), warmup=3)
     outcome = run(
         Job(
             spec=parsed,

@@ -35,7 +35,11 @@ def layers_alike(path: str) -> str:
 def plan_view(plan: Plan, *, every_module: bool = False) -> RenderableType:
     """Return a plan as tables: rules, modules (grouped over layers unless asked), parameters, memory and notes."""
     parts: list[RenderableType] = [
-        Text.assemble("plan for ", (plan.model_class, "bold"), f", {plan.model_parameters:,} parameters"),
+        Text.assemble(
+            "plan for ",
+            (plan.model_class, "bold"),
+            f": {plan.model_parameters:,} parameters, {show_bytes(plan.memory.weights_before)} of weights",
+        ),
         Text(),
         _rules(plan),
         Text(),
@@ -46,8 +50,17 @@ def plan_view(plan: Plan, *, every_module: bool = False) -> RenderableType:
         _memory(plan),
     ]
     if plan.notes:
-        parts += [Text(), *(Padding(Text(f"note: {note}", style="dim"), (0, 0, 0, 1)) for note in plan.notes)]
+        parts += [
+            Text(),
+            *(Padding(Text(f"note: {_by_line(note, plan)}", style="dim"), (0, 0, 0, 1)) for note in plan.notes),
+        ]
     return Group(*parts)
+
+
+def _by_line(text: str, plan: Plan) -> str:
+    """Return a text with `line N` for `file:N`, where all rules stand in one file."""
+    files = {rule.place.rpartition(":")[0] for rule in plan.rules}
+    return re.sub(rf"{re.escape(files.pop())}:(\d+)", r"line \1", text) if len(files) == 1 else text
 
 
 def plain_table(*columns: tuple[str, str]) -> Table:
@@ -65,7 +78,10 @@ def _rules(plan: Plan) -> Table:
         counts = ", ".join(f"{one.selector} {one.matched}" for one in rule.selectors) if len(rule.selectors) > 1 else ""
         what = _describe(entry, rule.keyword) if entry else "nothing"
         table.add_row(
-            rule.place, f"{rule.keyword} {rule.targets}", f"{rule.modules}", f"{what}{f'; {counts}' if counts else ''}"
+            _by_line(rule.place, plan),
+            f"{rule.keyword} {rule.targets}",
+            f"{rule.modules}",
+            f"{what}{f'; {counts}' if counts else ''}",
         )
     return table
 
@@ -78,9 +94,7 @@ def _describe(entry: PlanEntry, keyword: str) -> str:
         adapter = entry.adapter
         words.append(call_text(adapter.method) + (f" rank {adapter.rank}" if adapter.rank else ""))
         words.append(f"alpha {adapter.alpha:g} (update × {adapter.factor:g})")
-        words.append(
-            f"A {call_text(adapter.init)}, B zero" if adapter.init.name in _RANDOM_A else call_text(adapter.init)
-        )
+        words.append(f"init {call_text(adapter.init)}")
         words.append(f"adapters {SHORT.get(adapter.dtype, adapter.dtype)}")
         words += [f"dropout {adapter.dropout:g}"] if adapter.dropout else []
         words += ["biases train"] if adapter.bias == "adapter" else []
@@ -90,9 +104,6 @@ def _describe(entry: PlanEntry, keyword: str) -> str:
     if entry.quant:
         words.append(f"base weight {call_text(entry.quant)}")
     return ", ".join(words)
-
-
-_RANDOM_A = ("gaussian", "kaiming")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +148,7 @@ def _modules(plan: Plan, every_module: bool) -> Table:
             f"{show_bytes(before)} → {show_bytes(after)}" if before != after else show_bytes(before),
             f"{entry.added:,}" if entry.added else "",
             f"{entry.added / entry.parameters:.2%}" if entry.added else "",
-            ", ".join(entry.decided_by),
+            ", ".join(_by_line(place, plan) for place in entry.decided_by),
         )
     return table
 
@@ -169,4 +180,8 @@ def _memory_rows(memory: Memory) -> Iterable[tuple[str, int, str]]:
     yield "gradients", memory.gradients, ""
     yield "optimizer state", memory.optimizer, ""
     yield "activations", memory.activations, f"estimate for {memory.batch} × {memory.tokens} tokens, none recomputed"
-    yield "workspace", memory.workspace, "the largest weight, dequantized" if memory.workspace else ""
+    yield (
+        "workspace",
+        memory.workspace,
+        "for a moment: logits of the loss, or the largest weight dequantized" if memory.workspace else "",
+    )

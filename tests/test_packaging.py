@@ -1,0 +1,45 @@
+"""The wheel: built, installed into an empty environment with the light dependencies alone, and used."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# what reading a spec takes; torch and transformers are not among it
+LIGHT = ["lark", "packaging", "platformdirs", "pluggy", "rich", "typer"]
+
+
+def run(*command: object, cwd: Path) -> str:
+    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_wheel_works_without_torch(tmp_path: Path) -> None:
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path / "wheel", ROOT, cwd=tmp_path)
+    wheel = next((tmp_path / "wheel").iterdir())
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "lorakit/grammar/lorakit.lark" in names and "lorakit/py.typed" in names
+    assert not [name for name in names if name.startswith(("tests/", "plugins/", "benchmarks/"))]
+    missing = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "lorakit").rglob("*.py")
+        if path.relative_to(ROOT).as_posix() not in names
+    ]
+    assert missing == []
+    venv = tmp_path / "venv"
+    run(sys.executable, "-m", "venv", venv, cwd=tmp_path)
+    constraints = ROOT / ".ci" / "constraints.txt"
+    run(venv / "bin" / "pip", "install", "-q", "-c", constraints, *LIGHT, cwd=tmp_path)
+    run(venv / "bin" / "pip", "install", "-q", "--no-deps", wheel, cwd=tmp_path)
+    spec = tmp_path / "one.lora"
+    spec.write_text("adapt q_proj,v_proj rank 16 quant nf4 double paged\n")
+    assert "well-formed" in run(venv / "bin" / "lorakit", "check", spec, cwd=tmp_path)
+    assert run(venv / "bin" / "lorakit", "fmt", "--check", spec, cwd=tmp_path) is not None
+    probe = "import lorakit; print(len(lorakit.parse('adapt q rank 2').rules))"
+    assert run(venv / "bin" / "python", "-c", probe, cwd=tmp_path).strip() == "1"
+    assert not os.path.exists(venv / "lib" / f"python3.{sys.version_info.minor}" / "site-packages" / "torch")
