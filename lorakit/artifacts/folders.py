@@ -46,6 +46,19 @@ def new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def write_text(target: Path, text: str) -> None:
+    """Write a file aside and rename it into place. Raises: WriteError."""
+    aside = target.with_name(f".{target.name}.new")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(target)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise WriteError(f"writing {target} failed: {error.strerror}; what was there before is untouched") from error
+
+
 def check_output(target: Path, force: bool) -> None:
     """Raise OutputError if a folder exists and may not be replaced, or cannot be made where it should be."""
     if (target.exists() or target.is_symlink()) and not force:

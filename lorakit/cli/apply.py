@@ -26,8 +26,8 @@ def apply(
     from lorakit.application.apply import apply_plan
     from lorakit.artifacts.adapter_folder import save_adapter
     from lorakit.artifacts.folders import check_output, require_space
-    from lorakit.cli.models import device_words, load_model
-    from lorakit.cli.terminal import read_spec, say, show, tracked
+    from lorakit.cli.inputs import decide, device_words, load_model, read_spec
+    from lorakit.cli.terminal import say, show, tracked
     from lorakit.hooks.manager import default_plugins
     from lorakit.planning.report import plan_view, show_bytes
 
@@ -35,7 +35,7 @@ def apply(
     check_output(folder, force)
     parsed = read_spec(spec, set_)
     loaded = load_model(model, with_weights=True, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    decided = lorakit.plan(parsed, loaded)
+    decided = decide(parsed, loaded)
     require_space(folder, decided.memory.gradients)
     show(plan_view(decided, every_module=every_module))
     say(f"\n{device_words()}")

@@ -29,7 +29,8 @@ def demo(
     from pathlib import Path
 
     import lorakit
-    from lorakit.cli.terminal import INTERRUPTED, read_spec, say, working
+    from lorakit.cli.inputs import read_spec
+    from lorakit.cli.terminal import INTERRUPTED, say, working
     from lorakit.cli.training import Job, run
     from lorakit.demo import dialogues, smollm2
     from lorakit.trainers.settings import Settings

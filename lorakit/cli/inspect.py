@@ -26,7 +26,7 @@ def inspect(
     from lorakit.planning import codec
 
     found = inspect_adapter(Path(adapter), allow_pickle)
-    if format_ == "json":
+    if format_ is options.OutputFormat.json:
         print_json(codec.to_plain(found))
     else:
         show(adapter_view(found, every_module=every_module))

@@ -29,7 +29,7 @@ def merge(
     from lorakit.artifacts.loading import load_adapter
     from lorakit.artifacts.merge import merge_model
     from lorakit.artifacts.model_folder import write_model
-    from lorakit.cli.models import load_model
+    from lorakit.cli.inputs import load_model
     from lorakit.cli.terminal import say, working
     from lorakit.hooks.manager import default_plugins
     from lorakit.planning.report import show_bytes

@@ -15,7 +15,7 @@ class OutputFormat(StrEnum):
     json = "json"
 
 
-Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A .lora file.", show_default=False)]
+Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A .lora file, or a plan.json.", show_default=False)]
 Model = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A Hugging Face folder or hub id, or FILE.py:FACTORY.", show_default=False),

@@ -21,14 +21,13 @@ def plan(
 
     Example: lorakit plan qlora.lora ./SmolLM2-135M
     """
-    import lorakit
-    from lorakit.cli.models import load_model
-    from lorakit.cli.terminal import read_spec, show
+    from lorakit.cli.inputs import decide, load_model, read_spec
+    from lorakit.cli.terminal import show
 
     parsed = read_spec(spec, set_)
     structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
-    decided = lorakit.plan(parsed, structure, batch=batch, tokens=tokens)
-    if format_ == "json":
+    decided = decide(parsed, structure, batch=batch, tokens=tokens)
+    if format_ is options.OutputFormat.json:
         print(decided.to_json())
         return
     from lorakit.planning.report import plan_view

@@ -5,14 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-
-    from lorakit.language.spec import Spec
-
 DONE, WORK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 # pipes and log files have no width of their own
 PIPE_WIDTH = 140
@@ -85,14 +81,6 @@ def tracked(items: Sequence[Item], what: str) -> Iterable[Item]:
             yield from progress.track(items, description=what)
 
     return bar()
-
-
-def read_spec(path: str, variables: Sequence[str]) -> Spec:
-    """Return the Spec in a file. Raises: SpecError."""
-    from lorakit.api import parse
-    from lorakit.language.settings import variables_of
-
-    return parse(Path(path), variables_of(variables))
 
 
 def print_json(value: Any) -> None:

@@ -50,7 +50,8 @@ def train(
     """
     from pathlib import Path
 
-    from lorakit.cli.terminal import INTERRUPTED, read_spec, say
+    from lorakit.cli.inputs import read_spec
+    from lorakit.cli.terminal import INTERRUPTED, say
     from lorakit.cli.training import Job, run
     from lorakit.trainers.settings import Settings
 

@@ -15,6 +15,7 @@ from lorakit.trainers.settings import Outcome, Settings
 if TYPE_CHECKING:
     from torch import nn
 
+    from lorakit.planning.plan import Plan
     from lorakit.trainers.huggingface_task import LanguageTask
     from lorakit.trainers.plain_task import PairsTask
 
@@ -26,7 +27,7 @@ CHECKPOINT_FACTOR = 2 * 5
 class Job:
     """What to train and where to put it; `sample` is a prompt that the model answers before and after."""
 
-    spec: Spec
+    spec: Spec | Plan
     model: str
     data: str
     output: Path
@@ -46,11 +47,10 @@ class Job:
 
 def run(job: Job) -> Outcome:
     """Do a training job, telling standard output what happens. Raises: LorakitError, WriteError."""
-    import lorakit
     from lorakit.application.apply import apply_plan
     from lorakit.artifacts.adapter_folder import save_adapter
     from lorakit.artifacts.folders import require_space
-    from lorakit.cli.models import device_words, load_model
+    from lorakit.cli.inputs import decide, device_words, load_model
     from lorakit.hooks.manager import default_plugins
     from lorakit.planning.report import plan_view, show_bytes
     from lorakit.trainers.display import Display
@@ -58,7 +58,7 @@ def run(job: Job) -> Outcome:
     _check_places(job)
     plugins = default_plugins()
     structure = load_model(job.model, with_weights=False, trust_remote_code=job.trust_remote_code)
-    plan = lorakit.plan(job.spec, structure, batch=job.settings.batch, tokens=job.settings.tokens)
+    plan = decide(job.spec, structure, batch=job.settings.batch, tokens=job.settings.tokens)
     task = _task(job, structure)
     require_space(job.output, plan.memory.gradients * (1 + bool(job.settings.save_every) * CHECKPOINT_FACTOR))
     show(plan_view(plan))

@@ -169,6 +169,12 @@ class Plan:
         """Return the entry of a module, if there is one."""
         return next((entry for entry in self.entries if entry.path == path), None)
 
+    def _repr_html_(self) -> str:
+        """Return the plan as notebooks show it."""
+        from lorakit.planning.html import plan_html
+
+        return plan_html(self)
+
     def to_json(self) -> str:
         """Return the plan as JSON text."""
         return json.dumps(codec.to_plain(self), indent=1)

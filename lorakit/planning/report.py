@@ -107,14 +107,15 @@ def _describe(entry: PlanEntry, keyword: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
     """Modules that differ in layer numbers alone."""
 
     pattern: str
     entries: Sequence[PlanEntry]
 
 
-def _grouped(entries: Iterable[PlanEntry], every_module: bool) -> list[_Row]:
+def grouped(entries: Iterable[PlanEntry], every_module: bool) -> list[Row]:
+    """Return entries by kind: those that differ in layer numbers alone together, unless every module is asked for."""
     groups: dict[object, list[PlanEntry]] = {}
     for entry in entries:
         pattern = entry.path if every_module else layers_alike(entry.path)
@@ -128,7 +129,7 @@ def _grouped(entries: Iterable[PlanEntry], every_module: bool) -> list[_Row]:
             entry.decided_by,
         )
         groups.setdefault(key, []).append(entry)
-    return [_Row(str(key[0]), members) for key, members in groups.items()]  # type: ignore[index]
+    return [Row(str(key[0]), members) for key, members in groups.items()]  # type: ignore[index]
 
 
 def _modules(plan: Plan, every_module: bool) -> Table:
@@ -136,7 +137,7 @@ def _modules(plan: Plan, every_module: bool) -> Table:
         ("module", "left"), ("count", "right"), ("out × in", "right"), ("weight", "left"), ("bytes each", "right"),
         ("added each", "right"), ("", "right"), ("decided by", "left"),
     )  # fmt: skip
-    for row in _grouped(plan.entries, every_module):
+    for row in grouped(plan.entries, every_module):
         entry = row.entries[0]
         before, after = entry.bytes.weight_before, entry.bytes.weight_after
         weight = SHORT.get(entry.dtype, entry.dtype)
@@ -166,14 +167,15 @@ def _parameters(plan: Plan) -> Text:
 def _memory(plan: Plan) -> Table:
     memory = plan.memory
     table = plain_table(("memory of a training step", "left"), ("", "right"), ("", "left"))
-    for name, count, remark in _memory_rows(memory):
+    for name, count, remark in memory_rows(memory):
         table.add_row(name, show_bytes(count), remark)
     table.add_section()
     table.add_row("peak", Text(show_bytes(memory.peak), style="bold"), "")
     return table
 
 
-def _memory_rows(memory: Memory) -> Iterable[tuple[str, int, str]]:
+def memory_rows(memory: Memory) -> Iterable[tuple[str, int, str]]:
+    """Yield (name, bytes, remark) of everything that a training step holds."""
     saved = memory.weights_before - memory.weights
     yield "weights", memory.weights, f"{show_bytes(memory.weights_before)} before" if saved else ""
     yield "adapters", memory.adapters, ""

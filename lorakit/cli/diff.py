@@ -1,0 +1,38 @@
+"""`lorakit diff`: what changes in the plan from one spec to another."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lorakit.cli import options
+
+
+def diff(
+    before: Annotated[str, typer.Argument(metavar="A", help="The spec, or a plan.json, to start from.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="The spec, or a plan.json, to go to.")],
+    model: options.Model,
+    set_: options.Set = [],  # noqa: B006
+    every_module: options.EveryModule = False,
+    format_: options.Format = options.OutputFormat.text,
+    trust_remote_code: options.TrustRemoteCode = False,
+) -> None:
+    """Show what changes from spec A to spec B on a model, module by module: + to add, - to remove, ~ to change.
+
+    Reads the model's config alone.
+
+    Example: lorakit diff old.lora new.lora ./SmolLM2-135M
+    """
+    from lorakit.cli.inputs import decide, load_model, read_spec
+    from lorakit.cli.terminal import print_json, show
+    from lorakit.planning import codec
+    from lorakit.planning.difference import difference, difference_view
+
+    specs = [read_spec(path, set_) for path in (before, after)]
+    structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
+    found = difference(*(decide(spec, structure) for spec in specs))
+    if format_ is options.OutputFormat.json:
+        print_json(codec.to_plain(found))
+    else:
+        show(difference_view(found, every_module=every_module))

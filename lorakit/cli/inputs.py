@@ -1,0 +1,68 @@
+"""What commands are given: specs, plans made elsewhere, and models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorakit.cli.terminal import working
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lorakit.language.spec import Spec
+    from lorakit.planning.plan import Plan
+
+
+def read_spec(path: str, variables: Sequence[str]) -> Spec | Plan:
+    """Return the Spec in a file, or the Plan in a `.json` one. Raises: SpecError, PlanError."""
+    if path.endswith(".json"):
+        return _read_plan(Path(path))
+    from lorakit.api import parse
+    from lorakit.language.settings import variables_of
+
+    return parse(Path(path), variables_of(variables))
+
+
+def decide(spec: Spec | Plan, model: nn.Module, *, batch: int = 1, tokens: int = 512) -> Plan:
+    """Return what a spec makes of a model; a plan stays as it is. Raises: PlanError."""
+    import lorakit
+    from lorakit.planning.plan import Plan
+
+    return spec if isinstance(spec, Plan) else lorakit.plan(spec, model, batch=batch, tokens=tokens)
+
+
+def load_model(
+    text: str, *, with_weights: bool, trust_remote_code: bool = False, allow_pickle: bool = False
+) -> nn.Module:
+    """Return the model that a reference names. Raises: ModelError."""
+    from lorakit.errors import ModelError
+    from lorakit.hooks.manager import default_plugins
+    from lorakit.hooks.protocols import ModelReference
+
+    reference = ModelReference(text, None, with_weights, trust_remote_code, allow_pickle)
+    with working(f"reading {text}"):
+        model: nn.Module | None = default_plugins().call("lorakit_load_model", reference=reference)
+    if model is None:
+        raise ModelError(f"nothing here can load the model {text}")
+    return model
+
+
+def device_words() -> str:
+    """Say where the work runs."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"running on {torch.cuda.get_device_name()}"
+    return "no accelerator found: running on the CPU"
+
+
+def _read_plan(path: Path) -> Plan:
+    from lorakit.errors import PlanError
+    from lorakit.planning.plan import Plan
+
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"cannot read the plan {path}: {error}") from error

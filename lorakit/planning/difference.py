@@ -1,0 +1,125 @@
+"""What differs between two plans for one model, module by module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from lorakit.language.printer import call_text
+from lorakit.planning.plan import Plan, PlanEntry
+from lorakit.planning.report import SHORT, layers_alike, show_bytes
+
+# what a spec means where it says nothing
+UNSAID = {"scaling": "standard", "dropout": "0", "bias": "none", "method": "lora"}
+SIGNS = {"add": ("+", "green"), "remove": ("-", "red"), "change": ("~", "yellow")}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One module that the two plans decide differently; `fields` holds (name, before, after), '' for nothing."""
+
+    path: str
+    kind: str
+    fields: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Everything in which the second plan differs from the first."""
+
+    changes: tuple[Change, ...]
+    totals: tuple[tuple[str, str, str], ...]
+
+    def count(self, kind: str) -> int:
+        """Return how many modules are of this kind of change: `add`, `remove` or `change`."""
+        return sum(change.kind == kind for change in self.changes)
+
+
+def difference(before: Plan, after: Plan) -> Difference:
+    """Return what changes from one plan to another of the same model."""
+    old = {entry.path: _words(entry) for entry in before.entries}
+    new = {entry.path: _words(entry) for entry in after.entries}
+    changes = []
+    for path in dict.fromkeys([*old, *new]):
+        was, will = old.get(path, {}), new.get(path, {})
+        kind = "remove" if not will else "add" if not was else "change"
+        fields = tuple(
+            (name, one, other)
+            for name, one, other in _changed(was, will)
+            if kind == "change" or UNSAID.get(name) != one + other
+        )
+        if fields:
+            changes.append(Change(path, kind, fields))
+    return Difference(tuple(changes), tuple(_changed(_totals(before), _totals(after))))
+
+
+def _changed(was: Mapping[str, str], will: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
+    for name in dict.fromkeys([*was, *will]):
+        if was.get(name, "") != will.get(name, ""):
+            yield name, was.get(name, ""), will.get(name, "")
+
+
+def _words(entry: PlanEntry) -> dict[str, str]:
+    """Return what a spec can say of a module, in the spec's own words."""
+    words = {"quant": call_text(entry.quant)} if entry.quant else {}
+    if adapter := entry.adapter:
+        words |= {
+            "method": call_text(adapter.method),
+            "rank": str(adapter.rank or ""),
+            "alpha": f"{adapter.alpha:g}",
+            "scaling": adapter.scaling,
+            "dropout": f"{adapter.dropout:g}",
+            "init": call_text(adapter.init),
+            "dtype": SHORT.get(adapter.dtype, adapter.dtype),
+            "bias": adapter.bias,
+            "lr": f"{adapter.lr:g}" if adapter.lr else "",
+            "lr_ratio": f"{adapter.lr_ratio:g}" if adapter.lr_ratio else "",
+            "paged": "yes" if adapter.paged else "",
+        }
+    if entry.train:
+        words |= {"train": "in full", "lr": f"{entry.train_lr:g}" if entry.train_lr else ""}
+    return words
+
+
+def _totals(plan: Plan) -> dict[str, str]:
+    optimizer = plan.optimizer
+    return {
+        "added parameters": f"{plan.added:,}",
+        "trainable parameters": f"{plan.trainable:,} ({plan.trainable_share:.2%})",
+        "weights": show_bytes(plan.memory.weights),
+        "peak memory": show_bytes(plan.memory.peak),
+        "optimizer": f"{call_text(optimizer.call)} lr {optimizer.lr:g}{' paged' if optimizer.paged else ''}",
+    }
+
+
+def difference_view(found: Difference, *, every_module: bool = False) -> RenderableType:
+    """Return a difference as lines, `+ - ~` a module, layers of one kind together unless asked."""
+    lines: list[Text] = []
+    groups: dict[tuple[str, str, tuple[tuple[str, str, str], ...]], list[Change]] = {}
+    for change in found.changes:
+        pattern = change.path if every_module else layers_alike(change.path)
+        groups.setdefault((change.kind, pattern, change.fields), []).append(change)
+    for (kind, pattern, fields), members in groups.items():
+        sign, color = SIGNS[kind]
+        count = f"  × {len(members)}" if len(members) > 1 else ""
+        lines.append(Text.assemble((f"  {sign} {pattern}", color), (count, "dim")))
+        width = max(len(name) for name, _, _ in fields)
+        lines += [Text(f"      {name:{width}}  {_arrow(was, will)}") for name, was, will in fields]
+    if not lines:
+        lines.append(Text("  no module changes"))
+    lines.append(Text())
+    lines.append(
+        Text(f"{found.count('add')} to add, {found.count('change')} to change, {found.count('remove')} to remove")
+    )
+    width = max((len(name) for name, _, _ in found.totals), default=0)
+    lines += [Text(f"  {name:{width}}  {_arrow(was, will)}") for name, was, will in found.totals]
+    return Group(*lines)
+
+
+def _arrow(was: str, will: str) -> str:
+    if not was:
+        return will
+    return f"{was} → {will or 'nothing'}"
