@@ -16,7 +16,7 @@ UNITS: dict[str, Fraction] = {
 
 MAX_DIGITS = 700
 MAX_EXPONENT = 400
-MAX_BITS = 2048
+MAX_BITS = 16384
 
 _LITERAL = re.compile(r"([0-9.]+)(?:[eE]([+-]?[0-9]+))?(.*)")
 

@@ -186,4 +186,6 @@ class _Reading:
         )
 
     def _readable_block(self) -> bool:
-        return self.statement is not None and self.statement.value in STATEMENTS
+        """Return whether a brace would open the block of the statement at hand, which has none yet."""
+        known = self.statement is not None and self.statement in STATEMENTS
+        return known and self.tokens[-1].type != "RBRACE"

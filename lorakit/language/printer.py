@@ -82,6 +82,11 @@ def _number(value: float) -> str:
     return str(int(value)) if whole and abs(value) < 1e15 else repr(value)
 
 
+def _exact(value: float) -> str:
+    """Return a number digit by digit where it is whole: beyond 2⁵³ the shortest form of a float is another number."""
+    return str(int(value)) if isinstance(value, int) or value.is_integer() else repr(value)
+
+
 def call_text(call: PluginCall) -> str:
     options = ", ".join(f"{name}={_value(value)}" for name, value in call.options)
     return call.name + (f"({options})" if options else "") + (" double" if call.double else "")
@@ -95,13 +100,13 @@ def _value(value: Value) -> str:
         return f'"{escaped}"'
     if isinstance(value, tuple):
         return f"({', '.join(map(_value, value))})"
-    return _number(value)
+    return _exact(value)
 
 
 def _expression(node: Expression, around: int = 0) -> str:
     """Return an expression, in parentheses where it binds less tightly than the place needs."""
     if isinstance(node, Number):
-        return f"{_number(node.value)}{node.unit}"
+        return f"{_exact(node.value)}{node.unit}"
     if isinstance(node, Quantity):
         return node.name
     binding = _PRECEDENCE[node.operator]

@@ -5,6 +5,7 @@ Compiling takes longer than reading most specs, and so does importing Lark; with
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 STARTS = ("start", "value")
 
 # Counts the forms that cached tables have had
-_FORM = 1
+_FORM = 2
 
 
 class Reduction(NamedTuple):
@@ -75,44 +76,52 @@ def tables() -> Tables:
 
 
 def compile_tables(grammar: str) -> Tables:
-    """Return the tables that Lark makes of a grammar."""
+    """Return the tables that Lark makes of a grammar, the same in every run."""
     from lark import Lark
     from lark.parsers.lalr_analysis import Shift
 
     lark = Lark(grammar, parser="lalr", lexer="contextual", start=list(STARTS), maybe_placeholders=False)
     table: Any = lark.parser.parser._parse_table
     terminals = sorted(lark.terminals, key=_precedence)
-    numbers: dict[Any, int] = {}
+    symbols = {terminal.name for terminal in terminals} | {"$END", "ERROR"}
+    states = _in_order(table, Shift)
+    rules: dict[Any, int] = {}
     patterns: dict[str, int] = {}
-    actions: list[dict[str, int]] = []
-    gotos: list[dict[str, int]] = []
-    pattern_of: list[int] = []
-    assert list(table.states) == list(range(len(table.states)))
-    for row in table.states.values():
+    made = Tables({}, {}, [], [], [], [], [], "")
+    for state in states:
+        row = dict(sorted(table.states[state].items()))
         # the end of a statement is read everywhere: whether it says anything depends on the brackets around it
         taken = [terminal for terminal in terminals if terminal.name in row or terminal.name == "_END"]
         pattern = "|".join(f"(?P<{terminal.name}>{terminal.pattern.to_regexp()})" for terminal in taken)
-        pattern_of.append(patterns.setdefault(pattern, len(patterns)))
-        known = {terminal.name for terminal in lark.terminals} | {"$END", "ERROR"}
-        actions.append(
+        made.pattern_of.append(patterns.setdefault(pattern, len(patterns)))
+        made.actions.append(
             {
-                name: target if action is Shift else ~numbers.setdefault(target, len(numbers))
+                name: states[target] if action is Shift else ~rules.setdefault(target, len(rules))
                 for name, (action, target) in row.items()
-                if name in known
+                if name in symbols
             }
         )
-        gotos.append({name: target for name, (_, target) in row.items() if name not in known})
-    ignored = [terminal.pattern.to_regexp() for terminal in lark.terminals if terminal.name in lark.ignore_tokens]
-    return Tables(
-        table.start_states,
-        table.end_states,
-        actions,
-        gotos,
-        [_reduction(rule) for rule in numbers],
-        list(patterns),
-        pattern_of,
-        f"(?:{'|'.join(ignored)})*",
+        made.gotos.append({name: states[target] for name, (_, target) in row.items() if name not in symbols})
+    ignored = sorted(terminal.pattern.to_regexp() for terminal in terminals if terminal.name in lark.ignore_tokens)
+    return made._replace(
+        starts={name: states[table.start_states[name]] for name in STARTS},
+        ends={name: states[table.end_states[name]] for name in STARTS},
+        reductions=[_reduction(rule) for rule in rules],
+        patterns=list(patterns),
+        ignored=f"(?:{'|'.join(ignored)})*",
     )
+
+
+def _in_order(table: Any, shift: object) -> dict[int, int]:
+    """Return new numbers for the states of a parse table, in the order in which they are reached; Lark's own vary."""
+    states = {table.start_states[name]: place for place, name in enumerate(STARTS)}
+    waiting = list(states)
+    for state in waiting:
+        for _, (action, target) in sorted(table.states[state].items()):
+            if action is shift and target not in states:
+                states[target] = len(states)
+                waiting.append(target)
+    return states
 
 
 def _precedence(terminal: Any) -> tuple[int, int, int, str]:
@@ -149,4 +158,5 @@ def _keep(made: Tables, cache: Path) -> None:
         aside.write_text(json.dumps(made))
         aside.replace(cache)
     except OSError:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
