@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar, Literal
 
+from lorakit.errors import SpecError
 from lorakit.hooks import Plugins, hookimpl
 from lorakit.hooks.manager import load_plugins
 from lorakit.language.analysis import Analysis, analyse
+from lorakit.language.diagnostics import render
+from lorakit.language.format import format_text
+from lorakit.language.printer import to_text
+from lorakit.language.render import render_github, render_json
 from lorakit.language.spec import Adapt, Spec
 
 EXAMPLE = """\
@@ -113,3 +119,36 @@ def only(text: str, **variables: object) -> str:
     """Return the one message of a text, with its suggestion and notes."""
     (found,) = look(text, **variables).diagnostics
     return " | ".join([found.message, *([found.suggestion] if found.suggestion else []), *found.notes])
+
+
+def survive(data: str | bytes) -> None:
+    """Take an input through everything that reads specs.
+
+    Only a SpecError may come out, every span lies in the text, and what is sound prints and formats without a change of
+    meaning.
+    """
+    analysis = analyse(data, {"r": "8"}, plugins(), name="<fuzz>", read=_no_file)
+    assert (analysis.spec is None) == bool(analysis.diagnostics)
+    for found in analysis.diagnostics:
+        lines = analysis.sources[found.file].split("\n")
+        assert 1 <= found.line <= found.end_line <= len(lines)
+        assert 1 <= found.column <= len(lines[found.line - 1]) + 1
+        assert found.end_column <= len(lines[found.end_line - 1]) + 1
+        assert (found.line, found.column) <= (found.end_line, found.end_column)
+    render(analysis.diagnostics, analysis.sources)
+    render_json(analysis.diagnostics)
+    render_github(analysis.diagnostics)
+    text = data.decode(errors="replace") if isinstance(data, bytes) else data
+    try:
+        formatted = format_text(text)
+    except SpecError:
+        assert analysis.spec is None
+        return
+    assert format_text(formatted) == formatted
+    if analysis.spec is not None:
+        assert analyse(formatted, {"r": "8"}, plugins(), read=_no_file).spec == analysis.spec
+        assert look(to_text(analysis.spec)).spec == analysis.spec
+
+
+def _no_file(path: Path) -> bytes:
+    raise FileNotFoundError(2, "No such file or directory")

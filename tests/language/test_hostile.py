@@ -10,39 +10,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language_helpers import EXAMPLE, codes, look, plugins
+from language_helpers import EXAMPLE, codes, look, survive
 
-from lorakit.errors import SpecError
-from lorakit.language.analysis import analyse
 from lorakit.language.diagnostics import render
-from lorakit.language.format import format_text
-from lorakit.language.render import render_github, render_json
 from lorakit.language.words import CLAUSES, STATEMENTS
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.lora"))
 FOUND = Path(__file__).parent / "found"
 LIVELY = settings(max_examples=150, deadline=None)
-
-
-def survive(data: str | bytes) -> None:
-    """Take an input through everything that reads specs; only a SpecError may come out, and its carets fit the text."""
-    analysis = analyse(data, {"r": "8"}, plugins(), name="<fuzz>")
-    assert (analysis.spec is None) == bool(analysis.diagnostics)
-    for found in analysis.diagnostics:
-        lines = analysis.sources[found.file].split("\n")
-        assert 1 <= found.line <= found.end_line <= len(lines)
-        assert 1 <= found.column <= len(lines[found.line - 1]) + 1
-        assert found.end_column <= len(lines[found.end_line - 1]) + 2
-        assert (found.line, found.column) <= (found.end_line, found.end_column)
-    render(analysis.diagnostics, analysis.sources)
-    render_json(analysis.diagnostics)
-    render_github(analysis.diagnostics)
-    text = data.decode(errors="replace") if isinstance(data, bytes) else data
-    try:
-        formatted = format_text(text)
-    except SpecError:
-        return
-    assert format_text(formatted) == formatted
 
 
 def seconds(work: Callable[[], object]) -> float:

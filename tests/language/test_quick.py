@@ -52,9 +52,9 @@ def test_ten_thousand_statements(line: str) -> None:
     """The bound is far above what it takes, for machines that are busy; it catches quadratic work."""
     text = "".join(line.format(n=n) + "\n" for n in range(10_000))
     look("adapt q rank 4")
-    start = time.perf_counter()
+    start = time.process_time()
     analysis = look(text)
-    assert time.perf_counter() - start < 6
+    assert time.process_time() - start < 6
     assert analysis.spec is not None and len(analysis.spec.rules) == 10_000
 
 
@@ -63,9 +63,9 @@ def test_time_grows_with_length_only() -> None:
         text = "".join(f"let t{n} = [a{n}, b{n}]\nadapt t{n},c{n} rank {n}+1\n" for n in range(count))
         times = []
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             look(text)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         return min(times)
 
     assert taken(4_000) < 4 * taken(2_000)
