@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from lorakit.hooks.options import OptionError, configure, options_of, supports_double
-from lorakit.language.amounts import Amount, LimitError
+from lorakit.language.amounts import LimitError
 from lorakit.language.codes import Code
-from lorakit.language.names import Scope, evaluate
+from lorakit.language.names import Rank, Scope, evaluate
 from lorakit.language.problems import Place
 from lorakit.language.spec import PluginCall, Value
 from lorakit.language.suggestions import listed
@@ -28,14 +28,13 @@ class PluginKind:
     """One of the registries of plugins, and what its members are called."""
 
     noun: str
-    article: str
     registry: str
 
 
-QUANTIZER = PluginKind("quantizer", "a", "quantizers")
-INITIALIZER = PluginKind("initializer", "an", "initializers")
-OPTIMIZER = PluginKind("optimizer", "an", "optimizers")
-METHOD = PluginKind("method", "a", "methods")
+QUANTIZER = PluginKind("quantizer", "quantizers")
+INITIALIZER = PluginKind("initializer", "initializers")
+OPTIMIZER = PluginKind("optimizer", "optimizers")
+METHOD = PluginKind("method", "methods")
 
 
 class _Faulty:
@@ -53,7 +52,7 @@ class Calls:
     scope: Scope
     sound: set[tuple[str, PluginCall]] = dataclasses.field(default_factory=set)
 
-    def read(self, node: Call, kind: PluginKind, place: Place, rank: Amount | str | None = None) -> PluginCall | None:
+    def read(self, node: Call, kind: PluginKind, place: Place, rank: Rank = None) -> PluginCall | None:
         """Return the call that was written, or None where its fault has been reported. Raises: PluginError."""
         registry: Mapping[str, type] = getattr(self.plugins, kind.registry)
         plugin = registry.get(node.name.value)
@@ -97,9 +96,7 @@ class Calls:
         place.report_word(Code.NO_DOUBLE, f"`{node.name}` has no double quantization", node.double, None, note)
         return None
 
-    def _options(
-        self, node: Call, plugin: type, place: Place, rank: Amount | str | None
-    ) -> tuple[dict[str, Value], bool]:
+    def _options(self, node: Call, plugin: type, place: Place, rank: Rank) -> tuple[dict[str, Value], bool]:
         """Return the options that could be read, and whether those are all."""
         known, sound = _meant_units(plugin), True
         options: dict[str, Value] = {}
@@ -124,7 +121,7 @@ class Calls:
                     options[name] = value
         return options, sound
 
-    def _value(self, node: ValueNode, unit: str, place: Place, rank: Amount | str | None) -> Value | _Faulty:
+    def _value(self, node: ValueNode, unit: str, place: Place, rank: Rank) -> Value | _Faulty:
         if isinstance(node, StringLiteral):
             return unquoted(node.word)
         if isinstance(node, Truth):

@@ -9,23 +9,21 @@ from typing import Any
 from lorakit.language.amounts import Amount, LimitError
 from lorakit.language.calls import INITIALIZER, METHOD, QUANTIZER, Calls, PluginKind
 from lorakit.language.codes import Code
-from lorakit.language.names import evaluate
+from lorakit.language.names import Rank, evaluate
 from lorakit.language.problems import Place
 from lorakit.language.spec import PluginCall, Span
 from lorakit.language.suggestions import listed
 from lorakit.language.syntax import Clause, RuleNode
 from lorakit.language.targets import read_ranges, read_targets
 
-UNKNOWN_RANK = "unknown"
-
 
 @dataclass(frozen=True)
-class Rule:
-    """The rule whose clauses are being read; `rank` as `names.evaluate` takes it."""
+class Context:
+    """The statement whose clauses are being read, and what `rank` is worth in it."""
 
     calls: Calls
     place: Place
-    rank: Amount | str | None = None
+    rank: Rank = None
 
 
 @dataclass(frozen=True)
@@ -37,15 +35,15 @@ class ClauseKind:
 
     field: str
     statements: tuple[str, ...]
-    read: Callable[[Clause, Rule], Any]
+    read: Callable[[Clause, Context], Any]
 
 
-def read_clauses(node: RuleNode, rule: Rule) -> dict[str, Any]:
+def read_clauses(node: RuleNode, context: Context) -> dict[str, Any]:
     """Return the fields that the clauses of a statement fill; those at fault are reported and left out."""
     fields: dict[str, Any] = {}
-    for clause in _checked(node, rule.place).values():
+    for clause in _checked(node, context.place).values():
         kind = CLAUSE_KINDS[clause.keyword.value]
-        value = kind.read(clause, rule)
+        value = kind.read(clause, context)
         if value is not None:
             fields[kind.field] = value
     return fields
@@ -56,14 +54,14 @@ def rank_clause(node: RuleNode) -> Clause | None:
     return next((clause for clause in node.clauses if clause.keyword.type == "RANK"), None)
 
 
-def read_rank(clause: Clause, rule: Rule) -> Amount | None:
+def read_rank(clause: Clause, context: Context) -> Amount | None:
     """Return the rank: a whole number, at least 1."""
-    amount = evaluate(clause.argument, rule.calls.scope, rule.place)  # type: ignore[arg-type]
-    if amount is None or not _plain(amount, clause, rule):
+    amount = evaluate(clause.argument, context.calls.scope, context.place)  # type: ignore[arg-type]
+    if amount is None or not _plain(amount, clause, context):
         return None
     if amount.value.denominator != 1 or amount.value < 1:
         message = f"a rank is a whole number and at least 1, not {_short(amount)}"
-        rule.place.report(Code.BAD_RANK, message, *_argument(clause))
+        context.place.report(Code.BAD_RANK, message, *_argument(clause))
         return None
     return amount
 
@@ -91,12 +89,12 @@ def _argument(clause: Clause) -> tuple[int, int]:
     return argument.start, argument.end
 
 
-def _plain(amount: Amount, clause: Clause, rule: Rule, *allowed: str) -> bool:
+def _plain(amount: Amount, clause: Clause, context: Context, *allowed: str) -> bool:
     if amount.kind in ("", *allowed):
         return True
     what = "bytes" if amount.kind == "B" else "a share (%)"
     message = f"`{clause.keyword}` takes a plain number, not {what}"
-    rule.place.report(Code.BAD_UNIT, message, *_argument(clause))
+    context.place.report(Code.BAD_UNIT, message, *_argument(clause))
     return False
 
 
@@ -108,69 +106,69 @@ def _short(amount: Amount) -> str:
     return f"{number:g}" if isinstance(number, float) else str(number) if abs(number) < 10**20 else "this"
 
 
-def _number(clause: Clause, rule: Rule, *allowed: str) -> float | None:
-    amount = evaluate(clause.argument, rule.calls.scope, rule.place, rule.rank)  # type: ignore[arg-type]
-    if amount is None or not _plain(amount, clause, rule, *allowed):
+def _number(clause: Clause, context: Context, *allowed: str) -> float | None:
+    amount = evaluate(clause.argument, context.calls.scope, context.place, context.rank)  # type: ignore[arg-type]
+    if amount is None or not _plain(amount, clause, context, *allowed):
         return None
     try:
         return float(amount.number)
     except (LimitError, OverflowError) as error:
-        rule.place.report(Code.LIMIT, str(error), *_argument(clause))
+        context.place.report(Code.LIMIT, str(error), *_argument(clause))
         return None
 
 
-def _rank(clause: Clause, rule: Rule) -> int | None:
-    return int(rule.rank.value) if isinstance(rule.rank, Amount) else None
+def _rank(clause: Clause, context: Context) -> int | None:
+    return int(context.rank.value) if isinstance(context.rank, Amount) else None
 
 
-def _positive(clause: Clause, rule: Rule) -> float | None:
-    number = _number(clause, rule)
+def _positive(clause: Clause, context: Context) -> float | None:
+    number = _number(clause, context)
     if number is not None and number <= 0:
         message = f"`{clause.keyword}` takes a number above 0, not {number:g}"
-        rule.place.report(Code.OUT_OF_BOUNDS, message, *_argument(clause))
+        context.place.report(Code.OUT_OF_BOUNDS, message, *_argument(clause))
         return None
     return number
 
 
-def _probability(clause: Clause, rule: Rule) -> float | None:
-    number = _number(clause, rule, "%")
+def _probability(clause: Clause, context: Context) -> float | None:
+    number = _number(clause, context, "%")
     if number is not None and not 0 <= number < 1:
         message = f"`{clause.keyword}` takes a number from 0 up to, but not including, 1; not {number:g}"
-        rule.place.report(Code.OUT_OF_BOUNDS, message, *_argument(clause))
+        context.place.report(Code.OUT_OF_BOUNDS, message, *_argument(clause))
         return None
     return number
 
 
-def _choice(*choices: str) -> Callable[[Clause, Rule], str | None]:
-    def read(clause: Clause, rule: Rule) -> str | None:
+def _choice(*choices: str) -> Callable[[Clause, Context], str | None]:
+    def read(clause: Clause, context: Context) -> str | None:
         word: Any = clause.argument
         if word in choices:
             return str(word)
         message = f"`{clause.keyword}` is {listed(choices)}, not `{word}`"
-        rule.place.report_word(Code.UNKNOWN_CHOICE, message, word, rule.place.nearest(word, choices))
+        context.place.report_word(Code.UNKNOWN_CHOICE, message, word, context.place.nearest(word, choices))
         return None
 
     return read
 
 
-def _plugin(kind: PluginKind) -> Callable[[Clause, Rule], PluginCall | None]:
-    def read(clause: Clause, rule: Rule) -> PluginCall | None:
-        return rule.calls.read(clause.argument, kind, rule.place, rule.rank)  # type: ignore[arg-type]
+def _plugin(kind: PluginKind) -> Callable[[Clause, Context], PluginCall | None]:
+    def read(clause: Clause, context: Context) -> PluginCall | None:
+        return context.calls.read(clause.argument, kind, context.place, context.rank)  # type: ignore[arg-type]
 
     return read
 
 
-def _flag(clause: Clause, rule: Rule) -> bool:
+def _flag(clause: Clause, context: Context) -> bool:
     return True
 
 
-def _layers(clause: Clause, rule: Rule) -> Any:
-    return read_ranges(clause.argument, rule.place)  # type: ignore[arg-type]
+def _layers(clause: Clause, context: Context) -> Any:
+    return read_ranges(clause.argument, context.place)  # type: ignore[arg-type]
 
 
-def _excepts(clause: Clause, rule: Rule) -> Any:
-    calls = rule.calls
-    return read_targets(clause.argument, calls.scope, calls.plugins.roles, rule.place)  # type: ignore[arg-type]
+def _excepts(clause: Clause, context: Context) -> Any:
+    calls = context.calls
+    return read_targets(clause.argument, calls.scope, calls.plugins.roles, context.place)  # type: ignore[arg-type]
 
 
 _ADAPT, _RULES = ("adapt",), ("adapt", "quantize", "train")

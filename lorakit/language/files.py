@@ -73,6 +73,7 @@ class Files:
             if identity in self._done:
                 return
             if len(chain) >= MAX_INCLUDE_DEPTH:
+                self.unreadable = True
                 message = f"includes go deeper than {MAX_INCLUDE_DEPTH} files"
                 place.report_word(Code.INCLUDE_DEPTH, message, node.path)
                 return

@@ -18,11 +18,10 @@ _LOOSE_NUMBER = re.compile(r"\.?[0-9](?:[eE][+-]|[\w.%])*")
 
 # Characters that word processors and web pages put in the place of plain ones
 _PLAIN = {
-    "“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "‘": '"', "’": '"', "，": ",", "；": ";", "（": "(",
-    "）": ")", "［": "[", "］": "]",
-     "｛": "{", "｝": "}", "＝": "=", "＜": "<", "＞": ">", "＊": "*", "＋": "+", "／": "/", "：": ":",
-    "＠": "@", "．": ".", "％": "%", "＃": "#", "–": "-", "—": "-", "−": "-", "×": "*", "÷": "/", "…": "..", "≤": "<=",
-    "≥": ">=", "≠": "!=",
+    "“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "‘": '"', "’": '"', "–": "-", "—": "-", "−": "-", "×": "*",
+    "÷": "/", "…": "..", "≤": "<=", "≥": ">=", "≠": "!=",
+    "，": ",", "；": ";", "：": ":", "．": ".", "（": "(", "）": ")", "［": "[", "］": "]", "｛": "{", "｝": "}",
+    "＝": "=", "＜": "<", "＞": ">", "＊": "*", "＋": "+", "／": "/", "＠": "@", "％": "%", "＃": "#",
 }  # fmt: skip
 
 
@@ -57,9 +56,7 @@ def wrong_string(scene: Scene) -> Complaint | None:
                 Code.BAD_STRING, message, start, start + len(escape[0]), None,
                 ('the escapes are `\\"` for a quote and `\\\\` for a backslash',),
             )  # fmt: skip
-    return scene.complain(
-        Code.BAD_STRING, "this string is never closed", None, "a string ends on the line it begins on"
-    )
+    return scene.complain(Code.BAD_STRING, "this string is never closed", None, "a string ends on its line")
 
 
 def wrong_target(scene: Scene) -> Complaint | None:

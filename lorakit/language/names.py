@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from lorakit.language.amounts import Amount, LimitError, UnitError, combine, literal
 from lorakit.language.codes import Code
@@ -23,6 +23,8 @@ from lorakit.language.syntax import (
 
 # None stands for a value whose fault was reported where it is defined
 LetValue: TypeAlias = "Amount | str | tuple[Target, ...] | None"
+# What `rank` is worth in a place: unknown where it is at fault itself, None outside of rules that have one
+Rank: TypeAlias = Amount | Literal["unknown"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +75,8 @@ class Scope:
         place.report_word(Code.UNKNOWN_NAME, f"there is no name `{name}` here", word, near, *notes)
 
 
-def evaluate(node: ExpressionNode, scope: Scope, place: Place, rank: Amount | str | None = None) -> Amount | None:
-    """Return what an expression is worth, or None where its fault has been reported.
-
-    `rank` is the rank of the rule around it, `"unknown"` where that is at fault itself, and None outside of rules.
-    """
+def evaluate(node: ExpressionNode, scope: Scope, place: Place, rank: Rank = None) -> Amount | None:
+    """Return what an expression is worth, or None where its fault has been reported."""
     if isinstance(node, NumberLiteral):
         try:
             return literal(node.word.value)
@@ -99,7 +98,7 @@ def evaluate(node: ExpressionNode, scope: Scope, place: Place, rank: Amount | st
     return None
 
 
-def _named(word: Word, scope: Scope, place: Place, rank: Amount | str | None) -> Amount | None:
+def _named(word: Word, scope: Scope, place: Place, rank: Rank) -> Amount | None:
     if word == "rank" and rank is not None:
         return rank if isinstance(rank, Amount) else None
     definition = scope.find(word, place, () if rank is None else ("rank",))

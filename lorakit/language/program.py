@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lorakit.language.amounts import Amount
 from lorakit.language.calls import OPTIMIZER, QUANTIZER, Calls, unquoted
-from lorakit.language.clauses import UNKNOWN_RANK, Rule, rank_clause, read_clauses, read_rank
+from lorakit.language.clauses import Context, rank_clause, read_clauses, read_rank
 from lorakit.language.codes import Code
 from lorakit.language.distributions import is_installed
-from lorakit.language.names import Definition, LetValue, Scope, evaluate
+from lorakit.language.names import Definition, LetValue, Rank, Scope, evaluate
 from lorakit.language.problems import Place
 from lorakit.language.requires import Requires
 from lorakit.language.settings import Settings
-from lorakit.language.spec import Adapt, Optimizer, PluginCall, Quantize, Require, Span, Spec, Train
-from lorakit.language.spec import Rule as SpecRule
+from lorakit.language.spec import Adapt, Optimizer, PluginCall, Quantize, Require, Rule, Span, Spec, Train
 from lorakit.language.syntax import (
     BrokenNode,
     LetNode,
@@ -82,7 +80,7 @@ class _Reader:
     scope: Scope
     settings: Settings
     promises: Requires
-    rules: list[SpecRule] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list)
     optimizer: Optimizer | None = None
     first_optimizer: Span | None = None
     requires: list[Require] = field(default_factory=list)
@@ -94,10 +92,10 @@ class _Reader:
     def adapt(self, node: RuleNode, place: Place) -> None:
         targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
         clause = rank_clause(node)
-        rank: Amount | str | None = UNKNOWN_RANK if node.unread else None
+        rank: Rank = "unknown" if node.unread else None
         if clause is not None:
-            rank = read_rank(clause, Rule(self.calls, place)) or UNKNOWN_RANK
-        fields = read_clauses(node, Rule(self.calls, place, rank))
+            rank = read_rank(clause, Context(self.calls, place)) or "unknown"
+        fields = read_clauses(node, Context(self.calls, place, rank))
         self._check_rank(node, fields, place)
         if targets is not None:
             argument: Any = clause.argument if clause is not None else None
@@ -124,20 +122,20 @@ class _Reader:
         targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
         assert node.call is not None
         call = self.calls.read(node.call, QUANTIZER, place)
-        fields = read_clauses(node, Rule(self.calls, place))
+        fields = read_clauses(node, Context(self.calls, place))
         if targets is not None and call is not None:
             self.rules.append(Quantize(targets, call, **fields, span=place.span(node.start, node.end)))
 
     def train(self, node: RuleNode, place: Place) -> None:
         targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
-        fields = read_clauses(node, Rule(self.calls, place))
+        fields = read_clauses(node, Context(self.calls, place))
         if targets is not None:
             self.rules.append(Train(targets, **fields, span=place.span(node.start, node.end)))
 
     def optimize(self, node: RuleNode, place: Place) -> None:
         assert node.call is not None
         call = self.calls.read(node.call, OPTIMIZER, place)
-        fields = read_clauses(node, Rule(self.calls, place))
+        fields = read_clauses(node, Context(self.calls, place))
         span = place.span(node.start, node.end)
         if self.first_optimizer is not None:
             note = f"the first one is at {self.first_optimizer}"
