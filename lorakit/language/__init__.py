@@ -13,8 +13,13 @@ from lorakit.language.spec import Spec
 if TYPE_CHECKING:
     from lorakit.hooks import Plugins
     from lorakit.language.analysis import Analysis, analyse
+    from lorakit.language.format import format_text
+    from lorakit.language.printer import to_text
 
-__all__ = ["Analysis", "Diagnostic", "Spec", "SpecError", "analyse", "parse"]
+__all__ = ["Analysis", "Diagnostic", "Spec", "SpecError", "analyse", "format_text", "parse", "to_text"]
+
+# These load when they are asked for: whoever imports the Spec's classes needs no parser
+_LATER = {"Analysis": "analysis", "analyse": "analysis", "format_text": "format", "to_text": "printer"}
 
 
 def parse(
@@ -36,9 +41,8 @@ def parse(
 
 
 def __getattr__(name: str) -> object:
-    # Lark and the plugins load when something is parsed, not when the Spec's classes are imported
-    if name in ("Analysis", "analyse"):
-        from lorakit.language import analysis
+    if name in _LATER:
+        from importlib import import_module
 
-        return getattr(analysis, name)
+        return getattr(import_module(f"lorakit.language.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
