@@ -1,0 +1,155 @@
+"""Hover: what the word under the mouse means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorakit.language.catalogue import PAGES
+from lorakit.language.problems import Place, Problems
+from lorakit.language.syntax import Word
+from lorakit.language.targets import read_targets
+from lorakit.lsp.document import Document
+from lorakit.lsp.keywords import CHOICES, KEYWORDS, QUANTITIES, RANK
+from lorakit.lsp.model import Model, Unreadable, model_comment
+from lorakit.lsp.names import names_of, scope_of
+from lorakit.lsp.prose import keyword_text, modules, name_text, option_line, plugin_text, target_text
+from lorakit.lsp.reading import CLAUSE_TYPES, STATEMENT_TYPES, word_at
+from lorakit.lsp.slots import (
+    ChoiceSlot,
+    NewNameSlot,
+    OptionSlot,
+    PluginSlot,
+    ValueSlot,
+    options,
+    plugin_named,
+    slot_behind,
+)
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What is said of the words from one offset to another, as Markdown."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """A word with those of its statement before it, in a document whose model may be known."""
+
+    document: Document
+    model: Model | None
+    before: Sequence[Word]
+    word: Word
+
+
+def hover(document: Document, model: Model | Unreadable | None, offset: int) -> Hint | None:
+    """Return what is to be said of the word at an offset and of what is wrong there."""
+    hint = _model_hint(document, model, offset) or _word_hint(document, model, offset)
+    hints = [*([hint] if hint is not None else []), *_pages(document, offset)]
+    return Hint("\n\n---\n\n".join(one.text for one in hints), hints[0].start, hints[0].end) if hints else None
+
+
+def _pages(document: Document, offset: int) -> Iterator[Hint]:
+    """Yield what the catalogue says of the errors at an offset."""
+    source = document.source
+    for found in document.analysis.diagnostics:
+        start, end = source.offset(found.line, found.column), source.offset(found.end_line, found.end_column)
+        if found.file == source.name and start <= offset < end:
+            page = PAGES[found.code]
+            yield Hint(f"**{page.code}: {page.title}**\n\n{page.explanation}", start, end)
+
+
+def _model_hint(document: Document, model: Model | Unreadable | None, offset: int) -> Hint | None:
+    comment = model_comment(document.source.text)
+    if comment is None or not comment.start <= offset <= comment.end:
+        return None
+    if isinstance(model, Model):
+        inventory = model.inventory
+        layers = sum(module.shape is not None for module in inventory.modules.values())
+        text = (
+            f"**{inventory.model_class}**: {inventory.total_parameters:,} parameters, "
+            f"{modules(len(inventory.modules))}, of which an adapter fits {layers}"
+        )
+    else:
+        text = "being read" if model is None else model.problem
+    return Hint(text, comment.start, comment.end)
+
+
+def _word_hint(document: Document, model: Model | Unreadable | None, offset: int) -> Hint | None:
+    found = word_at(document.tree, offset)
+    if found is None or found[1].type not in _TEXTS:
+        return None
+    spot = _Spot(document, model if isinstance(model, Model) else None, *found)
+    text = _TEXTS[spot.word.type](spot)
+    return Hint(text, spot.word.start_pos, spot.word.end_pos) if text else None
+
+
+def _keyword(spot: _Spot) -> str:
+    return keyword_text(KEYWORDS[str(spot.word)])
+
+
+def _target(spot: _Spot) -> str:
+    names = names_of(spot.document, spot.word.start_pos)
+    name = names.get(str(spot.word))
+    is_list = name is not None and isinstance(name.value, tuple)
+    place = Place(spot.document.source, Problems())
+    targets = read_targets((spot.word,), scope_of(names), spot.document.plugins.roles, place) or ()
+    text = target_text(targets, spot.model, spot.document.plugins)
+    return f"{name_text(str(spot.word), name)}\n\n{text}" if name is not None and is_list else text
+
+
+def _name(spot: _Spot) -> str | None:
+    slot = slot_behind(spot.before)
+    text: str | None = _NAMES[type(slot)](slot, spot)
+    return text
+
+
+def _plugin(slot: PluginSlot, spot: _Spot) -> str | None:
+    plugin = plugin_named(spot.word, slot.kind, spot.document.plugins)
+    return plugin_text(plugin, slot.kind, spot.document.plugins) if plugin is not None else None
+
+
+def _option(slot: OptionSlot, spot: _Spot) -> str | None:
+    option = options(slot, spot.document.plugins).get(str(spot.word))
+    return option_line(option) if option is not None else None
+
+
+def _choice(slot: ChoiceSlot, spot: _Spot) -> str | None:
+    meaning = CHOICES[slot.clause].get(str(spot.word))
+    return f"`{slot.clause} {spot.word}`: {meaning}" if meaning is not None else None
+
+
+def _value(slot: ValueSlot, spot: _Spot) -> str | None:
+    word = str(spot.word)
+    statement = spot.before[0].type if spot.before else ""
+    if word == "rank" and statement == "ADAPT":
+        return keyword_text(RANK)
+    if word in QUANTITIES and statement == "REQUIRE":
+        return f"`{word}`: {QUANTITIES[word]}"
+    return _new_name(slot, spot)
+
+
+def _new_name(slot: ValueSlot | NewNameSlot, spot: _Spot) -> str | None:
+    name = names_of(spot.document).get(str(spot.word))
+    return name_text(str(spot.word), name) if name is not None else None
+
+
+_NAMES: Mapping[type, Callable[[Any, _Spot], str | None]] = {
+    PluginSlot: _plugin,
+    OptionSlot: _option,
+    ChoiceSlot: _choice,
+    ValueSlot: _value,
+    NewNameSlot: _new_name,
+}
+
+_TEXTS: Mapping[str, Callable[[_Spot], str | None]] = {
+    **dict.fromkeys((*STATEMENT_TYPES, *CLAUSE_TYPES, "DOUBLE", "TRUE", "FALSE"), _keyword),
+    "TARGET": _target,
+    "REGEX": _target,
+    "NAME": _name,
+}

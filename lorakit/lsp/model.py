@@ -1,0 +1,99 @@
+"""The model of a spec, as a comment `# model: PATH` names it, and what an editor asks of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from lorakit.hooks import Role
+from lorakit.language.spec import Target
+from lorakit.planning.inventory import Inventory, ModuleInfo
+from lorakit.planning.targets import Selection
+
+_COMMENT = re.compile(r"^[ \t]*#[ \t]*model:[ \t]*(?P<reference>\S[^\n]*?)[ \t\r]*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelComment:
+    """What a spec says of its model: a folder, `FILE.py:FACTORY` or `package.module:FACTORY`, and where it says so."""
+
+    reference: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Why a model cannot be read."""
+
+    problem: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model whose inventory was read."""
+
+    inventory: Inventory
+    roles: Mapping[str, Role]
+
+    @cached_property
+    def _selection(self) -> Selection:
+        return Selection(self.inventory, self.roles)
+
+    @cached_property
+    def _matches(self) -> dict[Target, tuple[str, ...]]:
+        return {}
+
+    def matches(self, target: Target) -> tuple[str, ...]:
+        """Return the paths of the modules that a target selects."""
+        if target not in self._matches:
+            self._matches[target] = self._selection.matches(target)
+        return self._matches[target]
+
+    def fitting(self, target: Target) -> tuple[str, ...]:
+        """Return those paths that an adapter fits."""
+        return tuple(path for path in self.matches(target) if self.inventory.modules[path].shape is not None)
+
+    def named(self, below: Target | None = None) -> Mapping[str, list[ModuleInfo]]:
+        """Return the modules by the last segment of their path: all, or those one segment below a target."""
+        paths = self.inventory.modules if below is None else self._below(below)
+        found: dict[str, list[ModuleInfo]] = {}
+        for path in paths:
+            if path:
+                found.setdefault(path.rpartition(".")[2], []).append(self.inventory.modules[path])
+        return found
+
+    def classes(self, below: Target | None = None) -> Mapping[str, list[ModuleInfo]]:
+        """Return the modules by the name of their class: all, or those one segment below a target."""
+        found: dict[str, list[ModuleInfo]] = {}
+        for modules in self.named(below).values():
+            for module in modules:
+                found.setdefault(module.class_name, []).append(module)
+        return found
+
+    def _below(self, target: Target) -> list[str]:
+        return [child for path in self.matches(target) for child in self.inventory.children.get(path, ())]
+
+
+def model_comment(text: str) -> ModelComment | None:
+    """Return what the first such comment of a text says."""
+    found = _COMMENT.search(text)
+    return ModelComment(found["reference"], *found.span("reference")) if found is not None else None
+
+
+def stamp_of(reference: str, folder: Path) -> int | Unreadable:
+    """Return when the files behind a reference last changed, 0 where they have no place of their own."""
+    place, _, factory = reference.rpartition(":")
+    path = folder / reference
+    if not path.is_dir() and factory and place:
+        if not place.endswith(".py"):
+            return 0
+        path = folder / place
+    try:
+        return (path / "config.json" if path.is_dir() else path).stat().st_mtime_ns
+    except (OSError, ValueError):
+        named = "the folder has no config.json" if path.is_dir() else "there is no such folder or file"
+        return Unreadable(f"{named}: a model is a Hugging Face folder or FILE.py:FACTORY, relative to this file")

@@ -1,0 +1,41 @@
+"""Reads the inventory of a model in a process of its own: `python -m lorakit.lsp.model_reader REFERENCE`.
+
+There the model's imports and its factory's code keep no editor waiting, print into no protocol, and end with it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from typing import TYPE_CHECKING
+
+from lorakit.errors import LorakitError
+from lorakit.hooks import ModelReference, default_plugins
+from lorakit.lsp.model import Unreadable
+from lorakit.planning.inventory import read_inventory
+
+if TYPE_CHECKING:
+    from lorakit.planning.inventory import Inventory
+
+
+def main() -> None:
+    """Write the pickled inventory, or why there is none, to what was standard output."""
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answer:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        pickle.dump(_read(sys.argv[1]), answer)
+
+
+def _read(text: str) -> Inventory | Unreadable:
+    plugins = default_plugins()
+    try:
+        model = plugins.call("lorakit_load_model", reference=ModelReference(text, with_weights=False))
+        if model is None:
+            return Unreadable(f"nothing here can load the model {text}")
+        return read_inventory(model, plugins)
+    except LorakitError as error:
+        return Unreadable(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Names: what the `let` statements of a program define, with the files that it includes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorakit.language.amounts import Amount, LimitError
+from lorakit.language.calls import unquoted
+from lorakit.language.names import Definition, LetValue, Scope, evaluate
+from lorakit.language.problems import Place, Problems
+from lorakit.language.source import SourceText
+from lorakit.language.syntax import IncludeNode, LetNode, StatementNode, StringLiteral, SyntaxTree, TargetList, Word
+from lorakit.language.targets import read_targets
+from lorakit.lsp.document import Document
+
+
+@dataclass(frozen=True)
+class Name:
+    """A `let` name: the word that defines it, in which text, and what it is worth (None where that is at fault)."""
+
+    word: Word
+    source: SourceText
+    value: LetValue
+
+    @property
+    def shown(self) -> str:
+        """What it is worth, in the syntax of the language."""
+        return _shown(self.value)
+
+
+def names_of(document: Document, above: int | None = None) -> dict[str, Name]:
+    """Return the names that a program defines, or those that it defines above an offset of the document."""
+    names: dict[str, Name] = {}
+    scope = scope_of({})
+    for tree, statement in _walk(document, above):
+        if isinstance(statement, LetNode) and statement.name not in names:
+            place = Place(tree.source, Problems())
+            value = _value(statement, place, scope, document)
+            names[str(statement.name)] = Name(statement.name, tree.source, value)
+            scope.definitions[str(statement.name)] = Definition(value, place.word_span(statement.name))
+    return names
+
+
+def scope_of(names: Mapping[str, Name]) -> Scope:
+    """Return a scope that knows these names and keeps quiet about all others."""
+    spans = {name: found.source.span(found.word.start_pos, found.word.end_pos) for name, found in names.items()}
+    return Scope({name: Definition(found.value, spans[name]) for name, found in names.items()}, complete=False)
+
+
+def included(document: Document, node: IncludeNode, folder: Path | None = None) -> Path:
+    """Return the file that a statement includes."""
+    return (folder if folder is not None else document.folder) / unquoted(node.path)
+
+
+def _walk(document: Document, above: int | None) -> Iterator[tuple[SyntaxTree, StatementNode]]:
+    """Yield the statements of a program in order, each with the tree it stands in."""
+    trees = {tree.source.name: tree for tree in document.analysis.trees}
+
+    def inside(tree: SyntaxTree, folder: Path) -> Iterator[tuple[SyntaxTree, StatementNode]]:
+        for statement in tree.statements:
+            if tree is document.tree and above is not None and statement.start >= above:
+                return
+            if not isinstance(statement, IncludeNode):
+                yield tree, statement
+                continue
+            path = included(document, statement, folder)
+            if (inner := trees.pop(str(path), None)) is not None:
+                yield from inside(inner, path.parent)
+
+    trees.pop(document.source.name)
+    yield from inside(document.tree, document.folder)
+
+
+def _value(node: LetNode, place: Place, scope: Scope, document: Document) -> LetValue:
+    if isinstance(node.value, StringLiteral):
+        return unquoted(node.value.word)
+    if isinstance(node.value, TargetList):
+        return read_targets(node.value.targets, scope, document.plugins.roles, place)
+    return evaluate(node.value, scope, place)
+
+
+def _shown(value: LetValue) -> str:
+    if isinstance(value, Amount):
+        try:
+            return f"{value.written}{value.unit}"
+        except LimitError as error:
+            return str(error)
+    if isinstance(value, str):
+        return f'"{value}"'
+    return f"[{', '.join(map(str, value))}]" if value is not None else "nothing: its value is at fault"

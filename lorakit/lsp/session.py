@@ -1,0 +1,144 @@
+"""A session: the documents that are open, what was found in each, and when that is published."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lsprotocol import types
+from pygls.uris import to_fs_path
+from pygls.workspace import Workspace
+
+from lorakit.errors import LorakitError, PlanError
+from lorakit.hooks import Plugins
+from lorakit.language.diagnostics import Diagnostic
+from lorakit.language.files import read_file
+from lorakit.lsp.diagnostics import kept, model_problem, published
+from lorakit.lsp.document import Document, read_document
+from lorakit.lsp.model import Model, Unreadable
+from lorakit.lsp.models import Models
+
+# Seconds of rest after a keystroke: keystrokes that come together are read once, and a plan waits for a longer pause
+SOON, LATER = 0.005, 0.25
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """What planning a version of a document found wrong."""
+
+    document: Document
+    found: tuple[Diagnostic, ...] = ()
+
+
+@dataclass
+class Session:
+    """Everything that a server knows of its client's documents; `publish` sends diagnostics."""
+
+    workspace: Workspace
+    models: Models
+    plugins: Plugins
+    publish: Callable[[types.PublishDiagnosticsParams], None]
+    _documents: dict[str, Document] = field(default_factory=dict)
+    _findings: dict[str, _Findings] = field(default_factory=dict)
+    _following: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+
+    def document(self, uri: str) -> Document:
+        """Return the present version of a document, read. Raises: PluginError."""
+        if uri not in self._documents:
+            held = self.workspace.get_text_document(uri)
+            path = to_fs_path(uri)
+            encoding = self.workspace.position_encoding or types.PositionEncodingKind.Utf16
+            self._documents[uri] = read_document(
+                uri, Path(path) if path else None, held.version, held.source, encoding, self.plugins, self._contents
+            )
+        return self._documents[uri]
+
+    def model(self, uri: str) -> Model | Unreadable | None:
+        """Return the model of a document, or why it cannot be read; None where there is none (yet)."""
+        return self.models.known(self.document(uri))
+
+    def found(self, uri: str) -> tuple[Diagnostic, ...]:
+        """Return everything that is known to be wrong with a document."""
+        document = self.document(uri)
+        planned = self._findings.get(uri)
+        plan = kept(planned.found, planned.document, document) if planned is not None else ()
+        return (*document.analysis.diagnostics, *plan)
+
+    def changed(self, uri: str) -> None:
+        """Read a document anew, and every other that may include it."""
+        path = to_fs_path(uri)
+        including = (
+            other
+            for other, document in self._documents.items()
+            if any(_same(name, path) for name in document.analysis.sources)
+        )
+        for one in {uri, *including}:
+            self._documents.pop(one, None)
+            self._follow(one)
+
+    def refresh(self) -> None:
+        """Read every open document anew, since files that they include may have changed."""
+        for uri in list(self.workspace.text_documents):
+            self._documents.pop(uri, None)
+            self._follow(uri)
+
+    def closed(self, uri: str) -> None:
+        """Forget a document, and clear what was published of it."""
+        for kept_ in (self._documents, self._findings):
+            kept_.pop(uri, None)
+        if (task := self._following.pop(uri, None)) is not None:
+            task.cancel()
+        self.publish(types.PublishDiagnosticsParams(uri, []))
+
+    def _follow(self, uri: str) -> None:
+        if (task := self._following.get(uri)) is not None:
+            task.cancel()
+        self._following[uri] = asyncio.create_task(self._check(uri))
+
+    async def _check(self, uri: str) -> None:
+        """Publish what is wrong with a document: at once what needs no model, and after a pause what does."""
+        await asyncio.sleep(SOON)
+        try:
+            self._publish(uri)
+            await asyncio.sleep(LATER)
+            document = self.document(uri)
+            model = await self.models.read(document)
+            self._findings[uri] = _Findings(document, await asyncio.to_thread(_planned, document, model))
+            if model is not None:
+                self._publish(uri)
+        except LorakitError as error:
+            problem = types.Diagnostic(types.Range(types.Position(0, 0), types.Position(0, 0)), str(error))
+            self.publish(types.PublishDiagnosticsParams(uri, [problem]))
+
+    def _publish(self, uri: str) -> None:
+        document, model = self.document(uri), self.model(uri)
+        found = published(self.found(uri), document)
+        if isinstance(model, Unreadable) and (problem := model_problem(model, document)) is not None:
+            found.append(problem)
+        self.publish(types.PublishDiagnosticsParams(uri, found, document.version))
+
+    def _contents(self, path: Path) -> bytes:
+        """Return a file's bytes as an editor holds them, or else as they are on the disk. Raises: OSError."""
+        for held in self.workspace.text_documents.values():
+            if _same(held.path, str(path)) and held.uri.startswith("file:"):
+                return str(held.source).encode("utf-8", "replace")
+        return read_file(path)
+
+
+def _planned(document: Document, model: Model | Unreadable | None) -> tuple[Diagnostic, ...]:
+    """Return what is wrong with a sound spec when it meets its model. Raises: LorakitError where a plugin fails."""
+    if document.analysis.spec is None or not isinstance(model, Model):
+        return ()
+    from lorakit.planning.planner import make_plan
+
+    try:
+        make_plan(document.analysis.spec, model.inventory, document.plugins)
+    except PlanError as error:
+        return error.diagnostics
+    return ()
+
+
+def _same(one: str, other: str | None) -> bool:
+    return other is not None and Path(one).absolute() == Path(other).absolute()
