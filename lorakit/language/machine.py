@@ -26,7 +26,8 @@ class Machine:
 
     def feed(self, kind: str, value: Word) -> bool:
         """Take a word and return whether the grammar allows it here; `$END` leaves the result as the one value."""
-        states, values, actions = self.states, self.values, self.actions
+        states, values = self.states, self.values
+        actions, gotos, makers = self.actions, self.gotos, self.makers
         while True:
             action = actions[states[-1]].get(kind)
             if action is None:
@@ -35,14 +36,18 @@ class Machine:
                 states.append(action)
                 values.append(value)
                 return True
-            origin, size, make = self.makers[~action]
-            if size:
-                made = make(values[-size:])
-                del values[-size:], states[-size:]
+            origin, size, make = makers[~action]
+            if size == 1:
+                if make is not None:
+                    values[-1] = make([values[-1]])
+                states[-1] = gotos[states[-2]][origin]
+            elif size:
+                values[-size:] = [make(values[-size:])]
+                del states[-size:]
+                states.append(gotos[states[-1]][origin])
             else:
-                made = make([])
-            values.append(made)
-            states.append(self.gotos[states[-1]][origin])
+                values.append(make([]))
+                states.append(gotos[states[-1]][origin])
             if states[-1] == self.end:
                 return True
 
@@ -101,16 +106,18 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 @functools.cache
-def _makers() -> list[tuple[str, int, Callable[[list[Any]], Any]]]:
-    """Return for each reduction the rule it ends, how many symbols it takes, and what it makes of them."""
+def _makers() -> list[tuple[str, int, Any]]:
+    """Return for each reduction the rule it ends, how many symbols it takes, and what it makes of them.
+
+    That is None where one symbol is all there is, and stays what it is, as on the way from a number to an expression.
+    """
     return [(reduction.origin, reduction.size, _maker(reduction)) for reduction in tables().reductions]
 
 
-def _maker(reduction: Reduction) -> Callable[[list[Any]], Any]:
+def _maker(reduction: Reduction) -> Callable[[list[Any]], Any] | None:
     kept, spliced = reduction.kept, reduction.spliced
-    if reduction.transparent and len(kept) == 1 and not spliced:
-        place = kept[0]
-        return lambda children: children[place]
+    if reduction.transparent:
+        return None
     build: Callable[[list[Any]], Any] = getattr(Builder(), reduction.builder) if reduction.builder else _as_is
     if len(kept) == reduction.size and not spliced:
         return build

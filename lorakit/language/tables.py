@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 STARTS = ("start", "value")
 
 # Counts the forms that cached tables have had
-_FORM = 2
+_FORM = 3
 
 
 class Reduction(NamedTuple):
