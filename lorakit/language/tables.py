@@ -24,8 +24,8 @@ class Reduction(NamedTuple):
     """A rule of the grammar: what it makes, of how many symbols, and what becomes of them.
 
     `builder` is the name of what makes its node, empty where its children go to the rule around it. Of its symbols
-    those at `kept` are children; `spliced` are the ones among them that bring several. A `transparent` rule with one
-    child is that child.
+    those at `kept` are children; `spliced` are the ones among them that bring several. A `transparent` rule is its one
+    symbol.
     """
 
     origin: str
@@ -134,9 +134,8 @@ def _reduction(rule: Any) -> Reduction:
     kept = [place for place, symbol in enumerate(rule.expansion) if not (symbol.is_term and symbol.filter_out)]
     spliced = [place for place in kept if not rule.expansion[place].is_term and rule.expansion[place].name[0] == "_"]
     builder = "" if origin.startswith("_") else rule.alias or origin
-    return Reduction(
-        origin, builder, len(rule.expansion), kept, spliced, bool(rule.options.expand1) and not rule.alias
-    )  # fmt: skip
+    transparent = bool(rule.options.expand1) and not rule.alias and len(kept) == len(rule.expansion) == 1
+    return Reduction(origin, builder, len(rule.expansion), kept, spliced, transparent)
 
 
 def _from_plain(plain: list[Any]) -> Tables:
