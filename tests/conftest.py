@@ -13,6 +13,8 @@ from torch import nn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+# threads that wait by spinning bring a machine with more processes than cores to a standstill
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 torch.set_num_threads(2)
 

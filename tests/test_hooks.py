@@ -123,10 +123,13 @@ def test_lorakit_methods() -> None:
         needs_rank: ClassVar[bool] = False
 
         def parameter_shapes(self, layer: Any, rank: int | None) -> dict[str, tuple[int, ...]]:
-            return {"lora_A": (1, layer.shape.out_features), "lora_B": (layer.shape.out_features, 1)}
+            return {"lora_A": (1, layer.out_features), "lora_B": (layer.out_features, 1)}
+
+        def file_names(self, layer: LayerShape) -> dict[str, str]:
+            return {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 
         def adapt(self, layer: nn.Module, entry: PlanEntry) -> nn.Module:
-            return Scaled(layer, entry.out_features)
+            return Scaled(layer, 6)
 
     plugins = plugins_of(lorakit_methods=lambda: [Scale])
     model = run("adapt 0 method scale", one(), plugins)

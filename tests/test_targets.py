@@ -26,7 +26,7 @@ class Towers(nn.Module):
         self.vision = nn.ModuleDict({"layers": nn.ModuleList(Block() for _ in range(2))})
         self.rank = nn.Linear(4, 4)
         self.alias = self.rank
-        self.conv = nn.Conv2d(3, 3, 3)
+        self.conv = nn.Conv2d(4, 4, 3, groups=2)
 
 
 def decided(text: str, model: nn.Module) -> list[str]:
@@ -98,6 +98,8 @@ def test_a_rule_that_crosses_two_towers_says_so() -> None:
 def test_what_no_adapter_fits_is_passed_over_and_counted() -> None:
     plan = lorakit.plan("adapt * rank 2", Towers())
     passed = {"layers", "vision", "conv"}
+    with pytest.raises(lorakit.PlanError, match="grouped convolution, and B·A has not the shape"):
+        lorakit.plan("adapt conv rank 2", Towers())
     selector = plan.rules[0].selectors[0]
     assert selector.matched - selector.passed_over == len(plan.entries)
     assert not passed & {entry.path for entry in plan.entries}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
+from lorakit.adapters.lora_layer import LoRALayer
 from lorakit.application.layers import matrix, places, quantized_layer
 from lorakit.application.state import adapted_state, attach
 from lorakit.errors import ModelError, PlanError, PluginError
@@ -98,15 +99,20 @@ def _adapted(layer: nn.Module, entry: PlanEntry, plugins: Plugins, seed: int | N
 
 
 def _initialize(adapter: nn.Module, layer: nn.Module, entry: PlanEntry, plugins: Plugins, seed: int) -> None:
-    assert entry.adapter is not None
+    assert entry.adapter is not None and entry.shape is not None
     lora_A, lora_B = adapter.get_parameter("lora_A"), adapter.get_parameter("lora_B")
     # float32 on the CPU first, so that every device and dtype rounds the same numbers
-    start_A, start_B = torch.empty(lora_A.shape), torch.empty(lora_B.shape)
-    context = InitContext(lambda: matrix(layer, entry), module_generator(seed, entry.path), entry.adapter.factor)
+    start_A, start_B = torch.empty(lora_A.flatten(1).shape), torch.empty(lora_B.flatten(1).shape)
+    context = InitContext(
+        weight=lambda: adapter.base_matrix() if isinstance(adapter, LoRALayer) else matrix(layer, entry),
+        generator=module_generator(seed, entry.path),
+        scaling=entry.adapter.factor,
+        fan_in=1 if entry.shape.kind == "embedding" else entry.shape.inputs,
+    )
     with torch.no_grad():
         plugins.initializer(entry.adapter.init).initialize(start_A, start_B, context)
-        lora_A.copy_(start_A)
-        lora_B.copy_(start_B)
+        lora_A.copy_(start_A.view(lora_A.shape))
+        lora_B.copy_(start_B.view(lora_B.shape))
 
 
 def _swap_in(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:

@@ -14,7 +14,8 @@ from lorakit.planning.plan import PlanEntry
 def matrix(layer: nn.Module, entry: PlanEntry) -> Tensor:
     """Return the weight of a Linear-like layer as (out_features, in_features), dequantized if it is quantized."""
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
-    return weight.T if entry.kind == "conv1d" and not isinstance(layer, QuantizedLinear) else weight
+    transposed = entry.shape is not None and entry.shape.kind == "linear_transposed"
+    return weight.T if transposed and not isinstance(layer, QuantizedLinear) else weight
 
 
 def quantized_layer(layer: nn.Module, entry: PlanEntry, plugins: Plugins) -> QuantizedLinear:

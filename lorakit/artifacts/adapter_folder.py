@@ -51,7 +51,7 @@ def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins) -> Non
     """Write an adapter's files into a folder that exists, each aside first, so that none is ever half there."""
     plan = plan_of(model)
     model = unwrapped(model)
-    tensors = {name: _ready(tensor) for name, _, tensor in adapter_tensors(model, plan)}
+    tensors = {name: _ready(tensor) for name, _, tensor in adapter_tensors(model, plan, plugins)}
     config = json.dumps(peft_config(plan, model), indent=2) + "\n"
     writers: dict[str, Callable[[Path], object]] = {
         WEIGHTS: lambda path: save_file(_unshared(tensors), path, metadata={"format": "pt"}),

@@ -17,7 +17,8 @@ from lorakit.planning.inventory import Inventory
 from lorakit.planning.plan import Plan
 from lorakit.planning.planner import DTYPES, plan_decisions
 
-LORA = re.compile(r"(?P<path>.+)\.(?P<matrix>lora_[AB])\.weight")
+LORA = re.compile(r"(?P<path>.+)\.(?P<matrix>lora_[AB]\.weight|lora_embedding_[AB])")
+FIRST = ("lora_A.weight", "lora_embedding_A")
 SHORT_DTYPES = {long: short for short, long in DTYPES.items()}
 
 
@@ -33,7 +34,7 @@ def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -
         if found := LORA.fullmatch(inner):
             path = found["path"]
             _known(path, name, inventory, files)
-            if found["matrix"] == "lora_A":
+            if found["matrix"] in FIRST:
                 dtype = SHORT_DTYPES.get(str(tensor.dtype).removeprefix("torch."), "fp32")
                 adapt[path] = _rule(path, tensor.shape[0], dtype, files.config)
             continue

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from lorakit.artifacts.foreign import LORA, scaling_of
+from lorakit.artifacts.foreign import FIRST, LORA, scaling_of
 from lorakit.artifacts.peft_names import PREFIX
 from lorakit.artifacts.reading import AdapterFiles, read_adapter
 from lorakit.planning.report import SHORT, layers_alike, plain_table, show_bytes
@@ -50,8 +50,9 @@ def inspect_adapter(folder: Path, allow_pickle: bool = False) -> Inspection:
         found = LORA.fullmatch(name.removeprefix(PREFIX))
         if found is None:
             others.append(name.removeprefix(PREFIX))
-        elif found["matrix"] == "lora_A":
-            rows.append(_row(found["path"], tensor, files.tensors[name.replace("lora_A", "lora_B")], files))
+        elif found["matrix"] in FIRST:
+            other = f"{name[: found.start('matrix') - len(found[0])]}{found['matrix'].replace('_A', '_B')}"
+            rows.append(_row(found["path"], tensor.flatten(1), files.tensors[other].flatten(1), files))
     return Inspection(
         folder=str(folder),
         base_model=files.config.get("base_model_name_or_path") or "",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lorakit.application.apply import apply_plan
 from lorakit.artifacts.foreign import plan_of_files
-from lorakit.artifacts.peft_names import adapter_tensors
+from lorakit.artifacts.peft_names import PREFIX, adapter_tensors
 from lorakit.artifacts.reading import AdapterFiles, read_adapter
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
@@ -46,7 +46,7 @@ def load_adapter(
     _check_tensors(shapes, files, allow_missing)
     apply_plan(plan, model, plugins, initialize=allow_missing)
     with torch.no_grad():
-        for name, _, parameter in adapter_tensors(model, plan):
+        for name, _, parameter in adapter_tensors(model, plan, plugins):
             if name in files.tensors:
                 parameter.copy_(files.tensors[name])
     model.eval()
@@ -54,10 +54,10 @@ def load_adapter(
     return model
 
 
-def restore_tensors(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+def restore_tensors(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], plugins: Plugins) -> None:
     """Put saved tensors, by PEFT's names, back into a model that this plan adapted already."""
     with torch.no_grad():
-        for name, _, parameter in adapter_tensors(model, plan):
+        for name, _, parameter in adapter_tensors(model, plan, plugins):
             parameter.copy_(tensors[name])
 
 
@@ -72,27 +72,23 @@ def _check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
             )
         if entry.adapter and module.shape is None:
             raise AdapterError(f"{files.folder} adapts `{entry.path}`, which here is a {module.class_name}")
-        if module.shape and entry.kind:
-            here, there = (module.shape.out_features, module.shape.in_features), (entry.out_features, entry.in_features)
-            if here != there:
-                raise AdapterError(
-                    f"{files.folder} is for another model: `{entry.path}` is {there[0]} × {there[1]} there "
-                    f"and {here[0]} × {here[1]} here"
-                )
+        if str(module.shape) != str(entry.shape):
+            raise AdapterError(
+                f"{files.folder} is for another model: `{entry.path}` is {entry.shape} there and {module.shape} here"
+            )
 
 
 def _expected_shapes(plan: Plan, inventory: Inventory, plugins: Plugins) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor that the folder must hold, by PEFT's names."""
-    from lorakit.artifacts.peft_names import PREFIX
-
     shapes: dict[str, tuple[int, ...]] = {}
     for entry in plan.entries:
         module = inventory.modules[entry.path]
         parameters = {parameter.name: parameter.shape for parameter in module.parameters}
-        if entry.adapter is not None:
+        if entry.adapter is not None and entry.shape is not None:
             method = plugins.method(entry.adapter.method)
-            for name, shape in method.parameter_shapes(module, entry.adapter.rank).items():
-                shapes[f"{PREFIX}{entry.path}.{name}.weight"] = shape
+            file_names = method.file_names(entry.shape)
+            for name, shape in method.parameter_shapes(entry.shape, entry.adapter.rank).items():
+                shapes[f"{PREFIX}{entry.path}.{file_names[name]}"] = shape
             if entry.adapter.bias_parameters:
                 shapes[f"{PREFIX}{entry.path}.base_layer.bias"] = parameters["bias"]
         if entry.train:

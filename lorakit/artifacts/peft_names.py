@@ -6,19 +6,20 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from lorakit.hooks.manager import Plugins
 from lorakit.planning.plan import Plan
 
 PREFIX = "base_model.model."
 
 
-def adapter_tensors(model: nn.Module, plan: Plan) -> Iterator[tuple[str, str, Tensor]]:
+def adapter_tensors(model: nn.Module, plan: Plan, plugins: Plugins) -> Iterator[tuple[str, str, Tensor]]:
     """Yield (name in the file, name in the model, tensor) of everything that an adapter folder holds."""
     for entry in plan.entries:
         module = model.get_submodule(entry.path)
-        if entry.adapter is not None:
-            for name, parameter in module.named_parameters():
-                if not name.startswith("base_layer."):
-                    yield f"{PREFIX}{entry.path}.{name}.weight", f"{entry.path}.{name}", parameter.data
+        if entry.adapter is not None and entry.shape is not None:
+            file_names = plugins.method(entry.adapter.method).file_names(entry.shape)
+            for name, file_name in file_names.items():
+                yield f"{PREFIX}{entry.path}.{file_name}", f"{entry.path}.{name}", module.get_parameter(name).data
             if entry.adapter.bias_parameters:
                 bias = module.get_parameter("base_layer.bias")
                 yield f"{PREFIX}{entry.path}.base_layer.bias", f"{entry.path}.base_layer.bias", bias.data

@@ -15,13 +15,14 @@ def plugins() -> dict[str, ModuleType]:
         linear_layers,
         lora,
         optimizers,
+        other_layers,
         quantizers,
         roles,
     )
     from lorakit.trainers import huggingface
 
     modules = (
-        quantizers, initializers, optimizers, lora, roles, linear_layers, bitsandbytes_layers, factory_models,
-        huggingface_models, huggingface,
+        quantizers, initializers, optimizers, lora, roles, linear_layers, other_layers, bitsandbytes_layers,
+        factory_models, huggingface_models, huggingface,
     )  # fmt: skip
     return {f"lorakit ({module.__name__.rpartition('.')[2]})": module for module in modules}

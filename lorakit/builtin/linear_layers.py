@@ -21,10 +21,10 @@ def lorakit_describe_module(module: nn.Module) -> LayerShape | None:
     if isinstance(module, nn.Linear | QuantizedLinear):
         # nn.MultiheadAttention marks its output projection by this class, and multiplies with its weight by itself
         called = not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-        return LayerShape("linear", module.in_features, module.out_features, called)
+        return LayerShape("linear", module.in_features, module.out_features, called=called)
     if is_conv1d(module):
         in_features, out_features = module.weight.shape  # type: ignore[misc]
-        return LayerShape("conv1d", int(in_features), int(out_features))
+        return LayerShape("linear_transposed", int(in_features), int(out_features))
     return None
 
 

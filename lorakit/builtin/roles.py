@@ -31,7 +31,9 @@ def head(inventory: Inventory) -> Iterable[str]:
 def linear(inventory: Inventory) -> Iterable[str]:
     """Every Linear-like module but the output head."""
     return (
-        path for path, module in inventory.modules.items() if module.shape is not None and path != inventory.output_path
+        path
+        for path, module in inventory.modules.items()
+        if module.shape is not None and module.shape.is_linear and path != inventory.output_path
     )
 
 

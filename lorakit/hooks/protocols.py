@@ -8,6 +8,7 @@ Nothing here imports torch, and a plugin should import it only inside its method
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from lorakit.planning.inventory import Inventory, ModuleInfo
+    from lorakit.planning.inventory import Inventory
     from lorakit.planning.plan import PlanEntry
 
 
@@ -54,13 +55,15 @@ class Quantizer(Protocol):
 class InitContext:
     """What an initializer may look at beside the two matrices.
 
-    `weight` returns the base weight (out_features, in_features), dequantized if it is quantized; `generator` is seeded
-    from the run's seed and the module's path and lives on the CPU; `scaling` is alpha / rank (rsLoRA: / sqrt(rank)).
+    `weight` returns the base weight as (outputs, inputs), dequantized if it is quantized; `generator` is seeded from
+    the run's seed and the module's path and lives on the CPU; `scaling` is alpha / rank (rsLoRA: / sqrt(rank)).
+    `fan_in` counts the inputs that add up in an entry of A·x: in_features, times the kernel's size; 1 for a lookup.
     """
 
     weight: Callable[[], Tensor]
     generator: torch.Generator
     scaling: float
+    fan_in: int
 
 
 class Initializer(Protocol):
@@ -69,7 +72,10 @@ class Initializer(Protocol):
     name: ClassVar[str]
 
     def initialize(self, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
-        """Fill lora_A (rank, in_features) and lora_B (out_features, rank), float32 on the CPU, in place."""
+        """Fill lora_A (rank, inputs) and lora_B (outputs, rank), float32 on the CPU, in place.
+
+        Inputs are in_features, in_channels · kernel or num_embeddings, outputs the base layer's.
+        """
 
 
 class OptimizerFactory(Protocol):
@@ -91,8 +97,11 @@ class Method(Protocol):
     name: ClassVar[str]
     needs_rank: ClassVar[bool]
 
-    def parameter_shapes(self, layer: ModuleInfo, rank: int | None) -> Mapping[str, tuple[int, ...]]:
-        """Return the shape of every parameter that the method adds to this layer, by name."""
+    def parameter_shapes(self, layer: LayerShape, rank: int | None) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of every parameter that the method adds to this layer, by name; none if it cannot."""
+
+    def file_names(self, layer: LayerShape) -> Mapping[str, str]:
+        """Return the name in an adapter file, behind the layer's path, of every parameter by its own name."""
 
     def adapt(self, layer: nn.Module, entry: PlanEntry) -> nn.Module | None:
         """Return the module that takes the layer's place and holds it as `base_layer`, or None if it cannot."""
@@ -111,15 +120,36 @@ class Role(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """How an adaptable layer looks from outside: y (..., out_features) = layer(x (..., in_features)).
+    """How an adaptable layer looks from outside.
 
-    `called` is False where the parent computes with the layer's weight and never calls the layer itself.
+    A kind that begins with `linear` computes y (..., out_features) = x (..., in_features) Wᵀ + b and can be quantized.
+    `kernel` is the size of a convolution's. `called` is False where the parent computes with the layer's weight and
+    never calls the layer itself. `refusal` says why this one layer of a known kind cannot be adapted.
     """
 
     kind: str
     in_features: int
     out_features: int
+    kernel: tuple[int, ...] = ()
     called: bool = True
+    refusal: str = ""
+
+    @property
+    def is_linear(self) -> bool:
+        return self.kind.startswith("linear")
+
+    @property
+    def inputs(self) -> int:
+        """The columns of the weight as a matrix: in_features, times the size of a kernel."""
+        return self.in_features * math.prod(self.kernel)
+
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank that a change of the weight can have."""
+        return min(self.out_features, self.inputs)
+
+    def __str__(self) -> str:
+        return " × ".join(map(str, (self.out_features, self.in_features, *self.kernel)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,13 +93,16 @@ class _Reach:
     def _usable(self, module: ModuleInfo) -> bool:
         if isinstance(self.rule, Train):
             return bool(module.parameters) or module.holds_modules
-        return module.shape is not None
+        if isinstance(self.rule, Quantize):
+            return module.shape is not None and module.shape.is_linear
+        return module.shape is not None and not module.shape.refusal
 
     def _refuse(self, target: Target, path: str) -> None:
         module = self._inventory.modules[path]
         inside = f"; what is inside it is `{target}.*`" if module.holds_modules else ""
         if isinstance(self.rule, Adapt):
-            message = f"no adapter fits `{path}`, a {module.class_name}"
+            why = f": {module.shape.refusal}" if module.shape else ""
+            message = f"no adapter fits `{path}`, a {module.class_name}{why}"
             note = "a plugin adds one with the hooks lorakit_describe_module and lorakit_adapt_module" + inside
         elif isinstance(self.rule, Quantize):
             message = f"`{path}`, a {module.class_name}, has no matrix to quantize"

@@ -33,7 +33,7 @@ def _modules(plan: Plan) -> str:
             (
                 escape(row.pattern),
                 str(len(row.entries)),
-                f"{entry.out_features} × {entry.in_features}" if entry.kind else "",
+                str(entry.shape or ""),
                 escape(f"{weight} → {call_text(entry.quant)}" if entry.quant else weight),
                 f"rank {entry.adapter.rank}" if entry.adapter and entry.adapter.rank else "trains" * entry.train,
                 f"{entry.added:,}" if entry.added else "",

@@ -45,7 +45,7 @@ def _saved_per_token(inventory: Inventory, entries: Sequence[PlanEntry], itemsiz
         weight = module.weight
         if weight is not None and len(weight.shape) == 1 and "norm" in module.class_name.lower():
             total += weight.numel * (FLOAT32 if "rms" in module.class_name.lower() else itemsize)
-    inputs = {(_parent(entry.path), entry.in_features) for entry in entries if entry.adapter}
+    inputs = {(_parent(entry.path), entry.shape.in_features) for entry in entries if entry.adapter and entry.shape}
     total += itemsize * sum(in_features for _, in_features in inputs)
     total += itemsize * sum(entry.adapter.rank for entry in entries if entry.adapter and entry.adapter.rank)
     return total + FLOAT32 * _vocabulary(inventory)
@@ -65,7 +65,7 @@ def _siblings(inventory: Inventory) -> dict[str, list[ModuleInfo]]:
     """Return the Linear-like layers by their parent, in the model's order, without the output head."""
     found: dict[str, list[ModuleInfo]] = {}
     for path, module in inventory.modules.items():
-        if module.shape is not None and path != inventory.output_path:
+        if module.shape is not None and module.shape.is_linear and path != inventory.output_path:
             found.setdefault(_parent(path), []).append(module)
     return found
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorakit.errors import PlanError
+from lorakit.hooks.protocols import LayerShape
 from lorakit.language.spec import PluginCall
 from lorakit.planning import codec
 
@@ -58,13 +59,11 @@ class AdapterPlan:
 
 @dataclass(frozen=True, slots=True)
 class PlanEntry:
-    """What happens to one module. `decided_by` names the rules, as `file:line`."""
+    """What happens to one module. `shape` is None for a layer that only trains; `decided_by` names the rules."""
 
     path: str
     class_name: str
-    kind: str
-    in_features: int
-    out_features: int
+    shape: LayerShape | None
     dtype: str
     parameters: int
     quant: PluginCall | None

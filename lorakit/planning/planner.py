@@ -99,12 +99,11 @@ def _problems(
 ) -> Iterable[Diagnostic]:
     """Find what makes a module's decision impossible."""
     if adapt and module.shape:
-        largest = min(module.shape.in_features, module.shape.out_features)
+        largest = module.shape.largest_rank
         if adapt.rank is not None and adapt.rank > largest:
             yield at(
                 "L103",
-                f"rank {adapt.rank} is larger than `{module.path}` allows: "
-                f"{module.shape.in_features} × {module.shape.out_features} has rank {largest} at most",
+                f"rank {adapt.rank} is larger than `{module.path}` allows: {module.shape} has rank {largest} at most",
                 adapt.rank_span or adapt.span,
                 suggestion=f"write rank {largest} or less, or leave the module out with `except {module.path}`",
             )
@@ -118,7 +117,14 @@ def _problems(
     quant = adapt.quant if adapt else quantize.quant if quantize else None
     rule = adapt or quantize
     weight = module.weight
-    if quant and rule and weight:
+    if quant and rule and module.shape and not module.shape.is_linear:
+        yield at(
+            "L106",
+            f"`{module.path}`, a {module.class_name}, is no linear layer: quantizers take matrices",
+            quant.span or rule.span,
+            suggestion=f"leave out `quant` for it, or the module with `except {module.path}`",
+        )
+    elif quant and rule and weight:
         if weight.dtype not in ITEMSIZE:
             yield at(
                 "L106",
@@ -169,9 +175,7 @@ def _entry(
     return PlanEntry(
         path=module.path,
         class_name=module.class_name,
-        kind=shape.kind if shape else "",
-        in_features=shape.in_features if shape else 0,
-        out_features=shape.out_features if shape else 0,
+        shape=shape,
         dtype=weight.dtype if weight else module.parameters[0].dtype,
         parameters=sum(parameter.numel for parameter in module.parameters),
         quant=quant,
@@ -196,7 +200,8 @@ def _adapter(module: ModuleInfo, adapt: Adapt, plugins: Plugins) -> tuple[Adapte
     dtype = DTYPES[adapt.dtype] if adapt.dtype else "bfloat16" if adapt.quant else base
     method = plugins.method(adapt.method)
     trained = []
-    for shape in method.parameter_shapes(module, adapt.rank).values():
+    assert module.shape is not None
+    for shape in method.parameter_shapes(module.shape, adapt.rank).values():
         numel = 1
         for size in shape:
             numel *= size

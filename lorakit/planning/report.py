@@ -121,8 +121,7 @@ def grouped(entries: Iterable[PlanEntry], every_module: bool) -> list[Row]:
         pattern = entry.path if every_module else layers_alike(entry.path)
         key = (
             pattern,
-            entry.in_features,
-            entry.out_features,
+            entry.shape,
             entry.quant,
             entry.adapter,
             entry.train,
@@ -144,7 +143,7 @@ def _modules(plan: Plan, every_module: bool) -> Table:
         table.add_row(
             row.pattern,
             str(len(row.entries)),
-            f"{entry.out_features} × {entry.in_features}" if entry.kind else "",
+            str(entry.shape or ""),
             f"{weight} → {call_text(entry.quant)}" if entry.quant else f"{weight}{', trains' if entry.train else ''}",
             f"{show_bytes(before)} → {show_bytes(after)}" if before != after else show_bytes(before),
             f"{entry.added:,}" if entry.added else "",

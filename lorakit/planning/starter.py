@@ -76,7 +76,7 @@ def _narrow(inventory: Inventory, paths: Iterable[str], rank: int) -> list[str]:
     names: dict[str, None] = {}
     for path in inventory.modules:
         shape = inventory.modules[path].shape
-        if path in paths and shape is not None and min(shape.in_features, shape.out_features) < rank:
+        if path in paths and shape is not None and shape.largest_rank < rank:
             names[path.rpartition(".")[2]] = None
     return list(names)
 

@@ -29,12 +29,13 @@ def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
     if not hasattr(model, "save_pretrained"):
         return
     from lorakit.artifacts.peft_names import adapter_tensors
+    from lorakit.hooks.manager import default_plugins
 
     # Trainer refuses models that transformers holds quantized; by now their layers are lorakit's own
     if getattr(model, "is_quantized", False):
         model.__dict__.update(is_quantized=False, hf_quantizer=None)
     # Trainer warns of every base weight that a checkpoint lacks, unless it is told that they were left out on purpose
-    trained = {inner for _, inner, _ in adapter_tensors(model, plan)}
+    trained = {inner for _, inner, _ in adapter_tensors(model, plan, default_plugins())}
     model._keys_to_ignore_on_save = [name for name in model.state_dict() if name not in trained]  # type: ignore[assignment]
     model.__dict__["save_pretrained"] = types.MethodType(_save_adapter, model)
     model.register_load_state_dict_pre_hook(_translate_names)
@@ -76,7 +77,8 @@ def _translate_names(model: nn.Module, state_dict: dict[str, Any], *_: Any) -> N
     """Give the tensors of an adapter file the names that they have in the model."""
     from lorakit.application.state import plan_of
     from lorakit.artifacts.peft_names import adapter_tensors
+    from lorakit.hooks.manager import default_plugins
 
-    own = {name: inner for name, inner, _ in adapter_tensors(model, plan_of(model))}
+    own = {name: inner for name, inner, _ in adapter_tensors(model, plan_of(model), default_plugins())}
     for name in [name for name in state_dict if name in own]:
         state_dict[own[name]] = state_dict.pop(name)

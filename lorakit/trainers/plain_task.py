@@ -70,7 +70,7 @@ class PairsTask:
         settings = self.settings
         optimizer = build_optimizer(model, plugins, settings.lr)
         base_rates = [group["lr"] for group in optimizer.param_groups]
-        done = _resume(model, optimizer, work) if resume else 0
+        done = _resume(model, optimizer, work, plugins) if resume else 0
         before = self._held_out_loss(model)
         if not resume:
             display.held_out(0, before)
@@ -178,13 +178,13 @@ def _checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path, 
         (folder / STATE).write_text(json.dumps({"global_step": step, "optimizer": plain}), encoding="utf-8")
 
 
-def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path) -> int:
+def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path, plugins: Plugins) -> int:
     """Put the last checkpoint back and return its step."""
     found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     if not found:
         raise DataError(f"nothing to resume: {work} holds no checkpoint")
     folder = found[-1]
-    restore_tensors(model, plan_of(model), load_file(folder / WEIGHTS))
+    restore_tensors(model, plan_of(model), load_file(folder / WEIGHTS), plugins)
     saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
     values: dict[int, dict[str, Any]] = {}
     for key, value in {**load_file(folder / OPTIMIZER), **saved["optimizer"]}.items():

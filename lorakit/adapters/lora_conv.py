@@ -1,0 +1,35 @@
+"""LoRA around a convolution: a thin convolution of the same geometry, then one of size 1."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from lorakit.adapters.lora_layer import LoRALayer
+
+
+class LoRAConv(LoRALayer):
+    """h = W₀ ∗ x + scaling · B ∗ (A ∗ dropout(x)), A with the kernel, stride, padding and dilation of the base layer.
+
+    Shapes: lora_A (rank, in_channels, *kernel); lora_B (out_channels, rank, 1, …); x (batch, in_channels, *space).
+    """
+
+    def delta(self) -> Tensor:
+        """Return the change of the weight (out_channels, in_channels, *kernel)."""
+        product = self.lora_B.flatten(1) @ self.lora_A.flatten(1)
+        return self.scaling * product.view(self.lora_B.shape[0], *self.lora_A.shape[1:])
+
+    def base_matrix(self) -> Tensor:
+        """Return the base weight (out_channels, in_channels · kernel)."""
+        return self.base_layer.weight.detach().flatten(1)  # type: ignore[operator]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return h (batch, out_channels, *space) from x (batch, in_channels, *space), in the base layer's dtype."""
+        result: Tensor = self.base_layer(x)
+        x = functional.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
+        # the base layer's own convolution, so that its padding mode and dilation hold for A as well
+        thin = self.base_layer._conv_forward(x, self.lora_A, None)  # type: ignore[operator]
+        # channels lie before as many dimensions as the kernel has, behind a batch or not
+        channels = 1 - self.lora_A.ndim
+        update = functional.linear(thin.movedim(channels, -1), self.lora_B.flatten(1)).movedim(-1, channels)
+        return result + (update * self.scaling).to(result.dtype)

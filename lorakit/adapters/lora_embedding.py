@@ -1,0 +1,39 @@
+"""LoRA around a lookup of rows."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from lorakit.adapters.lora_layer import LoRALayer
+
+
+class LoRAEmbedding(LoRALayer):
+    """h = W₀[i] + scaling · (B · A)[:, i] for a token i; dropout does not apply to tokens.
+
+    Shapes: lora_A (rank, num_embeddings); lora_B (embedding_dim, rank); i (...); h (..., embedding_dim).
+    """
+
+    @property
+    def _scale(self) -> float | Tensor:
+        # some models multiply what they look up inside their embedding class (Gemma: by the root of the width)
+        return getattr(self.base_layer, "embed_scale", 1.0)
+
+    def delta(self) -> Tensor:
+        """Return the change of the weight (num_embeddings, embedding_dim)."""
+        return self.scaling * (self.lora_B @ self.lora_A).T
+
+    def base_matrix(self) -> Tensor:
+        """Return the base weight (embedding_dim, num_embeddings)."""
+        return self.base_layer.weight.detach().T  # type: ignore[operator]
+
+    @property
+    def bias(self) -> None:
+        """A lookup has no bias."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return h (..., embedding_dim) from tokens (...), in the base layer's dtype."""
+        result: Tensor = self.base_layer(tokens)
+        rows = functional.embedding(tokens, self.lora_A.T)
+        update = functional.linear(rows, self.lora_B) * (self.scaling * self._scale)
+        return result + update.to(result.dtype)

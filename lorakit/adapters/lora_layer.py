@@ -1,0 +1,99 @@
+"""What every LoRA adapter shares: a frozen base layer, two thin matrices, and a change of the base layer's weight.
+
+Source: Hu et al. 2021, "LoRA", arXiv:2106.09685, section 4.1.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.adapters.quantized_linear import QuantizedLinear
+
+if TYPE_CHECKING:
+    from lorakit.planning.plan import PlanEntry
+
+
+class LoRALayer(nn.Module):
+    """A frozen `base_layer` and a low-rank change of its weight: lora_A and lora_B, multiplied by `scaling`.
+
+    Shapes: both matrices as their adapter says; flattened from the second dimension on, lora_A is (rank, inputs) and
+    lora_B is (outputs, rank).
+    """
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        shape_A: Sequence[int],
+        shape_B: Sequence[int],
+        *,
+        scaling: float,
+        dropout: float,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        device = next((tensor.device for tensor in (*base_layer.parameters(), *base_layer.buffers())), None)
+        self.base_layer = base_layer
+        self.scaling = scaling
+        self.dropout = dropout
+        self.lora_A = nn.Parameter(torch.empty(tuple(shape_A), dtype=dtype, device=device))
+        self.lora_B = nn.Parameter(torch.empty(tuple(shape_B), dtype=dtype, device=device))
+
+    @classmethod
+    def around(cls, layer: nn.Module, entry: PlanEntry, shape_A: Sequence[int], shape_B: Sequence[int]) -> Self:
+        """Return the adapter that a plan's entry asks for, its parameters not yet set."""
+        adapter = entry.adapter
+        assert adapter is not None
+        dtype: torch.dtype = getattr(torch, adapter.dtype)
+        return cls(layer, shape_A, shape_B, scaling=adapter.factor, dropout=adapter.dropout, dtype=dtype)
+
+    @property
+    def rank(self) -> int:
+        return self.lora_A.shape[0]
+
+    def delta(self) -> Tensor:
+        """Return the change of the base weight, in the base weight's own layout."""
+        raise NotImplementedError
+
+    def base_matrix(self) -> Tensor:
+        """Return the base weight as (outputs, inputs), dequantized if it is quantized."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective weight, in the base layer's orientation; dropout does not show in it.
+
+        Some modules compute with the weights of their children instead of calling them (nn.TransformerEncoderLayer and
+        nn.MultiheadAttention in evaluation mode); through this they still see the adapter.
+        """
+        base: Tensor = self.base_layer.weight  # type: ignore[assignment]
+        return base + self.delta().to(base.dtype)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base layer's bias."""
+        bias: Tensor | None = self.base_layer.bias  # type: ignore[assignment]
+        return bias
+
+    def merged(self) -> tuple[nn.Module, Tensor]:
+        """Return a plain layer of the same function without dropout, and its weight before rounding, in float32.
+
+        The base layer stays as it is. A quantized base comes back as a Linear in the dtype that its weight had before,
+        so that the model around it still runs.
+        """
+        base: Tensor = self.base_layer.weight.detach()  # type: ignore[operator]
+        exact = base.float() + self.delta().float()
+        if isinstance(self.base_layer, QuantizedLinear):
+            return self.base_layer.plain(exact.to(self.base_layer.dequantized_dtype)), exact
+        layer = copy.copy(self.base_layer)
+        layer._parameters = dict(self.base_layer._parameters)
+        # a new parameter: where the base weight is tied, the other end keeps its own
+        layer.weight = nn.Parameter(exact.to(base.dtype), requires_grad=False)
+        return layer, exact
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, scaling={self.scaling:g}, dtype={self.lora_A.dtype}"
