@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py [--runs 3]
 
-Whole processes, wall time and peak memory, medians. The peer of `plan` is PEFT's get_peft_model on the same structure on
-meta tensors, with its imports.
+Whole processes, wall time and peak memory, medians. The peer of `plan` is PEFT's get_peft_model on the same structure
+on meta tensors, with its imports.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ LLAMA_405B = {
     "dtype": "bfloat16",
     "tie_word_embeddings": False,
 }
+STATEMENT = "adapt layers.{0}.q_proj,layers.{0}.v_proj rank {1} alpha 2*rank quant nf4 double paged\n"
 PEFT = """
 import sys, torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -64,10 +65,7 @@ def main() -> None:
         one, long, longer = (Path(folder, f"{count}.lora") for count in (1, 2000, 10000))
         for path in (one, long, longer):
             count = int(path.stem)
-            path.write_text("".join(
-                f"adapt layers.{line}.q_proj,layers.{line}.v_proj rank {line % 64 + 1} alpha 2*rank quant nf4 double paged\n"
-                for line in range(count)
-            ))  # fmt: skip
+            path.write_text("".join(STATEMENT.format(line, line % 64 + 1) for line in range(count)))
         Path(folder, "config.json").write_text(json.dumps(LLAMA_405B))
         spec = Path(folder, "qlora.lora")
         spec.write_text("adapt q_proj,v_proj rank 16 quant nf4 double paged\n")

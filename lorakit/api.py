@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import ModelError
-from lorakit.hooks.manager import Plugins, default_plugins
+from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import ModelReference
 from lorakit.language.spec import Spec
+from lorakit.plugins import default_plugins
 
 if TYPE_CHECKING:
     import torch

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 import lorakit
-from lorakit.hooks import LayerShape, ModelReference, QuantizedWeight, hookimpl, manager, specs
-from lorakit.hooks.manager import Plugins, load_plugins
+from lorakit import plugins as composition
+from lorakit.hooks import LayerShape, ModelReference, QuantizedWeight, hookimpl, specs
+from lorakit.hooks.manager import Plugins
 from lorakit.planning.plan import Plan, PlanEntry
+from lorakit.plugins import load_plugins
 
 
 def plugins_of(**functions: Any) -> Plugins:
@@ -315,5 +317,5 @@ def test_a_distribution_that_does_not_import_is_named_when_its_words_are_missed(
 
 
 def test_the_manager_is_a_value() -> None:
-    assert manager.default_plugins() is manager.default_plugins()
-    assert "half" not in manager.default_plugins().quantizers
+    assert composition.default_plugins() is composition.default_plugins()
+    assert "half" not in composition.default_plugins().quantizers

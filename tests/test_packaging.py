@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -20,7 +20,13 @@ def run(*command: object, cwd: Path) -> str:
 
 
 def test_the_wheel_works_without_torch(tmp_path: Path) -> None:
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path / "wheel", ROOT, cwd=tmp_path)
+    # a copy, since setuptools leaves a build folder behind
+    source = tmp_path / "source"
+    for name in ("lorakit", "grammar"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path / "wheel", source, cwd=tmp_path)
     wheel = next((tmp_path / "wheel").iterdir())
     names = zipfile.ZipFile(wheel).namelist()
     assert "lorakit/grammar/lorakit.lark" in names and "lorakit/py.typed" in names
@@ -42,4 +48,4 @@ def test_the_wheel_works_without_torch(tmp_path: Path) -> None:
     assert run(venv / "bin" / "lorakit", "fmt", "--check", spec, cwd=tmp_path) is not None
     probe = "import lorakit; print(len(lorakit.parse('adapt q rank 2').rules))"
     assert run(venv / "bin" / "python", "-c", probe, cwd=tmp_path).strip() == "1"
-    assert not os.path.exists(venv / "lib" / f"python3.{sys.version_info.minor}" / "site-packages" / "torch")
+    assert not (venv / "lib" / f"python3.{sys.version_info.minor}" / "site-packages" / "torch").exists()

@@ -45,8 +45,7 @@ def peft_config(plan: Plan, model: nn.Module) -> dict[str, Any]:
         "rank_pattern": {re.escape(path): value for path, value in ranks.items() if value != rank},
         "alpha_pattern": {re.escape(path): value for path, value in alphas.items() if value != alpha},
         "bias": "lora_only" if any(adapter.bias == "adapter" for adapter in adapters.values()) else "none",
-        "fan_in_fan_out": bool(adapted)
-        and all(entry.shape is not None and entry.shape.kind == "linear_transposed" for entry in adapted),
+        "fan_in_fan_out": {entry.shape.kind for entry in adapted if entry.shape} == {"linear_transposed"},
         "modules_to_save": _trained(plan.entries) or None,
         "init_lora_weights": True,
     }

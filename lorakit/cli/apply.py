@@ -28,8 +28,8 @@ def apply(
     from lorakit.artifacts.folders import check_output, require_space
     from lorakit.cli.inputs import decide, device_words, load_model, read_spec
     from lorakit.cli.terminal import say, show, tracked
-    from lorakit.hooks.manager import default_plugins
     from lorakit.planning.report import plan_view, show_bytes
+    from lorakit.plugins import default_plugins
 
     folder = Path(output)
     check_output(folder, force)

@@ -36,9 +36,9 @@ def init(
     from lorakit.artifacts.folders import check_output, write_text
     from lorakit.cli.inputs import load_model
     from lorakit.cli.terminal import say
-    from lorakit.hooks.manager import default_plugins
     from lorakit.planning.inventory import read_inventory
     from lorakit.planning.starter import starter_spec
+    from lorakit.plugins import default_plugins
 
     if output != "-":
         check_output(Path(output), force)

@@ -38,8 +38,8 @@ def load_model(
 ) -> nn.Module:
     """Return the model that a reference names. Raises: ModelError."""
     from lorakit.errors import ModelError
-    from lorakit.hooks.manager import default_plugins
     from lorakit.hooks.protocols import ModelReference
+    from lorakit.plugins import default_plugins
 
     reference = ModelReference(text, None, with_weights, trust_remote_code, allow_pickle)
     with working(f"reading {text}"):

@@ -31,8 +31,8 @@ def merge(
     from lorakit.artifacts.model_folder import write_model
     from lorakit.cli.inputs import load_model
     from lorakit.cli.terminal import say, working
-    from lorakit.hooks.manager import default_plugins
     from lorakit.planning.report import show_bytes
+    from lorakit.plugins import default_plugins
 
     folder = Path(output)
     check_output(folder, force)

@@ -51,8 +51,8 @@ def run(job: Job) -> Outcome:
     from lorakit.artifacts.adapter_folder import save_adapter
     from lorakit.artifacts.folders import require_space
     from lorakit.cli.inputs import decide, device_words, load_model
-    from lorakit.hooks.manager import default_plugins
     from lorakit.planning.report import plan_view, show_bytes
+    from lorakit.plugins import default_plugins
     from lorakit.trainers.display import Display
 
     _check_places(job)

@@ -1,6 +1,6 @@
 """Hooks: what plugins can add to lorakit, and how they are found."""
 
-from lorakit.hooks.manager import Plugins, default_plugins
+from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import (
     InitContext,
     Initializer,
@@ -25,7 +25,6 @@ __all__ = [
     "QuantizedWeight",
     "Quantizer",
     "Role",
-    "default_plugins",
     "hookimpl",
     "hookspec",
 ]

@@ -1,9 +1,7 @@
-"""The plugin manager: built-ins first, then every installed distribution, as one explicit value."""
+"""The plugin manager as one explicit value: what plugins add, and the moments at which they are called."""
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from lorakit.errors import LorakitError, PluginError
-from lorakit.hooks import specs
 from lorakit.hooks.options import configure
 from lorakit.hooks.protocols import Initializer, Method, OptimizerFactory, Quantizer, Role
 
@@ -123,46 +120,6 @@ class Plugins:
             return registry[call.name]
         broken = "".join(f"; {failure.distribution} did not load: {failure.reason}" for failure in self.failures)
         raise PluginError(f"no {kind} is called `{call.name}`; there are: {', '.join(registry)}{broken}")
-
-
-@functools.cache
-def default_plugins() -> Plugins:
-    """Return the built-ins and every plugin that is installed in this environment."""
-    return load_plugins(importlib.metadata.entry_points(group=specs.PROJECT))
-
-
-def load_plugins(entry_points: Any = (), modules: Mapping[str, Any] | None = None) -> Plugins:
-    """Return the built-ins, the plugins behind these entry points, and these objects by name.
-
-    Raises: PluginError where a plugin names a hook that does not exist, or takes arguments that a hook does not have.
-    """
-    from lorakit import builtin
-
-    manager = pluggy.PluginManager(specs.PROJECT)
-    manager.add_hookspecs(specs)
-    for name, module in builtin.plugins().items():
-        manager.register(module, name=name)
-    failures = []
-    for entry_point in entry_points:
-        origin = f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else entry_point.name
-        try:
-            _register(manager, entry_point.load(), origin)
-        except LorakitError:
-            raise
-        except Exception as error:
-            failures.append(Failure(origin, f"{type(error).__name__}: {error}"))
-    for name, module in (modules or {}).items():
-        _register(manager, module, name)
-    return Plugins(manager, tuple(failures))
-
-
-def _register(manager: pluggy.PluginManager, plugin: Any, origin: str) -> None:
-    try:
-        manager.register(plugin, name=origin)
-        # pluggy takes a misspelled hook name without a word until it is asked
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        raise PluginError(f"plugin {origin}: {error}") from error
 
 
 def _running(caller: pluggy.HookCaller, traceback: TracebackType | None) -> str:

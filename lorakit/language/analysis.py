@@ -63,7 +63,7 @@ def analyse(
     its includes are relative to. Raises: PluginError where a plugin fails on its options.
     """
     if plugins is None:
-        from lorakit.hooks import default_plugins
+        from lorakit.plugins import default_plugins
 
         plugins = default_plugins()
     data: str | bytes

@@ -11,9 +11,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from lorakit.errors import LorakitError
-from lorakit.hooks import ModelReference, default_plugins
+from lorakit.hooks import ModelReference
 from lorakit.lsp.model import Unreadable
 from lorakit.planning.inventory import read_inventory
+from lorakit.plugins import default_plugins
 
 if TYPE_CHECKING:
     from lorakit.planning.inventory import Inventory

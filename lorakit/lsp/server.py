@@ -12,7 +12,7 @@ from pygls.lsp.server import LanguageServer
 
 import lorakit
 from lorakit.errors import SpecError
-from lorakit.hooks import Plugins, default_plugins
+from lorakit.hooks import Plugins
 from lorakit.language.format import format_tree
 from lorakit.lsp.actions import fixes
 from lorakit.lsp.completion import complete
@@ -25,6 +25,7 @@ from lorakit.lsp.offers import Offer
 from lorakit.lsp.positions import Positions
 from lorakit.lsp.session import Session
 from lorakit.lsp.symbols import symbols
+from lorakit.plugins import default_plugins
 
 
 class Server(LanguageServer):

@@ -29,7 +29,7 @@ def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
     if not hasattr(model, "save_pretrained"):
         return
     from lorakit.artifacts.peft_names import adapter_tensors
-    from lorakit.hooks.manager import default_plugins
+    from lorakit.plugins import default_plugins
 
     # Trainer refuses models that transformers holds quantized; by now their layers are lorakit's own
     if getattr(model, "is_quantized", False):
@@ -53,7 +53,7 @@ def lorakit_model_merged(model: nn.Module) -> None:
 def _save_adapter(model: nn.Module, save_directory: str | Path, is_main_process: bool = True, **_: Any) -> None:
     """Write the adapter into a folder that Trainer may have made already."""
     from lorakit.artifacts.adapter_folder import WEIGHTS, write_adapter_files
-    from lorakit.hooks.manager import default_plugins
+    from lorakit.plugins import default_plugins
 
     if not is_main_process:
         return
@@ -77,7 +77,7 @@ def _translate_names(model: nn.Module, state_dict: dict[str, Any], *_: Any) -> N
     """Give the tensors of an adapter file the names that they have in the model."""
     from lorakit.application.state import plan_of
     from lorakit.artifacts.peft_names import adapter_tensors
-    from lorakit.hooks.manager import default_plugins
+    from lorakit.plugins import default_plugins
 
     own = {name: inner for name, inner, _ in adapter_tensors(model, plan_of(model), default_plugins())}
     for name in [name for name in state_dict if name in own]:

@@ -10,13 +10,13 @@ from typing import ClassVar, Literal
 
 from lorakit.errors import SpecError
 from lorakit.hooks import Plugins, hookimpl
-from lorakit.hooks.manager import load_plugins
 from lorakit.language.analysis import Analysis, analyse
 from lorakit.language.diagnostics import render
 from lorakit.language.format import format_text
 from lorakit.language.printer import to_text
 from lorakit.language.render import render_github, render_json
 from lorakit.language.spec import Adapt, Spec
+from lorakit.plugins import load_plugins
 
 EXAMPLE = """\
 let r = 16
