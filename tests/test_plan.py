@@ -107,6 +107,7 @@ def test_promises(llama: nn.Module) -> None:
 
 def test_conflicts_are_refused(llama: nn.Module) -> None:
     assert findings("adapt q_proj rank 2\ntrain q_proj", llama) == [("L107", 2, 1)]
+    assert findings("adapt q_proj rank 2 bias adapter", llama) == [("L107", 1, 1)]
     tied = make_llama(tie_word_embeddings=True)
     text = message("quantize @head nf4", tied)
     assert "error[L106]" in text and "`model.embed_tokens.weight`" in text

@@ -38,10 +38,16 @@ def options_of(plugin: type) -> tuple[Option, ...]:
     """Return the options that a plugin takes between its parentheses; `double` is a word of its own and no option."""
     hints = typing.get_type_hints(plugin)
     return tuple(
-        Option(field.name, hints[field.name], field.default, field.metadata.get("help", ""))
+        Option(field.name, hints[field.name], _default(field), field.metadata.get("help", ""))
         for field in dataclasses.fields(plugin)
         if field.init and field.name != "double"
     )
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def supports_double(quantizer: type) -> bool:

@@ -2,7 +2,8 @@
 
 A plugin object is a frozen dataclass *class*: its fields are its options, with types and defaults, and an instance is
 one configured quantizer, initializer, optimizer or method. `name` is a class variable; the docstring's first line says
-what it is; `__post_init__` may raise ValueError, which becomes an error at the option's place in the spec.
+what it is; `__post_init__` may raise ValueError, which becomes an error at the option's place in the spec. A field's
+metadata may hold `help`, a sentence, and `unit`, "%" or "B", for an option that may be written with that unit.
 Nothing here imports torch, and a plugin should import it only inside its methods, so that `lorakit check` stays quick.
 """
 

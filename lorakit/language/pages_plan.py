@@ -10,7 +10,7 @@ PLAN = (
         Code.MATCHES_NOTHING,
         "a target that matches nothing",
         "Every target of a list must select at least one module, so that a misspelled name never passes in silence. "
-        "`lorakit inspect MODEL` lists the modules. A rule marked `optional` may come to nothing.",
+        "The error names the layers that the model has. A rule marked `optional` may come to nothing.",
         "# on a model without a module of this name\nadapt q_projection rank 16",
         "adapt q_proj rank 16\nadapt q_projection rank 16 optional",
         kind="plan",

@@ -33,7 +33,7 @@ def make_plan(spec: Spec, inventory: Inventory, plugins: Plugins, *, batch: int 
     plan, problems = plan_decisions(
         decisions, inventory, plugins, _optimizer(spec, plugins), batch=batch, tokens=tokens
     )
-    _raise([*decisions.findings, *problems], spec)
+    _raise([*decisions.findings, *problems, *_without_bias(decisions, inventory)], spec)
     plan = replace(plan, notes=tuple(_notes(spec, inventory, decisions)), source=spec.source)
     changed: Plan = plugins.pass_through("lorakit_plan_ready", "plan", plan)
     _raise(requirements.broken(spec, changed), spec)
@@ -148,6 +148,23 @@ def _problems(
             train.span,
             suggestion=f"keep one of the two, for example with `except {module.path}`",
         )
+
+
+def _without_bias(decisions: Decisions, inventory: Inventory) -> Iterable[Diagnostic]:
+    """Find the rules that train biases where no module has one."""
+    asked: dict[Adapt, bool] = {}
+    for path, rule in decisions.adapt.items():
+        if rule.bias == "adapter":
+            has_one = any(parameter.name == "bias" for parameter in inventory.modules[path].parameters)
+            asked[rule] = asked.get(rule, False) or has_one
+    for rule, found in asked.items():
+        if not found:
+            yield at(
+                "L107",
+                "`bias adapter` trains the biases of the adapted modules, and none of them has one",
+                rule.span,
+                suggestion="leave out `bias adapter`",
+            )
 
 
 def _entry(
