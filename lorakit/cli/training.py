@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.cli.terminal import console, say, show, tracked
+from lorakit.cli.terminal import console, say, show, tracked, working
 from lorakit.errors import OutputError
 from lorakit.language.spec import Spec
 from lorakit.trainers.settings import Outcome, Settings
@@ -111,4 +111,6 @@ def _to_accelerator(model: nn.Module) -> None:
 
 def _sample(job: Job, task: LanguageTask | PairsTask, model: nn.Module, when: str) -> None:
     if job.sample is not None:
-        say(f"sample {when} training, to {job.sample!r}:\n  {task.answer(model, job.sample)!r}")
+        with working(f"answering {job.sample!r}"):
+            answer = task.answer(model, job.sample)
+        say(f"sample {when} training, to {job.sample!r}:\n  {answer!r}")

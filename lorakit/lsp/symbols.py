@@ -6,18 +6,19 @@ from collections.abc import Iterator, Mapping
 
 from lsprotocol import types
 
-from lorakit.language.syntax import BrokenNode
+from lorakit.language.syntax import BrokenNode, IncludeNode, LetNode, RequireNode, UseNode
 from lorakit.lsp.document import Document
 
-_KINDS: Mapping[str, types.SymbolKind] = {
+# By the keyword of a rule, and by the kind of any other statement
+_KINDS: Mapping[object, types.SymbolKind] = {
     "adapt": types.SymbolKind.Class,
     "quantize": types.SymbolKind.Struct,
     "train": types.SymbolKind.Property,
     "optimizer": types.SymbolKind.Object,
-    "let": types.SymbolKind.Constant,
-    "include": types.SymbolKind.File,
-    "require": types.SymbolKind.Boolean,
-    "use": types.SymbolKind.Package,
+    LetNode: types.SymbolKind.Constant,
+    IncludeNode: types.SymbolKind.File,
+    RequireNode: types.SymbolKind.Boolean,
+    UseNode: types.SymbolKind.Package,
 }
 
 
@@ -30,4 +31,4 @@ def symbols(document: Document) -> Iterator[types.DocumentSymbol]:
         name = " ".join(words.partition("{")[0].split())
         whole = document.positions.range(statement.start, statement.end)
         first = document.positions.range(statement.start, statement.start + len(words.partition("\n")[0].rstrip()))
-        yield types.DocumentSymbol(name, _KINDS[name.partition(" ")[0]], whole, first)
+        yield types.DocumentSymbol(name, _KINDS[getattr(statement, "keyword", type(statement))], whole, first)

@@ -27,6 +27,15 @@ def show_bytes(count: float) -> str:
     return f"{count:.2f} TiB"
 
 
+def show_change(before: int, after: int) -> str:
+    """Return two numbers of bytes as one where they are equal, and in one unit where both have it."""
+    first, second = show_bytes(before), show_bytes(after)
+    if first == second:
+        return first
+    number, _, unit = first.partition(" ")
+    return f"{number} → {second}" if second.endswith(f" {unit}") else f"{first} → {second}"
+
+
 def layers_alike(path: str) -> str:
     """Return a path with `*` for every layer number, so that equal modules of all layers read the same."""
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
@@ -67,7 +76,8 @@ def plain_table(*columns: tuple[str, str]) -> Table:
     """Return an empty table in the one form that all of lorakit's tables have; columns are (header, justify)."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=True)
     for header, justify in columns:
-        table.add_column(header, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        # a path that is broken in two cannot be read or copied
+        table.add_column(header, justify=justify, overflow="fold", no_wrap=header == "module")  # type: ignore[arg-type]
     return table
 
 
@@ -145,7 +155,7 @@ def _modules(plan: Plan, every_module: bool) -> Table:
             str(len(row.entries)),
             str(entry.shape or ""),
             f"{weight} → {call_text(entry.quant)}" if entry.quant else f"{weight}{', trains' if entry.train else ''}",
-            f"{show_bytes(before)} → {show_bytes(after)}" if before != after else show_bytes(before),
+            show_change(before, after),
             f"{entry.added:,}" if entry.added else "",
             f"{entry.added / entry.parameters:.2%}" if entry.added else "",
             ", ".join(_by_line(place, plan) for place in entry.decided_by),

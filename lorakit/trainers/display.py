@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from types import FrameType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class StopAsked:
@@ -47,6 +55,15 @@ class Display:
             progress.add_task("training", total=steps, loss="…")
             yield stop
         self._progress = None
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """Show a spinner with the elapsed time while something of unknown length runs."""
+        columns = (SpinnerColumn(), TextColumn(what), TimeElapsedColumn())
+        shown = self._terminal.is_terminal and self._progress is None
+        with Progress(*columns, console=self._terminal, transient=True, disable=not shown) as progress:
+            progress.add_task(what, total=None)
+            yield
 
     def step(self, number: int, loss: float) -> None:
         """Note that a step is done."""

@@ -66,14 +66,14 @@ class LanguageTask:
         )
         # it prints raw dictionaries
         trainer.remove_callback(PrinterCallback)
-        before = self._held_out_loss(trainer)
+        before = self._held_out_loss(trainer, display)
         if not resume:
             display.held_out(0, before)
         with display.running(self.settings.steps) as stop:
             trainer.add_callback(_Watch(display, stop, self.settings.steps))
             result = trainer.train(resume_from_checkpoint=checkpoint)
         stopped = stop.asked and result.global_step < self.settings.steps
-        after = None if stopped else self._held_out_loss(trainer)
+        after = None if stopped else self._held_out_loss(trainer, display)
         if not stopped:
             display.held_out(result.global_step, after)
         model.eval()
@@ -102,10 +102,11 @@ class LanguageTask:
         """Put the tokenizer into an adapter folder, where inference servers look for it."""
         self._tokenizer.save_pretrained(folder)
 
-    def _held_out_loss(self, trainer: Trainer) -> float | None:
+    def _held_out_loss(self, trainer: Trainer, display: Display) -> float | None:
         if not self.held_out.rows:
             return None
-        loss = float(trainer.evaluate()["eval_loss"])
+        with display.busy("measuring the held-out loss"):
+            loss = float(trainer.evaluate()["eval_loss"])
         return loss if math.isfinite(loss) else math.inf
 
 
