@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated
 
 import typer
@@ -21,10 +20,12 @@ def lsp(
 
     Example: lorakit lsp
     """
-    if importlib.util.find_spec("pygls") is None:
+    try:
+        from lorakit.lsp.server import serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("pygls", "lsprotocol"):
+            raise
         from lorakit.cli.terminal import BAD_INPUT, fail
 
         fail("the language server needs pygls: pip install 'lorakit[lsp]'", BAD_INPUT)
-    from lorakit.lsp.server import serve
-
     serve(models)

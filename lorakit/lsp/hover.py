@@ -73,7 +73,7 @@ def _model_hint(document: Document, model: Model | Unreadable | None, offset: in
         layers = sum(module.shape is not None for module in inventory.modules.values())
         text = (
             f"**{inventory.model_class}**: {inventory.total_parameters:,} parameters, "
-            f"{modules(len(inventory.modules))}, of which an adapter fits {layers}"
+            f"{modules(len(inventory.modules) - 1)}, of which an adapter fits {layers}"
         )
     else:
         text = "being read" if model is None else model.problem
