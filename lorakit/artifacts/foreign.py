@@ -14,8 +14,8 @@ from lorakit.hooks.manager import Plugins
 from lorakit.language.spec import Adapt, Train
 from lorakit.planning.cascade import Decisions
 from lorakit.planning.inventory import Inventory
-from lorakit.planning.plan import Plan
-from lorakit.planning.planner import DTYPES, plan_decisions
+from lorakit.planning.plan import DTYPES, Plan
+from lorakit.planning.planner import plan_decisions
 
 LORA = re.compile(r"(?P<path>.+)\.(?P<matrix>lora_[AB]\.weight|lora_embedding_[AB])")
 FIRST = ("lora_A.weight", "lora_embedding_A")

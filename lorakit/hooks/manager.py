@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from lorakit.errors import LorakitError, PluginError
-from lorakit.hooks.options import configure
+from lorakit.hooks.options import OptionError, configure
 from lorakit.hooks.protocols import Initializer, Method, OptimizerFactory, Quantizer, Role
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Plugins:
     def __init__(self, manager: pluggy.PluginManager, failures: tuple[Failure, ...] = ()) -> None:
         self._manager = manager
         self._origins: dict[int, str] = {}
+        self._configured: dict[tuple[str, PluginCall], Any] = {}
         self.failures = failures
         self.quantizers: Mapping[str, type[Quantizer]] = self._registry("lorakit_quantizers")
         self.initializers: Mapping[str, type[Initializer]] = self._registry("lorakit_initializers")
@@ -39,20 +40,20 @@ class Plugins:
         self.roles: Mapping[str, Role] = self._registry("lorakit_roles")
 
     def quantizer(self, call: PluginCall) -> Quantizer:
-        """Return the quantizer that a call names, configured. Raises: PluginError, OptionError."""
-        return configure(self._named(self.quantizers, "quantizer", call), call)  # type: ignore[no-any-return]
+        """Return the quantizer that a call names, configured. Raises: PluginError."""
+        return self._configured_as("quantizer", self.quantizers, call)  # type: ignore[no-any-return]
 
     def initializer(self, call: PluginCall) -> Initializer:
-        """Return the initializer that a call names, configured. Raises: PluginError, OptionError."""
-        return configure(self._named(self.initializers, "initializer", call), call)  # type: ignore[no-any-return]
+        """Return the initializer that a call names, configured. Raises: PluginError."""
+        return self._configured_as("initializer", self.initializers, call)  # type: ignore[no-any-return]
 
     def optimizer(self, call: PluginCall) -> OptimizerFactory:
-        """Return the optimizer factory that a call names, configured. Raises: PluginError, OptionError."""
-        return configure(self._named(self.optimizers, "optimizer", call), call)  # type: ignore[no-any-return]
+        """Return the optimizer factory that a call names, configured. Raises: PluginError."""
+        return self._configured_as("optimizer", self.optimizers, call)  # type: ignore[no-any-return]
 
     def method(self, call: PluginCall) -> Method:
-        """Return the method that a call names, configured. Raises: PluginError, OptionError."""
-        return configure(self._named(self.methods, "method", call), call)  # type: ignore[no-any-return]
+        """Return the method that a call names, configured. Raises: PluginError."""
+        return self._configured_as("method", self.methods, call)  # type: ignore[no-any-return]
 
     def call(self, hook: str, **arguments: Any) -> Any:
         """Call a moment and return what it answers: one value for 'first result' hooks, else a list.
@@ -114,6 +115,15 @@ class Plugins:
                 found[name] = item
                 self._origins[id(item)] = origin
         return dict(sorted(found.items()))
+
+    def _configured_as(self, kind: str, registry: Mapping[str, Any], call: PluginCall) -> Any:
+        # a plan asks for the same few again and again; what it gets is frozen
+        if (kind, call) not in self._configured:
+            try:
+                self._configured[kind, call] = configure(self._named(registry, kind, call), call)
+            except OptionError as error:
+                raise PluginError(str(error)) from error
+        return self._configured[kind, call]
 
     def _named(self, registry: Mapping[str, Any], kind: str, call: PluginCall) -> Any:
         if call.name in registry:

@@ -21,7 +21,7 @@ from lorakit.lsp.model import Model, Unreadable
 from lorakit.lsp.models import Models
 
 # Seconds of rest after a keystroke: keystrokes that come together are read once, and a plan waits for a longer pause
-SOON, LATER = 0.005, 0.25
+SOON, LATER = 0.002, 0.25
 
 
 @dataclass(frozen=True)

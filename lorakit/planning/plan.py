@@ -13,6 +13,8 @@ from lorakit.language.spec import PluginCall
 from lorakit.planning import codec
 
 FORMAT_VERSION = 1
+# dtypes of adapters, as a spec says them and as torch names them
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,18 @@ class AdapterPlan:
     paged: bool
     parameters: int
     bias_parameters: int = 0
+
+    def __post_init__(self) -> None:
+        # a plan may come from a file that anyone wrote
+        for name, value, allowed in (
+            ("dtype", self.dtype, DTYPES.values()),
+            ("scaling", self.scaling, ("standard", "rslora")),
+            ("bias", self.bias, ("none", "adapter")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} is one of {', '.join(allowed)}, not {value!r}")
+        if (self.rank is not None and self.rank < 1) or not 0 <= self.dropout < 1 or not math.isfinite(self.alpha):
+            raise ValueError("rank must be 1 or more, dropout at least 0 and below 1, alpha finite")
 
     @property
     def factor(self) -> float:

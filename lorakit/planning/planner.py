@@ -13,9 +13,8 @@ from lorakit.language.spec import Adapt, PluginCall, Quantize, Spec, Train
 from lorakit.planning import memory, requirements
 from lorakit.planning.cascade import Decisions, decide, place
 from lorakit.planning.inventory import Inventory, ModuleInfo
-from lorakit.planning.plan import AdapterPlan, Bytes, OptimizerPlan, Plan, PlanEntry
+from lorakit.planning.plan import DTYPES, AdapterPlan, Bytes, OptimizerPlan, Plan, PlanEntry
 
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 DEFAULT_OPTIMIZER = PluginCall("adamw")
 

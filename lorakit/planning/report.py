@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lorakit.language.printer import call_text
-from lorakit.planning.plan import Memory, Plan, PlanEntry
+from lorakit.planning.plan import DTYPES, Memory, Plan, PlanEntry
 
-SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+SHORT = {long: short for short, long in DTYPES.items()}
 
 
 def show_bytes(count: float) -> str:
