@@ -15,6 +15,7 @@ from lorakit.lsp.model import Unreadable, model_comment
 from lorakit.lsp.positions import Positions
 
 SOURCE = "lorakit"
+START = types.Position(0, 0)
 
 _PLACE = re.compile(r"(?P<what>.+) at (?P<file>.+):(?P<line>[0-9]+):(?P<column>[0-9]+)")
 _SEVERITIES = {"error": types.DiagnosticSeverity.Error, "warning": types.DiagnosticSeverity.Warning}
@@ -25,13 +26,20 @@ def published(found: Iterable[Diagnostic], document: Document) -> list[types.Dia
     return [_converted(one, document) for one in found]
 
 
-def model_problem(unreadable: Unreadable, document: Document) -> types.Diagnostic | None:
+def model_problem(unreadable: Unreadable, document: Document) -> list[types.Diagnostic]:
     """Return why a model cannot be read, at the comment that names it."""
     comment = model_comment(document.source.text)
     if comment is None:
-        return None
+        return []
     place = document.positions.range(comment.start, comment.end)
-    return types.Diagnostic(place, unreadable.problem, types.DiagnosticSeverity.Warning, source=SOURCE)
+    return [problem(place, unreadable.problem, types.DiagnosticSeverity.Warning)]
+
+
+def problem(
+    place: types.Range, message: str, severity: types.DiagnosticSeverity = types.DiagnosticSeverity.Error
+) -> types.Diagnostic:
+    """Return a diagnostic that is no record of the language's."""
+    return types.Diagnostic(place, message, severity, source=SOURCE)
 
 
 def location(file: str, line: int, column: int, document: Document) -> types.Location:

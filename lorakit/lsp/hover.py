@@ -99,8 +99,10 @@ def _target(spot: _Spot) -> str:
     is_list = name is not None and isinstance(name.value, tuple)
     place = Place(spot.document.source, Problems())
     targets = read_targets((spot.word,), scope_of(names), spot.document.plugins.roles, place) or ()
-    text = target_text(targets, spot.model, spot.document.plugins)
-    return f"{name_text(str(spot.word), name)}\n\n{text}" if name is not None and is_list else text
+    known = name_text(str(spot.word), name) if name is not None and is_list else ""
+    named = model_comment(spot.document.source.text) is not None
+    advice = "" if named else "A comment `# model: PATH` in this file shows how many modules that are."
+    return "\n\n".join(filter(None, [known, target_text(targets, spot.model, spot.document.plugins), advice]))
 
 
 def _name(spot: _Spot) -> str | None:

@@ -57,6 +57,12 @@ class Models:
         # whoever waits may stop waiting; the reading goes on for the next
         return await asyncio.shield(self._tasks[key])
 
+    def retry(self) -> None:
+        """Forget why models could not be read: whatever was missing may be there now."""
+        for key, task in self._tasks.items():
+            if task.done() and isinstance(task.result(), Unreadable):
+                self._stamps.pop(key, None)
+
     def _stamp(self, reference: str, folder: Path) -> int | Unreadable:
         return stamp_of(reference, folder) if self.allowed else _OFF
 
@@ -80,7 +86,11 @@ class Models:
         finally:
             if process.returncode is None:
                 process.kill()
-        if not answer:
-            return Unreadable(f"reading it ended with exit code {process.returncode} and without an answer")
-        found = pickle.loads(answer)
+        if process.returncode != 0:
+            return Unreadable(f"reading it ended with exit code {process.returncode}")
+        try:
+            found = pickle.loads(answer)
+        except Exception as error:
+            # the reader may be of another version, installed since this process began
+            return Unreadable(f"what was read cannot be used, start the server again: {error}")
         return found if isinstance(found, Unreadable) else Model(found, self.plugins.roles)

@@ -69,8 +69,6 @@ def target_text(targets: Sequence[Target], model: Model | None, plugins: Plugins
     for target in targets:
         lines.append(f"`{target}`: {_meaning(target, plugins)}")
         lines.append(count_text(target, model) if model is not None else "")
-    if model is None:
-        lines.append("A comment `# model: PATH` in this file shows how many modules that are.")
     return "\n\n".join(filter(None, lines))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,12 @@ from lorakit.errors import LorakitError, PlanError
 from lorakit.hooks import Plugins
 from lorakit.language.diagnostics import Diagnostic
 from lorakit.language.files import read_file
-from lorakit.lsp.diagnostics import kept, model_problem, published
+from lorakit.lsp.diagnostics import START, kept, model_problem, problem, published
 from lorakit.lsp.document import Document, read_document
 from lorakit.lsp.model import Model, Unreadable
 from lorakit.lsp.models import Models
+
+logger = logging.getLogger(__name__)
 
 # Seconds of rest after a keystroke: keystrokes that come together are read once, and a plan waits for a longer pause
 SOON, LATER = 0.002, 0.25
@@ -67,32 +70,38 @@ class Session:
         return (*document.analysis.diagnostics, *plan)
 
     def changed(self, uri: str) -> None:
-        """Read a document anew, and every other that may include it."""
-        path = to_fs_path(uri)
-        including = (
-            other
-            for other, document in self._documents.items()
-            if any(_same(name, path) for name in document.analysis.sources)
-        )
-        for one in {uri, *including}:
-            self._documents.pop(one, None)
+        """Read a document anew, and every other that includes it."""
+        for one in {uri, *self._including(uri)}:
             self._follow(one)
 
     def refresh(self) -> None:
-        """Read every open document anew, since files that they include may have changed."""
-        for uri in list(self.workspace.text_documents):
-            self._documents.pop(uri, None)
+        """Read every open document anew, since files that they include and their models may have changed."""
+        self.models.retry()
+        for uri in self.workspace.text_documents:
             self._follow(uri)
 
     def closed(self, uri: str) -> None:
-        """Forget a document, and clear what was published of it."""
-        for kept_ in (self._documents, self._findings):
-            kept_.pop(uri, None)
+        """Forget a document and clear what was published of it; where it is included, its file counts again."""
+        including = self._including(uri) - {uri}
+        self._documents.pop(uri, None)
+        self._findings.pop(uri, None)
         if (task := self._following.pop(uri, None)) is not None:
             task.cancel()
         self.publish(types.PublishDiagnosticsParams(uri, []))
+        for other in including:
+            self._follow(other)
+
+    def _including(self, uri: str) -> set[str]:
+        """Return the documents that hold the text of this one."""
+        path = to_fs_path(uri)
+        return {
+            other
+            for other, document in self._documents.items()
+            if any(_same(name, path) for name in document.analysis.sources)
+        }
 
     def _follow(self, uri: str) -> None:
+        self._documents.pop(uri, None)
         if (task := self._following.get(uri)) is not None:
             task.cancel()
         self._following[uri] = asyncio.create_task(self._check(uri))
@@ -105,18 +114,23 @@ class Session:
             await asyncio.sleep(LATER)
             document = self.document(uri)
             model = await self.models.read(document)
+            if model is None:
+                self._findings.pop(uri, None)
+                return
             self._findings[uri] = _Findings(document, await asyncio.to_thread(_planned, document, model))
-            if model is not None:
-                self._publish(uri)
+            self._publish(uri)
         except LorakitError as error:
-            problem = types.Diagnostic(types.Range(types.Position(0, 0), types.Position(0, 0)), str(error))
-            self.publish(types.PublishDiagnosticsParams(uri, [problem]))
+            # a plugin that fails has no place in the text
+            self.publish(types.PublishDiagnosticsParams(uri, [problem(types.Range(START, START), str(error))]))
+        except Exception:
+            # nobody waits for this task, so nobody else would hear of it
+            logger.exception("checking %s failed", uri)
 
     def _publish(self, uri: str) -> None:
         document, model = self.document(uri), self.model(uri)
         found = published(self.found(uri), document)
-        if isinstance(model, Unreadable) and (problem := model_problem(model, document)) is not None:
-            found.append(problem)
+        if isinstance(model, Unreadable):
+            found += model_problem(model, document)
         self.publish(types.PublishDiagnosticsParams(uri, found, document.version))
 
     def _contents(self, path: Path) -> bytes:
@@ -127,7 +141,7 @@ class Session:
         return read_file(path)
 
 
-def _planned(document: Document, model: Model | Unreadable | None) -> tuple[Diagnostic, ...]:
+def _planned(document: Document, model: Model | Unreadable) -> tuple[Diagnostic, ...]:
     """Return what is wrong with a sound spec when it meets its model. Raises: LorakitError where a plugin fails."""
     if document.analysis.spec is None or not isinstance(model, Model):
         return ()
