@@ -1,0 +1,43 @@
+"""`lorakit lsp` as a command: what it says where it cannot work, and what it leaves alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from lsp_helpers import FACTORY, SERVER, Client, Editor
+from lsprotocol import types
+
+
+def test_without_pygls_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['pygls'] = None; from lorakit.cli.lsp import lsp; lsp(models=True)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: the language server needs pygls: pip install 'lorakit[lsp]'\n"
+    assert done.stdout == ""
+
+
+def test_help_shows_how_to_start_it() -> None:
+    done = subprocess.run([*SERVER, "--help"], capture_output=True, text=True, check=True)
+    assert "Example: lorakit lsp" in done.stdout and "--no-models" in done.stdout
+
+
+def test_a_server_holds_neither_torch_nor_transformers() -> None:
+    code = "import sys, lorakit.lsp.server; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_no_model_is_read_where_none_is_allowed(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "tiny.py").write_text(FACTORY + "\nopen('ran', 'w').close()\n")
+    client = Client()
+    await client.start_io(*SERVER, "--no-models")
+    await client.initialize_session(types.InitializeParams(types.ClientCapabilities()))
+    editor = Editor(client, tmp_path)
+    uri = editor.open("# model: tiny.py:tiny\nadapt q_proj rank 2")
+    (found,) = await editor.diagnostics(uri, bool)
+    assert "--no-models" in found.message
+    await client.shutdown_session()
+    await client.stop()
+    assert not (tmp_path / "ran").exists()
