@@ -89,11 +89,12 @@ class Client:
         return message
 
     def _diagnostics(self) -> None:
-        while True:
+        message: dict[str, Any] = {}
+        while message.get("method") != "textDocument/publishDiagnostics" or not self._is_current(message):
             message = self._read()
-            if message.get("method") == "textDocument/publishDiagnostics":
-                if message["params"].get("version") == self._version:
-                    return
+
+    def _is_current(self, message: dict[str, Any]) -> bool:
+        return bool(message["params"].get("version") == self._version)
 
 
 def measure(lines: list[str], keystrokes: int) -> list[float]:
