@@ -193,6 +193,17 @@ def test_lorakit_describe_module() -> None:
     assert lorakit.plan(lorakit.parse("adapt 0 rank 2"), nn.Sequential(Doubler()), plugins=plugins).added == 16
 
 
+def test_lorakit_describe_parameter() -> None:
+    def describe_parameter(module: nn.Module, name: str) -> LayerShape | None:
+        return LayerShape("stack", 4, 4, stack=1) if isinstance(module, Doubler) else None
+
+    model = run(
+        "adapt matrix rank 2", nn.Sequential(Doubler()), plugins_of(lorakit_describe_parameter=describe_parameter)
+    )
+    x = torch.randn(3, 4)
+    assert torch.equal(model(x), 2 * x) and model[0].parametrizations.matrix[0].lora_A.shape == (2, 4)
+
+
 def test_lorakit_adapt_module() -> None:
     plugins = plugins_of(lorakit_describe_module=describe, lorakit_adapt_module=adapt)
     model = run("adapt 0 rank 2", nn.Sequential(Doubler()), plugins)

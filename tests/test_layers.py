@@ -229,3 +229,44 @@ def test_networks_of_plain_pytorch_learn_and_come_back(
     with torch.no_grad():
         torch.testing.assert_close(again(*inputs), model(*inputs), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(lorakit.merge(again)(*inputs), model(*inputs), rtol=1e-3, atol=1e-4)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(16, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attn(x, x, x, need_weights=False)[0]
+
+
+def attention() -> Attention:
+    torch.manual_seed(0)
+    return Attention().eval()
+
+
+def test_both_projections_of_torchs_attention(tmp_path: Path) -> None:
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
+    model = lorakit.apply("adapt in_proj_weight,out_proj rank 3 alpha 6", attention())
+    assert torch.equal(model(x), attention()(x))
+    randomize(model)
+    changed = attention()
+    with torch.no_grad():
+        changed.attn.in_proj_weight.add_(model.attn.parametrizations.in_proj_weight[0].delta())
+        changed.attn.out_proj.weight.add_(model.attn.out_proj.delta())
+        torch.testing.assert_close(model(x), changed(x), rtol=1e-5, atol=1e-5)
+        assert float((model(x) - attention()(x)).abs().max()) > 1e-2
+    lorakit.save(model, tmp_path / "ours")
+    assert torch.equal(lorakit.load(tmp_path / "ours", attention())(x), model(x))
+    merged = lorakit.merge(model)
+    torch.testing.assert_close(merged(x), changed(x), rtol=1e-5, atol=1e-5)
+    assert set(merged.state_dict()) == set(changed.state_dict())
+
+
+def test_the_projection_into_attention_with_peft(tmp_path: Path) -> None:
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
+    model = lorakit.apply("adapt in_proj_weight rank 3 alpha 6", attention())
+    randomize(model)
+    lorakit.save(model, tmp_path / "ours")
+    theirs = PeftModel.from_pretrained(attention(), str(tmp_path / "ours")).eval()
+    torch.testing.assert_close(theirs(x), model(x), rtol=0, atol=1e-5)

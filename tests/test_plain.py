@@ -83,8 +83,18 @@ def test_references_that_name_no_model(reference: str, complaint: str, write: Ca
         lorakit.plan("adapt head rank 1", reference.format(**places))
 
 
-@pytest.mark.parametrize("target", ["linear1", "linear2", "out_proj", "linear1,linear2,out_proj"])
-@pytest.mark.parametrize("quant", ["", "quant nf4"])
+@pytest.mark.parametrize(
+    ("target", "quant"),
+    [
+        *(
+            (target, quant)
+            for target in ("linear1", "out_proj", "linear1,linear2,out_proj")
+            for quant in ("", "quant nf4")
+        ),
+        ("in_proj_weight", ""),
+        ("in_proj_weight,out_proj", ""),
+    ],
+)
 def test_a_transformer_layer_in_evaluation_mode_does_not_skip_the_adapter(target: str, quant: str) -> None:
     """torch computes such layers with the weights of their children, without calling them."""
     torch.manual_seed(0)

@@ -99,7 +99,9 @@ def test_casting_a_model_leaves_the_scales_alone(quant: str) -> None:
         assert value.dtype == before[name].dtype
         assert torch.equal(value, before[name])
     assert layer.bias.dtype == torch.float16
+    assert layer.weight.dtype == torch.float16
     assert model(torch.randn(2, 96, dtype=torch.float16)).dtype == torch.float16
+    assert model.float()[0].weight.dtype == torch.float32
 
 
 def test_autograd_keeps_no_dequantized_weight() -> None:

@@ -14,10 +14,10 @@ class LoRAConv(LoRALayer):
     Shapes: lora_A (rank, in_channels, *kernel); lora_B (out_channels, rank, 1, …); x (batch, in_channels, *space).
     """
 
-    def delta(self) -> Tensor:
+    def change(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         """Return the change of the weight (out_channels, in_channels, *kernel)."""
-        product = self.lora_B.flatten(1) @ self.lora_A.flatten(1)
-        return self.scaling * product.view(self.lora_B.shape[0], *self.lora_A.shape[1:])
+        product = lora_B.flatten(1) @ lora_A.flatten(1)
+        return self.scaling * product.view(lora_B.shape[0], *lora_A.shape[1:])
 
     def base_matrix(self) -> Tensor:
         """Return the base weight (out_channels, in_channels · kernel)."""

@@ -19,9 +19,9 @@ class LoRAEmbedding(LoRALayer):
         # some models multiply what they look up inside their embedding class (Gemma: by the root of the width)
         return getattr(self.base_layer, "embed_scale", 1.0)
 
-    def delta(self) -> Tensor:
+    def change(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         """Return the change of the weight (num_embeddings, embedding_dim)."""
-        return self.scaling * (self.lora_B @ self.lora_A).T
+        return self.scaling * (lora_B @ lora_A).T
 
     def base_matrix(self) -> Tensor:
         """Return the base weight (embedding_dim, num_embeddings)."""

@@ -55,9 +55,13 @@ class LoRALayer(nn.Module):
     def rank(self) -> int:
         return self.lora_A.shape[0]
 
-    def delta(self) -> Tensor:
-        """Return the change of the base weight, in the base weight's own layout."""
+    def change(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
+        """Return the change of the base weight that two matrices make, in the base weight's own layout."""
         raise NotImplementedError
+
+    def delta(self) -> Tensor:
+        """Return the change of the base weight, in its own layout and the adapter's dtype."""
+        return self.change(self.lora_A, self.lora_B)
 
     def base_matrix(self) -> Tensor:
         """Return the base weight as (outputs, inputs), dequantized if it is quantized."""
@@ -86,7 +90,7 @@ class LoRALayer(nn.Module):
         so that the model around it still runs.
         """
         base: Tensor = self.base_layer.weight.detach()  # type: ignore[operator]
-        exact = base.float() + self.delta().float()
+        exact = base.float() + self.change(self.lora_A.float(), self.lora_B.float())
         if isinstance(self.base_layer, QuantizedLinear):
             return self.base_layer.plain(exact.to(self.base_layer.dequantized_dtype)), exact
         layer = copy.copy(self.base_layer)

@@ -35,9 +35,9 @@ class LoRALinear(LoRALayer):
     def out_features(self) -> int:
         return self.lora_B.shape[0]
 
-    def delta(self) -> Tensor:
+    def change(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         """Return the change of the weight (out_features, in_features)."""
-        return lora_delta(self.lora_A, self.lora_B, self.scaling)
+        return lora_delta(lora_A, lora_B, self.scaling)
 
     def base_matrix(self) -> Tensor:
         """Return the base weight (out_features, in_features)."""
@@ -58,9 +58,9 @@ class LoRATransposedLinear(LoRALinear):
     def _lies_transposed(self) -> bool:
         return not isinstance(self.base_layer, QuantizedLinear)
 
-    def delta(self) -> Tensor:
+    def change(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         """Return the change of the weight in the layout of the base layer's."""
-        delta = super().delta()
+        delta = super().change(lora_A, lora_B)
         return delta.T if self._lies_transposed else delta
 
     def base_matrix(self) -> Tensor:

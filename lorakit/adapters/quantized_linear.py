@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
+import torch
 from torch import Tensor, nn
 
 from lorakit.hooks.protocols import QuantizedWeight
@@ -51,7 +52,9 @@ class QuantizedLinear(nn.Module):
         return layer
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `model.half()` must not round the scales: buffers follow to another device and never to another dtype
+        # `model.half()` means the weight that comes out and must not round the scales that are stored: buffers follow
+        # to another device and never to another dtype
+        self.dequantized_dtype = fn(torch.empty(0, dtype=self.dequantized_dtype)).dtype
         originals = {buffer: self._buffers[buffer] for buffer in self._stored.values()}
         super()._apply(fn, recurse)
         for buffer, original in originals.items():

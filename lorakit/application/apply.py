@@ -7,9 +7,17 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from lorakit.adapters.lora_layer import LoRALayer
-from lorakit.application.layers import matrix, places, quantized_layer
+from lorakit.application.layers import (
+    adapter_at,
+    holder_of,
+    matrix,
+    places,
+    quantized_layer,
+    trained_parameters,
+)
 from lorakit.application.state import adapted_state, attach
 from lorakit.errors import ModelError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
@@ -38,20 +46,29 @@ def apply_plan(
         raise ModelError("this model is adapted already; merge it, or load it again, before another plan")
     modules = dict(model.named_modules())
     _check(plan, model, modules)
-    replacements = _converted(modules, plugins)
+    layers = _converted(modules, plugins)
+    parameters: list[tuple[PlanEntry, nn.Module]] = []
     for entry in progress(plan.entries):
+        if entry.shape is not None and entry.shape.is_parameter:
+            if entry.adapter is not None:
+                holder, _ = holder_of(model, entry)
+                parameters.append((entry, _adapted(holder, entry, plugins, seed if initialize else None)))
+            continue
         original = modules[entry.path]
-        layer: nn.Module = replacements.get(original) or original
+        layer: nn.Module = layers.get(original) or original
         if entry.quant is not None and quantize:
             layer = quantized_layer(layer, entry, plugins)
         if entry.adapter is not None:
             layer = _adapted(layer, entry, plugins, seed if initialize else None)
-        replacements[original] = layer
+        layers[original] = layer
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    _swap_in(model, replacements)
+    _swap_in(model, layers)
+    for entry, adapter in parameters:
+        holder, name = holder_of(model, entry)
+        parametrize.register_parametrization(holder, name, adapter, unsafe=True)
     for entry in plan.entries:
-        _set_training(replacements[modules[entry.path]], entry)
+        _set_training(model, entry)
     attach(model, plan, seed)
     plugins.call("lorakit_model_ready", model=model, plan=plan)
     return model
@@ -65,8 +82,9 @@ def module_generator(seed: int, path: str) -> torch.Generator:
 
 def _check(plan: Plan, model: nn.Module, modules: dict[str, nn.Module]) -> None:
     for entry in plan.entries:
-        module = modules.get(entry.path)
-        if module is None:
+        is_parameter = entry.shape is not None and entry.shape.is_parameter
+        module = modules.get(entry.path.rpartition(".")[0] if is_parameter else entry.path)
+        if module is None or (is_parameter and entry.path.rpartition(".")[2] not in module._parameters):
             raise PlanError(
                 f"the plan is for another model: it decides `{entry.path}`, which {type(model).__name__} lacks"
             )
@@ -103,6 +121,9 @@ def _initialize(adapter: nn.Module, layer: nn.Module, entry: PlanEntry, plugins:
     lora_A, lora_B = adapter.get_parameter("lora_A"), adapter.get_parameter("lora_B")
     # float32 on the CPU first, so that every device and dtype rounds the same numbers
     start_A, start_B = torch.empty(lora_A.flatten(1).shape), torch.empty(lora_B.flatten(1).shape)
+    # where the matrices stand the other way round, B is the one that sees the inputs
+    flipped = entry.shape.kind == "stack_flipped"
+    first, second = (start_B.T, start_A.T) if flipped else (start_A, start_B)
     context = InitContext(
         weight=lambda: adapter.base_matrix() if isinstance(adapter, LoRALayer) else matrix(layer, entry),
         generator=module_generator(seed, entry.path),
@@ -110,7 +131,7 @@ def _initialize(adapter: nn.Module, layer: nn.Module, entry: PlanEntry, plugins:
         fan_in=1 if entry.shape.kind == "embedding" else entry.shape.inputs,
     )
     with torch.no_grad():
-        plugins.initializer(entry.adapter.init).initialize(start_A, start_B, context)
+        plugins.initializer(entry.adapter.init).initialize(first, second, context)
         lora_A.copy_(start_A.view(lora_A.shape))
         lora_B.copy_(start_B.view(lora_B.shape))
 
@@ -123,11 +144,9 @@ def _swap_in(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None
                 setattr(parent, name, replacement)
 
 
-def _set_training(module: nn.Module, entry: PlanEntry) -> None:
+def _set_training(model: nn.Module, entry: PlanEntry) -> None:
     if entry.train:
-        for parameter in module.parameters(recurse=False):
+        for parameter in trained_parameters(model, entry).values():
             parameter.requires_grad_(True)
-    if entry.adapter is not None and entry.adapter.bias == "adapter":
-        bias = module.get_submodule("base_layer")._parameters.get("bias")
-        if bias is not None:
-            bias.requires_grad_(True)
+    if entry.adapter is not None and entry.adapter.bias_parameters:
+        adapter_at(model, entry).get_parameter("base_layer.bias").requires_grad_(True)

@@ -11,6 +11,31 @@ from lorakit.hooks.protocols import QuantizedWeight
 from lorakit.planning.plan import PlanEntry
 
 
+def adapter_at(model: nn.Module, entry: PlanEntry) -> nn.Module:
+    """Return what the plan put at an entry's path: an adapter, a quantized layer, or the holder of what trains."""
+    if entry.shape is None or not entry.shape.is_parameter:
+        return model.get_submodule(entry.path)
+    holder, name = holder_of(model, entry)
+    if entry.adapter is None:
+        return holder
+    found: nn.Module = holder.get_submodule(f"parametrizations.{name}.0")
+    return found
+
+
+def holder_of(model: nn.Module, entry: PlanEntry) -> tuple[nn.Module, str]:
+    """Return the module that holds the parameter which an entry names, and the parameter's name in it."""
+    path, _, name = entry.path.rpartition(".")
+    return model.get_submodule(path), name
+
+
+def trained_parameters(model: nn.Module, entry: PlanEntry) -> dict[str, nn.Parameter]:
+    """Return the parameters that `train` keeps trainable in full, by their names behind the entry's path."""
+    if entry.shape is not None and entry.shape.is_parameter:
+        holder, name = holder_of(model, entry)
+        return {"": holder.get_parameter(name)}
+    return dict(model.get_submodule(entry.path).named_parameters(recurse=False))
+
+
 def matrix(layer: nn.Module, entry: PlanEntry) -> Tensor:
     """Return the weight of a Linear-like layer as (out_features, in_features), dequantized if it is quantized."""
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorakit.application.layers import adapter_at, trained_parameters
 from lorakit.application.state import plan_of, unwrapped
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
@@ -33,7 +34,8 @@ def parameter_groups(model: nn.Module, lr: float | None = None) -> list[dict[str
         adapter = entry.adapter
         rate = (adapter.lr if adapter else entry.train_lr) or default
         paged = plan.optimizer.paged or bool(adapter and adapter.paged)
-        for name, parameter in model.get_submodule(entry.path).named_parameters():
+        adapted = adapter_at(model, entry).named_parameters() if adapter else trained_parameters(model, entry).items()
+        for name, parameter in adapted:
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)

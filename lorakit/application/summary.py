@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from lorakit.adapters.quantized_linear import QuantizedLinear
+from lorakit.application.layers import adapter_at, holder_of
 from lorakit.application.state import plan_of, unwrapped
 
 
@@ -16,7 +18,7 @@ class ModuleSummary:
     """One decided module: `weight_bytes` and `bits_per_weight` are of the base weight as it is stored now."""
 
     path: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     stored: str
     weight_bytes: int
     bits_per_weight: float
@@ -43,11 +45,15 @@ def summarize(model: nn.Module) -> Summary:
     modules = []
     adapters: list[Tensor] = []
     for entry in plan.entries:
-        module = model.get_submodule(entry.path)
+        module = adapter_at(model, entry)
         own = [parameter for name, parameter in module.named_parameters() if not name.startswith("base_layer.")]
         own = own if entry.adapter else []
         adapters += own
-        base = module.get_submodule("base_layer") if entry.adapter else module
+        if entry.shape is not None and entry.shape.is_parameter:
+            holder, name = holder_of(model, entry)
+            base: nn.Module | Tensor = holder.get_parameter(f"parametrizations.{name}.original" if own else name)
+        else:
+            base = module.get_submodule("base_layer") if entry.adapter else module
         modules.append(_module(entry.path, base, own))
     adapter_bytes = _bytes(adapters)
     return Summary(
@@ -60,21 +66,21 @@ def summarize(model: nn.Module) -> Summary:
     )
 
 
-def _module(path: str, base: nn.Module, own: Sequence[Tensor]) -> ModuleSummary:
+def _module(path: str, base: nn.Module | Tensor, own: Sequence[Tensor]) -> ModuleSummary:
     if isinstance(base, QuantizedLinear):
         stored = base.quantizer.name + (" double" if getattr(base.quantizer, "double", False) else "")
         weight_bytes = _bytes(list(base.quantized.tensors.values()))
-        shape = (base.out_features, base.in_features)
+        shape: tuple[int, ...] = (base.out_features, base.in_features)
     else:
-        weight: Tensor = base.weight  # type: ignore[assignment]
+        weight: Tensor = base if isinstance(base, Tensor) else base.weight  # type: ignore[assignment]
         stored, weight_bytes = str(weight.dtype).removeprefix("torch."), _bytes([weight])
-        shape = (weight.shape[0], weight.shape[1] if weight.ndim > 1 else 1)
+        shape = tuple(weight.shape)
     return ModuleSummary(
         path=path,
         shape=shape,
         stored=stored,
         weight_bytes=weight_bytes,
-        bits_per_weight=8 * weight_bytes / max(1, shape[0] * shape[1]),
+        bits_per_weight=8 * weight_bytes / max(1, math.prod(shape)),
         added=sum(tensor.numel() for tensor in own),
         adapter_dtype=str(own[0].dtype).removeprefix("torch.") if own else "",
     )

@@ -32,11 +32,15 @@ def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -
     for name, tensor in files.tensors.items():
         inner = name.removeprefix(PREFIX)
         if found := LORA.fullmatch(inner):
-            path = found["path"]
+            path = _target(found["path"], inventory, files)
             _known(path, name, inventory, files)
+            module = inventory.modules[path]
+            if module.shape is None:
+                raise AdapterError(f"{files.folder} adapts `{path}`, a {module.class_name}, which no adapter here fits")
             if found["matrix"] in FIRST:
                 dtype = SHORT_DTYPES.get(str(tensor.dtype).removeprefix("torch."), "fp32")
-                adapt[path] = _rule(path, tensor.shape[0], dtype, files.config)
+                rank = tensor.shape[0] // (module.shape.stack or 1)
+                adapt[path] = _rule(path, rank, dtype, files.config)
             continue
         path, _, parameter = inner.rpartition(".")
         if parameter == "bias" and path.endswith(".base_layer"):
@@ -51,6 +55,21 @@ def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -
     if problems:
         raise AdapterError(f"{files.folder} does not fit this {inventory.model_class}: {problems[0].message}")
     return plan
+
+
+def _target(path: str, inventory: Inventory, files: AdapterFiles) -> str:
+    """Return the target of a tensor: for a parameter of a module, PEFT writes the module's path and `base_layer`s."""
+    outer = path
+    while outer.endswith(".base_layer"):
+        outer = outer.removesuffix(".base_layer")
+    wanted = tuple(f".{name}" for name in files.config.get("target_parameters") or ())
+    own = [
+        child
+        for child in inventory.children.get(outer, ())
+        if inventory.modules[child].is_parameter and f".{child}".endswith(wanted)
+    ]
+    depth = path.count(".base_layer")
+    return own[len(own) - 1 - depth] if depth < len(own) else path
 
 
 def _known(path: str, name: str, inventory: Inventory, files: AdapterFiles) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lorakit.application.apply import apply_plan
 from lorakit.artifacts.foreign import plan_of_files
-from lorakit.artifacts.peft_names import PREFIX, adapter_tensors
+from lorakit.artifacts.peft_names import PREFIX, adapter_tensors, file_names
 from lorakit.artifacts.reading import AdapterFiles, read_adapter
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
@@ -85,14 +85,14 @@ def _expected_shapes(plan: Plan, inventory: Inventory, plugins: Plugins) -> dict
         module = inventory.modules[entry.path]
         parameters = {parameter.name: parameter.shape for parameter in module.parameters}
         if entry.adapter is not None and entry.shape is not None:
+            names = file_names(plan, entry, plugins)
             method = plugins.method(entry.adapter.method)
-            file_names = method.file_names(entry.shape)
             for name, shape in method.parameter_shapes(entry.shape, entry.adapter.rank).items():
-                shapes[f"{PREFIX}{entry.path}.{file_names[name]}"] = shape
+                shapes[names[name]] = shape
             if entry.adapter.bias_parameters:
                 shapes[f"{PREFIX}{entry.path}.base_layer.bias"] = parameters["bias"]
         if entry.train:
-            shapes |= {f"{PREFIX}{entry.path}.{name}": shape for name, shape in parameters.items()}
+            shapes |= {f"{PREFIX}{entry.path}.{name}".rstrip("."): shape for name, shape in parameters.items()}
     return shapes
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lorakit.adapters.quantized_linear import QuantizedLinear
-from lorakit.application.layers import places
+from lorakit.application.layers import adapter_at, holder_of, places
 from lorakit.application.state import detach, plan_of
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
@@ -39,10 +40,13 @@ def merge_model(model: nn.Module, plugins: Plugins) -> tuple[nn.Module, MergeRep
     shared = _shared_weights(model)
     errors = _Errors()
     plain: dict[nn.Module, nn.Module] = {}
+    stacks: list[tuple[PlanEntry, nn.Parameter]] = []
     untied = []
     for entry in plan.entries:
-        module = model.get_submodule(entry.path)
-        if entry.adapter is not None:
+        module = adapter_at(model, entry)
+        if entry.adapter is not None and entry.shape is not None and entry.shape.is_parameter:
+            stacks.append((entry, _merged_parameter(model, entry, errors)))
+        elif entry.adapter is not None:
             plain[module] = _merged(module, entry, errors)
             if id(module.get_submodule("base_layer")._parameters.get("weight")) in shared:
                 untied.append(entry.path)
@@ -53,12 +57,16 @@ def merge_model(model: nn.Module, plugins: Plugins) -> tuple[nn.Module, MergeRep
         replacement.train(module.training)
         for parent, name in held[module]:
             setattr(parent, name, replacement)
+    for entry, weight in stacks:
+        holder, name = holder_of(model, entry)
+        parametrize.remove_parametrizations(holder, name, leave_parametrized=False)
+        setattr(holder, name, weight)
     if untied and hasattr(model, "config"):
         model.config.tie_word_embeddings = False  # type: ignore[union-attr]
     detach(model)
     plugins.call("lorakit_model_merged", model=model)
     model.eval()
-    return model, MergeReport(len(plain), errors.largest, errors.relative, tuple(untied))
+    return model, MergeReport(len(plain) + len(stacks), errors.largest, errors.relative, tuple(untied))
 
 
 def _merged(adapter: nn.Module, entry: PlanEntry, errors: _Errors) -> nn.Module:
@@ -69,12 +77,30 @@ def _merged(adapter: nn.Module, entry: PlanEntry, errors: _Errors) -> nn.Module:
         )
     with torch.no_grad():
         layer, exact = adapter.merged()  # type: ignore[operator]
-    if not bool(torch.isfinite(layer.weight).all()):
-        raise AdapterError(
-            f"merging `{entry.path}` gives values that are not finite in {layer.weight.dtype}; nothing was merged"
-        )
+    _check_finite(layer.weight, entry)
     errors.add(exact, layer.weight)
     return layer  # type: ignore[no-any-return]
+
+
+def _merged_parameter(model: nn.Module, entry: PlanEntry, errors: _Errors) -> nn.Parameter:
+    holder, name = holder_of(model, entry)
+    adapter = adapter_at(model, entry)
+    with torch.no_grad():
+        original = holder.get_parameter(f"parametrizations.{name}.original")
+        matrices = (adapter.get_parameter(name).float() for name in ("lora_A", "lora_B"))
+        delta: Tensor = adapter.change(*matrices)  # type: ignore[operator]
+        exact = original.float() + delta
+        rounded = exact.to(original.dtype)
+    _check_finite(rounded, entry)
+    errors.add(exact, rounded)
+    return nn.Parameter(rounded, requires_grad=False)
+
+
+def _check_finite(weight: Tensor, entry: PlanEntry) -> None:
+    if not bool(torch.isfinite(weight).all()):
+        raise AdapterError(
+            f"merging `{entry.path}` gives values that are not finite in {weight.dtype}; nothing was merged"
+        )
 
 
 def _shared_weights(model: nn.Module) -> set[int]:

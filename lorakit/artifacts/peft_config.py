@@ -11,15 +11,6 @@ from torch import nn
 
 from lorakit.planning.plan import AdapterPlan, Plan, PlanEntry
 
-TASKS = {
-    "ForCausalLM": "CAUSAL_LM",
-    "LMHeadModel": "CAUSAL_LM",
-    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-}
-
 
 def peft_config(plan: Plan, model: nn.Module) -> dict[str, Any]:
     """Return the LoraConfig with which PEFT computes what the plan's adapters compute.
@@ -28,20 +19,22 @@ def peft_config(plan: Plan, model: nn.Module) -> dict[str, Any]:
     """
     adapted = [entry for entry in plan.entries if entry.adapter is not None]
     adapters = {entry.path: entry.adapter for entry in adapted if entry.adapter is not None}
+    parameters = [entry.path for entry in adapted if entry.shape is not None and entry.shape.is_parameter]
     rslora = bool(adapters) and all(adapter.scaling == "rslora" for adapter in adapters.values())
     alphas = {path: _alpha(adapter, rslora) for path, adapter in adapters.items()}
     ranks = {path: adapter.rank or 0 for path, adapter in adapters.items()}
     rank, alpha = _commonest(ranks.values(), 8), _commonest(alphas.values(), 8.0)
     return {
         "peft_type": "LORA",
-        "task_type": _task(plan.model_class),
+        "task_type": _task(model),
         "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": _commonest((adapter.dropout for adapter in adapters.values()), 0.0),
         "use_rslora": rslora,
-        "target_modules": _short_names(list(adapters), model),
+        "target_modules": _short_names([path for path in adapters if path not in parameters], model),
+        "target_parameters": parameters or None,
         "rank_pattern": {re.escape(path): value for path, value in ranks.items() if value != rank},
         "alpha_pattern": {re.escape(path): value for path, value in alphas.items() if value != alpha},
         "bias": "lora_only" if any(adapter.bias == "adapter" for adapter in adapters.values()) else "none",
@@ -61,8 +54,17 @@ def _commonest(values: Iterable[Any], default: Any) -> Any:
     return counted[0][0] if counted else default
 
 
-def _task(model_class: str) -> str | None:
-    return next((task for ending, task in TASKS.items() if model_class.endswith(ending)), None)
+def _task(model: nn.Module) -> str | None:
+    """Return PEFT's task type where its wrapper only forwards what it is given.
+
+    For classifiers PEFT would ask the file for a head that nobody trained, and it takes every sequence-to-sequence
+    model to read tokens: without a task it adds nothing and asks for nothing.
+    """
+    config = getattr(model, "config", None)
+    generates = getattr(model, "can_generate", lambda: False)()
+    if config is None or not generates or getattr(model, "main_input_name", "") != "input_ids":
+        return None
+    return "SEQ_2_SEQ_LM" if getattr(config, "is_encoder_decoder", False) else "CAUSAL_LM"
 
 
 def _trained(entries: Sequence[PlanEntry]) -> list[str]:

@@ -22,7 +22,8 @@ PICKLED = "adapter_model.bin"
 # what decides the scale of an adapter and what else trained; the modules and ranks follow from the tensors themselves
 READ = {
     "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "bias",
-    "modules_to_save", "target_modules", "layers_to_transform", "layers_pattern", "exclude_modules",
+    "modules_to_save", "target_modules", "target_parameters", "layers_to_transform", "layers_pattern",
+    "exclude_modules",
 }  # fmt: skip
 # what says where the adapter came from and how it started, and changes nothing in what it computes
 INERT = {

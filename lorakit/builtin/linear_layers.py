@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorakit.hooks.protocols import LayerShape
 from lorakit.hooks.specs import hookimpl
@@ -18,7 +18,7 @@ def lorakit_describe_module(module: nn.Module) -> LayerShape | None:
 
     from lorakit.adapters.quantized_linear import QuantizedLinear
 
-    if isinstance(module, nn.Linear | QuantizedLinear):
+    if isinstance(module, nn.Linear | QuantizedLinear) and _answers_like_a_linear(module):
         # nn.MultiheadAttention marks its output projection by this class, and multiplies with its weight by itself
         called = not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
         return LayerShape("linear", module.in_features, module.out_features, called=called)
@@ -26,6 +26,31 @@ def lorakit_describe_module(module: nn.Module) -> LayerShape | None:
         in_features, out_features = module.weight.shape  # type: ignore[misc]
         return LayerShape("linear_transposed", int(in_features), int(out_features))
     return None
+
+
+def _answers_like_a_linear(module: nn.Module) -> bool:
+    """Whether one vector in gives one vector out; some routers are Linears that return more than that.
+
+    A class with a forward of its own is asked once, on meta tensors.
+    """
+    from torch import nn
+
+    from lorakit.adapters.quantized_linear import QuantizedLinear
+
+    return type(module).forward in (nn.Linear.forward, QuantizedLinear.forward) or _one_vector(module)
+
+
+def _one_vector(module: Any) -> bool:
+    import torch
+
+    meta = {name: torch.empty_like(value, device="meta") for name, value in module.named_parameters()}
+    x = torch.empty(1, module.in_features, device="meta", dtype=module.weight.dtype)
+    try:
+        answer = torch.func.functional_call(module, meta, (x,))
+    except Exception:
+        # it takes more than one vector: nothing that an adapter around it could do
+        return False
+    return isinstance(answer, torch.Tensor) and answer.shape == (1, module.out_features)
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -42,12 +42,24 @@ def _convolution(layer: LayerShape, rank: int) -> tuple[tuple[int, ...], tuple[i
     return (rank, layer.in_features, *layer.kernel), (layer.out_features, rank, *(1 for _ in layer.kernel))
 
 
+def _stack(layer: LayerShape, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return (layer.stack * rank, layer.in_features), (layer.out_features, rank * layer.stack)
+
+
+def _flipped_stack(layer: LayerShape, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    # the weight lies as (stack, in_features, out_features), and PEFT takes the last for the inputs
+    return (layer.stack * rank, layer.out_features), (layer.in_features, rank * layer.stack)
+
+
 KINDS: Mapping[str, Kind] = {
     "linear": Kind("lora_linear.LoRALinear", _linear, MATRICES),
     "linear_transposed": Kind("lora_linear.LoRATransposedLinear", _linear, MATRICES),
     "conv1d": Kind("lora_conv.LoRAConv", _convolution, MATRICES),
     "conv2d": Kind("lora_conv.LoRAConv", _convolution, MATRICES),
     "conv3d": Kind("lora_conv.LoRAConv", _convolution, MATRICES),
+    "stack": Kind("lora_stack.LoRAStack", _stack, MATRICES),
+    "stack_transposed": Kind("lora_stack.LoRAStack", _stack, MATRICES),
+    "stack_flipped": Kind("lora_stack.LoRAStack", _flipped_stack, MATRICES),
     "embedding": Kind("lora_embedding.LoRAEmbedding", _linear, LOOKUPS),
 }
 

@@ -1,4 +1,4 @@
-"""`@linear @attention @mlp @head @embedding @norm`: roles found from a model's structure, not from a table of names."""
+"""`@linear @attention @mlp @experts @head @embedding @norm`: roles found from structure, not from a table of names."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ class StructureRole:
 
 
 def head(inventory: Inventory) -> Iterable[str]:
-    """What the model itself calls its output embeddings; a plain PyTorch model has none."""
-    return [inventory.output_path] if inventory.output_path else []
+    """What the model calls its output embeddings, or the Linear-like layers outside its base model."""
+    return inventory.head_paths
 
 
 def linear(inventory: Inventory) -> Iterable[str]:
     """Every Linear-like module but the output head."""
+    heads = set(inventory.head_paths)
     return (
         path
         for path, module in inventory.modules.items()
-        if module.shape is not None and module.shape.is_linear and path != inventory.output_path
+        if module.shape is not None and module.shape.is_linear and path not in heads
     )
 
 
@@ -43,23 +44,39 @@ def attention(inventory: Inventory) -> Iterable[str]:
 
 
 def mlp(inventory: Inventory) -> Iterable[str]:
-    """The Linear-like modules of a block's feed-forward part: those of a block that are not attention.
+    """The layers of a block's feed-forward part, experts included: those of a block that are not attention.
 
-    A block is a numbered module that holds attention; so routers and experts count, embeddings and heads do not.
+    A block is a numbered module that holds attention, or a numbered sibling of one; so routers count, embeddings and
+    heads do not. What lies under a module that holds a convolution is a mixer of a recurrent model.
     """
-    blocks = {block for path in attention(inventory) if (block := _block_above(path)) is not None}
+    holders = {block.rpartition(".")[0] for path in attention(inventory) if (block := _block_above(path)) is not None}
     return (
-        path for path in linear(inventory) if not _attention_above(inventory, path) and any(_blocks_above(path, blocks))
+        path
+        for path in (*linear(inventory), *experts(inventory))
+        if not _attention_above(inventory, path)
+        and (block := _block_in(path, holders)) is not None
+        and not _mixer_above(inventory, path, block)
     )
 
 
 def embedding(inventory: Inventory) -> Iterable[str]:
-    """Modules that look up rows of a matrix."""
-    return (path for path, module in inventory.modules.items() if "Embedding" in module.bases)
+    """Modules that look up rows of a matrix, but for the positions that an attention looks up inside itself."""
+    return (
+        path
+        for path, module in inventory.modules.items()
+        if "Embedding" in module.bases and not _attention_above(inventory, path)
+    )
+
+
+def experts(inventory: Inventory) -> Iterable[str]:
+    """The stacks of matrices that a mixture of experts holds as one parameter each."""
+    return (
+        path for path, module in inventory.modules.items() if module.shape is not None and module.shape.is_parameter
+    )
 
 
 def norm(inventory: Inventory) -> Iterable[str]:
-    """Modules without children whose parameters are vectors and whose class calls itself a norm."""
+    """Modules without children that hold a weight, perhaps a bias, and whose class calls itself a norm."""
     return (path for path, module in inventory.modules.items() if _is_norm(module))
 
 
@@ -67,7 +84,8 @@ def _is_norm(module: ModuleInfo) -> bool:
     return (
         not module.holds_modules
         and bool(module.parameters)
-        and all(len(parameter.shape) == 1 for parameter in module.parameters)
+        and {parameter.name for parameter in module.parameters} <= {"weight", "bias"}
+        and module.shape is None
         and any("norm" in base.lower() for base in module.bases)
     )
 
@@ -91,15 +109,29 @@ def _block_above(path: str) -> str | None:
     return ".".join(segments) or None
 
 
-def _blocks_above(path: str, blocks: set[str]) -> Iterable[str]:
+def _block_in(path: str, holders: set[str]) -> str | None:
+    """Return the module above a path that is a numbered child of one of these holders, or None."""
     segments = path.split(".")
-    prefixes = (".".join(segments[:length]) for length in range(1, len(segments)))
-    return (prefix for prefix in prefixes if prefix in blocks)
+    for length in range(1, len(segments)):
+        if segments[length - 1].isdigit() and ".".join(segments[: length - 1]) in holders:
+            return ".".join(segments[:length])
+    return None
+
+
+def _mixer_above(inventory: Inventory, path: str, block: str) -> bool:
+    """Whether a module between this one and its block holds a convolution beside it."""
+    parent = path.rpartition(".")[0]
+    while parent and parent != block:
+        children = inventory.children.get(parent, ())
+        if any((shape := inventory.modules[child].shape) and shape.kernel for child in children):
+            return True
+        parent = parent.rpartition(".")[0]
+    return False
 
 
 @hookimpl
 def lorakit_roles() -> list[Role]:
     return [
         StructureRole(role.__name__, (role.__doc__ or "").partition("\n")[0], role)
-        for role in (linear, attention, mlp, embedding, norm, head)
+        for role in (linear, attention, mlp, experts, embedding, norm, head)
     ]

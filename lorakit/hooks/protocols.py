@@ -124,20 +124,26 @@ class LayerShape:
     """How an adaptable layer looks from outside.
 
     A kind that begins with `linear` computes y (..., out_features) = x (..., in_features) Wᵀ + b and can be quantized.
-    `kernel` is the size of a convolution's. `called` is False where the parent computes with the layer's weight and
-    never calls the layer itself. `refusal` says why this one layer of a known kind cannot be adapted.
+    A kind that begins with `stack` is a parameter of `stack` such matrices in one, named by its own path. `kernel` is
+    the size of a convolution's. `called` is False where the parent computes with the layer's weight and never calls the
+    layer itself. `refusal` says why this one layer of a known kind cannot be adapted.
     """
 
     kind: str
     in_features: int
     out_features: int
     kernel: tuple[int, ...] = ()
+    stack: int = 0
     called: bool = True
     refusal: str = ""
 
     @property
     def is_linear(self) -> bool:
         return self.kind.startswith("linear")
+
+    @property
+    def is_parameter(self) -> bool:
+        return self.stack > 0
 
     @property
     def inputs(self) -> int:
@@ -150,7 +156,8 @@ class LayerShape:
         return min(self.out_features, self.inputs)
 
     def __str__(self) -> str:
-        return " × ".join(map(str, (self.out_features, self.in_features, *self.kernel)))
+        matrix = " × ".join(map(str, (self.out_features, self.in_features, *self.kernel)))
+        return f"{self.stack} of {matrix}" if self.stack else matrix
 
 
 @dataclass(frozen=True, slots=True)

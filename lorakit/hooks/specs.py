@@ -78,6 +78,15 @@ def lorakit_describe_module(module: nn.Module) -> LayerShape | None:
     """
 
 
+@hookspec(firstresult=True)
+def lorakit_describe_parameter(module: nn.Module, name: str) -> LayerShape | None:
+    """Return the shape of a parameter that an adapter fits although it is no layer of its own, or None. First result.
+
+    Called for the parameters of two and three dimensions of every module that `lorakit_describe_module` does not know.
+    What is described becomes a target by its path, such as `experts.down_proj`.
+    """
+
+
 @hookspec
 def lorakit_plan_ready(plan: Plan) -> Plan | None:
     """Return a changed plan, or None to leave it. Every plugin is asked, with the plan that the one before gave."""

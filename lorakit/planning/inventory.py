@@ -39,7 +39,10 @@ class ParameterInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModuleInfo:
-    """One module under its first name; `shape` is None for a module that no adapter fits."""
+    """One module under its first name; `shape` is None for a module that no adapter fits.
+
+    A stack of matrices that a module holds as one parameter stands here as a module of its own, named by its path.
+    """
 
     path: str
     class_name: str
@@ -49,10 +52,13 @@ class ModuleInfo:
     parameters: tuple[ParameterInfo, ...]
     holds_modules: bool
     other_paths: tuple[str, ...] = ()
+    is_parameter: bool = False
 
     @property
     def weight(self) -> ParameterInfo | None:
-        """The parameter called `weight`, if the module has one of its own."""
+        """The parameter called `weight`, if the module has one of its own; a parameter is its own weight."""
+        if self.is_parameter:
+            return self.parameters[0]
         return next((parameter for parameter in self.parameters if parameter.name == "weight"), None)
 
 
@@ -60,7 +66,8 @@ class ModuleInfo:
 class Inventory:
     """A model as planning sees it.
 
-    `input_path` and `output_path` are the modules that the model itself calls its input and output embeddings.
+    `input_path` and `output_path` are the modules that the model itself calls its input and output embeddings;
+    `head_paths` are the output embeddings, or for a model without them the Linear-like layers outside its base model.
     `settings` are the plain entries of a Hugging Face config, empty for any other model.
     """
 
@@ -68,6 +75,7 @@ class Inventory:
     modules: Mapping[str, ModuleInfo]
     input_path: str | None = None
     output_path: str | None = None
+    head_paths: tuple[str, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
 
     @functools.cached_property
@@ -85,7 +93,7 @@ class Inventory:
         found: dict[int, list[str]] = {}
         for module in self.modules.values():
             for parameter in module.parameters:
-                found.setdefault(parameter.weight_id, []).append(f"{module.path}.{parameter.name}".lstrip("."))
+                found.setdefault(parameter.weight_id, []).append(f"{module.path}.{parameter.name}".strip("."))
         return {weight_id: tuple(names) for weight_id, names in found.items()}
 
     def unique_parameters(self) -> Iterator[ParameterInfo]:
@@ -116,34 +124,56 @@ def read_inventory(model: nn.Module, plugins: Plugins) -> Inventory:
             modules[path] = module
         else:
             other_names.setdefault(first, []).append(path)
-    infos = {
-        path: ModuleInfo(
+    infos: dict[str, ModuleInfo] = {}
+    for path, module in modules.items():
+        shape = _shape(module, plugins)
+        stacks = {} if shape else _stacks(path, module, plugins)
+        infos[path] = ModuleInfo(
             path=path,
             class_name=type(module).__name__,
             bases=tuple(base.__name__ for base in type(module).__mro__[:-1]),
-            shape=_shape(module, plugins),
+            shape=shape,
             device=_device(module),
             parameters=tuple(
-                ParameterInfo(
-                    name, tuple(parameter.shape), str(parameter.dtype).removeprefix("torch."),
-                    parameter.element_size(), id(parameter),
-                )
+                _parameter(name, parameter)
                 for name, parameter in module._parameters.items()
-                if parameter is not None
+                if parameter is not None and f"{path}.{name}" not in stacks
             ),
             holds_modules=bool(module._modules),
             other_paths=tuple(other_names.get(path, ())),
         )
-        for path, module in modules.items()
-    }  # fmt: skip
+        infos |= stacks
     config = getattr(model, "config", None)
+    output_path = _embedding_path(model, "get_output_embeddings", first_names)
     return Inventory(
         model_class=type(model).__name__,
         modules=infos,
         input_path=_embedding_path(model, "get_input_embeddings", first_names),
-        output_path=_embedding_path(model, "get_output_embeddings", first_names),
+        output_path=output_path,
+        head_paths=(output_path,) if output_path else tuple(_outside_base(model, infos, first_names)),
         settings=_plain_settings(config) if hasattr(config, "to_dict") else {},
     )
+
+
+def _parameter(name: str, parameter: nn.Parameter) -> ParameterInfo:
+    dtype = str(parameter.dtype).removeprefix("torch.")
+    return ParameterInfo(name, tuple(parameter.shape), dtype, parameter.element_size(), id(parameter))
+
+
+def _stacks(path: str, module: nn.Module, plugins: Plugins) -> dict[str, ModuleInfo]:
+    """Return the parameters of a module that are targets of their own, by path."""
+    found: dict[str, ModuleInfo] = {}
+    for name, parameter in module._parameters.items():
+        if parameter is None or parameter.ndim not in (2, 3):
+            continue
+        shape: LayerShape | None = plugins.call("lorakit_describe_parameter", module=module, name=name)
+        if shape is not None:
+            own = (_parameter("", parameter),)
+            full = f"{path}.{name}".lstrip(".")
+            found[full] = ModuleInfo(
+                full, "Parameter", ("Parameter",), shape, str(parameter.device), own, False, is_parameter=True
+            )
+    return found
 
 
 def _device(module: nn.Module) -> str:
@@ -164,6 +194,14 @@ def _embedding_path(model: nn.Module, getter: str, names: Mapping[int, str]) -> 
     except (AttributeError, NotImplementedError):
         return None
     return names.get(id(module))
+
+
+def _outside_base(model: nn.Module, infos: Mapping[str, ModuleInfo], names: Mapping[int, str]) -> Iterator[str]:
+    """Yield the Linear-like layers that a transformers model adds to its base model, such as a classifier."""
+    base = names.get(id(getattr(model, "base_model", model)), "")
+    for path, module in infos.items():
+        if base and module.shape is not None and module.shape.is_linear and not f"{path}.".startswith(f"{base}."):
+            yield path
 
 
 def _plain_settings(config: object) -> dict[str, object]:

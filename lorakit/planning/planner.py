@@ -264,6 +264,11 @@ def _notes(spec: Spec, inventory: Inventory, decisions: Decisions) -> Iterable[s
             "paged: on CUDA optimizer state moves to CPU memory when the GPU runs short (bitsandbytes); "
             "on a CPU it lives there anyway and nothing changes"
         )
+    outside = [path for path, module in inventory.modules.items() if module.shape and module.shape.stack > 1]
+    if outside and not any(path in decisions.adapt or path in decisions.train for path in outside):
+        count = sum(parameter.numel for path in outside for parameter in inventory.modules[path].parameters)
+        share = count / inventory.total_parameters
+        yield f"{count:,} parameters ({share:.0%}) lie in expert stacks that no rule adapts; `adapt @experts` would"
     for path in (*decisions.adapt, *decisions.train):
         weight = inventory.modules[path].weight
         if weight and len(ends := inventory.owners[weight.weight_id]) > 1:
