@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any, Literal
 
+from lsprotocol.types import CompletionItemKind
+
 from lorakit.hooks.options import Option, supports_double
 from lorakit.language.amounts import Amount
 from lorakit.language.clauses import CLAUSE_KINDS
@@ -16,7 +18,7 @@ from lorakit.lsp.document import Document
 from lorakit.lsp.keywords import CHOICES, KEYWORDS, QUANTITIES, RANK
 from lorakit.lsp.model import Model
 from lorakit.lsp.names import names_of
-from lorakit.lsp.offers import CompletionItemKind, Offer, Request
+from lorakit.lsp.offers import Offer, Request
 from lorakit.lsp.prose import keyword_text, name_text, option_detail, option_line, plugin_summary, plugin_text
 from lorakit.lsp.reading import CLAUSE_TYPES, cursor_at, unclosed
 from lorakit.lsp.slots import (

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from lorakit.language.syntax import IncludeNode, Word
 from lorakit.lsp.document import Document
-from lorakit.lsp.names import included, names_of
+from lorakit.lsp.includes import included
+from lorakit.lsp.names import names_of
 from lorakit.lsp.reading import word_at
 
 
@@ -40,7 +41,7 @@ def _list(document: Document, word: Word) -> Definition | None:
 def _file(document: Document, word: Word) -> Definition | None:
     for node in document.tree.statements:
         if isinstance(node, IncludeNode) and node.path.start_pos == word.start_pos:
-            path = included(document, node)
+            path = included(node, document.folder)
             return Definition(str(path), 0, 0) if path.is_file() else None
     return None
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from lsprotocol import types
 
 from lorakit.language.diagnostics import HELP, Diagnostic
-from lorakit.language.syntax import SyntaxTree
 from lorakit.lsp.document import Document
+from lorakit.lsp.includes import include_of
 from lorakit.lsp.model import Unreadable, model_comment
-from lorakit.lsp.positions import Positions
 
 SOURCE = "lorakit"
-START = types.Position(0, 0)
+NOWHERE = types.Range(types.Position(0, 0), types.Position(0, 0))
 
 _PLACE = re.compile(r"(?P<what>.+) at (?P<file>.+):(?P<line>[0-9]+):(?P<column>[0-9]+)")
 _SEVERITIES = {"error": types.DiagnosticSeverity.Error, "warning": types.DiagnosticSeverity.Warning}
@@ -44,13 +43,11 @@ def problem(
 
 def location(file: str, line: int, column: int, document: Document) -> types.Location:
     """Return the location of a 1-based line and column in a file of the program."""
-    tree = _tree(file, document)
+    tree = document.trees.get(file)
     if tree is None:
-        position = types.Position(line - 1, column - 1)
-    else:
-        positions = document.positions if tree is document.tree else Positions(tree.source.text, document.encoding)
-        position = positions.position(tree.source.offset(line, column))
-    return types.Location(uri_of(file, document), types.Range(position, position))
+        return types.Location(uri_of(file, document), NOWHERE)
+    offset = tree.source.offset(line, column)
+    return types.Location(uri_of(file, document), document.positions_in(file).range(offset, offset))
 
 
 def uri_of(file: str, document: Document) -> str:
@@ -62,12 +59,11 @@ def _converted(found: Diagnostic, document: Document) -> types.Diagnostic:
     inside = found.file == document.source.name
     help_ = [f"{HELP}{found.suggestion}"] if found.suggestion is not None else []
     places = [match for note in found.notes if (match := _PLACE.fullmatch(note)) is not None]
-    notes = [note for note in found.notes if _PLACE.fullmatch(note) is None]
     related = [] if inside else [(found.message, found.file, found.line, found.column)]
     related += [(f"{match['what']} here", match["file"], int(match["line"]), int(match["column"])) for match in places]
     return types.Diagnostic(
-        range=_range(found, document) if inside else _include(places, document),
-        message="\n".join([found.message if inside else f"{found.file}: {found.message}", *help_, *notes]),
+        range=_range(found, document) if inside else _include(found.file, document),
+        message="\n".join([found.message if inside else f"{found.file}: {found.message}", *help_, *found.notes]),
         severity=_SEVERITIES[found.severity],
         code=found.code,
         source=SOURCE,
@@ -85,22 +81,15 @@ def _range(found: Diagnostic, document: Document) -> types.Range:
     )  # fmt: skip
 
 
-def _include(places: Iterable[re.Match[str]], document: Document) -> types.Range:
-    """Return the range of the path that brought in the file at fault: the last place of the chain is in this file."""
-    here = [place for place in places if place["file"] == document.source.name]
-    if not here:
-        return document.positions.range(0, 0)
-    start = document.source.offset(int(here[-1]["line"]), int(here[-1]["column"]))
-    end = next((token.end_pos for token in document.tree.tokens if token.start_pos == start), start)
-    return document.positions.range(start, end)
-
-
-def _tree(file: str, document: Document) -> SyntaxTree | None:
-    return next((tree for tree in document.analysis.trees if tree.source.name == file), None)
+def _include(file: str, document: Document) -> types.Range:
+    """Return the range of the path that brings in a file."""
+    node = include_of(file, document)
+    return document.positions.range(node.path.start_pos, node.path.end_pos) if node is not None else NOWHERE
 
 
 def kept(findings: Iterable[Diagnostic], before: Document, now: Document) -> Iterator[Diagnostic]:
     """Yield what was found with a model before and stands on lines that are as they were."""
     for found in findings:
-        if before.source.line(found.line) == now.source.line(found.line) and found.file == now.source.name:
+        then, after = before.trees.get(found.file), now.trees.get(found.file)
+        if then is not None and after is not None and then.source.line(found.line) == after.source.line(found.line):
             yield found

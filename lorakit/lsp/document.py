@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,8 +42,26 @@ class Document:
         return self.path.parent if self.path is not None else Path()
 
     @cached_property
+    def trees(self) -> Mapping[str, SyntaxTree]:
+        """The syntax trees of the program's files by name."""
+        return {tree.source.name: tree for tree in self.analysis.trees}
+
+    @cached_property
     def positions(self) -> Positions:
         return Positions(self.text, self.encoding)
+
+    def positions_in(self, file: str) -> Positions:
+        """Return the positions of a file of the program."""
+        if file == self.source.name:
+            return self.positions
+        if file not in self._positions:
+            tree = self.trees.get(file)
+            self._positions[file] = Positions(tree.source.text if tree is not None else "", self.encoding)
+        return self._positions[file]
+
+    @cached_property
+    def _positions(self) -> dict[str, Positions]:
+        return {}
 
 
 def read_document(

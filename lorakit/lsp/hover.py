@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lorakit.language.catalogue import PAGES
+from lorakit.language.diagnostics import Diagnostic
 from lorakit.language.problems import Place, Problems
 from lorakit.language.syntax import Word
 from lorakit.language.targets import read_targets
@@ -47,20 +48,22 @@ class _Spot:
     word: Word
 
 
-def hover(document: Document, model: Model | Unreadable | None, offset: int) -> Hint | None:
-    """Return what is to be said of the word at an offset and of what is wrong there."""
+def hover(
+    document: Document, model: Model | Unreadable | None, found: Iterable[Diagnostic], offset: int
+) -> Hint | None:
+    """Return what is to be said of the word at an offset and of what was found wrong there."""
     hint = _model_hint(document, model, offset) or _word_hint(document, model, offset)
-    hints = [*([hint] if hint is not None else []), *_pages(document, offset)]
+    hints = [*([hint] if hint is not None else []), *_pages(document, found, offset)]
     return Hint("\n\n---\n\n".join(one.text for one in hints), hints[0].start, hints[0].end) if hints else None
 
 
-def _pages(document: Document, offset: int) -> Iterator[Hint]:
+def _pages(document: Document, found: Iterable[Diagnostic], offset: int) -> Iterator[Hint]:
     """Yield what the catalogue says of the errors at an offset."""
     source = document.source
-    for found in document.analysis.diagnostics:
-        start, end = source.offset(found.line, found.column), source.offset(found.end_line, found.end_column)
-        if found.file == source.name and start <= offset < end:
-            page = PAGES[found.code]
+    for one in found:
+        start, end = source.offset(one.line, one.column), source.offset(one.end_line, one.end_column)
+        if one.file == source.name and start <= offset < end:
+            page = PAGES[one.code]
             yield Hint(f"**{page.code}: {page.title}**\n\n{page.explanation}", start, end)
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from lorakit.language.amounts import Amount, LimitError
 from lorakit.language.calls import unquoted
 from lorakit.language.names import Definition, LetValue, Scope, evaluate
 from lorakit.language.problems import Place, Problems
 from lorakit.language.source import SourceText
-from lorakit.language.syntax import IncludeNode, LetNode, StatementNode, StringLiteral, SyntaxTree, TargetList, Word
+from lorakit.language.syntax import LetNode, StringLiteral, TargetList, Word
 from lorakit.language.targets import read_targets
 from lorakit.lsp.document import Document
+from lorakit.lsp.includes import statements_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def names_of(document: Document, above: int | None = None) -> dict[str, Name]:
     """Return the names that a program defines, or those that it defines above an offset of the document."""
     names: dict[str, Name] = {}
     scope = scope_of({})
-    for tree, statement in _walk(document, above):
+    for tree, statement in statements_of(document, above):
         if isinstance(statement, LetNode) and statement.name not in names:
             place = Place(tree.source, Problems())
             value = _value(statement, place, scope, document)
@@ -47,30 +47,6 @@ def scope_of(names: Mapping[str, Name]) -> Scope:
     """Return a scope that knows these names and keeps quiet about all others."""
     spans = {name: found.source.span(found.word.start_pos, found.word.end_pos) for name, found in names.items()}
     return Scope({name: Definition(found.value, spans[name]) for name, found in names.items()}, complete=False)
-
-
-def included(document: Document, node: IncludeNode, folder: Path | None = None) -> Path:
-    """Return the file that a statement includes."""
-    return (folder if folder is not None else document.folder) / unquoted(node.path)
-
-
-def _walk(document: Document, above: int | None) -> Iterator[tuple[SyntaxTree, StatementNode]]:
-    """Yield the statements of a program in order, each with the tree it stands in."""
-    trees = {tree.source.name: tree for tree in document.analysis.trees}
-
-    def inside(tree: SyntaxTree, folder: Path) -> Iterator[tuple[SyntaxTree, StatementNode]]:
-        for statement in tree.statements:
-            if tree is document.tree and above is not None and statement.start >= above:
-                return
-            if not isinstance(statement, IncludeNode):
-                yield tree, statement
-                continue
-            path = included(document, statement, folder)
-            if (inner := trees.pop(str(path), None)) is not None:
-                yield from inside(inner, path.parent)
-
-    trees.pop(document.source.name)
-    yield from inside(document.tree, document.folder)
 
 
 def _value(node: LetNode, place: Place, scope: Scope, document: Document) -> LetValue:

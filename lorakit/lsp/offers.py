@@ -10,8 +10,6 @@ from lorakit.lsp.document import Document
 from lorakit.lsp.model import Model
 from lorakit.lsp.reading import Cursor
 
-__all__ = ["CompletionItemKind", "Offer", "Request"]
-
 
 @dataclass(frozen=True)
 class Offer:

@@ -79,12 +79,14 @@ def _closed(ls: Server, params: types.DidCloseTextDocumentParams) -> None:
 
 def _hover(ls: Server, params: types.HoverParams) -> types.Hover | None:
     uri = params.text_document.uri
-    positions = ls.session.document(uri).positions
-    hint = hover(ls.session.document(uri), ls.session.model(uri), positions.offset(params.position))
+    document = ls.session.document(uri)
+    hint = hover(
+        document, ls.session.model(uri), ls.session.found(uri), document.positions.offset(params.position)
+    )  # fmt: skip
     if hint is None:
         return None
     text = types.MarkupContent(types.MarkupKind.Markdown, hint.text)
-    return types.Hover(text, positions.range(hint.start, hint.end))
+    return types.Hover(text, document.positions.range(hint.start, hint.end))
 
 
 def _completion(ls: Server, params: types.CompletionParams) -> list[types.CompletionItem]:
@@ -121,9 +123,8 @@ def _definition(ls: Server, params: types.DefinitionParams) -> types.Location | 
     found = definition(document, document.positions.offset(params.position))
     if found is None:
         return None
-    text = next((tree.source.text for tree in document.analysis.trees if tree.source.name == found.file), "")
-    positions = document.positions if found.file == document.source.name else Positions(text, document.encoding)
-    return types.Location(uri_of(found.file, document), positions.range(found.start, found.end))
+    place = document.positions_in(found.file).range(found.start, found.end)
+    return types.Location(uri_of(found.file, document), place)
 
 
 def _symbols(ls: Server, params: types.DocumentSymbolParams) -> list[types.DocumentSymbol]:

@@ -16,7 +16,7 @@ from lorakit.errors import LorakitError, PlanError
 from lorakit.hooks import Plugins
 from lorakit.language.diagnostics import Diagnostic
 from lorakit.language.files import read_file
-from lorakit.lsp.diagnostics import START, kept, model_problem, problem, published
+from lorakit.lsp.diagnostics import NOWHERE, kept, model_problem, problem, published
 from lorakit.lsp.document import Document, read_document
 from lorakit.lsp.model import Model, Unreadable
 from lorakit.lsp.models import Models
@@ -121,7 +121,7 @@ class Session:
             self._publish(uri)
         except LorakitError as error:
             # a plugin that fails has no place in the text
-            self.publish(types.PublishDiagnosticsParams(uri, [problem(types.Range(START, START), str(error))]))
+            self.publish(types.PublishDiagnosticsParams(uri, [problem(NOWHERE, str(error))]))
         except Exception:
             # nobody waits for this task, so nobody else would hear of it
             logger.exception("checking %s failed", uri)

@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
+from lsprotocol.types import CompletionItemKind
+
 from lorakit.language.problems import Place, Problems
 from lorakit.language.spec import Target
 from lorakit.language.syntax import Word
 from lorakit.language.targets import read_targets
 from lorakit.lsp.model import Model
 from lorakit.lsp.names import names_of, scope_of
-from lorakit.lsp.offers import CompletionItemKind, Offer, Request
+from lorakit.lsp.offers import Offer, Request
 from lorakit.lsp.prose import count_text, modules, name_text, role_summary
 from lorakit.planning.inventory import ModuleInfo
 

@@ -88,10 +88,19 @@ async def test_what_an_adapter_fits_comes_first(modeled: Editor) -> None:
 
 
 async def test_the_errors_of_the_plan_show(modeled: Editor) -> None:
-    (found,) = await eventually(modeled, f"{MODEL}adapt q_prj rank 2\n")
+    uri = modeled.open(f"{MODEL}adapt q_prj rank 2\n")
+    (found,) = await modeled.diagnostics(uri, bool)
+    assert "L101" in await modeled.hover_at(uri, types.Position(1, 8))
     assert (found.code, found.range.start, found.range.end) == ("L101", types.Position(1, 6), types.Position(1, 11))
     (found,) = await eventually(modeled, f"{MODEL}adapt q_proj rank 9\n")
     assert found.code == "L103"
+
+
+async def test_those_of_an_included_file_show_at_the_include(modeled: Editor) -> None:
+    (modeled.folder / "rules.lora").write_text("adapt q_prj rank 2\n")
+    (found,) = await eventually(modeled, f'{MODEL}include "rules.lora"\n')
+    assert found.code == "L101" and "rules.lora" in found.message
+    assert (found.range.start, found.range.end) == (types.Position(1, 8), types.Position(1, 20))
 
 
 async def test_they_go_when_the_line_changes_and_stay_when_another_does(modeled: Editor) -> None:

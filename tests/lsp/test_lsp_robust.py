@@ -34,7 +34,7 @@ def look_everywhere(text: str, offset: int) -> None:
     """Ask a text everything at an offset."""
     document = read_document("file:///spec.lora", Path("/spec.lora"), 1, text, "utf-16", default_plugins(), read_file)
     place = document.positions.offset(document.positions.position(min(offset, len(document.source.text))))
-    hover(document, None, place)
+    hover(document, None, document.analysis.diagnostics, place)
     complete(document, None, place)
     definition(document, place)
     published(document.analysis.diagnostics, document)
