@@ -6,6 +6,7 @@ Source: Hu et al. 2021, "LoRA", arXiv:2106.09685, section 4.1.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from lorakit.planning.plan import PlanEntry
 
 
-class LoRALayer(nn.Module):
+class LoRALayer(nn.Module, ABC):
     """A frozen `base_layer` and a low-rank change of its weight: lora_A and lora_B, multiplied by `scaling`.
 
     Shapes: both matrices as their adapter says; flattened from the second dimension on, lora_A is (rank, inputs) and
@@ -55,17 +56,17 @@ class LoRALayer(nn.Module):
     def rank(self) -> int:
         return self.lora_A.shape[0]
 
+    @abstractmethod
     def change(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         """Return the change of the base weight that two matrices make, in the base weight's own layout."""
-        raise NotImplementedError
 
     def delta(self) -> Tensor:
         """Return the change of the base weight, in its own layout and the adapter's dtype."""
         return self.change(self.lora_A, self.lora_B)
 
+    @abstractmethod
     def base_matrix(self) -> Tensor:
         """Return the base weight as (outputs, inputs), dequantized if it is quantized."""
-        raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:

@@ -121,14 +121,12 @@ def _initialize(adapter: nn.Module, layer: nn.Module, entry: PlanEntry, plugins:
     lora_A, lora_B = adapter.get_parameter("lora_A"), adapter.get_parameter("lora_B")
     # float32 on the CPU first, so that every device and dtype rounds the same numbers
     start_A, start_B = torch.empty(lora_A.flatten(1).shape), torch.empty(lora_B.flatten(1).shape)
-    # where the matrices stand the other way round, B is the one that sees the inputs
-    flipped = entry.shape.kind == "stack_flipped"
-    first, second = (start_B.T, start_A.T) if flipped else (start_A, start_B)
+    first, second = (start_B.T, start_A.T) if entry.shape.is_flipped else (start_A, start_B)
     context = InitContext(
         weight=lambda: adapter.base_matrix() if isinstance(adapter, LoRALayer) else matrix(layer, entry),
         generator=module_generator(seed, entry.path),
         scaling=entry.adapter.factor,
-        fan_in=1 if entry.shape.kind == "embedding" else entry.shape.inputs,
+        fan_in=entry.shape.fan_in,
     )
     with torch.no_grad():
         plugins.initializer(entry.adapter.init).initialize(first, second, context)

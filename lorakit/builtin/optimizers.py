@@ -19,34 +19,39 @@ logger = logging.getLogger(__name__)
 MIN_8BIT_SIZE, BLOCKSIZE_8BIT = 4096, 256
 
 
-def _checked_betas(betas: tuple[float, float]) -> None:
-    if not all(0 <= beta < 1 for beta in betas):
-        raise ValueError("betas must both be at least 0 and below 1")
-
-
 @dataclass(frozen=True)
-class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101)."""
+class Adam:
+    """What the Adams share: two moments of the gradient, and weight decay apart from them."""
 
-    name: ClassVar[str] = "adamw"
-    default_lr: ClassVar[float] = 2e-4
     betas: tuple[float, float] = field(default=(0.9, 0.999), metadata={"help": "decay of the two moments"})
     eps: float = field(default=1e-8, metadata={"help": "added to the denominator"})
     weight_decay: float = field(default=0.0, metadata={"help": "share of a weight taken off a step, times lr"})
 
     def __post_init__(self) -> None:
-        _checked_betas(self.betas)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("betas must both be at least 0 and below 1")
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        return {"betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101)."""
+
+    name: ClassVar[str] = "adamw"
+    default_lr: ClassVar[float] = 2e-4
 
     def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return torch's AdamW, or bitsandbytes' paged one on CUDA."""
         import torch
 
-        options: dict[str, Any] = {"betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
         if pages(groups):
             import bitsandbytes as bnb
 
-            return bnb.optim.PagedAdamW(list(groups), lr=self.default_lr, **options)
-        return torch.optim.AdamW(list(groups), lr=self.default_lr, **options)
+            return bnb.optim.PagedAdamW(list(groups), lr=self.default_lr, **self._arguments)
+        return torch.optim.AdamW(list(groups), lr=self.default_lr, **self._arguments)
 
     def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
         """Return the bytes of two moments in the parameters' own width."""
@@ -54,26 +59,18 @@ class AdamW:
 
 
 @dataclass(frozen=True)
-class AdamW8bit:
+class AdamW8bit(Adam):
     """AdamW with both moments in eight bits (Dettmers et al. 2021, arXiv:2110.02861)."""
 
     name: ClassVar[str] = "adamw8bit"
     default_lr: ClassVar[float] = 2e-4
-    betas: tuple[float, float] = field(default=(0.9, 0.999), metadata={"help": "decay of the two moments"})
-    eps: float = field(default=1e-8, metadata={"help": "added to the denominator"})
-    weight_decay: float = field(default=0.0, metadata={"help": "share of a weight taken off a step, times lr"})
-
-    def __post_init__(self) -> None:
-        _checked_betas(self.betas)
 
     def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return bitsandbytes' AdamW8bit, paged on CUDA where asked."""
         import bitsandbytes as bnb
 
         kind = bnb.optim.PagedAdamW8bit if pages(groups) else bnb.optim.AdamW8bit
-        return kind(
-            list(groups), lr=self.default_lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
-        )  # fmt: skip
+        return kind(list(groups), lr=self.default_lr, **self._arguments)
 
     def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
         """Return the bytes of two moments with their scales and their two tables of 256 levels."""
@@ -99,7 +96,7 @@ class SGD:
             raise ValueError("nesterov needs a momentum above 0")
 
     def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Return torch's SGD. Its state is one buffer at most; paging it is left to the plan's note."""
+        """Return torch's SGD; its state, one buffer at most, is not paged."""
         import torch
 
         return torch.optim.SGD(

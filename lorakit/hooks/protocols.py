@@ -151,6 +151,16 @@ class LayerShape:
         return self.in_features * math.prod(self.kernel)
 
     @property
+    def fan_in(self) -> int:
+        """How many inputs add up in one entry of A·x; a lookup picks a single one."""
+        return 1 if self.kind == "embedding" else self.inputs
+
+    @property
+    def is_flipped(self) -> bool:
+        """Whether the adapter's B is the matrix that sees the inputs, because files take the weight the other way."""
+        return self.kind.endswith("_flipped")
+
+    @property
     def largest_rank(self) -> int:
         """The largest rank that a change of the weight can have."""
         return min(self.out_features, self.inputs)
