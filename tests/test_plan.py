@@ -99,7 +99,9 @@ def test_a_rank_larger_than_the_layer_points_at_the_rank(llama: nn.Module) -> No
 
 def test_a_rule_that_decides_nothing_is_an_error(llama: nn.Module) -> None:
     assert findings("adapt q_proj rank 2\nadapt @attention rank 4", llama) == [("L104", 1, 1)]
-    assert findings("adapt @linear rank 2\nquantize q_proj nf4", llama) == [("L104", 2, 1)]
+    assert findings("quantize q_proj nf4\nquantize @attention nf4", llama) == [("L104", 1, 1)]
+    # to quantize everything else is no contradiction where nothing else is left
+    assert lorakit.plan("adapt @linear rank 2\nquantize q_proj nf4", llama).rules[1].modules == 0
     assert lorakit.plan("adapt q_proj rank 2 optional\nadapt @attention rank 4", llama).rules[0].modules == 0
     assert findings("adapt q_proj rank 2 layers 7..9", llama) == [("L101", 1, 1)]
 

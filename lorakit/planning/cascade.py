@@ -160,17 +160,12 @@ def _layer_names(inventory: Inventory) -> list[str]:
 def _shadowed(
     one: _Reach, deciding: Mapping[str, Rule], decided: Mapping[type, Mapping[str, Rule]]
 ) -> Iterable[Diagnostic]:
-    if not one.paths or any(deciding.get(path) is one.rule for path in one.paths):
+    # `quantize` means everything that no other kind of rule decides, be it nothing
+    left = isinstance(one.rule, Quantize)
+    contested = [path for path in one.paths if not (left and (path in decided[Adapt] or path in decided[Train]))]
+    if not contested or any(deciding.get(path) is one.rule for path in contested):
         return
-    if isinstance(one.rule, Quantize) and all(path in decided[Adapt] or path in decided[Train] for path in one.paths):
-        yield at(
-            "L104",
-            "this rule decides nothing: other rules adapt or train every module that it matches",
-            one.rule.span,
-            suggestion="put `quant` on the `adapt` rule, or add `optional` here",
-        )
-        return
-    winners = {winner.span.line for path in one.paths if (winner := deciding.get(path)) and winner.span}
+    winners = {winner.span.line for path in contested if (winner := deciding.get(path)) and winner.span}
     lines = ", ".join(map(str, sorted(winners)))
     yield at(
         "L104",
