@@ -13,7 +13,7 @@ from lorakit.language.spec import Target
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.targets import Selection
 
-_COMMENT = re.compile(r"^[ \t]*#[ \t]*model:[ \t]*(?P<reference>\S[^\n]*?)[ \t\r]*$", re.MULTILINE)
+_COMMENT = re.compile(r"^[ \t]*#[ \t]*model:[ \t]*(?P<reference>\S[^\n]*)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,10 @@ class Model:
 def model_comment(text: str) -> ModelComment | None:
     """Return what the first such comment of a text says."""
     found = _COMMENT.search(text)
-    return ModelComment(found["reference"], *found.span("reference")) if found is not None else None
+    if found is None:
+        return None
+    reference = found["reference"].rstrip()
+    return ModelComment(reference, found.start("reference"), found.start("reference") + len(reference))
 
 
 def stamp_of(reference: str, folder: Path) -> int | Unreadable:

@@ -19,6 +19,7 @@ _SHOWN = 4
 
 
 def keyword_text(keyword: Keyword) -> str:
+    """Return what a word of the language says."""
     return f"`{keyword.form}`\n\n{keyword.meaning}"
 
 
@@ -93,6 +94,7 @@ def count_text(target: Target, model: Model) -> str:
 
 
 def modules(count: int) -> str:
+    """Return a number of modules in words."""
     return f"{count} module" if count == 1 else f"{count} modules"
 
 

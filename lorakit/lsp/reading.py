@@ -17,8 +17,6 @@ STATEMENT_TYPES = frozenset(word.upper() for word in STATEMENTS)
 CLAUSE_TYPES = frozenset(word.upper() for word in CLAUSES)
 
 _OPENING, _CLOSING = ("LPAR", "_LPAR", "LSQB"), ("RPAR", "RSQB")
-_TARGET_END = re.compile(r"(?:[\w*.@:-]|\[[^\]\n]*\])*\Z")
-_NAME_END = re.compile(r"\w*\Z")
 _RESUME = re.compile(rf'"(?:\\.|[^"\\\n])*"?|#[^\n]*|(?<![^\s;{{)])(?P<clause>{"|".join(CLAUSES)})\b')
 
 
@@ -58,9 +56,7 @@ def statements(tokens: Sequence[Word]) -> Iterator[list[Word]]:
 
 def cursor_at(tree: SyntaxTree, offset: int) -> Cursor | None:
     """Return the cursor at an offset, whose word may have begun before it; None in comments and strings."""
-    text = tree.source.text
-    line_start = text.rfind("\n", 0, offset) + 1
-    target, name = (_begin(pattern, text, line_start, offset) for pattern in (_TARGET_END, _NAME_END))
+    target, name = (_begin(tree.source.text, offset, others) for others in ("_*.@:-]", "_"))
     cursor = _cursor(tree, target)
     if target == name or (cursor is not None and "TARGET" in cursor.accepted):
         return cursor
@@ -90,9 +86,16 @@ def unclosed(words: Sequence[Word]) -> list[int]:
     return opened
 
 
-def _begin(pattern: re.Pattern[str], text: str, start: int, end: int) -> int:
-    found = pattern.search(text[start:end])
-    return start + found.start() if found is not None else end
+def _begin(text: str, end: int, others: str) -> int:
+    """Return where the letters, digits and other characters before an offset begin; a `]` brings its `[ ]` along."""
+    while end and (text[end - 1].isalnum() or text[end - 1] in others):
+        end -= 1
+        if text[end] == "]":
+            opening = text.rfind("[", text.rfind("\n", 0, end) + 1, end)
+            if opening < 0:
+                return end + 1
+            end = opening
+    return end
 
 
 def _cursor(tree: SyntaxTree, start: int) -> Cursor | None:

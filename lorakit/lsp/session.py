@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class _Findings:
     """What planning a version of a document found wrong."""
 
     document: Document
-    found: tuple[Diagnostic, ...] = ()
+    found: tuple[Diagnostic, ...]
 
 
 @dataclass
@@ -46,6 +47,8 @@ class Session:
     _documents: dict[str, Document] = field(default_factory=dict)
     _findings: dict[str, _Findings] = field(default_factory=dict)
     _following: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    # plans are made one after the other: those that wait when the text changes are never made
+    _planner: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def document(self, uri: str) -> Document:
         """Return the present version of a document, read. Raises: PluginError."""
@@ -117,7 +120,9 @@ class Session:
             if model is None:
                 self._findings.pop(uri, None)
                 return
-            self._findings[uri] = _Findings(document, await asyncio.to_thread(_planned, document, model))
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._planner, _planned, document, model)
+            self._findings[uri] = _Findings(document, found)
             self._publish(uri)
         except LorakitError as error:
             # a plugin that fails has no place in the text

@@ -83,8 +83,8 @@ async def test_what_fits_is_offered(editor: Editor, text: str, words: list[str])
     "text",
     [
         "# |", "#|", "adapt q rank 4 # |", "adapt q, # |", "adapt q { # |\n}", 'include "|"', 'include "a|',
-        'let s = "rank |', "adapt /q|/ rank 4", "let |", "let r |", "adapt layers[0|", "adapt q layers |",
-        "adapt q rank 1|", "adapt q dropout 0.|", "adpat q |", "use |", "require trainable < 1% |",
+        'let s = "rank |', "adapt /q|/ rank 4", "let |", "let r |", "adapt layers[0|", "adapt q]|", "]|",
+        "adapt q layers |", "adapt q rank 1|", "adapt q dropout 0.|", "adpat q |", "use |", "require trainable < 1% |",
     ],
 )  # fmt: skip
 async def test_nothing_is_offered_where_nothing_fits(editor: Editor, text: str) -> None:

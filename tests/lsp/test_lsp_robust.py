@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,23 @@ def test_any_text_can_be_looked_at(made: tuple[list[str], int]) -> None:
     words, offset = made
     look_everywhere("".join(words), offset)
     look_everywhere(" ".join(words), offset)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 100_000 + " b",
+        "# model: x" + " " * 100_000 + "y",
+        "adapt " + "[" * 50_000,
+        "adapt " + "a[0]." * 20_000,
+        "]" * 50_000,
+    ],
+    ids=lambda text: text[:12],
+)
+def test_a_long_line_keeps_nobody_waiting(text: str) -> None:
+    start = time.perf_counter()
+    look_everywhere(text, len(text) - 1)
+    assert time.perf_counter() - start < 2
 
 
 @pytest.mark.asyncio(loop_scope="session")
