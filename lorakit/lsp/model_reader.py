@@ -5,14 +5,15 @@ There the model's imports and its factory's code keep no editor waiting, print i
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import sys
 from typing import TYPE_CHECKING
 
 from lorakit.errors import LorakitError
 from lorakit.hooks import ModelReference
 from lorakit.lsp.model import Unreadable
+from lorakit.planning import codec
 from lorakit.planning.inventory import read_inventory
 from lorakit.plugins import default_plugins
 
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Write the pickled inventory, or why there is none, to what was standard output."""
-    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answer:
+    """Write the inventory as JSON, or why there is none, to what was standard output."""
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as answer:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        pickle.dump(_read(sys.argv[1]), answer)
+        found = _read(sys.argv[1])
+        json.dump({type(found).__name__: codec.to_plain(found)}, answer)
 
 
 def _read(text: str) -> Inventory | Unreadable:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-import pickle
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +13,14 @@ from typing import TypeAlias
 from lorakit.hooks import Plugins
 from lorakit.lsp.document import Document
 from lorakit.lsp.model import Model, Unreadable, model_comment, stamp_of
+from lorakit.planning import codec
+from lorakit.planning.inventory import Inventory
 
 # Seconds until a model that is still being read is given up
 PATIENCE = 300
+
+# What the reading process may answer
+_ANSWERS = {"Inventory": Inventory, "Unreadable": Unreadable}
 
 _OFF = Unreadable("models are not read: the server was started with --no-models")
 
@@ -89,8 +94,9 @@ class Models:
         if process.returncode != 0:
             return Unreadable(f"reading it ended with exit code {process.returncode}")
         try:
-            found = pickle.loads(answer)
-        except Exception as error:
+            ((name, plain),) = json.loads(answer).items()
+            found = codec.from_plain(_ANSWERS[name], plain)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             # the reader may be of another version, installed since this process began
             return Unreadable(f"what was read cannot be used, start the server again: {error}")
         return found if isinstance(found, Unreadable) else Model(found, self.plugins.roles)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Union
 
@@ -19,6 +20,8 @@ def to_plain(value: Any) -> Any:
         }  # fmt: skip
     if isinstance(value, tuple):
         return [to_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: to_plain(item) for name, item in value.items()}
     return value
 
 
@@ -36,6 +39,12 @@ def from_plain(wanted: Any, plain: Any) -> Any:
         if plain is None and type(None) in arguments:
             return None
         return from_plain(next(argument for argument in arguments if argument is not type(None)), plain)
+    if wanted is object:
+        return plain
+    if origin is Mapping:
+        if not isinstance(plain, dict):
+            raise ValueError(f"expected an object, found {plain!r}")
+        return {name: from_plain(arguments[1], item) for name, item in plain.items()}
     if origin is tuple:
         if not isinstance(plain, list):
             raise ValueError(f"expected a list, found {plain!r}")
