@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import lorakit
-from conftest import adapters, make_gpt2, make_llama, randomize
+from helpers import adapters, make_gpt2, make_llama, randomize
 from lorakit.adapters.lora_linear import LoRALinear
 
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import bitsandbytes as bnb
 import pytest
 import torch
-from architectures import ARCHITECTURES, Inputs, loss_of, output_of
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import lorakit
-from conftest import randomize
+from architectures import ARCHITECTURES, Inputs, loss_of, output_of
+from helpers import randomize
 
 TABLE = Path(__file__).parent / "data" / "architectures.md"
 TOLERANCE = 1e-5

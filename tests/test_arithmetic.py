@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lorakit
-from conftest import make_llama
+from helpers import make_llama
 
 
 class One(nn.Module):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lorakit
-from conftest import make_gpt2, make_llama
+from helpers import make_gpt2, make_llama
 from lorakit.artifacts import folders
 
 SAVER = """
@@ -254,7 +254,7 @@ def test_the_config_is_plain_json(tmp_path: Path) -> None:
 
 
 def test_merging_states_the_error_that_it_makes() -> None:
-    from conftest import randomize
+    from helpers import randomize
     from lorakit.artifacts.merge import merge_model
     from lorakit.plugins import default_plugins
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import lorakit
-from conftest import make_gpt2
+from helpers import make_gpt2
 
 Write = Callable[[str, str], Path]
 LINE = "adapt q_proj,v_proj rank 4 quant nf4 double paged\n"

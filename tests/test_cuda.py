@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lorakit
-from conftest import QLORA, adapters, make_llama
+from helpers import QLORA, adapters, make_llama
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 import lorakit
-from conftest import randomize
+from helpers import randomize
 
 SETTINGS = {
     "vocab_size": 64,

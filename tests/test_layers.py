@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import lorakit
-from conftest import randomize
+from helpers import randomize
 
 CONVOLUTIONS = {
     "1d": lambda: nn.Conv1d(6, 10, 5),

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 import lorakit
-from conftest import make_gpt2, make_llama, randomize
+from helpers import make_gpt2, make_llama, randomize
 
 TOLERANCE = 1e-5
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import lorakit
-from conftest import randomize
+from helpers import randomize
 
 MODEL = """
 import torch

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 import lorakit
-from conftest import QLORA, make_llama
+from helpers import QLORA, make_llama
 from lorakit.planning.plan import Plan
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import lorakit
-from conftest import make_llama
+from helpers import make_llama
 from lorakit.adapters.quantized_linear import QuantizedLinear
 
 QUANTIZERS = ["nf4", "nf4 double", "nf4(blocksize=128) double", "fp4", "fp4 double", "int8"]

@@ -9,10 +9,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from architectures import ARCHITECTURES
 from torch import nn
 
 import lorakit
+from architectures import ARCHITECTURES
 
 REVIEWED = Path(__file__).parent / "data" / "roles.json"
 ROLES = ("linear", "attention", "mlp", "experts", "embedding", "norm", "head")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lorakit
-from conftest import make_gpt2, make_llama
+from helpers import make_gpt2, make_llama
 
 
 class Block(nn.Module):

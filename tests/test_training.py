@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 import lorakit
-from conftest import QLORA, adapters, make_llama
+from helpers import QLORA, adapters, make_llama
 
 
 class Rows(torch.utils.data.Dataset):

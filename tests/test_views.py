@@ -13,7 +13,7 @@ from test_cli import lorakit_command
 from torch import nn
 
 import lorakit
-from conftest import make_gpt2, make_llama
+from helpers import make_gpt2, make_llama
 from lorakit.language.format import format_text
 from lorakit.planning.difference import difference, difference_view
 from lorakit.planning.inventory import read_inventory

@@ -1,0 +1,67 @@
+"""Small models and what tests ask of them; nothing here is downloaded."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+QLORA = "adapt q_proj,v_proj rank 4 quant nf4 double paged"
+
+
+def make_llama(seed: int = 0, **changes: object) -> nn.Module:
+    """Return a random two-layer Llama."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings: dict[str, object] = {
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 128,
+        "max_position_embeddings": 64,
+    }
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**{**settings, **changes}))
+
+
+def make_gpt2(seed: int = 0) -> nn.Module:
+    """Return a random two-layer GPT-2, whose projections are transformers' Conv1D."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=64, n_head=4, vocab_size=128, n_positions=64))
+
+
+def byte_tokenizer():  # type: ignore[no-untyped-def]
+    """Return a tokenizer with one token a byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: index for index, character in enumerate(["<eos>", "<user>", "<bot>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", additional_special_tokens=["<user>", "<bot>"]
+    )
+    fast.chat_template = (
+        "{% for m in messages %}{{ '<user>' if m.role == 'user' else '<bot>' }}{{ m.content }}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}<bot>{% endif %}"
+    )
+    return fast
+
+
+def adapters(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return copies of everything that trains, by name."""
+    return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def randomize(model: nn.Module, seed: int = 5) -> None:
+    """Give every B random values, so that adapters change what a model computes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
