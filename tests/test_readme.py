@@ -20,11 +20,12 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 
-def script(command: str, venv: Path, *arguments: str) -> str:
+def script(command: str, venv: Path, *arguments: str, cwd: Path = ROOT) -> str:
     """Run a command of the README in an environment of its own, and return what it prints."""
+    shell, path = command.split()
     done = subprocess.run(
-        [*command.split(), *arguments],
-        cwd=ROOT,
+        [shell, str(ROOT / path), *arguments],
+        cwd=cwd,
         env={**os.environ, "LORAKIT_VENV": str(venv), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
@@ -37,14 +38,17 @@ def script(command: str, venv: Path, *arguments: str) -> str:
 
 def test_the_first_command_from_nothing_and_again(tmp_path: Path) -> None:
     command = blocks("sh")[0].strip()
-    out = tmp_path / "adapter"
-    printed = script(command, tmp_path / "venv", "--steps", "12", "-o", str(out))
+    printed = script(command, tmp_path / "venv", "--steps", "12", cwd=tmp_path)
     losses = [float(loss) for loss in re.findall(r"held-out loss .*?: ([\d.]+)", printed)]
     assert losses[-1] < losses[0] - 0.1, printed
     assert printed.count("sample before") == printed.count("sample after") == 1
     assert "running on" in printed and "adapt q_proj, v_proj" in printed
-    assert set(os.listdir(out)) >= {"adapter_model.safetensors", "adapter_config.json", "plan.json"}
-    again = script(command, tmp_path / "venv", "--steps", "1", "-o", str(out), "--force")
+    assert set(os.listdir(tmp_path / "demo-adapter")) >= {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "plan.json",
+    }
+    again = script(command, tmp_path / "venv", "--steps", "1", cwd=tmp_path)
     assert "held-out loss" in again
 
 

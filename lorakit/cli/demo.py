@@ -8,6 +8,7 @@ import typer
 
 from lorakit.cli import options
 
+OUTPUT = "demo-adapter"
 QLORA = "adapt q_proj,v_proj rank 16 quant nf4 double paged"
 
 
@@ -15,7 +16,7 @@ def demo(
     spec: Annotated[
         str | None, typer.Argument(metavar="[SPEC]", help=f"A .lora file; without one: {QLORA}", show_default=False)
     ] = None,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The adapter folder.")] = "demo-adapter",
+    output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The adapter folder.")] = OUTPUT,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 60,
     force: options.Force = False,
 ) -> None:
@@ -50,7 +51,8 @@ def demo(
             output=Path(output),
             settings=settings,
             sample="Do you like science fiction?",
-            force=force,
+            # the demo may be run again: what it left itself it replaces
+            force=force or (output == OUTPUT and Path(output, "plan.json").is_file()),
         )
     )
     if outcome.stopped:
