@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lorakit.hooks.protocols import Role
 from lorakit.hooks.specs import hookimpl
-from lorakit.planning.inventory import Inventory, ModuleInfo
+
+if TYPE_CHECKING:
+    from lorakit.planning.inventory import Inventory, ModuleInfo
 
 
 @dataclass(frozen=True)
