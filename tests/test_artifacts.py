@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import resource
 import shutil
 import signal
 import struct
@@ -146,7 +145,6 @@ KEY = "base_model.model.0.lora_{}.weight"
         (lambda folder: (folder / "adapter_config.json").unlink(), "no adapter_config.json"),
         (lambda folder: (folder / "adapter_config.json").write_text("{"), "no JSON"),
         (lambda folder: (folder / "adapter_config.json").write_text("[]"), "JSON list"),
-        (lambda folder: (folder / "plan.json").write_text("[]"), "no plan"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "no adapter_model.safetensors"),
         (lambda folder: os.truncate(folder / "adapter_model.safetensors", 5000), "damaged or cut short"),
         (lambda folder: os.truncate(folder / "adapter_model.safetensors", 3), "damaged or cut short"),
@@ -179,12 +177,8 @@ def test_damaged_and_hostile_folders_change_no_model(
 ) -> None:
     folder = lorakit.save(linear(), tmp_path / "adapter")
     if by == "PEFT":
-        if "plan" in complaint or "nothing" in complaint or "lora_B" in complaint:
-            complaint = complaint if "plan" not in complaint else "never"
         (folder / "plan.json").unlink()
     damage(folder)
-    if complaint == "never":
-        return
     model = plain()
     with pytest.raises(lorakit.AdapterError, match=complaint if by == "lorakit" else f"{complaint}|for another model"):
         lorakit.load(folder, model)
@@ -243,10 +237,6 @@ def test_merging_one_end_of_a_tie_unties_it(tokens: torch.Tensor) -> None:
     assert merged.config.tie_word_embeddings is False
 
 
-def test_resource_limits_are_not_left_behind() -> None:
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
-
-
 def test_the_config_is_plain_json(tmp_path: Path) -> None:
     folder = lorakit.save(linear(), tmp_path / "adapter")
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -268,3 +258,10 @@ def test_merging_states_the_error_that_it_makes() -> None:
     assert report.max_error == pytest.approx(float(error.detach().abs().max()), rel=1e-3)
     assert report.relative_error == pytest.approx(float((error.norm() / exact.norm()).detach()), rel=1e-3)
     assert report.relative_error > 1e-4
+
+
+def test_a_plan_that_is_none_is_refused(tmp_path: Path) -> None:
+    folder = lorakit.save(linear(), tmp_path / "adapter")
+    (folder / "plan.json").write_text("[]")
+    with pytest.raises(lorakit.AdapterError, match="no plan"):
+        lorakit.load(folder, plain())

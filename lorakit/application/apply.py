@@ -34,7 +34,6 @@ def apply_plan(
     *,
     seed: int = 0,
     initialize: bool = True,
-    quantize: bool = True,
     progress: Progress = iter,
 ) -> nn.Module:
     """Return the model, adapted in place; a failure while replacements are built leaves it untouched.
@@ -56,7 +55,7 @@ def apply_plan(
             continue
         original = modules[entry.path]
         layer: nn.Module = layers.get(original) or original
-        if entry.quant is not None and quantize:
+        if entry.quant is not None:
             layer = quantized_layer(layer, entry, plugins)
         if entry.adapter is not None:
             layer = _adapted(layer, entry, plugins, seed if initialize else None)

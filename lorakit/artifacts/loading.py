@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,6 @@ from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.inventory import Inventory, read_inventory
 from lorakit.planning.plan import Plan
-
-logger = logging.getLogger(__name__)
 
 
 def load_adapter(
