@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lorakit.adapters.quantized_linear import QuantizedLinear
-from lorakit.errors import PluginError
+from lorakit.errors import ModelError, PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import QuantizedWeight
 from lorakit.planning.plan import PlanEntry
@@ -44,12 +44,20 @@ def matrix(layer: nn.Module, entry: PlanEntry) -> Tensor:
 
 
 def quantized_layer(layer: nn.Module, entry: PlanEntry, plugins: Plugins) -> QuantizedLinear:
-    """Return a layer of the same function with its weight quantized as the entry says.
+    """Return a layer of the same function with its weight quantized as the entry says; the layer if it is already.
 
-    Raises: PluginError naming the quantizer and the module if the quantizer fails.
+    Raises: PluginError naming the quantizer and the module if the quantizer fails, ModelError if the weight is
+    quantized otherwise.
     """
     assert entry.quant is not None
     quantizer = plugins.quantizer(entry.quant)
+    if isinstance(layer, QuantizedLinear):
+        if layer.quantizer == quantizer:
+            return layer
+        raise ModelError(
+            f"`{entry.path}` is stored as {layer.quantizer} already, and the plan wants {quantizer}; "
+            "quantize an unquantized base, or leave `quant` out for it"
+        )
     weight = matrix(layer, entry)
     try:
         quantized = quantizer.quantize(weight)

@@ -2,6 +2,7 @@
 
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import (
+    CalibratedQuantizer,
     InitContext,
     Initializer,
     LayerShape,
@@ -15,6 +16,7 @@ from lorakit.hooks.protocols import (
 from lorakit.hooks.specs import hookimpl, hookspec
 
 __all__ = [
+    "CalibratedQuantizer",
     "InitContext",
     "Initializer",
     "LayerShape",

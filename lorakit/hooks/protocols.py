@@ -12,14 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from lorakit.planning.inventory import Inventory
-    from lorakit.planning.plan import PlanEntry
+    from lorakit.planning.plan import Plan, PlanEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,26 @@ class Quantizer(Protocol):
 
     def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
         """Return x (..., in_features) times the transposed weight plus bias; differentiable in x."""
+
+
+@runtime_checkable
+class CalibratedQuantizer(Quantizer, Protocol):
+    """A quantizer that sees what goes into a layer before it quantizes the layer's weight.
+
+    The model runs over the calibration data once, before anything is quantized; whoever gives none gets a PlanError.
+    """
+
+    def observe(self, x: Tensor, seen: Any) -> Any:
+        """Return what is known of a layer's inputs after a batch x (..., in_features); `seen` is None before the first.
+
+        It is kept for every layer at once until the layer is quantized: sums, not samples.
+        """
+
+    def quantize_observed(self, weight: Tensor, seen: Any) -> QuantizedWeight:
+        """Return weight (out_features, in_features) quantized for the inputs that were seen; None if there were none.
+
+        `quantize` alone does the same without any knowledge of the inputs.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +194,8 @@ class LayerShape:
 class ModelReference:
     """A model named in text or by a config object, and what loading it may do.
 
-    `with_weights=False` asks for the structure alone, on meta tensors.
+    `with_weights=False` asks for the structure alone, on meta tensors. With a `plan`, a loader may store each weight as
+    the plan quantizes it while it reads, as a `QuantizedLinear` in the layer's place; the rest is quantized afterwards.
     """
 
     text: str
@@ -183,3 +204,4 @@ class ModelReference:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     dtype: str | None = None
+    plan: Plan | None = None
