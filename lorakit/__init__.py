@@ -1,6 +1,6 @@
 """lorakit: a small declarative language for low-rank fine-tuning, applied to Hugging Face and plain PyTorch models."""
 
-from lorakit.api import apply, load, merge, optimizer, parse, plan, save, summary
+from lorakit.api import adapters, apply, load, merge, optimizer, parse, plan, save, summary
 from lorakit.errors import (
     AdapterError,
     LorakitError,
@@ -24,6 +24,7 @@ __all__ = [
     "PluginError",
     "SpecError",
     "WriteError",
+    "adapters",
     "apply",
     "hookimpl",
     "load",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lorakit.application.summary import Summary
+    from lorakit.named_adapters import Adapters
     from lorakit.planning.plan import Plan
 
 logger = logging.getLogger("lorakit")
@@ -47,13 +48,17 @@ def plan(
     No weight is read. batch × tokens is the step that the memory forecast is for.
     Raises: SpecError, PlanError, ModelError.
     """
+    from lorakit.application.state import adapted_state
     from lorakit.planning.inventory import read_inventory
     from lorakit.planning.planner import make_plan
 
     plugins = plugins or default_plugins()
     module = _module(model, plugins, with_weights=False, trust_remote_code=trust_remote_code)
     parsed = spec if isinstance(spec, Spec) else parse(spec, plugins=plugins)
-    return make_plan(parsed, read_inventory(module, plugins), plugins, batch=batch, tokens=tokens)
+    # a further adapter is planned for the layers that lie under those before it
+    state = adapted_state(module)
+    inventory = state.inventory if state else read_inventory(module, plugins)
+    return make_plan(parsed, inventory, plugins, batch=batch, tokens=tokens)
 
 
 def apply(
@@ -61,12 +66,14 @@ def apply(
     model: Any,
     seed: int = 0,
     *,
+    name: str = "default",
     trust_remote_code: bool = False,
     plugins: Plugins | None = None,
 ) -> nn.Module:
     """Return the model adapted as a spec or a plan says: in place for an nn.Module, loaded first for a reference.
 
-    The same plan, weights and seed give the same bits.
+    The same plan, weights and seed give the same bits. A model takes several adapters, each under a `name` of its own;
+    the last one applied is in use until `lorakit.adapters(model)` says otherwise.
     Raises: SpecError, PlanError, ModelError; the model is untouched then.
     """
     from lorakit.application.apply import apply_plan
@@ -75,7 +82,7 @@ def apply(
     plugins = plugins or default_plugins()
     module = _module(model, plugins, with_weights=True, trust_remote_code=trust_remote_code)
     decided = spec_or_plan if isinstance(spec_or_plan, Plan) else plan(spec_or_plan, module, plugins=plugins)
-    return apply_plan(decided, module, plugins, seed=seed)
+    return apply_plan(decided, module, plugins, seed=seed, name=name)
 
 
 def optimizer(model: nn.Module, lr: float | None = None, *, plugins: Plugins | None = None) -> torch.optim.Optimizer:
@@ -85,20 +92,22 @@ def optimizer(model: nn.Module, lr: float | None = None, *, plugins: Plugins | N
     return build_optimizer(model, plugins or default_plugins(), lr)
 
 
-def save(model: nn.Module, folder: str | Path, *, plugins: Plugins | None = None) -> Path:
+def save(model: nn.Module, folder: str | Path, *, name: str | None = None, plugins: Plugins | None = None) -> Path:
     """Write the adapter as a folder that PEFT and lorakit load, replacing whole the adapter that it may hold.
 
+    Of several adapters it is the one in use, or that of the name.
     Raises: ModelError, OutputError if the folder holds anything but an adapter, WriteError if the disk fails.
     """
     from lorakit.artifacts.adapter_folder import save_adapter
 
-    return save_adapter(model, Path(folder), plugins or default_plugins())
+    return save_adapter(model, Path(folder), plugins or default_plugins(), name=name)
 
 
 def load(
     folder: str | Path,
     model_or_ref: Any,
     *,
+    name: str = "default",
     quantize: bool = True,
     allow_missing: bool = False,
     allow_pickle: bool = False,
@@ -115,25 +124,41 @@ def load(
     plugins = plugins or default_plugins()
     module = _module(model_or_ref, plugins, with_weights=True, trust_remote_code=trust_remote_code)
     return load_adapter(
-        Path(folder), module, plugins, quantize=quantize, allow_missing=allow_missing, allow_pickle=allow_pickle
+        Path(folder),
+        module,
+        plugins,
+        name=name,
+        quantize=quantize,
+        allow_missing=allow_missing,
+        allow_pickle=allow_pickle,
     )
 
 
-def merge(model: nn.Module, *, plugins: Plugins | None = None) -> nn.Module:
-    """Return the model, in evaluation mode, with its adapters folded into its weights and no class of lorakit left.
+def merge(model: nn.Module, *, requantize: bool = False, plugins: Plugins | None = None) -> nn.Module:
+    """Return the model, in evaluation mode, with the adapters in use folded into its weights and no adapter left.
 
-    What the rounding cost is logged. Raises: ModelError, AdapterError; the model is untouched then.
+    A quantized weight comes back dequantized, in the dtype that it computes in, and no class of lorakit is left; with
+    `requantize` it is quantized again as it was. What the rounding cost is logged.
+    Raises: ModelError, AdapterError; the model is untouched then.
     """
     from lorakit.artifacts.merge import merge_model
 
-    merged, report = merge_model(model, plugins or default_plugins())
+    merged, report = merge_model(model, plugins or default_plugins(), requantize=requantize)
     logger.info(
-        "merged %d modules; rounding cost %.3g at most, %.3g relative",
+        "merged %d modules; %s cost %.3g at most, %.3g relative",
         report.modules,
+        "quantizing again" if requantize else "rounding",
         report.max_error,
         report.relative_error,
     )
     return merged
+
+
+def adapters(model: nn.Module, *, plugins: Plugins | None = None) -> Adapters:
+    """Return the adapters of a model by name: which are in use, and how far. Raises: ModelError if it has none."""
+    from lorakit.named_adapters import Adapters
+
+    return Adapters(model, plugins or default_plugins())
 
 
 def summary(model: nn.Module) -> Summary:

@@ -21,15 +21,17 @@ class LoRAConv(LoRALayer):
 
     def base_matrix(self) -> Tensor:
         """Return the base weight (out_channels, in_channels · kernel)."""
-        return self.base_layer.weight.detach().flatten(1)  # type: ignore[operator]
+        return self.core.weight.detach().flatten(1)  # type: ignore[operator]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return h (batch, out_channels, *space) from x (batch, in_channels, *space), in the base layer's dtype."""
         result: Tensor = self.base_layer(x)
+        if self.is_off:
+            return result
         x = functional.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
         # the base layer's own convolution, so that its padding mode and dilation hold for A as well
-        thin = self.base_layer._conv_forward(x, self.lora_A, None)  # type: ignore[operator]
+        thin = self.core._conv_forward(x, self.lora_A, None)  # type: ignore[operator]
         # channels lie before as many dimensions as the kernel has, behind a batch or not
         channels = 1 - self.lora_A.ndim
         update = functional.linear(thin.movedim(channels, -1), self.lora_B.flatten(1)).movedim(-1, channels)
-        return result + (update * self.scaling).to(result.dtype)
+        return self.added(result, update)

@@ -17,7 +17,7 @@ class LoRAEmbedding(LoRALayer):
     @property
     def _scale(self) -> float | Tensor:
         # some models multiply what they look up inside their embedding class (Gemma: by the root of the width)
-        return getattr(self.base_layer, "embed_scale", 1.0)
+        return getattr(self.core, "embed_scale", 1.0)
 
     def change(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         """Return the change of the weight (num_embeddings, embedding_dim)."""
@@ -25,7 +25,7 @@ class LoRAEmbedding(LoRALayer):
 
     def base_matrix(self) -> Tensor:
         """Return the base weight (embedding_dim, num_embeddings)."""
-        return self.base_layer.weight.detach().T  # type: ignore[operator]
+        return self.core.weight.detach().T  # type: ignore[operator]
 
     @property
     def bias(self) -> None:
@@ -34,6 +34,7 @@ class LoRAEmbedding(LoRALayer):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return h (..., embedding_dim) from tokens (...), in the base layer's dtype."""
         result: Tensor = self.base_layer(tokens)
+        if self.is_off:
+            return result
         rows = functional.embedding(tokens, self.lora_A.T)
-        update = functional.linear(rows, self.lora_B) * (self.scaling * self._scale)
-        return result + update.to(result.dtype)
+        return self.added(result, functional.linear(rows, self.lora_B) * self._scale)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.adapters.quantized_linear import QuantizedLinear
+from lorakit.adapters.share import Share, factor, is_off, one_factor
 
 if TYPE_CHECKING:
     from lorakit.planning.plan import PlanEntry
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 class LoRALayer(nn.Module, ABC):
     """A frozen `base_layer` and a low-rank change of its weight: lora_A and lora_B, multiplied by `scaling`.
+
+    The base layer may be an adapter itself: every further adapter of a layer stands around those before it.
 
     Shapes: both matrices as their adapter says; flattened from the second dimension on, lora_A is (rank, inputs) and
     lora_B is (outputs, rank).
@@ -41,6 +44,7 @@ class LoRALayer(nn.Module, ABC):
         self.base_layer = base_layer
         self.scaling = scaling
         self.dropout = dropout
+        self.share: Share = 1.0
         self.lora_A = nn.Parameter(torch.empty(tuple(shape_A), dtype=dtype, device=device))
         self.lora_B = nn.Parameter(torch.empty(tuple(shape_B), dtype=dtype, device=device))
 
@@ -64,6 +68,21 @@ class LoRALayer(nn.Module, ABC):
         """Return the change of the base weight, in its own layout and the adapter's dtype."""
         return self.change(self.lora_A, self.lora_B)
 
+    @property
+    def core(self) -> nn.Module:
+        """The layer under all of its adapters."""
+        base = self.base_layer
+        return base.core if isinstance(base, LoRALayer) else base
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the adapter is out of use, so that its base layer alone answers."""
+        return is_off(self.share)
+
+    def added(self, result: Tensor, update: Tensor) -> Tensor:
+        """Return result + scaling · share · update, in the result's dtype."""
+        return result + (update * (self.scaling * factor(self, self.share, update))).to(result.dtype)
+
     @abstractmethod
     def base_matrix(self) -> Tensor:
         """Return the base weight as (outputs, inputs), dequantized if it is quantized."""
@@ -76,7 +95,9 @@ class LoRALayer(nn.Module, ABC):
         nn.MultiheadAttention in evaluation mode); through this they still see the adapter.
         """
         base: Tensor = self.base_layer.weight  # type: ignore[assignment]
-        return base + self.delta().to(base.dtype)
+        if self.is_off:
+            return base
+        return base + (one_factor(self, self.share) * self.delta()).to(base.dtype)
 
     @property
     def bias(self) -> Tensor | None:
@@ -84,20 +105,28 @@ class LoRALayer(nn.Module, ABC):
         bias: Tensor | None = self.base_layer.bias  # type: ignore[assignment]
         return bias
 
+    def exact_weight(self) -> Tensor:
+        """Return the effective weight in float32, in the base layer's orientation, with no rounding on the way."""
+        base = self.base_layer
+        below = base.exact_weight() if isinstance(base, LoRALayer) else base.weight.detach().float()  # type: ignore[operator]
+        if self.is_off:
+            return below
+        share = one_factor(self, self.share)
+        return below + share * self.change(self.lora_A.detach().float(), self.lora_B.detach().float())
+
     def merged(self) -> tuple[nn.Module, Tensor]:
         """Return a plain layer of the same function without dropout, and its weight before rounding, in float32.
 
-        The base layer stays as it is. A quantized base comes back as a Linear in the dtype that its weight had before,
-        so that the model around it still runs.
+        What lies under the adapters stays as it is. A quantized weight comes back as a Linear in the dtype that it had
+        before, so that the model around it still runs.
         """
-        base: Tensor = self.base_layer.weight.detach()  # type: ignore[operator]
-        exact = base.float() + self.change(self.lora_A.float(), self.lora_B.float())
-        if isinstance(self.base_layer, QuantizedLinear):
-            return self.base_layer.plain(exact.to(self.base_layer.dequantized_dtype)), exact
-        layer = copy.copy(self.base_layer)
-        layer._parameters = dict(self.base_layer._parameters)
+        exact, core = self.exact_weight(), self.core
+        if isinstance(core, QuantizedLinear):
+            return core.plain(exact.to(core.dequantized_dtype)), exact
+        layer = copy.copy(core)
+        layer._parameters = dict(core._parameters)
         # a new parameter: where the base weight is tied, the other end keeps its own
-        layer.weight = nn.Parameter(exact.to(base.dtype), requires_grad=False)
+        layer.weight = nn.Parameter(exact.to(core.weight.dtype), requires_grad=False)  # type: ignore[arg-type]
         return layer, exact
 
     def extra_repr(self) -> str:

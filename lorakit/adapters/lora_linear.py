@@ -41,14 +41,16 @@ class LoRALinear(LoRALayer):
 
     def base_matrix(self) -> Tensor:
         """Return the base weight (out_features, in_features)."""
-        return self.base_layer.weight.detach()  # type: ignore[operator]
+        return self.core.weight.detach()  # type: ignore[operator]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return h (..., out_features) from x (..., in_features), in the base layer's dtype."""
         result: Tensor = self.base_layer(x)
+        if self.is_off:
+            return result
         x = functional.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
         update = functional.linear(functional.linear(x, self.lora_A), self.lora_B)
-        return result + (update * self.scaling).to(result.dtype)
+        return self.added(result, update)
 
 
 class LoRATransposedLinear(LoRALinear):
@@ -56,7 +58,7 @@ class LoRATransposedLinear(LoRALinear):
 
     @property
     def _lies_transposed(self) -> bool:
-        return not isinstance(self.base_layer, QuantizedLinear)
+        return not isinstance(self.core, QuantizedLinear)
 
     def change(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         """Return the change of the weight in the layout of the base layer's."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
+from lorakit.adapters.share import Share, is_off, one_factor
+
 if TYPE_CHECKING:
     from lorakit.planning.plan import PlanEntry
 
@@ -36,6 +38,7 @@ class LoRAStack(nn.Module):
         super().__init__()
         self.stack = stack
         self.scaling = scaling
+        self.share: Share = 1.0
         self.transposed = transposed
         self.lora_A = nn.Parameter(torch.empty(tuple(shape_A), dtype=dtype, device=device))
         self.lora_B = nn.Parameter(torch.empty(tuple(shape_B), dtype=dtype, device=device))
@@ -69,7 +72,16 @@ class LoRAStack(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the effective weight (stack, rows, columns)."""
-        return weight + self.delta().to(weight.dtype)
+        if is_off(self.share):
+            return weight
+        return weight + (one_factor(self, self.share) * self.delta()).to(weight.dtype)
+
+    def exact_weight(self, weight: Tensor) -> Tensor:
+        """Return the effective weight in float32 from a weight in float32, with no rounding on the way."""
+        if is_off(self.share):
+            return weight
+        change = self.change(self.lora_A.detach().float(), self.lora_B.detach().float())
+        return weight + one_factor(self, self.share) * change
 
     def extra_repr(self) -> str:
         return f"stack={self.stack}, rank={self.lora_A.shape[0] // self.stack}, scaling={self.scaling:g}"

@@ -7,21 +7,24 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from lorakit.adapters.lora_layer import LoRALayer
+from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.application.layers import (
-    adapter_at,
+    core_of,
     holder_of,
+    is_parameter,
     matrix,
-    places,
+    put,
+    put_on_parameter,
     quantized_layer,
-    trained_parameters,
 )
-from lorakit.application.state import adapted_state, attach
+from lorakit.application.state import DEFAULT, Adapted, NamedAdapter, adapted_state, attach
+from lorakit.application.switching import remember_base, use
 from lorakit.errors import ModelError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import InitContext
+from lorakit.planning.inventory import Inventory, read_inventory, stored
 from lorakit.planning.plan import Plan, PlanEntry
 
 Progress = Callable[[Sequence[PlanEntry]], Iterable[PlanEntry]]
@@ -33,42 +36,50 @@ def apply_plan(
     plugins: Plugins,
     *,
     seed: int = 0,
+    name: str = DEFAULT,
+    inventory: Inventory | None = None,
     initialize: bool = True,
     progress: Progress = iter,
 ) -> nn.Module:
-    """Return the model, adapted in place; a failure while replacements are built leaves it untouched.
+    """Return the model, adapted in place under a name; a failure while replacements are built leaves it untouched.
 
     The same plan, weights and seed give the same bits on every device: each adapter draws from a generator of its own.
-    Raises: ModelError if the model is adapted already or holds meta tensors, PlanError if it is not the planned one.
+    On a model that has adapters already, the new ones stand around those, and alone are in use.
+    Raises: ModelError if the name is taken or the model holds meta tensors, PlanError if it is not the planned one.
     """
-    if adapted_state(model) is not None:
-        raise ModelError("this model is adapted already; merge it, or load it again, before another plan")
+    state = adapted_state(model)
+    _check_name(state, name)
     modules = dict(model.named_modules())
     _check(plan, model, modules)
     layers = _converted(modules, plugins)
-    parameters: list[tuple[PlanEntry, nn.Module]] = []
+    made: dict[str, nn.Module] = {}
     for entry in progress(plan.entries):
-        if entry.shape is not None and entry.shape.is_parameter:
+        start = seed if initialize else None
+        if is_parameter(entry):
             if entry.adapter is not None:
-                holder, _ = holder_of(model, entry)
-                parameters.append((entry, _adapted(holder, entry, plugins, seed if initialize else None)))
+                made[entry.path] = _adapted(holder_of(model, entry)[0], entry, plugins, start)
             continue
         original = modules[entry.path]
         layer: nn.Module = layers.get(original) or original
         if entry.quant is not None:
-            layer = quantized_layer(layer, entry, plugins)
+            layer = _stored(layer, entry, plugins, state)
         if entry.adapter is not None:
-            layer = _adapted(layer, entry, plugins, seed if initialize else None)
+            made[entry.path] = layer = _adapted(layer, entry, plugins, start)
         layers[original] = layer
+    if state is None:
+        state = Adapted(inventory or read_inventory(model, plugins))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    _swap_in(model, layers)
-    for entry, adapter in parameters:
-        holder, name = holder_of(model, entry)
-        parametrize.register_parametrization(holder, name, adapter, unsafe=True)
+    put(model, layers)
     for entry in plan.entries:
-        _set_training(model, entry)
-    attach(model, plan, seed)
+        if is_parameter(entry) and entry.path in made:
+            put_on_parameter(*holder_of(model, entry), made[entry.path])
+    adapter = NamedAdapter(name, plan, seed, made)
+    remember_base(model, state, adapter)
+    state.inventory = stored(state.inventory, plan)
+    state.named[name] = adapter
+    attach(model, state)
+    use(model, state, {name: 1.0})
     plugins.call("lorakit_model_ready", model=model, plan=plan)
     return model
 
@@ -79,16 +90,41 @@ def module_generator(seed: int, path: str) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+def _check_name(state: Adapted | None, name: str) -> None:
+    if state is not None and name in state.named:
+        raise ModelError(
+            f"this model is adapted already, under the name `{name}`: give the new adapter a `name` of its own, "
+            "or merge the old one, or load the model again"
+        )
+    if state is not None:
+        state.check_apart()
+    if not name or "." in name or "/" in name:
+        raise ModelError(f"an adapter's name is a word, not {name!r}")
+
+
 def _check(plan: Plan, model: nn.Module, modules: dict[str, nn.Module]) -> None:
     for entry in plan.entries:
-        is_parameter = entry.shape is not None and entry.shape.is_parameter
-        module = modules.get(entry.path.rpartition(".")[0] if is_parameter else entry.path)
-        if module is None or (is_parameter and entry.path.rpartition(".")[2] not in module._parameters):
+        module = modules.get(entry.path.rpartition(".")[0] if is_parameter(entry) else entry.path)
+        if module is None or (is_parameter(entry) and not hasattr(module, entry.path.rpartition(".")[2])):
             raise PlanError(
                 f"the plan is for another model: it decides `{entry.path}`, which {type(model).__name__} lacks"
             )
         if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
             raise ModelError(f"`{entry.path}` has no weights (a meta tensor): load the model before applying a plan")
+
+
+def _stored(layer: nn.Module, entry: PlanEntry, plugins: Plugins, state: Adapted | None) -> nn.Module:
+    """Return the layer with its weight quantized; under other adapters it may only be so already."""
+    core = core_of(layer)
+    if state is None:
+        return quantized_layer(core, entry, plugins)
+    if not isinstance(core, QuantizedLinear):
+        raise ModelError(
+            f"the plan quantizes `{entry.path}`, which would change what {', '.join(state.named)} on it compute: "
+            "leave `quant` out, or load with quantize=False"
+        )
+    quantized_layer(core, entry, plugins)
+    return layer
 
 
 def _converted(modules: dict[str, nn.Module], plugins: Plugins) -> dict[nn.Module, nn.Module]:
@@ -122,7 +158,7 @@ def _initialize(adapter: nn.Module, layer: nn.Module, entry: PlanEntry, plugins:
     start_A, start_B = torch.empty(lora_A.flatten(1).shape), torch.empty(lora_B.flatten(1).shape)
     first, second = (start_B.T, start_A.T) if entry.shape.is_flipped else (start_A, start_B)
     context = InitContext(
-        weight=lambda: adapter.base_matrix() if isinstance(adapter, LoRALayer) else matrix(layer, entry),
+        weight=lambda: adapter.base_matrix() if isinstance(adapter, LoRALayer) else matrix(core_of(layer), entry),
         generator=module_generator(seed, entry.path),
         scaling=entry.adapter.factor,
         fan_in=entry.shape.fan_in,
@@ -131,19 +167,3 @@ def _initialize(adapter: nn.Module, layer: nn.Module, entry: PlanEntry, plugins:
         plugins.initializer(entry.adapter.init).initialize(first, second, context)
         lora_A.copy_(start_A.view(lora_A.shape))
         lora_B.copy_(start_B.view(lora_B.shape))
-
-
-def _swap_in(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
-    held = places(model)
-    for original, replacement in replacements.items():
-        if replacement is not original:
-            for parent, name in held[original]:
-                setattr(parent, name, replacement)
-
-
-def _set_training(model: nn.Module, entry: PlanEntry) -> None:
-    if entry.train:
-        for parameter in trained_parameters(model, entry).values():
-            parameter.requires_grad_(True)
-    if entry.adapter is not None and entry.adapter.bias_parameters:
-        adapter_at(model, entry).get_parameter("base_layer.bias").requires_grad_(True)

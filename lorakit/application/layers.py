@@ -1,8 +1,9 @@
-"""Single layers on their way into an adapted model."""
+"""Single layers on their way into an adapted model, and where they stand in it."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.errors import ModelError, PluginError
@@ -11,15 +12,9 @@ from lorakit.hooks.protocols import QuantizedWeight
 from lorakit.planning.plan import PlanEntry
 
 
-def adapter_at(model: nn.Module, entry: PlanEntry) -> nn.Module:
-    """Return what the plan put at an entry's path: an adapter, a quantized layer, or the holder of what trains."""
-    if entry.shape is None or not entry.shape.is_parameter:
-        return model.get_submodule(entry.path)
-    holder, name = holder_of(model, entry)
-    if entry.adapter is None:
-        return holder
-    found: nn.Module = holder.get_submodule(f"parametrizations.{name}.0")
-    return found
+def is_parameter(entry: PlanEntry) -> bool:
+    """Return whether an entry decides a parameter and not a module."""
+    return entry.shape is not None and entry.shape.is_parameter
 
 
 def holder_of(model: nn.Module, entry: PlanEntry) -> tuple[nn.Module, str]:
@@ -28,12 +23,43 @@ def holder_of(model: nn.Module, entry: PlanEntry) -> tuple[nn.Module, str]:
     return model.get_submodule(path), name
 
 
-def trained_parameters(model: nn.Module, entry: PlanEntry) -> dict[str, nn.Parameter]:
-    """Return the parameters that `train` keeps trainable in full, by their names behind the entry's path."""
-    if entry.shape is not None and entry.shape.is_parameter:
+def core_of(module: nn.Module) -> nn.Module:
+    """Return the layer under all of its adapters; the module itself if it has none."""
+    while isinstance(inner := module._modules.get("base_layer"), nn.Module):
+        module = inner
+    return module
+
+
+def base_at(model: nn.Module, entry: PlanEntry) -> nn.Module | Tensor:
+    """Return what lies under the adapters at an entry's path: a layer, or a parameter."""
+    if not is_parameter(entry):
+        return core_of(model.get_submodule(entry.path))
+    holder, name = holder_of(model, entry)
+    if parametrize.is_parametrized(holder, name):
+        return holder.get_parameter(f"parametrizations.{name}.original")
+    return holder.get_parameter(name)
+
+
+def adapter_path(model: nn.Module, entry: PlanEntry, adapter: nn.Module) -> str:
+    """Return the path of an adapter in a model: a later adapter of the same layer stands around it."""
+    if is_parameter(entry):
         holder, name = holder_of(model, entry)
-        return {"": holder.get_parameter(name)}
-    return dict(model.get_submodule(entry.path).named_parameters(recurse=False))
+        index = list(holder.get_submodule(f"parametrizations.{name}").children()).index(adapter)
+        return f"{entry.path.rpartition('.')[0]}.parametrizations.{name}.{index}"
+    path, module = entry.path, model.get_submodule(entry.path)
+    while module is not adapter:
+        path, module = f"{path}.base_layer", module.get_submodule("base_layer")
+    return path
+
+
+def full_parameters(model: nn.Module, entry: PlanEntry) -> dict[str, nn.Parameter]:
+    """Return what an entry trains in full, by name behind the entry's path: by `train`, or biases by `bias adapter`."""
+    if entry.train:
+        base = base_at(model, entry)
+        return {"": base} if isinstance(base, nn.Parameter) else dict(base.named_parameters(recurse=False))  # type: ignore[union-attr]
+    if entry.adapter is not None and entry.adapter.bias_parameters:
+        return {"bias": core_of(model.get_submodule(entry.path)).get_parameter("bias")}
+    return {}
 
 
 def matrix(layer: nn.Module, entry: PlanEntry) -> Tensor:
@@ -84,3 +110,29 @@ def places(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
             if child is not None:
                 found.setdefault(child, []).append((parent, name))
     return found
+
+
+def put(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+    """Put modules into the places of others, wherever the model holds those."""
+    held = places(model)
+    for original, replacement in replacements.items():
+        if replacement is not original:
+            for parent, name in held[original]:
+                setattr(parent, name, replacement)
+
+
+def put_on_parameter(holder: nn.Module, name: str, adapter: nn.Module) -> None:
+    """Put an adapter on a parameter, over those that are there already."""
+    # the order of a module's parameters tells how its stacks follow each other, and torch forgets it
+    adapter.beside = tuple(holder._parameters)  # type: ignore[assignment]
+    parametrize.register_parametrization(holder, name, adapter, unsafe=True)
+
+
+def bare_parameter(holder: nn.Module, name: str) -> None:
+    """Take every adapter off a parameter, which gets its old place among the others."""
+    first = holder.get_submodule(f"parametrizations.{name}.0")
+    order = {beside: index for index, beside in enumerate(first.beside)}  # type: ignore[arg-type]
+    parametrize.remove_parametrizations(holder, name, leave_parametrized=False)
+    ordered = sorted(holder._parameters.items(), key=lambda item: order.get(item[0], -1))
+    holder._parameters.clear()
+    holder._parameters.update(ordered)

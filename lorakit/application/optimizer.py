@@ -7,40 +7,51 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorakit.application.layers import adapter_at, trained_parameters
-from lorakit.application.state import plan_of, unwrapped
+from lorakit.application.layers import full_parameters
+from lorakit.application.state import NamedAdapter, state_of, unwrapped
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
 
 
 def build_optimizer(model: nn.Module, plugins: Plugins, lr: float | None = None) -> torch.optim.Optimizer:
-    """Return the optimizer that the plan names, over everything that trains.
+    """Return the optimizer that the plan names, over everything that trains: the adapters in use.
 
     `lr` replaces the optimizer's own learning rate; a rule's `lr` stays, and `lr_ratio` multiplies that of lora_B
-    (LoRA+, Hayou et al. 2024, arXiv:2402.12354). Raises: ModelError if the model is not adapted.
+    (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
+    Raises: ModelError if the model is not adapted, or the adapters in use name different optimizers.
     """
-    plan = plan_of(model)
-    return plugins.optimizer(plan.optimizer.call).build(parameter_groups(model, lr))
+    used = state_of(model).used
+    calls = {adapter.plan.optimizer.call for adapter in used}
+    if len(calls) > 1:
+        raise ModelError(f"the adapters in use, {', '.join(one.name for one in used)}, name different optimizers")
+    if not used:
+        raise ModelError("no adapter of this model is in use: nothing trains")
+    return plugins.optimizer(calls.pop()).build(parameter_groups(model, lr))
 
 
 def parameter_groups(model: nn.Module, lr: float | None = None) -> list[dict[str, Any]]:
     """Return parameter groups with `params`, `lr` and `paged`, one for each pair of the latter two."""
-    plan = plan_of(model)
-    model = unwrapped(model)
-    default = lr if lr is not None else plan.optimizer.lr
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    seen: set[nn.Parameter] = set()
-    for entry in plan.entries:
+    for adapter in state_of(model).used:
+        _collect(unwrapped(model), adapter, adapter.plan.optimizer.lr if lr is None else lr, groups)
+    if not groups:
+        raise ModelError("nothing in this model trains: the plan only quantizes")
+    return [{"params": parameters, "lr": rate, "paged": paged} for (rate, paged), parameters in groups.items()]
+
+
+def _collect(
+    model: nn.Module, named: NamedAdapter, default: float, groups: dict[tuple[float, bool], list[nn.Parameter]]
+) -> None:
+    """Add what an adapter trains to the groups, each parameter once."""
+    seen = {parameter for parameters in groups.values() for parameter in parameters}
+    for entry in named.plan.entries:
         adapter = entry.adapter
         rate = (adapter.lr if adapter else entry.train_lr) or default
-        paged = plan.optimizer.paged or bool(adapter and adapter.paged)
-        adapted = adapter_at(model, entry).named_parameters() if adapter else trained_parameters(model, entry).items()
-        for name, parameter in adapted:
-            if not parameter.requires_grad or parameter in seen:
+        paged = named.plan.optimizer.paged or bool(adapter and adapter.paged)
+        own = dict(named.modules[entry.path].named_parameters()) if adapter else {}
+        for name, parameter in (own | full_parameters(model, entry)).items():
+            if not parameter.requires_grad or parameter in seen or name.startswith("base_layer."):
                 continue
             seen.add(parameter)
             ratio = adapter.lr_ratio if adapter and adapter.lr_ratio and name == "lora_B" else 1.0
             groups.setdefault((rate * ratio, paged), []).append(parameter)
-    if not groups:
-        raise ModelError("nothing in this model trains: the plan only quantizes")
-    return [{"params": parameters, "lr": rate, "paged": paged} for (rate, paged), parameters in groups.items()]

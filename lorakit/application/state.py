@@ -1,32 +1,78 @@
-"""What an adapted model remembers: the plan that made it."""
+"""What an adapted model remembers: its adapters by name, each with the plan that made it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
+from lorakit.adapters.share import Share
 from lorakit.errors import ModelError
+from lorakit.planning.inventory import Inventory
 from lorakit.planning.plan import Plan
 
 ATTRIBUTE = "lorakit_state"
+# the name of an adapter that was given none
+DEFAULT = "default"
 
 
-@dataclass(frozen=True, slots=True)
-class Adapted:
-    """The plan of an adapted model and the seed that its adapters were drawn with."""
+@dataclass(eq=False, slots=True)
+class NamedAdapter:
+    """One plan on a model: the adapters that it put there, by the path of their entry.
 
+    `kept` are its own values of what it trains in full, by path, while another's stand in the model.
+    """
+
+    name: str
     plan: Plan
     seed: int
+    modules: dict[str, nn.Module]
+    share: Share = 0.0
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def is_used(self) -> bool:
+        return isinstance(self.share, Tensor) or self.share != 0.0
 
 
-def attach(model: nn.Module, plan: Plan, seed: int) -> None:
-    """Make a model remember the plan that was applied to it."""
-    setattr(model, ATTRIBUTE, Adapted(plan, seed))
+@dataclass(eq=False, slots=True)
+class Adapted:
+    """The adapters of a model in the order in which they came, and what the model was without them.
+
+    `base` are the base model's own values of what any adapter trains in full, on the CPU; `standing` names the adapter
+    whose values stand in the model instead. `merged` holds the base's own layers and parameters, by path, while the
+    adapters are folded into others in their place.
+    """
+
+    inventory: Inventory
+    named: dict[str, NamedAdapter] = field(default_factory=dict)
+    base: dict[str, Tensor] = field(default_factory=dict)
+    standing: dict[str, str] = field(default_factory=dict)
+    merged: dict[str, nn.Module | nn.Parameter] = field(default_factory=dict)
+
+    def get(self, name: str) -> NamedAdapter:
+        """Return the adapter of this name. Raises: ModelError listing those that there are."""
+        if name not in self.named:
+            raise ModelError(f"no adapter is called `{name}`; there are: {', '.join(self.named)}")
+        return self.named[name]
+
+    def check_apart(self) -> None:
+        """Raise ModelError while the adapters are merged into the weights."""
+        if self.merged:
+            raise ModelError("the adapters are merged into the weights: `lorakit.adapters(model).unmerge()` first")
+
+    @property
+    def used(self) -> list[NamedAdapter]:
+        return [adapter for adapter in self.named.values() if adapter.is_used]
+
+
+def attach(model: nn.Module, state: Adapted) -> None:
+    """Make a model remember its adapters."""
+    setattr(model, ATTRIBUTE, state)
 
 
 def detach(model: nn.Module) -> None:
-    """Make a model forget its plan."""
+    """Make a model forget its adapters."""
     delattr(model, ATTRIBUTE)
 
 
@@ -35,12 +81,26 @@ def adapted_state(model: nn.Module) -> Adapted | None:
     return getattr(model, ATTRIBUTE, None)
 
 
-def plan_of(model: nn.Module) -> Plan:
-    """Return the plan of an adapted model. Raises: ModelError for a model that is not adapted."""
+def state_of(model: nn.Module) -> Adapted:
+    """Return what an adapted model remembers. Raises: ModelError for a model that is not adapted."""
     state = adapted_state(unwrapped(model))
     if state is None:
         raise ModelError(f"this {type(model).__name__} has no adapters: lorakit.apply or lorakit.load puts them on")
-    return state.plan
+    return state
+
+
+def adapter_of(model: nn.Module, name: str | None = None) -> NamedAdapter:
+    """Return the adapter of this name, or the one in use.
+
+    Raises: ModelError if the model is not adapted, the name is unknown, or it is not given and not one alone is in use.
+    """
+    state = state_of(model)
+    if name is not None:
+        return state.get(name)
+    if len(state.used) == 1:
+        return state.used[0]
+    which = "none of them is" if not state.used else f"{len(state.used)} of them are"
+    raise ModelError(f"this model has the adapters {', '.join(state.named)} and {which} in use: give a name")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

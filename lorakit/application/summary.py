@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lorakit.adapters.quantized_linear import QuantizedLinear
-from lorakit.application.layers import adapter_at, holder_of
-from lorakit.application.state import plan_of, unwrapped
+from lorakit.application.layers import base_at
+from lorakit.application.state import state_of, unwrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class ModuleSummary:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """An adapted model in figures: parameters by count, memory in bytes."""
+    """An adapted model in figures: parameters by count, memory in bytes; all of its adapters together."""
 
     total_parameters: int
     added_parameters: int
@@ -40,24 +40,21 @@ class Summary:
 
 def summarize(model: nn.Module) -> Summary:
     """Return the figures of an adapted model, read off its tensors. Raises: ModelError if it is not adapted."""
-    plan = plan_of(model)
+    state = state_of(model)
     model = unwrapped(model)
-    modules = []
-    adapters: list[Tensor] = []
-    for entry in plan.entries:
-        module = adapter_at(model, entry)
-        own = [parameter for name, parameter in module.named_parameters() if not name.startswith("base_layer.")]
-        own = own if entry.adapter else []
-        adapters += own
-        if entry.shape is not None and entry.shape.is_parameter:
-            holder, name = holder_of(model, entry)
-            base: nn.Module | Tensor = holder.get_parameter(f"parametrizations.{name}.original" if own else name)
-        else:
-            base = module.get_submodule("base_layer") if entry.adapter else module
-        modules.append(_module(entry.path, base, own))
+    added: dict[str, list[Tensor]] = {}
+    bases: dict[str, nn.Module | Tensor] = {}
+    for adapter in state.named.values():
+        for entry in adapter.plan.entries:
+            own = adapter.modules[entry.path].named_parameters() if entry.adapter else ()
+            found = [parameter for name, parameter in own if not name.startswith("base_layer.")]
+            added.setdefault(entry.path, []).extend(found)
+            bases[entry.path] = base_at(model, entry)
+    modules = [_module(path, base, added[path]) for path, base in bases.items()]
+    adapters = [tensor for tensors in added.values() for tensor in tensors]
     adapter_bytes = _bytes(adapters)
     return Summary(
-        total_parameters=plan.model_parameters + sum(tensor.numel() for tensor in adapters),
+        total_parameters=state.inventory.total_parameters + sum(tensor.numel() for tensor in adapters),
         added_parameters=sum(tensor.numel() for tensor in adapters),
         trainable_parameters=sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad),
         weight_bytes=_bytes([*model.parameters(), *model.buffers()]) - adapter_bytes,

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lorakit.application.state import plan_of, unwrapped
+from lorakit.application.state import adapter_of, unwrapped
 from lorakit.artifacts.folders import new_folder
 from lorakit.artifacts.peft_config import peft_config
 from lorakit.artifacts.peft_names import adapter_tensors
@@ -30,37 +30,38 @@ def save_adapter(
     folder: Path,
     plugins: Plugins,
     *,
+    name: str | None = None,
     replace: bool = False,
     beside: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write the adapter of a model, replacing whole the adapter that the folder may hold, or with `replace` anything.
 
-    `beside` adds files of its own to the folder before it takes its place.
-    Raises: ModelError if the model is not adapted, OutputError if the folder holds anything else, WriteError.
+    It is the one in use, or that of the name. `beside` adds files of its own to the folder before it takes its place.
+    Raises: ModelError if the model has no such adapter, OutputError if the folder holds anything else, WriteError.
     """
     if not replace:
         _refuse_foreign(folder)
     with new_folder(folder) as aside:
-        write_adapter_files(model, aside, plugins)
+        write_adapter_files(model, aside, plugins, name)
         if beside is not None:
             beside(aside)
     return folder
 
 
-def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins) -> None:
+def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins, name: str | None = None) -> None:
     """Write an adapter's files into a folder that exists, each aside first, so that none is ever half there."""
-    plan = plan_of(model)
+    adapter = adapter_of(model, name)
     model = unwrapped(model)
-    tensors = {name: _ready(tensor) for name, _, tensor in adapter_tensors(model, plan, plugins)}
-    config = json.dumps(peft_config(plan, model), indent=2) + "\n"
+    tensors = {file_name: _ready(tensor) for file_name, _, tensor in adapter_tensors(model, adapter, plugins)}
+    config = json.dumps(peft_config(adapter.plan, model), indent=2) + "\n"
     writers: dict[str, Callable[[Path], object]] = {
         WEIGHTS: lambda path: save_file(_unshared(tensors), path, metadata={"format": "pt"}),
         CONFIG: lambda path: path.write_text(config, encoding="utf-8"),
-        PLAN: lambda path: path.write_text(plan.to_json() + "\n", encoding="utf-8"),
+        PLAN: lambda path: path.write_text(adapter.plan.to_json() + "\n", encoding="utf-8"),
     }
-    for name, write in writers.items():
-        write(aside := folder / f".{name}.new")
-        aside.replace(folder / name)
+    for file_name, write in writers.items():
+        write(aside := folder / f".{file_name}.new")
+        aside.replace(folder / file_name)
     plugins.call("lorakit_before_save", model=model, folder=folder)
 
 

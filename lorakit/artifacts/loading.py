@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.application.apply import apply_plan
+from lorakit.application.state import DEFAULT, adapted_state, adapter_of
 from lorakit.artifacts.foreign import plan_of_files
 from lorakit.artifacts.peft_names import PREFIX, adapter_tensors, file_names
 from lorakit.artifacts.reading import AdapterFiles, read_adapter
@@ -24,42 +25,43 @@ def load_adapter(
     model: nn.Module,
     plugins: Plugins,
     *,
+    name: str = DEFAULT,
     quantize: bool = True,
     allow_missing: bool = False,
     allow_pickle: bool = False,
 ) -> nn.Module:
     """Return the model with the folder's adapter on it, in evaluation mode; the model is unchanged if anything fails.
 
-    The base is quantized again as plan.json says, unless `quantize` is False. Raises: AdapterError.
+    The base is quantized again as plan.json says, unless `quantize` is False. Where the model has adapters already, the
+    new one alone is in use. Raises: AdapterError, ModelError.
     """
     files = read_adapter(folder, allow_pickle)
-    inventory = read_inventory(model, plugins)
+    state = adapted_state(model)
+    inventory = state.inventory if state else read_inventory(model, plugins)
     plan = files.plan or plan_of_files(files, inventory, plugins)
     if not quantize:
         plan = replace(plan, entries=tuple(replace(entry, quant=None) for entry in plan.entries))
         plan = replace(plan, entries=tuple(entry for entry in plan.entries if entry.adapter or entry.train))
-    _check_model(plan, inventory, files)
-    shapes = _expected_shapes(plan, inventory, plugins)
-    _check_tensors(shapes, files, allow_missing)
-    apply_plan(plan, model, plugins, initialize=allow_missing)
-    with torch.no_grad():
-        for name, _, parameter in adapter_tensors(model, plan, plugins):
-            if name in files.tensors:
-                parameter.copy_(files.tensors[name])
+    check_model(plan, inventory, files)
+    shapes = expected_shapes(plan, inventory, plugins)
+    check_tensors(shapes, files, allow_missing)
+    apply_plan(plan, model, plugins, name=name, inventory=inventory, initialize=allow_missing)
+    restore_tensors(model, files.tensors, plugins)
     model.eval()
     plugins.call("lorakit_after_load", model=model, folder=folder)
     return model
 
 
-def restore_tensors(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], plugins: Plugins) -> None:
-    """Put saved tensors, by PEFT's names, back into a model that this plan adapted already."""
+def restore_tensors(model: nn.Module, tensors: Mapping[str, Tensor], plugins: Plugins) -> None:
+    """Put saved tensors, by PEFT's names, into the adapter that is in use; what is not among them stays."""
     with torch.no_grad():
-        for name, _, parameter in adapter_tensors(model, plan, plugins):
-            parameter.copy_(tensors[name])
+        for name, _, parameter in adapter_tensors(model, adapter_of(model), plugins):
+            if name in tensors:
+                parameter.copy_(tensors[name])
 
 
-def _check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
-    """Compare the plan's layers with the model's before anything is touched."""
+def check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
+    """Compare the plan's layers with the model's before anything is touched. Raises: AdapterError."""
     for entry in plan.entries:
         module = inventory.modules.get(entry.path)
         if module is None:
@@ -75,7 +77,7 @@ def _check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
             )
 
 
-def _expected_shapes(plan: Plan, inventory: Inventory, plugins: Plugins) -> dict[str, tuple[int, ...]]:
+def expected_shapes(plan: Plan, inventory: Inventory, plugins: Plugins) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor that the folder must hold, by PEFT's names."""
     shapes: dict[str, tuple[int, ...]] = {}
     for entry in plan.entries:
@@ -93,7 +95,8 @@ def _expected_shapes(plan: Plan, inventory: Inventory, plugins: Plugins) -> dict
     return shapes
 
 
-def _check_tensors(shapes: Mapping[str, tuple[int, ...]], files: AdapterFiles, allow_missing: bool) -> None:
+def check_tensors(shapes: Mapping[str, tuple[int, ...]], files: AdapterFiles, allow_missing: bool) -> None:
+    """Raise AdapterError where the folder's tensors are not those that the model takes."""
     found = {name: tuple(tensor.shape) for name, tensor in files.tensors.items()}
     for name, shape in shapes.items():
         if name in found and found[name] != shape:

@@ -1,17 +1,16 @@
-"""Merge: fold adapters into the base weights and leave a plain model."""
+"""Merge: fold adapters into the base weights, for good or until they are unmerged."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from lorakit.adapters.quantized_linear import QuantizedLinear
-from lorakit.application.layers import adapter_at, holder_of, places
-from lorakit.application.state import detach, plan_of
-from lorakit.errors import AdapterError
+from lorakit.application.layers import bare_parameter, base_at, core_of, holder_of, is_parameter, put
+from lorakit.application.state import Adapted, detach, state_of, unwrapped
+from lorakit.errors import AdapterError, ModelError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.plan import PlanEntry
 
@@ -29,67 +28,142 @@ class MergeReport:
     untied: tuple[str, ...]
 
 
-def merge_model(model: nn.Module, plugins: Plugins) -> tuple[nn.Module, MergeReport]:
-    """Return the model, in evaluation mode, with every adapter folded into its weight and no class of lorakit left.
+@dataclass(slots=True)
+class _Folded:
+    """What merging makes, with nothing of it in the model yet: plain layers by path, and parameters by path."""
 
-    A quantized weight comes back dequantized, in the dtype that it had before.
-    Raises: ModelError if the model is not adapted, AdapterError if a merged weight is not finite or a
-    method cannot be merged; the model is untouched then.
+    layers: dict[str, nn.Module] = field(default_factory=dict)
+    parameters: dict[str, tuple[PlanEntry, nn.Parameter]] = field(default_factory=dict)
+    untied: list[str] = field(default_factory=list)
+    errors: _Errors = field(default_factory=lambda: _Errors())
+
+    @property
+    def report(self) -> MergeReport:
+        count = len(self.layers) + len(self.parameters)
+        return MergeReport(count, self.errors.largest, self.errors.relative, tuple(self.untied))
+
+
+def merge_model(model: nn.Module, plugins: Plugins, *, requantize: bool = False) -> tuple[nn.Module, MergeReport]:
+    """Return the model, in evaluation mode, with the adapters in use folded into its weights and no adapter left.
+
+    A quantized weight comes back dequantized, in the dtype that it had before, and no class of lorakit is left; with
+    `requantize` it is quantized again as it was, and the report's errors are those of quantizing.
+    Raises: ModelError if the model is not adapted, AdapterError if a merged weight is not finite or a method cannot be
+    merged; the model is untouched then.
     """
-    plan = plan_of(model)
-    shared = _shared_weights(model)
-    errors = _Errors()
-    plain: dict[nn.Module, nn.Module] = {}
-    stacks: list[tuple[PlanEntry, nn.Parameter]] = []
-    untied = []
-    for entry in plan.entries:
-        module = adapter_at(model, entry)
-        if entry.adapter is not None and entry.shape is not None and entry.shape.is_parameter:
-            stacks.append((entry, _merged_parameter(model, entry, errors)))
-        elif entry.adapter is not None:
-            plain[module] = _merged(module, entry, errors)
-            if id(module.get_submodule("base_layer")._parameters.get("weight")) in shared:
-                untied.append(entry.path)
-        elif isinstance(module, QuantizedLinear):
-            plain[module] = module.plain(module.weight)
-    held = places(model)
-    for module, replacement in plain.items():
-        replacement.train(module.training)
-        for parent, name in held[module]:
-            setattr(parent, name, replacement)
-    for entry, weight in stacks:
+    state = state_of(model)
+    model = unwrapped(model)
+    state.check_apart()
+    folded = _fold(model, state, requantize)
+    plain = {model.get_submodule(path): layer for path, layer in folded.layers.items()}
+    if not requantize:
+        adapted = {core_of(module) for module in plain}
+        for module in model.modules():
+            if isinstance(module, QuantizedLinear) and module not in adapted:
+                plain[module] = module.plain(module.weight)
+    put(model, plain)
+    for entry, weight in folded.parameters.values():
         holder, name = holder_of(model, entry)
-        parametrize.remove_parametrizations(holder, name, leave_parametrized=False)
-        setattr(holder, name, weight)
-    if untied and hasattr(model, "config"):
+        bare_parameter(holder, name)
+        holder._parameters[name] = weight
+    if folded.untied and hasattr(model, "config"):
         model.config.tie_word_embeddings = False  # type: ignore[union-attr]
     detach(model)
     plugins.call("lorakit_model_merged", model=model)
     model.eval()
-    return model, MergeReport(len(plain) + len(stacks), errors.largest, errors.relative, tuple(untied))
+    return model, folded.report
 
 
-def _merged(adapter: nn.Module, entry: PlanEntry, errors: _Errors) -> nn.Module:
+def merge_for_now(model: nn.Module, state: Adapted) -> MergeReport:
+    """Fold the adapters in use into weights beside the base's own, which `unmerge` brings back bit for bit.
+
+    Raises: ModelError if they are merged already, AdapterError as `merge_model`.
+    """
+    state.check_apart()
+    folded = _fold(model, state, requantize=False)
+    for path, layer in folded.layers.items():
+        state.merged[path] = _exchange_core(model.get_submodule(path), layer)
+    for path, (entry, weight) in folded.parameters.items():
+        state.merged[path] = _exchange_parameter(model, entry, weight)
+    for adapter in state.named.values():
+        for module in adapter.modules.values():
+            module.share = 0.0  # type: ignore[assignment]
+    return folded.report
+
+
+def unmerge(model: nn.Module, state: Adapted) -> None:
+    """Bring back the base's own weights and the adapters beside them. Raises: ModelError if nothing is merged."""
+    if not state.merged:
+        raise ModelError("the adapters are not merged")
+    for adapter in state.named.values():
+        for entry in adapter.plan.entries:
+            if (original := state.merged.pop(entry.path, None)) is None:
+                continue
+            if isinstance(original, nn.Parameter):
+                _exchange_parameter(model, entry, original)
+            else:
+                _exchange_core(model.get_submodule(entry.path), original)
+        for module in adapter.modules.values():
+            module.share = adapter.share  # type: ignore[assignment]
+
+
+def _exchange_core(adapter: nn.Module, core: nn.Module) -> nn.Module:
+    """Put another layer under the adapters of one, and return that which was there."""
+    old = core_of(adapter)
+    while (below := adapter.get_submodule("base_layer")) is not old:
+        adapter = below
+    adapter.base_layer = core
+    return old
+
+
+def _exchange_parameter(model: nn.Module, entry: PlanEntry, parameter: nn.Parameter) -> nn.Parameter:
+    holder, name = holder_of(model, entry)
+    slot = holder.get_submodule(f"parametrizations.{name}")
+    old = slot.get_parameter("original")
+    slot.original = parameter
+    return old
+
+
+def _fold(model: nn.Module, state: Adapted, requantize: bool) -> _Folded:
+    folded = _Folded()
+    shared = _shared_weights(model)
+    entries = {entry.path: entry for adapter in state.named.values() for entry in adapter.plan.entries if entry.adapter}
+    for path, entry in entries.items():
+        if is_parameter(entry):
+            folded.parameters[path] = (entry, _merged_parameter(model, entry, folded.errors))
+            continue
+        module = model.get_submodule(path)
+        folded.layers[path] = _merged(module, entry, folded.errors, requantize)
+        if id(core_of(module)._parameters.get("weight")) in shared:
+            folded.untied.append(path)
+    return folded
+
+
+def _merged(adapter: nn.Module, entry: PlanEntry, errors: _Errors, requantize: bool) -> nn.Module:
     assert entry.adapter is not None
     if not hasattr(adapter, "merged"):
         raise AdapterError(
             f"method `{entry.adapter.method.name}` on `{entry.path}` cannot be merged: it has no `merged`"
         )
+    core = core_of(adapter)
     with torch.no_grad():
         layer, exact = adapter.merged()  # type: ignore[operator]
-    _check_finite(layer.weight, entry)
-    errors.add(exact, layer.weight)
+        _check_finite(layer.weight, entry)
+        if requantize and isinstance(core, QuantizedLinear):
+            layer = QuantizedLinear(core.quantizer.quantize(layer.weight), core.quantizer, core.bias)
+        errors.add(exact, layer.weight)
+    layer.train(adapter.training)
     return layer  # type: ignore[no-any-return]
 
 
 def _merged_parameter(model: nn.Module, entry: PlanEntry, errors: _Errors) -> nn.Parameter:
     holder, name = holder_of(model, entry)
-    adapter = adapter_at(model, entry)
+    original = base_at(model, entry)
+    assert isinstance(original, Tensor)
     with torch.no_grad():
-        original = holder.get_parameter(f"parametrizations.{name}.original")
-        matrices = (adapter.get_parameter(name).float() for name in ("lora_A", "lora_B"))
-        delta: Tensor = adapter.change(*matrices)  # type: ignore[operator]
-        exact = original.float() + delta
+        exact = original.float()
+        for adapter in holder.get_submodule(f"parametrizations.{name}").children():
+            exact = adapter.exact_weight(exact)  # type: ignore[operator]
         rounded = exact.to(original.dtype)
     _check_finite(rounded, entry)
     errors.add(exact, rounded)

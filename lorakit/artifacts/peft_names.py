@@ -6,28 +6,31 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from lorakit.application.layers import adapter_at, trained_parameters
+from lorakit.application.layers import adapter_path, full_parameters, is_parameter
+from lorakit.application.state import NamedAdapter
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.plan import Plan, PlanEntry
 
 PREFIX = "base_model.model."
 
 
-def adapter_tensors(model: nn.Module, plan: Plan, plugins: Plugins) -> Iterator[tuple[str, str, Tensor]]:
+def adapter_tensors(model: nn.Module, adapter: NamedAdapter, plugins: Plugins) -> Iterator[tuple[str, str, Tensor]]:
     """Yield (name in the file, name in the model, tensor) of everything that an adapter folder holds."""
-    for entry in plan.entries:
-        if entry.adapter is not None and entry.shape is not None:
-            adapter = adapter_at(model, entry)
-            inner = inner_path(entry)
-            for name, file_name in file_names(plan, entry, plugins).items():
-                yield file_name, f"{inner}.{name}", adapter.get_parameter(name).data
-            if entry.adapter.bias_parameters:
-                bias = adapter.get_parameter("base_layer.bias")
-                yield f"{PREFIX}{entry.path}.base_layer.bias", f"{entry.path}.base_layer.bias", bias.data
-        if entry.train:
-            for name, parameter in trained_parameters(model, entry).items():
-                path = f"{entry.path}.{name}".rstrip(".")
-                yield f"{PREFIX}{path}", path, parameter.data
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for entry in adapter.plan.entries:
+        if entry.adapter is not None:
+            module = adapter.modules[entry.path]
+            inner = adapter_path(model, entry, module)
+            for name, file_name in file_names(adapter.plan, entry, plugins).items():
+                yield file_name, f"{inner}.{name}", module.get_parameter(name).data
+        for name, parameter in full_parameters(model, entry).items():
+            between = "" if entry.train else "base_layer."
+            path = f"{entry.path}.{between}{name}".rstrip(".")
+            yield (
+                f"{PREFIX}{path}",
+                names[id(parameter)],
+                adapter.kept.get(f"{entry.path}.{name}".rstrip("."), parameter.data),
+            )
 
 
 def file_names(plan: Plan, entry: PlanEntry, plugins: Plugins) -> dict[str, str]:
@@ -39,7 +42,7 @@ def file_names(plan: Plan, entry: PlanEntry, plugins: Plugins) -> dict[str, str]
     assert entry.adapter is not None and entry.shape is not None
     names = plugins.method(entry.adapter.method).file_names(entry.shape)
     path = entry.path
-    if entry.shape.is_parameter:
+    if is_parameter(entry):
         path = path.rpartition(".")[0]
         beside = [
             one.path
@@ -48,11 +51,3 @@ def file_names(plan: Plan, entry: PlanEntry, plugins: Plugins) -> dict[str, str]
         ]
         path += ".base_layer" * (len(beside) - 1 - beside.index(entry.path))
     return {name: f"{PREFIX}{path}.{file_name}" for name, file_name in names.items()}
-
-
-def inner_path(entry: PlanEntry) -> str:
-    """Return the path of an adapter in an adapted model."""
-    if entry.shape is None or not entry.shape.is_parameter:
-        return entry.path
-    holder, _, name = entry.path.rpartition(".")
-    return f"{holder}.parametrizations.{name}.0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lorakit.hooks.protocols import LayerShape
@@ -13,17 +13,23 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lorakit.hooks.manager import Plugins
+    from lorakit.language.spec import PluginCall
+    from lorakit.planning.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterInfo:
-    """One parameter of a module: `numel` elements of `itemsize` bytes; equal `weight_id`s are one tensor (a tie)."""
+    """One parameter of a module: `numel` elements of `itemsize` bytes; equal `weight_id`s are one tensor (a tie).
+
+    `packed` are the bytes of one that is stored quantized.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     itemsize: int
     weight_id: int
+    packed: int | None = None
 
     @property
     def numel(self) -> int:
@@ -34,7 +40,7 @@ class ParameterInfo:
 
     @property
     def bytes(self) -> int:
-        return self.numel * self.itemsize
+        return self.packed if self.packed is not None else self.numel * self.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,7 @@ class ModuleInfo:
     """One module under its first name; `shape` is None for a module that no adapter fits.
 
     A stack of matrices that a module holds as one parameter stands here as a module of its own, named by its path.
+    `quant` is how the weight is stored, as a plan said it.
     """
 
     path: str
@@ -53,6 +60,7 @@ class ModuleInfo:
     holds_modules: bool
     other_paths: tuple[str, ...] = ()
     is_parameter: bool = False
+    quant: PluginCall | None = None
 
     @property
     def weight(self) -> ParameterInfo | None:
@@ -153,6 +161,19 @@ def read_inventory(model: nn.Module, plugins: Plugins) -> Inventory:
         head_paths=(output_path,) if output_path else tuple(_outside_base(model, infos, first_names)),
         settings=_plain_settings(config) if hasattr(config, "to_dict") else {},
     )
+
+
+def stored(inventory: Inventory, plan: Plan) -> Inventory:
+    """Return the inventory of a model whose weights are stored as a plan says."""
+    modules = dict(inventory.modules)
+    for entry in plan.entries:
+        module = modules[entry.path]
+        if entry.quant is not None and module.weight is not None and module.quant is None:
+            others = tuple(parameter for parameter in module.parameters if parameter is not module.weight)
+            packed = entry.bytes.weight_after - sum(parameter.bytes for parameter in others)
+            weight = replace(module.weight, dtype="uint8", packed=packed)
+            modules[entry.path] = replace(module, quant=entry.quant, parameters=(weight, *others))
+    return replace(inventory, modules=modules)
 
 
 def _parameter(name: str, parameter: nn.Parameter) -> ParameterInfo:

@@ -9,6 +9,7 @@ from lorakit.errors import PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import OptimizerFactory
 from lorakit.language.diagnostics import Diagnostic, at, render
+from lorakit.language.printer import call_text
 from lorakit.language.spec import Adapt, PluginCall, Quantize, Spec, Train
 from lorakit.planning import memory, requirements
 from lorakit.planning.cascade import Decisions, decide, place
@@ -124,10 +125,11 @@ def _problems(
             suggestion=f"leave out `quant` for it, or the module with `except {module.path}`",
         )
     elif quant and rule and weight:
-        if weight.dtype not in ITEMSIZE:
+        if weight.dtype not in ITEMSIZE and module.quant != quant:
+            how = call_text(module.quant) if module.quant else weight.dtype
             yield at(
                 "L106",
-                f"`{module.path}` holds its weight as {weight.dtype}: it is quantized already",
+                f"`{module.path}` holds its weight as {how}: it is quantized already",
                 quant.span or rule.span,
                 suggestion="leave out `quant` for it; an adapter works on it as it is",
             )
@@ -178,7 +180,7 @@ def _entry(
     weight, shape = module.weight, module.shape
     before = sum(parameter.bytes for parameter in module.parameters)
     after = before
-    if quant and weight and shape:
+    if quant and weight and shape and not module.quant:
         bits = plugins.quantizer(quant).bits_per_weight((shape.out_features, shape.in_features))
         after = before - weight.bytes + round(bits * weight.numel / 8)
     adapter: AdapterPlan | None = None

@@ -28,6 +28,7 @@ CHECKPOINT_PREFIX, MODEL_WEIGHTS = "checkpoint-", "model.safetensors"
 def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
     if not hasattr(model, "save_pretrained"):
         return
+    from lorakit.application.state import adapter_of
     from lorakit.artifacts.peft_names import adapter_tensors
     from lorakit.plugins import default_plugins
 
@@ -35,8 +36,11 @@ def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
     if getattr(model, "is_quantized", False):
         model.__dict__.update(is_quantized=False, hf_quantizer=None)
     # Trainer warns of every base weight that a checkpoint lacks, unless it is told that they were left out on purpose
-    trained = {inner for _, inner, _ in adapter_tensors(model, plan, default_plugins())}
+    trained = {inner for _, inner, _ in adapter_tensors(model, adapter_of(model), default_plugins())}
     model._keys_to_ignore_on_save = [name for name in model.state_dict() if name not in trained]  # type: ignore[assignment]
+    if "save_pretrained" in model.__dict__:
+        # a second adapter on the model
+        return
     model.__dict__["save_pretrained"] = types.MethodType(_save_adapter, model)
     model.register_load_state_dict_pre_hook(_translate_names)
 
@@ -75,10 +79,10 @@ def _name_twice(file: Path, other: Path) -> None:
 
 def _translate_names(model: nn.Module, state_dict: dict[str, Any], *_: Any) -> None:
     """Give the tensors of an adapter file the names that they have in the model."""
-    from lorakit.application.state import plan_of
+    from lorakit.application.state import adapter_of
     from lorakit.artifacts.peft_names import adapter_tensors
     from lorakit.plugins import default_plugins
 
-    own = {name: inner for name, inner, _ in adapter_tensors(model, plan_of(model), default_plugins())}
+    own = {name: inner for name, inner, _ in adapter_tensors(model, adapter_of(model), default_plugins())}
     for name in [name for name in state_dict if name in own]:
         state_dict[own[name]] = state_dict.pop(name)

@@ -16,7 +16,6 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from lorakit.application.optimizer import build_optimizer
-from lorakit.application.state import plan_of
 from lorakit.artifacts.adapter_folder import WEIGHTS, write_adapter_files
 from lorakit.artifacts.folders import new_folder
 from lorakit.artifacts.loading import restore_tensors
@@ -184,7 +183,7 @@ def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path, plug
     if not found:
         raise DataError(f"nothing to resume: {work} holds no checkpoint")
     folder = found[-1]
-    restore_tensors(model, plan_of(model), load_file(folder / WEIGHTS), plugins)
+    restore_tensors(model, load_file(folder / WEIGHTS), plugins)
     saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
     values: dict[int, dict[str, Any]] = {}
     for key, value in {**load_file(folder / OPTIMIZER), **saved["optimizer"]}.items():

@@ -1,0 +1,152 @@
+"""Which adapters of a model are in use, and how far: nothing is loaded or built, and no adapter's tensor changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.adapters.share import RowsError, Share
+from lorakit.application.layers import full_parameters, is_parameter
+from lorakit.application.state import Adapted, NamedAdapter
+from lorakit.errors import ModelError
+
+
+def use(model: nn.Module, state: Adapted, shares: Mapping[str, float]) -> None:
+    """Put these adapters in use, each by its factor, and all others out of it; those in use train, the others do not.
+
+    Raises: ModelError for an unknown name or factors that cannot be; the model is unchanged then.
+    """
+    if any(isinstance(adapter.share, Tensor) for adapter in state.used):
+        raise ModelError("rows have adapters of their own inside this block: leave it before choosing others")
+    _switch(model, state, {state.get(name).name: float(share) for name, share in shares.items()})
+    for parameter in _everything(model, state, state.named.values()):
+        parameter.requires_grad_(False)
+    for parameter in _everything(model, state, state.used):
+        parameter.requires_grad_(True)
+
+
+@contextmanager
+def disabled(model: nn.Module, state: Adapted) -> Iterator[None]:
+    """Let the base model alone answer inside the block."""
+    before = {adapter.name: adapter.share for adapter in state.used}
+    _switch(model, state, {})
+    try:
+        yield
+    finally:
+        _switch(model, state, before)
+
+
+@contextmanager
+def rows(model: nn.Module, state: Adapted, names: Sequence[str | None]) -> Iterator[None]:
+    """Let every row of the batches inside the block have the adapter that `names` gives it, or none.
+
+    Raises: ModelError for an unknown name, and naming a module that does not see the rows apart.
+    """
+    wanted = {name: state.get(name) for name in names if name is not None}
+    for adapter in wanted.values():
+        _check_by_row(adapter)
+    before = {adapter.name: adapter.share for adapter in state.used}
+    shares = {name: torch.tensor([float(row == name) for row in names]) for name in wanted}
+    _switch(model, state, shares)
+    try:
+        yield
+    except RowsError as error:
+        paths = (path for path, module in model.named_modules() if module is error.layer)
+        raise ModelError(
+            f"`{next(paths, '?')}` cannot have an adapter for each row: {error}; leave it out of the adapter"
+        ) from error
+    finally:
+        _switch(model, state, before)
+
+
+def _check_by_row(adapter: NamedAdapter) -> None:
+    for entry in adapter.plan.entries:
+        if entry.train or (entry.adapter and entry.adapter.bias_parameters):
+            raise ModelError(
+                f"`{adapter.name}` trained `{entry.path}` in full, which serves all rows at once: "
+                "use adapters by row without `train` and `bias adapter`"
+            )
+        if entry.adapter and entry.shape and (is_parameter(entry) or not entry.shape.called):
+            raise ModelError(
+                f"`{adapter.name}` adapts `{entry.path}`, whose weight serves all rows at once; "
+                "leave it out of adapters that are used by row"
+            )
+        if entry.adapter and ".experts." in f".{entry.path}.":
+            raise ModelError(
+                f"`{adapter.name}` adapts `{entry.path}`, an expert, where tokens of several rows meet; "
+                "leave it out of adapters that are used by row"
+            )
+
+
+def _switch(model: nn.Module, state: Adapted, shares: Mapping[str, Share]) -> None:
+    """Give each adapter its share, 0 where none is given, and let the parameters that it trained in full stand."""
+    state.check_apart()
+    standing: dict[str, str] = {}
+    for name, share in shares.items():
+        adapter = state.get(name)
+        if isinstance(share, float) and share == 0.0:
+            continue
+        for path in _full(model, adapter):
+            if path in standing:
+                raise ModelError(f"`{standing[path]}` and `{name}` both trained `{path}` in full: use one of them")
+            if not isinstance(share, Tensor) and share != 1.0:
+                raise ModelError(f"`{name}` trained `{path}` in full: use it with the factor 1, not {share:g}")
+            standing[path] = name
+    for adapter in state.named.values():
+        share = shares.get(adapter.name, 0.0)
+        lacking = [path for path, module in adapter.modules.items() if not hasattr(module, "share")]
+        if lacking and share != 1.0:
+            raise ModelError(
+                f"the adapter of `{lacking[0]}` has no `share`: its method cannot be put out of use or weighted"
+            )
+    _stand(model, state, standing)
+    for adapter in state.named.values():
+        adapter.share = shares.get(adapter.name, 0.0)
+        for module in adapter.modules.values():
+            if isinstance(adapter.share, Tensor):
+                device = next(module.parameters(recurse=False)).device
+                module.share = adapter.share.to(device)
+            else:
+                module.share = adapter.share  # type: ignore[assignment]
+
+
+def _stand(model: nn.Module, state: Adapted, standing: Mapping[str, str]) -> None:
+    """Let the values of the adapters named in `standing` stand in the model, and the base's own everywhere else."""
+    live = {path: parameter for adapter in state.named.values() for path, parameter in _full(model, adapter).items()}
+    with torch.no_grad():
+        for path, parameter in live.items():
+            now, then = state.standing.get(path), standing.get(path)
+            if now == then:
+                continue
+            if now is not None:
+                state.named[now].kept[path] = parameter.detach().to("cpu", copy=True)
+            # an adapter that never stood starts from the base's own values
+            kept = state.named[then].kept.pop(path, None) if then is not None else None
+            parameter.copy_(kept if kept is not None else state.base[path])
+    state.standing = dict(standing)
+
+
+def _full(model: nn.Module, adapter: NamedAdapter) -> dict[str, nn.Parameter]:
+    """Return what an adapter trains in full, by path in the model without adapters."""
+    return {
+        f"{entry.path}.{name}".rstrip("."): parameter
+        for entry in adapter.plan.entries
+        for name, parameter in full_parameters(model, entry).items()
+    }
+
+
+def remember_base(model: nn.Module, state: Adapted, adapter: NamedAdapter) -> None:
+    """Keep a copy of the base's own values of what a new adapter will train in full, unless one is there."""
+    for path, parameter in _full(model, adapter).items():
+        if path not in state.base:
+            state.base[path] = parameter.detach().to("cpu", copy=True)
+
+
+def _everything(model: nn.Module, state: Adapted, adapters: Iterable[NamedAdapter]) -> Iterator[nn.Parameter]:
+    for adapter in adapters:
+        for module in adapter.modules.values():
+            yield from (value for name, value in module.named_parameters() if not name.startswith("base_layer."))
+        yield from _full(model, adapter).values()
