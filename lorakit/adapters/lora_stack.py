@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lorakit.adapters.share import Share, is_off, one_factor
 
@@ -47,13 +48,15 @@ class LoRAStack(nn.Module):
     def around(cls, holder: nn.Module, entry: PlanEntry, shape_A: Sequence[int], shape_B: Sequence[int]) -> Self:
         """Return the adapter that a plan's entry asks for on a parameter of `holder`, its matrices not yet set."""
         assert entry.adapter is not None and entry.shape is not None
+        name = entry.path.rpartition(".")[2]
+        below = f"parametrizations.{name}.original" if parametrize.is_parametrized(holder, name) else name
         return cls(
             entry.shape.stack,
             shape_A,
             shape_B,
             scaling=entry.adapter.factor,
             dtype=getattr(torch, entry.adapter.dtype),
-            device=holder.get_parameter(entry.path.rpartition(".")[2]).device,
+            device=holder.get_parameter(below).device,
             transposed=entry.shape.kind == "stack_transposed",
         )
 

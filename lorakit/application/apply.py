@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lorakit.adapters.lora_layer import LoRALayer
 from lorakit.adapters.quantized_linear import QuantizedLinear
@@ -105,12 +106,16 @@ def _check_name(state: Adapted | None, name: str) -> None:
 def _check(plan: Plan, model: nn.Module, modules: dict[str, nn.Module]) -> None:
     for entry in plan.entries:
         module = modules.get(entry.path.rpartition(".")[0] if is_parameter(entry) else entry.path)
-        if module is None or (is_parameter(entry) and not hasattr(module, entry.path.rpartition(".")[2])):
+        if module is None or (is_parameter(entry) and not _holds(module, entry.path.rpartition(".")[2])):
             raise PlanError(
                 f"the plan is for another model: it decides `{entry.path}`, which {type(model).__name__} lacks"
             )
         if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
             raise ModelError(f"`{entry.path}` has no weights (a meta tensor): load the model before applying a plan")
+
+
+def _holds(module: nn.Module, name: str) -> bool:
+    return name in module._parameters or parametrize.is_parametrized(module, name)
 
 
 def _stored(layer: nn.Module, entry: PlanEntry, plugins: Plugins, state: Adapted | None) -> nn.Module:
@@ -158,7 +163,7 @@ def _initialize(adapter: nn.Module, layer: nn.Module, entry: PlanEntry, plugins:
     start_A, start_B = torch.empty(lora_A.flatten(1).shape), torch.empty(lora_B.flatten(1).shape)
     first, second = (start_B.T, start_A.T) if entry.shape.is_flipped else (start_A, start_B)
     context = InitContext(
-        weight=lambda: adapter.base_matrix() if isinstance(adapter, LoRALayer) else matrix(core_of(layer), entry),
+        weight=lambda: _base_matrix(adapter, layer, entry),
         generator=module_generator(seed, entry.path),
         scaling=entry.adapter.factor,
         fan_in=entry.shape.fan_in,
@@ -167,3 +172,13 @@ def _initialize(adapter: nn.Module, layer: nn.Module, entry: PlanEntry, plugins:
         plugins.initializer(entry.adapter.init).initialize(first, second, context)
         lora_A.copy_(start_A.view(lora_A.shape))
         lora_B.copy_(start_B.view(lora_B.shape))
+
+
+def _base_matrix(adapter: nn.Module, layer: nn.Module, entry: PlanEntry) -> Tensor:
+    assert entry.adapter is not None and entry.shape is not None
+    if is_parameter(entry):
+        raise PlanError(
+            f"`init {entry.adapter.init.name}` looks at the weight as one matrix, and `{entry.path}` is "
+            f"{entry.shape}: give it another `init`"
+        )
+    return adapter.base_matrix() if isinstance(adapter, LoRALayer) else matrix(core_of(layer), entry)
