@@ -93,6 +93,16 @@ def test_peft_agrees_on_each_and_on_rows(base: nn.Module, both: nn.Module, folde
     assert dict(adapters.used) == {"b": 1.0}
 
 
+def test_rows_generate_each_with_its_own_adapter(both: nn.Module) -> None:
+    adapters = lorakit.adapters(both)
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    with adapters.rows(["a", "b", None]):
+        together = both.generate(TOKENS, **options)
+    for row, name in enumerate(("a", "b", None)):
+        adapters.use({name: 1.0} if name else {})
+        assert torch.equal(both.generate(TOKENS[row : row + 1], **options)[0], together[row])
+
+
 def test_rows_train_each_its_own_adapter(both: nn.Module) -> None:
     with lorakit.adapters(both).rows(["a", "a", None]):
         for parameter in both.parameters():

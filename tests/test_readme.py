@@ -89,6 +89,15 @@ def test_the_python_lines(llama_folder: Path, tmp_path: Path, monkeypatch: pytes
     assert lorakit.merge(lorakit.load("adapter", str(llama_folder)))
 
 
+def test_the_lines_on_several_adapters(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("poet", "coder", "poet-v2")):
+        lorakit.save(lorakit.apply("adapt q_proj rank 2", str(llama_folder), seed=seed), name)
+    exec(compile(blocks("python")[1].replace("SmolLM2-135M-Instruct", str(llama_folder)), "README.md", "exec"), {"lorakit": lorakit})
+    copied, swapped = (Path(name, "adapter_model.safetensors").read_bytes() for name in ("poet-copy", "poet-v2"))
+    assert copied == swapped
+
+
 def test_every_command_is_in_the_table() -> None:
     listed = set(re.findall(r"\| `lorakit (\w+)", README))
     from lorakit.cli.main import app

@@ -88,6 +88,24 @@ def test_checkpoints_hold_adapters_alone_and_resume_exactly(tmp_path: Path, capl
     assert all(torch.equal(value, ends[name]) for name, value in loaded.named_parameters() if name in ends)
 
 
+def test_a_second_adapter_trains_and_resumes_alone(tmp_path: Path) -> None:
+    def both() -> nn.Module:
+        model = lorakit.apply("adapt q_proj,k_proj rank 2", make_llama())
+        return lorakit.apply("adapt q_proj,v_proj rank 4", model, name="second")
+
+    whole = both()
+    first = {name: value.clone() for name, value in whole.named_parameters() if not value.requires_grad}
+    trainer(whole, tmp_path / "run", steps=4, save_strategy="steps", save_steps=2).train()
+    assert all(torch.equal(value, first[name]) for name, value in whole.named_parameters() if name in first)
+    saved = load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
+    assert saved and not any("k_proj" in name for name in saved)
+
+    resumed = both()
+    trainer(resumed, tmp_path / "again", steps=4).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    ends = adapters(resumed)
+    assert ends and all(torch.equal(value, ends[name]) for name, value in adapters(whole).items())
+
+
 def test_the_best_checkpoint_comes_back(tmp_path: Path) -> None:
     model = lorakit.apply("adapt q_proj,v_proj rank 4", make_llama())
     options = {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4}
