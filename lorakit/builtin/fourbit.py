@@ -9,6 +9,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from lorakit.hooks.finite import require_finite
 from lorakit.hooks.protocols import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class FourBit:
         """Return weight (out_features, in_features) as `packed`, two a byte, and `absmax`, doubled or not."""
         import bitsandbytes.functional as bnb
 
+        require_finite(weight)
         packed, state = bnb.quantize_4bit(
             weight.contiguous(), blocksize=self.blocksize, compress_statistics=self.double, quant_type=self.name
         )
@@ -65,6 +67,8 @@ class FourBit:
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         """Return 4 bits and the share of the scales; odd sizes pay for the last, unfilled block."""
         weights = shape[0] * shape[1]
+        if not weights:
+            return 4.0
         blocks = -(-weights // self.blocksize)
         packed = -(-weights // 2) * 8
         if not self.double:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from lorakit.hooks.finite import require_finite
 from lorakit.hooks.protocols import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ class Int8:
         import bitsandbytes.functional as bnb
         import torch
 
-        codes, scales, _ = bnb.int8_vectorwise_quant(weight.to(torch.float16).contiguous())
+        require_finite(weight)
+        halves = weight.to(torch.float16).contiguous()
+        require_finite(halves, "the weight in float16, which LLM.int8() starts from,")
+        codes, scales, _ = bnb.int8_vectorwise_quant(halves)
         return QuantizedWeight({"CB": codes, "SCB": scales}, (weight.shape[0], weight.shape[1]), weight.dtype)
 
     def dequantize(self, quantized: QuantizedWeight) -> Tensor:
@@ -42,7 +46,7 @@ class Int8:
 
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         """Return 8 bits and the share of one float32 scale a row."""
-        return 8 + 32 / shape[1]
+        return 8 + 32 / max(1, shape[1])
 
     def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
         """Return x (..., in_features) times the transposed weight plus bias, outliers apart."""

@@ -1,5 +1,6 @@
 """Hooks: what plugins can add to lorakit, and how they are found."""
 
+from lorakit.hooks.finite import require_finite
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import (
     CalibratedQuantizer,
@@ -29,4 +30,5 @@ __all__ = [
     "Role",
     "hookimpl",
     "hookspec",
+    "require_finite",
 ]

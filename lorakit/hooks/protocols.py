@@ -3,7 +3,8 @@
 A plugin object is a frozen dataclass *class*: its fields are its options, with types and defaults, and an instance is
 one configured quantizer, initializer, optimizer or method. `name` is a class variable; the docstring's first line says
 what it is; `__post_init__` may raise ValueError, which becomes an error at the option's place in the spec. A field's
-metadata may hold `help`, a sentence, and `unit`, "%" or "B", for an option that may be written with that unit.
+metadata may hold `help`, a sentence, `unit`, "%" or "B", for an option that may be written with that unit, and
+`example`, a value to test an option with that has no default. `lorakit.testing` checks all that is said here.
 Nothing here imports torch, and a plugin should import it only inside its methods, so that `lorakit check` stays quick.
 """
 
@@ -35,7 +36,12 @@ class QuantizedWeight:
 
 
 class Quantizer(Protocol):
-    """Stores a frozen weight in fewer bits. A field `double: bool` says that double quantization is supported."""
+    """Stores a frozen weight in fewer bits. A field `double: bool` says that double quantization is supported.
+
+    The same weight gives the same bits. Any size is stored: odd ones, one weight, no rows. A weight with NaN or
+    infinity is refused with a ValueError that says `not finite` (`lorakit.hooks.require_finite` raises it), or just
+    those values come back not finite; what they share a block with is never lost in silence.
+    """
 
     name: ClassVar[str]
 
@@ -88,7 +94,12 @@ class InitContext:
 
 
 class Initializer(Protocol):
-    """Sets the start values of an adapter."""
+    """Sets the start values of an adapter.
+
+    A fresh adapter changes nothing: B·A is 0, while A and B are not both. A class variable `changes_start = True` says
+    that this one's does, such as one that starts from what quantizing lost. Every random number comes from the
+    context's generator, so that the same run gives the same bits.
+    """
 
     name: ClassVar[str]
 
@@ -109,7 +120,10 @@ class OptimizerFactory(Protocol):
         """Return the optimizer; each group has `params`, `lr` and `paged`."""
 
     def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
-        """Return the bytes of optimizer state for one tensor of so many parameters of that width."""
+        """Return the bytes of optimizer state for one tensor of so many parameters of that width.
+
+        Where the tensor's shape decides, the bytes that a vector takes: the most.
+        """
 
 
 class Method(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence, Set
 
 from lorakit.language.syntax import Word
@@ -12,6 +13,9 @@ CLAUSES = (
     "rank", "alpha", "scaling", "dropout", "method", "init", "quant", "dtype", "bias", "lr", "lr_ratio", "paged",
     "layers", "except", "optional",
 )  # fmt: skip
+
+# as the grammar says NAME
+_NAME = re.compile(r"[^\W\d]\w*")
 
 # What a name is, by the keyword or bracket that it stands behind
 _NAMES = {
@@ -78,4 +82,13 @@ def expected_name(tokens: Sequence[Word]) -> str:
                 return "_LPAR"
         elif token.type in _NAMES:
             return token.type
+    return ""
+
+
+def name_fault(name: str) -> str:
+    """Return why a plugin cannot be called so in a spec, or an empty string where it can."""
+    if not _NAME.fullmatch(name):
+        return "a name is letters, digits and underscores, and begins with no digit"
+    if name in (*STATEMENTS, *CLAUSES, "double", "true", "false"):
+        return f"`{name}` is a word of the language"
     return ""

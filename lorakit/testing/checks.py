@@ -1,0 +1,69 @@
+"""A check: one thing that is asked of a plugin, with words for whoever wrote the plugin."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+Variants = Mapping[str, tuple[Any, ...]]
+
+
+class CheckError(AssertionError):
+    """A plugin does not do what its protocol says; the message says what was expected and what came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that is asked of a plugin: call it, and it raises CheckError where the plugin does otherwise.
+
+    `id` is `name` or `name[variant]` and names one test; `question` says in a sentence what is asked.
+    """
+
+    id: str
+    question: str
+    run: Callable[[], None]
+
+    @property
+    def name(self) -> str:
+        """The id without its variant."""
+        return self.id.partition("[")[0]
+
+    def __call__(self) -> None:
+        try:
+            self.run()
+        except CheckError:
+            raise
+        except Exception as error:
+            raise CheckError(f"{self.question} It raised {type(error).__name__}: {error}") from error
+
+    def __str__(self) -> str:
+        return self.id
+
+
+def expect(holds: bool, message: str) -> None:
+    """Raise CheckError with this message unless something holds."""
+    if not holds:
+        raise CheckError(message)
+
+
+def variants_of(function: Callable[..., None], subject: Any, variants: Variants | None = None) -> Iterator[Check]:
+    """Yield a check for every variant of a function whose docstring's first paragraph is the question."""
+    question = " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
+    name = function.__name__.replace("_", "-")
+    for variant, arguments in (variants or {"": ()}).items():
+        yield Check(f"{name}[{variant}]" if variant else name, question, partial(function, subject, *arguments))
+
+
+def require_all(what: str, checks: Iterable[Check]) -> None:
+    """Run checks to the end. Raises: CheckError naming every one that failed."""
+    failures = []
+    for check in checks:
+        try:
+            check()
+        except CheckError as error:
+            failures.append(f"  {check.id}: {error}")
+    if failures:
+        raise CheckError(f"{what} fails {len(failures)} checks:\n" + "\n".join(failures))
