@@ -3,6 +3,7 @@
 from lorakit.api import apply, load, merge, optimizer, parse, plan, save, summary
 from lorakit.errors import (
     AdapterError,
+    DataError,
     LorakitError,
     ModelError,
     OutputError,
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdapterError",
+    "DataError",
     "LorakitError",
     "ModelError",
     "OutputError",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from lorakit.adapters.lora_layer import LoRALayer
+from lorakit.application.calibration import observe
 from lorakit.application.layers import (
     adapter_at,
     holder_of,
@@ -35,17 +37,21 @@ def apply_plan(
     seed: int = 0,
     initialize: bool = True,
     progress: Progress = iter,
+    calibration: Iterable[Any] | None = None,
 ) -> nn.Module:
     """Return the model, adapted in place; a failure while replacements are built leaves it untouched.
 
     The same plan, weights and seed give the same bits on every device: each adapter draws from a generator of its own.
-    Raises: ModelError if the model is adapted already or holds meta tensors, PlanError if it is not the planned one.
+    `calibration` holds batches for quantizers that see inputs first.
+    Raises: ModelError if the model is adapted already or holds meta tensors, PlanError if it is not the planned one or
+    a quantizer lacks calibration data.
     """
     if adapted_state(model) is not None:
         raise ModelError("this model is adapted already; merge it, or load it again, before another plan")
     modules = dict(model.named_modules())
     _check(plan, model, modules)
     layers = _converted(modules, plugins)
+    seen = observe(plan, model, plugins, calibration)
     parameters: list[tuple[PlanEntry, nn.Module]] = []
     for entry in progress(plan.entries):
         if entry.shape is not None and entry.shape.is_parameter:
@@ -56,7 +62,7 @@ def apply_plan(
         original = modules[entry.path]
         layer: nn.Module = layers.get(original) or original
         if entry.quant is not None:
-            layer = quantized_layer(layer, entry, plugins)
+            layer = quantized_layer(layer, entry, plugins, seen.pop(entry.path, None))
         if entry.adapter is not None:
             layer = _adapted(layer, entry, plugins, seed if initialize else None)
         layers[original] = layer

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.application.apply import apply_plan
+from lorakit.application.calibration import calibrated
 from lorakit.artifacts.foreign import plan_of_files
 from lorakit.artifacts.peft_names import PREFIX, adapter_tensors, file_names
 from lorakit.artifacts.reading import AdapterFiles, read_adapter
@@ -41,6 +42,12 @@ def load_adapter(
     _check_model(plan, inventory, files)
     shapes = _expected_shapes(plan, inventory, plugins)
     _check_tensors(shapes, files, allow_missing)
+    if wanting := calibrated(plan, model, plugins):
+        name = next(iter(wanting.values())).name
+        raise AdapterError(
+            f"{files.folder} sits on a base that {name} quantized for its calibration data, which cannot be done again "
+            "here: give the base that --with-base saved, or quantize=False for an unquantized one"
+        )
     apply_plan(plan, model, plugins, initialize=allow_missing)
     with torch.no_grad():
         for name, _, parameter in adapter_tensors(model, plan, plugins):
