@@ -76,15 +76,15 @@ def _watchers(
 
 @contextmanager
 def _hooked(model: nn.Module, watchers: Mapping[str, Callable[[Tensor], None]]) -> Iterator[None]:
-    """Show every call's input to the layer's watcher, and leave no hook behind."""
+    """Show the input of every call that the layer took to its watcher, and leave no hook behind."""
     handles = []
     try:
         for path, watch in watchers.items():
 
-            def hook(_: nn.Module, args: Any, kwargs: Any, watch: Callable[[Tensor], None] = watch) -> None:
+            def hook(_: nn.Module, args: Any, kwargs: Any, __: Any, watch: Callable[[Tensor], None] = watch) -> None:
                 watch(next(iter((*args, *kwargs.values()))))
 
-            handles.append(model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
+            handles.append(model.get_submodule(path).register_forward_hook(hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:
