@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lorakit_gptq_calibrated import GPTQ
-from lorakit_gptq_calibrated.solver import solve
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lorakit
 from lorakit.testing import quantizer_checks
+from lorakit_gptq_calibrated import GPTQ
+from lorakit_gptq_calibrated.solver import solve
 
 SPEC = "adapt q_proj,down_proj rank 4 quant gptq(bits=3, group_size=32)"
 

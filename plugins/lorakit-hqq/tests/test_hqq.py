@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lorakit_hqq import HQQ
-from lorakit_hqq.solver import solve
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lorakit
 from lorakit.testing import quantizer_checks
+from lorakit_hqq import HQQ
+from lorakit_hqq.solver import solve
 
 SPEC = "adapt q_proj rank 8 quant hqq(bits=3, group_size=64)"
 
