@@ -3,7 +3,7 @@
     python benchmarks/quantizer_loss.py [--steps 200] [--batch 4] [--tokens 96] [--seed 0] [QUANT ...]
 
 LoRA of rank 16 on every linear layer of the demo's SmolLM2-135M and its dialogues, on a GPU where there is one. QUANT
-is what stands behind `quant` in a spec, such as `"hqq(bits=3)"`; without any: all built-in quantizers and those of every
+is what stands behind `quant` in a spec, such as `"hqq(bits=3)"`; without any: all that are built in and those of every
 installed plugin. The first row is the unquantized base. Exits with 1 if `nf4 double` ends over 2 % above it.
 """
 
