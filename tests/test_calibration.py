@@ -95,12 +95,12 @@ def test_the_model_is_left_as_it_was(plugins: Plugins) -> None:
     model = Two().train()
     model.drop.eval()
     plan = lorakit.plan(lorakit.parse("quantize first,idle means", plugins=plugins), model, plugins=plugins)
-    seen = observe(plan, model, plugins, [X.requires_grad_()])
+    assert "means: sees what goes into its layers before it quantizes them, so it needs calibration data" in plan.notes
+    seen = observe(plan, model, plugins, [X.clone().requires_grad_()])
     assert seen.keys() == {"first", "idle"} and seen["idle"] is None
     assert not seen["first"][0].requires_grad
     assert model.training and model.first.training and not model.drop.training
     assert not [module for module in model.modules() if module._forward_hooks]
-    X.requires_grad_(False)
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ from lorakit.planning.plan import Plan, PlanEntry
 
 def calibrated(plan: Plan, model: nn.Module, plugins: Plugins) -> dict[str, CalibratedQuantizer]:
     """Return the quantizers that have to see inputs first, by path; a layer that is stored quantized needs none."""
+    modules = dict(model.named_modules())
     wanted = {}
     for entry in plan.entries:
         quantizer = plugins.quantizer(entry.quant) if entry.quant else None
-        if isinstance(quantizer, CalibratedQuantizer) and not isinstance(
-            model.get_submodule(entry.path), QuantizedLinear
-        ):
+        is_stored = isinstance(modules.get(entry.path), QuantizedLinear)
+        if isinstance(quantizer, CalibratedQuantizer) and not is_stored:
             wanted[entry.path] = quantizer
     return wanted
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -173,16 +174,15 @@ def test_apply_train_save_load_merge(tmp_path: Path) -> None:
     torch.testing.assert_close(merged(**batches[0]).logits, trained, rtol=1e-3, atol=1e-3)
 
 
-def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    llama().save_pretrained(tmp_path / "base")  # type: ignore[operator]
-    tokenizer().save_pretrained(tmp_path / "base")
-    spec, data = tmp_path / "spec.lora", tmp_path / "chats.jsonl"
-    spec.write_text(SPEC)
-    data.write_text("".join(json.dumps({"text": f"number {one} comes before {one + 1}"}) + "\n" for one in range(12)))
+Run = Callable[..., str]
 
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A function that runs `lorakit` with some arguments, expects an exit code and returns what it prints."""
     (command,) = entry_points(group="console_scripts", name="lorakit")
 
-    def run(*arguments: object, code: int = 0) -> str:
+    def runner(*arguments: object, code: int = 0) -> str:
         monkeypatch.setattr(sys, "argv", ["lorakit", *map(str, arguments)])
         with pytest.raises(SystemExit) as left:
             command.load()()
@@ -190,6 +190,15 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         assert (left.value.code or 0) == code, printed
         return printed
 
+    return runner
+
+
+def test_the_command_line(tmp_path: Path, run: Run) -> None:
+    llama().save_pretrained(tmp_path / "base")  # type: ignore[operator]
+    tokenizer().save_pretrained(tmp_path / "base")
+    spec, data = tmp_path / "spec.lora", tmp_path / "chats.jsonl"
+    spec.write_text(SPEC)
+    data.write_text("".join(json.dumps({"text": f"number {one} comes before {one + 1}"}) + "\n" for one in range(12)))
     base = tmp_path / "base"
     assert "--calibration DATA" in run("apply", spec, base, "-o", tmp_path / "a", code=2)
     applied = run("apply", spec, base, "-o", tmp_path / "a", "--calibration", data, "--calibration-rows", 8)
@@ -198,6 +207,30 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "calibrating gptq on 11 rows of the training data" in trained
     assert (tmp_path / "b" / "adapter_model.safetensors").is_file()
     assert "merged 4 modules" in run("merge", tmp_path / "b", base, "-o", tmp_path / "merged")
+    spec.write_text("adapt q_proj rank 4 quant nf4")
+    left_alone = run("apply", spec, base, "-o", tmp_path / "c", "--calibration", data)
+    assert f"{data} is left alone: no quantizer of this plan needs calibration data" in left_alone
+
+
+def test_the_command_line_with_a_plain_pytorch_model(tmp_path: Path, run: Run) -> None:
+    code = tmp_path / "small.py"
+    code.write_text(
+        "import torch\n"
+        "def model():\n"
+        "    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))\n"
+        "def pairs():\n"
+        "    x = torch.randn(20, 16, generator=torch.Generator().manual_seed(1))\n"
+        "    return [(one, one.sum()[None]) for one in x]\n"
+    )
+    spec, out = tmp_path / "spec.lora", tmp_path / "out"
+    spec.write_text("adapt 0 rank 2 quant gptq(group_size=16)")
+    printed = run(
+        "train", spec, f"{code}:model", f"{code}:pairs", "-o", out, "--steps", 3,
+        "--calibration", f"{code}:pairs", "--calibration-rows", 15,
+    )  # fmt: skip
+    assert f"calibrating gptq on 15 rows of {code}:pairs" in printed
+    assert (out / "adapter_model.safetensors").is_file()
 
 
 def tokenizer():  # type: ignore[no-untyped-def]
