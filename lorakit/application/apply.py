@@ -50,6 +50,7 @@ def apply_plan(
         raise ModelError("this model is adapted already; merge it, or load it again, before another plan")
     modules = dict(model.named_modules())
     _check(plan, model, modules)
+    # taken over before the model runs, since bitsandbytes' own layers may repack their weights when they do
     layers = _converted(modules, plugins)
     seen = observe(plan, model, plugins, calibration)
     parameters: list[tuple[PlanEntry, nn.Module]] = []
