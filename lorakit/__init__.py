@@ -5,6 +5,7 @@ import lorakit.adapters  # noqa: F401  # isort: skip
 from lorakit.api import adapters, apply, load, merge, optimizer, parse, plan, save, summary
 from lorakit.errors import (
     AdapterError,
+    DataError,
     LorakitError,
     ModelError,
     OutputError,
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdapterError",
+    "DataError",
     "LorakitError",
     "ModelError",
     "OutputError",

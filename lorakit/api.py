@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,14 +67,17 @@ def apply(
     seed: int = 0,
     *,
     name: str = "default",
+    calibration: Iterable[Any] | None = None,
     trust_remote_code: bool = False,
     plugins: Plugins | None = None,
 ) -> nn.Module:
     """Return the model adapted as a spec or a plan says: in place for an nn.Module, loaded first for a reference.
 
     The same plan, weights and seed give the same bits. A model takes several adapters, each under a `name` of its own;
-    the last one applied is in use until `lorakit.adapters(model)` says otherwise.
-    Raises: SpecError, PlanError, ModelError; the model is untouched then.
+    the last one applied is in use until `lorakit.adapters(model)` says otherwise. `calibration` is needed by quantizers
+    that see a layer's inputs first: batches of what the model's forward takes, each a dict of arguments by name, a
+    tuple, or one tensor.
+    Raises: SpecError, PlanError, ModelError, DataError; the model is untouched then.
     """
     from lorakit.application.apply import apply_plan
     from lorakit.planning.plan import Plan
@@ -82,7 +85,7 @@ def apply(
     plugins = plugins or default_plugins()
     module = _module(model, plugins, with_weights=True, trust_remote_code=trust_remote_code)
     decided = spec_or_plan if isinstance(spec_or_plan, Plan) else plan(spec_or_plan, module, plugins=plugins)
-    return apply_plan(decided, module, plugins, seed=seed, name=name)
+    return apply_plan(decided, module, plugins, seed=seed, name=name, calibration=calibration)
 
 
 def optimizer(model: nn.Module, lr: float | None = None, *, plugins: Plugins | None = None) -> torch.optim.Optimizer:

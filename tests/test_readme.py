@@ -93,7 +93,10 @@ def test_the_lines_on_several_adapters(llama_folder: Path, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("poet", "coder", "poet-v2")):
         lorakit.save(lorakit.apply("adapt q_proj rank 2", str(llama_folder), seed=seed), name)
-    exec(compile(blocks("python")[1].replace("SmolLM2-135M-Instruct", str(llama_folder)), "README.md", "exec"), {"lorakit": lorakit})
+    exec(
+        compile(blocks("python")[1].replace("SmolLM2-135M-Instruct", str(llama_folder)), "README.md", "exec"),
+        {"lorakit": lorakit},
+    )
     copied, swapped = (Path(name, "adapter_model.safetensors").read_bytes() for name in ("poet-copy", "poet-v2"))
     assert copied == swapped
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from lorakit.adapters.lora_layer import LoRALayer
 from lorakit.adapters.quantized_linear import QuantizedLinear
+from lorakit.application.calibration import observe
 from lorakit.application.layers import (
     core_of,
     holder_of,
@@ -41,18 +43,23 @@ def apply_plan(
     inventory: Inventory | None = None,
     initialize: bool = True,
     progress: Progress = iter,
+    calibration: Iterable[Any] | None = None,
 ) -> nn.Module:
     """Return the model, adapted in place under a name; a failure while replacements are built leaves it untouched.
 
     The same plan, weights and seed give the same bits on every device: each adapter draws from a generator of its own.
-    On a model that has adapters already, the new ones stand around those, and alone are in use.
-    Raises: ModelError if the name is taken or the model holds meta tensors, PlanError if it is not the planned one.
+    On a model that has adapters already, the new ones stand around those, and alone are in use. `calibration` holds
+    batches for quantizers that see inputs first.
+    Raises: ModelError if the name is taken or the model holds meta tensors, PlanError if it is not the planned one or
+    a quantizer lacks calibration data.
     """
     state = adapted_state(model)
     _check_name(state, name)
     modules = dict(model.named_modules())
     _check(plan, model, modules)
+    # taken over before the model runs, since bitsandbytes' own layers may repack their weights when they do
     layers = _converted(modules, plugins)
+    seen = observe(plan, model, plugins, calibration)
     made: dict[str, nn.Module] = {}
     for entry in progress(plan.entries):
         start = seed if initialize else None
@@ -63,7 +70,7 @@ def apply_plan(
         original = modules[entry.path]
         layer: nn.Module = layers.get(original) or original
         if entry.quant is not None:
-            layer = _stored(layer, entry, plugins, state)
+            layer = _stored(layer, entry, plugins, state, seen.pop(entry.path, None))
         if entry.adapter is not None:
             made[entry.path] = layer = _adapted(layer, entry, plugins, start)
         layers[original] = layer
@@ -118,11 +125,11 @@ def _holds(module: nn.Module, name: str) -> bool:
     return name in module._parameters or parametrize.is_parametrized(module, name)
 
 
-def _stored(layer: nn.Module, entry: PlanEntry, plugins: Plugins, state: Adapted | None) -> nn.Module:
+def _stored(layer: nn.Module, entry: PlanEntry, plugins: Plugins, state: Adapted | None, seen: Any) -> nn.Module:
     """Return the layer with its weight quantized; under other adapters it may only be so already."""
     core = core_of(layer)
     if state is None:
-        return quantized_layer(core, entry, plugins)
+        return quantized_layer(core, entry, plugins, seen)
     if not isinstance(core, QuantizedLinear):
         raise ModelError(
             f"the plan quantizes `{entry.path}`, which would change what {', '.join(state.named)} on it compute: "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.errors import ModelError, PluginError
 from lorakit.hooks.manager import Plugins
-from lorakit.hooks.protocols import QuantizedWeight
+from lorakit.hooks.protocols import CalibratedQuantizer, QuantizedWeight
 from lorakit.planning.plan import PlanEntry
 
 
@@ -69,8 +71,10 @@ def matrix(layer: nn.Module, entry: PlanEntry) -> Tensor:
     return weight.T if transposed and not isinstance(layer, QuantizedLinear) else weight
 
 
-def quantized_layer(layer: nn.Module, entry: PlanEntry, plugins: Plugins) -> QuantizedLinear:
+def quantized_layer(layer: nn.Module, entry: PlanEntry, plugins: Plugins, seen: Any = None) -> QuantizedLinear:
     """Return a layer of the same function with its weight quantized as the entry says; the layer if it is already.
+
+    `seen` is what a calibrated quantizer observed of the layer's inputs.
 
     Raises: PluginError naming the quantizer and the module if the quantizer fails, ModelError if the weight is
     quantized otherwise.
@@ -86,7 +90,10 @@ def quantized_layer(layer: nn.Module, entry: PlanEntry, plugins: Plugins) -> Qua
         )
     weight = matrix(layer, entry)
     try:
-        quantized = quantizer.quantize(weight)
+        if isinstance(quantizer, CalibratedQuantizer):
+            quantized = quantizer.quantize_observed(weight, seen)
+        else:
+            quantized = quantizer.quantize(weight)
     except Exception as error:
         origin = plugins.origin(plugins.quantizers[entry.quant.name])
         raise PluginError(

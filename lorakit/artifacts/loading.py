@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.application.apply import apply_plan
+from lorakit.application.calibration import calibrated
 from lorakit.application.state import DEFAULT, adapted_state, adapter_of
 from lorakit.artifacts.foreign import plan_of_files
 from lorakit.artifacts.peft_names import PREFIX, adapter_tensors, file_names
@@ -45,6 +46,12 @@ def load_adapter(
     check_model(plan, inventory, files)
     shapes = expected_shapes(plan, inventory, plugins)
     check_tensors(shapes, files, allow_missing)
+    if wanting := calibrated(plan, model, plugins):
+        quantizer = next(iter(wanting.values())).name
+        raise AdapterError(
+            f"{files.folder} sits on a base that {quantizer} quantized for its calibration data, which cannot be done "
+            "again here: give the base that --with-base saved, or quantize=False for an unquantized one"
+        )
     apply_plan(plan, model, plugins, name=name, inventory=inventory, initialize=allow_missing)
     restore_tensors(model, files.tensors, plugins)
     model.eval()

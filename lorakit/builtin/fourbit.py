@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lorakit.hooks.finite import require_finite
-from lorakit.hooks.protocols import QuantizedWeight
+from lorakit.hooks.protocols import QuantizedWeight, Quantizer
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ Blocksize = Literal[32, 64, 128, 256, 512, 1024, 2048, 4096]
 
 
 @dataclass(frozen=True)
-class FourBit:
+class FourBit(Quantizer):
     """Blockwise four-bit quantization; `double` quantizes the scales to eight bits in blocks of 256."""
 
     name: ClassVar[str]
@@ -74,12 +74,6 @@ class FourBit:
         if not self.double:
             return (packed + 32 * blocks) / weights
         return (packed + 8 * blocks + 32 * -(-blocks // NESTED_BLOCKSIZE) + 32) / weights
-
-    def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
-        """Return x (..., in_features) times the transposed weight plus bias."""
-        from lorakit.adapters.kernels.dequantized import dequantized_linear
-
-        return dequantized_linear(x, quantized, bias, self.dequantize)
 
 
 @dataclass(frozen=True)

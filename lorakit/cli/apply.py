@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lorakit.cli import options
+from lorakit.cli.calibration import ROWS
 
 
 def apply(
@@ -11,6 +12,8 @@ def apply(
     output: options.Output,
     set_: options.Set = [],  # noqa: B006
     force: options.Force = False,
+    calibration: options.Calibration = None,
+    calibration_rows: options.CalibrationRows = ROWS,
     seed: options.Seed = 0,
     every_module: options.EveryModule = False,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -26,21 +29,34 @@ def apply(
     from lorakit.application.apply import apply_plan
     from lorakit.artifacts.adapter_folder import save_adapter
     from lorakit.artifacts.folders import check_output, require_space
+    from lorakit.cli.calibration import calibration_batches
     from lorakit.cli.inputs import decide, device_words, load_model, read_spec
     from lorakit.cli.terminal import say, show, tracked
+    from lorakit.cli.training import make_task
     from lorakit.planning.report import plan_view, show_bytes
     from lorakit.plugins import default_plugins
+    from lorakit.trainers.settings import Settings
 
     folder = Path(output)
     check_output(folder, force)
     parsed = read_spec(spec, set_)
     loaded = load_model(model, with_weights=True, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     decided = decide(parsed, loaded)
+    task = None
+    if calibration is not None:
+        task = make_task(calibration, loaded, model, Settings(held_out=0.0, seed=seed), None, trust_remote_code)
     require_space(folder, decided.memory.gradients)
     show(plan_view(decided, every_module=every_module))
     say(f"\n{device_words()}")
     plugins = default_plugins()
-    apply_plan(decided, loaded, plugins, seed=seed, progress=lambda entries: tracked(entries, "applying"))
+    apply_plan(
+        decided,
+        loaded,
+        plugins,
+        seed=seed,
+        progress=lambda entries: tracked(entries, "applying"),
+        calibration=calibration_batches(decided, loaded, plugins, task, calibration, calibration_rows),
+    )
     save_adapter(loaded, folder, plugins, replace=force)
     held = lorakit.summary(loaded)
     say(

@@ -32,5 +32,15 @@ AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read weights from pickle files, which can run code.", show_default=False)
 ]
 EveryModule = Annotated[bool, typer.Option("--modules", help="A row for every module instead of one for each kind.")]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration",
+        metavar="DATA",
+        help="For quantizers that see a layer's inputs first: data as `lorakit train` takes it.",
+        show_default=False,
+    ),
+]
+CalibrationRows = Annotated[int, typer.Option("--calibration-rows", min=1, help="Rows of that data to run over.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Rows of a training step.")]
 Tokens = Annotated[int, typer.Option("--tokens", min=1, help="Tokens of a row at most.")]

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lorakit.cli import options
+from lorakit.cli.calibration import ROWS
 
 
 def train(
@@ -33,6 +34,8 @@ def train(
     gradient_checkpointing: Annotated[
         bool, typer.Option(help="Recompute activations: less memory, more time.")
     ] = False,
+    calibration: options.Calibration = None,
+    calibration_rows: options.CalibrationRows = ROWS,
     loss: Annotated[str | None, typer.Option(metavar="FILE.py:FUNCTION", help="Loss of a PyTorch model.")] = None,
     sample: Annotated[str | None, typer.Option(metavar="PROMPT", help="Show the answer before and after.")] = None,
     seed: options.Seed = 0,
@@ -44,7 +47,8 @@ def train(
     """Adapt a model, train the adapter on your data, and write it as a folder that PEFT loads too.
 
     Hugging Face models train with transformers' Trainer, plain PyTorch models in a loop of lorakit's. Ctrl-C stops
-    after the current step with a checkpoint, from which --resume goes on.
+    after the current step with a checkpoint, from which --resume goes on. Quantizers that see a layer's inputs first
+    are calibrated on the training data, unless --calibration names other.
 
     Example: lorakit train qlora.lora ./SmolLM2-135M chats.jsonl -o adapter --steps 100
     """
@@ -79,6 +83,8 @@ def train(
         force=force,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
+        calibration=calibration,
+        calibration_rows=calibration_rows,
     )
     outcome = run(job)
     if outcome.stopped:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+from lorakit.cli.calibration import ROWS, calibration_batches
 from lorakit.cli.terminal import console, say, show, tracked, working
 from lorakit.errors import OutputError
 from lorakit.language.spec import Spec
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from lorakit.planning.plan import Plan
     from lorakit.trainers.huggingface_task import LanguageTask
     from lorakit.trainers.plain_task import PairsTask
+
+    Task: TypeAlias = LanguageTask | PairsTask
 
 # an adapter and two moments of up to four bytes a parameter, in the two checkpoints that are kept
 CHECKPOINT_FACTOR = 2 * 5
@@ -38,6 +41,8 @@ class Job:
     force: bool = False
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    calibration: str | None = None
+    calibration_rows: int = ROWS
 
     @property
     def checkpoints(self) -> Path:
@@ -59,7 +64,11 @@ def run(job: Job) -> Outcome:
     plugins = default_plugins()
     structure = load_model(job.model, with_weights=False, trust_remote_code=job.trust_remote_code)
     plan = decide(job.spec, structure, batch=job.settings.batch, tokens=job.settings.tokens)
-    task = _task(job, structure)
+    task = make_task(job.data, structure, job.model, job.settings, job.loss, job.trust_remote_code)
+    calibration = task
+    if job.calibration is not None:
+        whole = replace(job.settings, held_out=0.0)
+        calibration = make_task(job.calibration, structure, job.model, whole, job.loss, job.trust_remote_code)
     require_space(job.output, plan.memory.gradients * (1 + bool(job.settings.save_every) * CHECKPOINT_FACTOR))
     show(plan_view(plan))
     say(f"\n{device_words()}")
@@ -69,9 +78,17 @@ def run(job: Job) -> Outcome:
     )
     _to_accelerator(model)
     _sample(job, task, model, "before")
+    batches = calibration_batches(plan, model, plugins, calibration, job.calibration, job.calibration_rows)
     if not job.resume:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
-    apply_plan(plan, model, plugins, seed=job.settings.seed, progress=lambda entries: tracked(entries, "applying"))
+    apply_plan(
+        plan,
+        model,
+        plugins,
+        seed=job.settings.seed,
+        progress=lambda entries: tracked(entries, "applying"),
+        calibration=batches,
+    )
     outcome = task.train(model, job.checkpoints, plugins, Display(console(stderr=True), say), resume=job.resume)
     if outcome.stopped:
         return outcome
@@ -83,14 +100,17 @@ def run(job: Job) -> Outcome:
     return outcome
 
 
-def _task(job: Job, structure: nn.Module) -> LanguageTask | PairsTask:
+def make_task(
+    data: str, structure: nn.Module, model: str, settings: Settings, loss: str | None, trust_remote_code: bool
+) -> Task:
+    """Return the data made ready for a model of this structure. Raises: DataError, ModelError."""
     if hasattr(structure, "save_pretrained"):
         from lorakit.trainers.huggingface_task import LanguageTask
 
-        return LanguageTask(job.model, job.data, job.settings, job.trust_remote_code)
+        return LanguageTask(model, data, settings, trust_remote_code)
     from lorakit.trainers.plain_task import PairsTask
 
-    return PairsTask(job.data, job.loss, job.settings)
+    return PairsTask(data, loss, settings)
 
 
 def _check_places(job: Job) -> None:
@@ -109,7 +129,7 @@ def _to_accelerator(model: nn.Module) -> None:
         model.to("cuda")
 
 
-def _sample(job: Job, task: LanguageTask | PairsTask, model: nn.Module, when: str) -> None:
+def _sample(job: Job, task: Task, model: nn.Module, when: str) -> None:
     if job.sample is not None:
         with working(f"answering {job.sample!r}"):
             answer = task.answer(model, job.sample)

@@ -41,6 +41,8 @@ class Quantizer(Protocol):
     The same weight gives the same bits. Any size is stored: odd ones, one weight, no rows. A weight with NaN or
     infinity is refused with a ValueError that says `not finite` (`lorakit.hooks.require_finite` raises it), or just
     those values come back not finite; what they share a block with is never lost in silence.
+
+    A class that names this one as its base inherits `linear`; `lorakit.hooks.packing` packs codes of a few bits.
     """
 
     name: ClassVar[str]
@@ -55,7 +57,13 @@ class Quantizer(Protocol):
         """Return the bits that one weight of a matrix of this shape takes, scales included."""
 
     def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
-        """Return x (..., in_features) times the transposed weight plus bias; differentiable in x."""
+        """Return x (..., in_features) times the transposed weight plus bias; differentiable in x.
+
+        This one dequantizes for each product, and autograd keeps the quantized weight alone.
+        """
+        from lorakit.adapters.kernels.dequantized import dequantized_linear
+
+        return dequantized_linear(x, quantized, bias, self.dequantize)
 
 
 @runtime_checkable
@@ -139,7 +147,11 @@ class Method(Protocol):
         """Return the name in an adapter file, behind the layer's path, of every parameter by its own name."""
 
     def adapt(self, layer: nn.Module, entry: PlanEntry) -> nn.Module | None:
-        """Return the module that takes the layer's place and holds it as `base_layer`, or None if it cannot."""
+        """Return the module that takes the layer's place and holds it as `base_layer`, or None if it cannot.
+
+        Its attribute `share`, 1.0 at first, multiplies the change of the outputs: at 0.0 the base layer alone answers,
+        a tensor (rows,) has one factor for every row of the batch. The layer may itself be an adapter.
+        """
 
 
 class Role(Protocol):

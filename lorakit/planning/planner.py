@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lorakit.errors import PlanError
 from lorakit.hooks.manager import Plugins
-from lorakit.hooks.protocols import OptimizerFactory
+from lorakit.hooks.protocols import CalibratedQuantizer, OptimizerFactory
 from lorakit.language.diagnostics import Diagnostic, at, render
 from lorakit.language.printer import call_text
 from lorakit.language.spec import Adapt, PluginCall, Quantize, Spec, Train
@@ -34,7 +34,7 @@ def make_plan(spec: Spec, inventory: Inventory, plugins: Plugins, *, batch: int 
         decisions, inventory, plugins, _optimizer(spec, plugins), batch=batch, tokens=tokens
     )
     _raise([*decisions.findings, *problems, *_without_bias(decisions, inventory)], spec)
-    plan = replace(plan, notes=tuple(_notes(spec, inventory, decisions)), source=spec.source)
+    plan = replace(plan, notes=tuple(_notes(spec, inventory, decisions, plugins)), source=spec.source)
     changed: Plan = plugins.pass_through("lorakit_plan_ready", "plan", plan)
     _raise(requirements.broken(spec, changed), spec)
     return changed
@@ -245,7 +245,7 @@ def _adapter(module: ModuleInfo, adapt: Adapt, plugins: Plugins) -> tuple[Adapte
     return plan, trained
 
 
-def _notes(spec: Spec, inventory: Inventory, decisions: Decisions) -> Iterable[str]:
+def _notes(spec: Spec, inventory: Inventory, decisions: Decisions, plugins: Plugins) -> Iterable[str]:
     """Say what is true of this plan and easily missed."""
     for rule, summary in zip(spec.rules, decisions.rules, strict=True):
         where = summary.place
@@ -266,6 +266,9 @@ def _notes(spec: Spec, inventory: Inventory, decisions: Decisions) -> Iterable[s
             "paged: on CUDA optimizer state moves to CPU memory when the GPU runs short (bitsandbytes); "
             "on a CPU it lives there anyway and nothing changes"
         )
+    quants = {rule.quant for rule in spec.rules if isinstance(rule, Adapt | Quantize) and rule.quant}
+    for name in sorted({quant.name for quant in quants if isinstance(plugins.quantizer(quant), CalibratedQuantizer)}):
+        yield f"{name}: sees what goes into its layers before it quantizes them, so it needs calibration data"
     outside = [path for path, module in inventory.modules.items() if module.shape and module.shape.stack > 1]
     if outside and not any(path in decisions.adapt or path in decisions.train for path in outside):
         count = sum(parameter.numel for path in outside for parameter in inventory.modules[path].parameters)

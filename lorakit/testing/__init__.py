@@ -15,7 +15,7 @@ distribution adds. CUDA is checked where there is one.
 
 from lorakit.testing.checks import Check, CheckError
 from lorakit.testing.initializers import check_initializer, initializer_checks
-from lorakit.testing.methods import check_method, check_share, method_checks
+from lorakit.testing.methods import check_method, method_checks
 from lorakit.testing.optimizers import check_optimizer, optimizer_checks
 from lorakit.testing.quantizers import check_quantizer, quantizer_checks
 from lorakit.testing.roles import check_role, role_checks
@@ -28,7 +28,6 @@ __all__ = [
     "check_optimizer",
     "check_quantizer",
     "check_role",
-    "check_share",
     "initializer_checks",
     "method_checks",
     "optimizer_checks",

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import lorakit
-from lorakit.application.layers import adapter_at
+from lorakit.application.state import NamedAdapter, adapter_of
 from lorakit.hooks.protocols import LayerShape
 from lorakit.language.printer import call_text
 from lorakit.planning.inventory import read_inventory
 from lorakit.planning.plan import PlanEntry
-from lorakit.testing.checks import Check, CheckError, expect, require_all, variants_of
+from lorakit.testing.checks import Check, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.layers import SAMPLES, Sample
 from lorakit.testing.subjects import Subject, on_devices, relative_error, same_bits, subject_of
@@ -41,17 +41,6 @@ def check_method(method_class: type, **options: Any) -> None:
     require_all(f"method {method_class.__name__}", method_checks(method_class, **options))
 
 
-def check_share(method_class: type, **options: Any) -> None:
-    """Check that adapters can be switched by their attribute `share`: 0.0 is off, a tensor has one factor a row.
-
-    Raises: CheckError.
-    """
-    subject = subject_of(method_class, "method", options)
-    for kind, sample in _fitting(subject).items():
-        if not sample.is_parameter:
-            _share(_Case(subject, sample, "fp32"), kind)
-
-
 def _adapter_checks(subject: Subject) -> Iterator[Check]:
     yield from variants_of(kinds, subject)
     fitting = _fitting(subject)
@@ -67,6 +56,7 @@ def _adapter_checks(subject: Subject) -> Iterator[Check]:
     yield from variants_of(start, subject, anywhere)
     yield from variants_of(gradients, subject, anywhere)
     yield from variants_of(merged, subject, anywhere)
+    yield from variants_of(share, subject, each)
     yield from variants_of(file_names, subject, each)
     yield from variants_of(saved, subject, each)
     yield from variants_of(determinism, subject, each)
@@ -144,6 +134,35 @@ def merged(subject: Subject, sample: Sample, device: str) -> None:
     expect(error < TOLERANCE, f"merging moved the outputs by {error:.2g} of their norm")
 
 
+def share(subject: Subject, sample: Sample) -> None:
+    """The adapter's attribute `share` puts it out of use at 0.0, weights its change, and gives each row its own."""
+    case = _Case(subject, sample, "fp32")
+    adapter = case.adapter
+    at_first: Any = getattr(adapter, "share", None)
+    expect(
+        isinstance(at_first, float) and at_first == 1.0,
+        f"the adapter's attribute `share` is {at_first!r}, not 1.0. Set `self.share = 1.0` when it is made, and "
+        "multiply its change of the outputs by it: at 0.0 the base layer alone answers, a tensor (rows,) has a factor "
+        "for each row",
+    )
+    case.randomize()
+    case.model.eval()
+    x = sample.inputs(3)
+    with torch.no_grad():
+        plain, full = sample.model()(x), case.model(x)
+        adapter.share = 0.0  # type: ignore[assignment]
+        error = relative_error(case.model(x), plain)
+        expect(error < TOLERANCE, f"with `share` 0.0 the outputs are off by {error:.2g} from the base layer's")
+        if sample.is_parameter or not case.shape.called:
+            return
+        on = torch.arange(x.shape[0]) % 2
+        adapter.share = on.float()
+        mixed = case.model(x)
+    for row, factor in enumerate(on.tolist()):
+        error = relative_error(mixed[row], (full if factor else plain)[row])
+        expect(error < TOLERANCE, f"a row whose `share` is {factor} is off by {error:.2g}")
+
+
 def file_names(subject: Subject, sample: Sample) -> None:
     """`file_names` has one name for every parameter, no two alike, so that a file holds them all."""
     case = _Case(subject, sample, "fp32")
@@ -201,31 +220,6 @@ def quantized_base(subject: Subject, sample: Sample, device: str) -> None:
         expect(error < TOLERANCE, f"merging with a quantized layer moved the outputs by {error:.2g} of their norm")
 
 
-def _share(case: _Case, kind: str) -> None:
-    adapter, sample = case.adapter, case.sample
-    if not hasattr(adapter, "share"):
-        raise CheckError(
-            f"the adapter of a {kind} layer has no attribute `share`. An adapter may be switched: set "
-            "`self.share = 1.0` when it is made, and multiply its change of the outputs by it; 0.0 changes nothing, "
-            "and a tensor (batch,) has one factor for every row of the batch"
-        )
-    expect(bool(adapter.share == 1.0), f"`share` is {adapter.share!r} at the start; it is to be 1.0")
-    case.randomize()
-    case.model.eval()
-    x = sample.inputs(3)
-    with torch.no_grad():
-        plain, full = sample.model()(x), case.model(x)
-        adapter.share = 0.0  # type: ignore[assignment]
-        error = relative_error(case.model(x), plain)
-        expect(error < TOLERANCE, f"with `share` 0.0 a {kind} layer is off by {error:.2g} from the base layer")
-        on = torch.arange(x.shape[0]) % 2
-        adapter.share = on.float()
-        mixed = case.model(x)
-    for row, factor in enumerate(on.tolist()):
-        error = relative_error(mixed[row], (full if factor else plain)[row])
-        expect(error < TOLERANCE, f"a row whose `share` is {factor} is off by {error:.2g} in a {kind} layer")
-
-
 @dataclass(frozen=True)
 class _Case:
     """A sample model, adapted by the method under test."""
@@ -254,10 +248,12 @@ class _Case:
         return dict(self.model.named_modules()).get("layer.base_layer")
 
     @property
-    def entry(self) -> PlanEntry:
-        from lorakit.application.state import plan_of
+    def named(self) -> NamedAdapter:
+        return adapter_of(self.model)
 
-        return plan_of(self.model).entries[0]
+    @property
+    def entry(self) -> PlanEntry:
+        return self.named.plan.entries[0]
 
     @property
     def shape(self) -> LayerShape:
@@ -270,7 +266,7 @@ class _Case:
 
     @functools.cached_property
     def adapter(self) -> nn.Module:
-        return adapter_at(self.model, self.entry)
+        return self.named.modules[self.entry.path]
 
     @functools.cached_property
     def own(self) -> dict[str, nn.Parameter]:

@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
@@ -49,6 +50,11 @@ class LanguageTask:
             f"{len(self.rows.rows)} rows to train on ({self.rows.trained_tokens:,} tokens learned an epoch{cut}), "
             f"{len(self.held_out.rows)} held out; {self.settings.steps} steps of {self.settings.batch} rows"
         )
+
+    def calibration(self, count: int) -> list[dict[str, Tensor]]:
+        """Return the first rows of the training data as the model's arguments, each a batch of its own: no padding."""
+        rows = self.rows.rows[:count]
+        return [{"input_ids": torch.tensor([row["input_ids"]])} for row in rows]
 
     def train(self, model: nn.Module, work: Path, plugins: Plugins, display: Display, *, resume: bool) -> Outcome:
         """Train an adapted model; checkpoints go to `work`. Raises: DataError if there is nothing to resume from."""

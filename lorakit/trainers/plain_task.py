@@ -61,6 +61,10 @@ class PairsTask:
             f"{self.settings.steps} steps of {self.settings.batch} pairs"
         )
 
+    def calibration(self, count: int) -> list[tuple[Any]]:
+        """Return the inputs of the first training pairs as the model's arguments, each a batch of its own."""
+        return [(inputs,) for inputs, _ in DataLoader(self._pairs[:count])]  # type: ignore[arg-type]
+
     def train(self, model: nn.Module, work: Path, plugins: Plugins, display: Display, *, resume: bool) -> Outcome:
         """Train an adapted model; checkpoints go to `work`.
 
