@@ -38,9 +38,9 @@ class QuantizedWeight:
 class Quantizer(Protocol):
     """Stores a frozen weight in fewer bits. A field `double: bool` says that double quantization is supported.
 
-    The same weight gives the same bits. Any size is stored: odd ones, one weight, no rows. A weight with NaN or infinity
-    is refused with a ValueError that says `not finite` (`lorakit.hooks.require_finite` raises it), or just those values
-    come back not finite; what they share a block with is never lost in silence.
+    The same weight gives the same bits. Any size is stored: odd ones, one weight, no rows. A weight with NaN or
+    infinity is refused with a ValueError that says `not finite` (`lorakit.hooks.require_finite` raises it), or just
+    those values come back not finite; what they share a block with is never lost in silence.
 
     A class that names this one as its base inherits `linear`; `lorakit.hooks.packing` packs codes of a few bits.
     """
@@ -102,7 +102,12 @@ class InitContext:
 
 
 class Initializer(Protocol):
-    """Sets the start values of an adapter."""
+    """Sets the start values of an adapter.
+
+    A fresh adapter changes nothing: B·A is 0, while A and B are not both. A class variable `changes_start = True` says
+    that this one's does, such as one that starts from what quantizing lost. Every random number comes from the
+    context's generator, so that the same run gives the same bits.
+    """
 
     name: ClassVar[str]
 
@@ -123,7 +128,10 @@ class OptimizerFactory(Protocol):
         """Return the optimizer; each group has `params`, `lr` and `paged`."""
 
     def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
-        """Return the bytes of optimizer state for one tensor of so many parameters of that width."""
+        """Return the bytes of optimizer state for one tensor of so many parameters of that width.
+
+        Where the tensor's shape decides, the bytes that a vector takes: the most.
+        """
 
 
 class Method(Protocol):

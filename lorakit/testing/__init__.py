@@ -9,11 +9,29 @@
         check()
 
 Every `…_checks(plugin_class, **options)` returns a list of `Check`s, each with an `id`, to be called without arguments;
-every `check_…` runs them all and raises one CheckFailure. `lorakit plugins test DISTRIBUTION` does it for all that a
+every `check_…` runs them all and raises one CheckError. `lorakit plugins test DISTRIBUTION` does it for all that a
 distribution adds. CUDA is checked where there is one.
 """
 
-from lorakit.testing.checks import Check, CheckFailure
+from lorakit.testing.checks import Check, CheckError
+from lorakit.testing.initializers import check_initializer, initializer_checks
+from lorakit.testing.methods import check_method, check_share, method_checks
+from lorakit.testing.optimizers import check_optimizer, optimizer_checks
 from lorakit.testing.quantizers import check_quantizer, quantizer_checks
+from lorakit.testing.roles import check_role, role_checks
 
-__all__ = ["Check", "CheckFailure", "check_quantizer", "quantizer_checks"]
+__all__ = [
+    "Check",
+    "CheckError",
+    "check_initializer",
+    "check_method",
+    "check_optimizer",
+    "check_quantizer",
+    "check_role",
+    "check_share",
+    "initializer_checks",
+    "method_checks",
+    "optimizer_checks",
+    "quantizer_checks",
+    "role_checks",
+]

@@ -11,13 +11,13 @@ from typing import Any
 Variants = Mapping[str, tuple[Any, ...]]
 
 
-class CheckFailure(AssertionError):
+class CheckError(AssertionError):
     """A plugin does not do what its protocol says; the message says what was expected and what came."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that is asked of a plugin: call it, and it raises CheckFailure where the plugin does otherwise.
+    """One thing that is asked of a plugin: call it, and it raises CheckError where the plugin does otherwise.
 
     `id` is `name` or `name[variant]` and names one test; `question` says in a sentence what is asked.
     """
@@ -34,19 +34,19 @@ class Check:
     def __call__(self) -> None:
         try:
             self.run()
-        except CheckFailure:
+        except CheckError:
             raise
         except Exception as error:
-            raise CheckFailure(f"{self.question} It raised {type(error).__name__}: {error}") from error
+            raise CheckError(f"{self.question} It raised {type(error).__name__}: {error}") from error
 
     def __str__(self) -> str:
         return self.id
 
 
 def expect(holds: bool, message: str) -> None:
-    """Raise CheckFailure with this message unless something holds."""
+    """Raise CheckError with this message unless something holds."""
     if not holds:
-        raise CheckFailure(message)
+        raise CheckError(message)
 
 
 def variants_of(function: Callable[..., None], subject: Any, variants: Variants | None = None) -> Iterator[Check]:
@@ -58,12 +58,12 @@ def variants_of(function: Callable[..., None], subject: Any, variants: Variants 
 
 
 def require_all(what: str, checks: Iterable[Check]) -> None:
-    """Run checks to the end. Raises: CheckFailure naming every one that failed."""
+    """Run checks to the end. Raises: CheckError naming every one that failed."""
     failures = []
     for check in checks:
         try:
             check()
-        except CheckFailure as error:
+        except CheckError as error:
             failures.append(f"  {check.id}: {error}")
     if failures:
-        raise CheckFailure(f"{what} fails {len(failures)} checks:\n" + "\n".join(failures))
+        raise CheckError(f"{what} fails {len(failures)} checks:\n" + "\n".join(failures))

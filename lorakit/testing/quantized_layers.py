@@ -146,9 +146,7 @@ def meta(subject: Subject) -> None:
     expect(all(tensor.is_meta for tensor in moved.state_dict().values()), "some tensors did not move to meta")
 
 
-def _layer(
-    subject: Subject, dtype: torch.dtype, device: str, *, bias: bool = True, seed: int = 0
-) -> QuantizedLinear:
+def _layer(subject: Subject, dtype: torch.dtype, device: str, *, bias: bool = True, seed: int = 0) -> QuantizedLinear:
     quantizer = subject.make()
     weight = random_matrix(OUT_FEATURES, IN_FEATURES, dtype, device, seed)
     offset = random_matrix(1, OUT_FEATURES, dtype, device, seed=8)[0] if bias else None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lorakit.hooks.protocols import CalibratedQuantizer, QuantizedWeight
-from lorakit.testing.checks import Check, CheckFailure, expect, require_all, variants_of
+from lorakit.testing.checks import Check, CheckError, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.quantized_layers import layer_checks
 from lorakit.testing.subjects import (
@@ -43,7 +43,7 @@ def quantizer_checks(quantizer_class: type, **options: Any) -> list[Check]:
 
 
 def check_quantizer(quantizer_class: type, **options: Any) -> None:
-    """Run every check of a quantizer. Raises: CheckFailure naming each that failed."""
+    """Run every check of a quantizer. Raises: CheckError naming each that failed."""
     require_all(f"quantizer {quantizer_class.__name__}", quantizer_checks(quantizer_class, **options))
 
 
@@ -66,7 +66,9 @@ def _stored_checks(subject: Subject) -> Iterator[Check]:
     yield from variants_of(not_finite_weights, subject, not_finite)
     yield from variants_of(determinism, subject, dtypes)
     yield from variants_of(weight_untouched, subject, everywhere)
-    yield from variants_of(declared_bits, subject, {f"{rows}x{columns}": ((rows, columns),) for rows, columns in SHAPES})
+    yield from variants_of(
+        declared_bits, subject, {f"{rows}x{columns}": ((rows, columns),) for rows, columns in SHAPES}
+    )
     yield from variants_of(wanted_dtype, subject, everywhere)
 
 
@@ -226,6 +228,6 @@ def calibration_without_inputs(subject: Subject, device: str) -> None:
 
 def _expect_same(found: QuantizedWeight, wanted: QuantizedWeight, what: str, reference: str) -> None:
     if found.tensors.keys() != wanted.tensors.keys():
-        raise CheckFailure(f"{what} stored {list(found.tensors)}, and {reference} {list(wanted.tensors)}")
+        raise CheckError(f"{what} stored {list(found.tensors)}, and {reference} {list(wanted.tensors)}")
     for name, tensor in wanted.tensors.items():
         expect(same_bits(found.tensors[name], tensor), f"{what} gave other bits in tensors[{name!r}] than {reference}")

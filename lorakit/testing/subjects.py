@@ -16,7 +16,7 @@ from lorakit.hooks.options import configure, options_of
 from lorakit.hooks.specs import hookimpl
 from lorakit.language.spec import PluginCall
 from lorakit.plugins import load_plugins
-from lorakit.testing.checks import CheckFailure
+from lorakit.testing.checks import CheckError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,11 +36,11 @@ class Subject:
         return PluginCall(self.plugin.name, options, bool(self.options.get("double")))
 
     def make(self) -> Any:
-        """Return the plugin configured. Raises: CheckFailure if its class takes no such options."""
+        """Return the plugin configured. Raises: CheckError if its class takes no such options."""
         try:
             return configure(self.plugin, self.call)
         except Exception as error:
-            raise CheckFailure(
+            raise CheckError(
                 f"{self.plugin.__name__} is to be a frozen dataclass whose fields are its options, and {self.call} "
                 f"did not make one: {error}"
             ) from error

@@ -1,0 +1,308 @@
+"""Checks of a method: the adapters that it puts around layers."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import lorakit
+from lorakit.application.layers import adapter_at
+from lorakit.hooks.protocols import LayerShape
+from lorakit.language.printer import call_text
+from lorakit.planning.inventory import read_inventory
+from lorakit.planning.plan import PlanEntry
+from lorakit.testing.checks import Check, CheckError, expect, require_all, variants_of
+from lorakit.testing.configured import configured_checks
+from lorakit.testing.layers import SAMPLES, Sample
+from lorakit.testing.subjects import Subject, on_devices, relative_error, same_bits, subject_of
+
+RANK = 2
+TOLERANCE = 1e-4
+
+
+def method_checks(method_class: type, **options: Any) -> list[Check]:
+    """Return every check of a method, configured with these options; each has an `id` and is called.
+
+    Every kind of layer is tried for which `parameter_shapes` names parameters.
+    """
+    subject = subject_of(method_class, "method", options)
+    return [*configured_checks(subject), *_adapter_checks(subject)]
+
+
+def check_method(method_class: type, **options: Any) -> None:
+    """Run every check of a method. Raises: CheckError naming each that failed."""
+    require_all(f"method {method_class.__name__}", method_checks(method_class, **options))
+
+
+def check_share(method_class: type, **options: Any) -> None:
+    """Check that adapters can be switched by their attribute `share`: 0.0 is off, a tensor has one factor a row.
+
+    Raises: CheckError.
+    """
+    subject = subject_of(method_class, "method", options)
+    for kind, sample in _fitting(subject).items():
+        if not sample.is_parameter:
+            _share(_Case(subject, sample, "fp32"), kind)
+
+
+def _adapter_checks(subject: Subject) -> Iterator[Check]:
+    yield from variants_of(kinds, subject)
+    fitting = _fitting(subject)
+    each = {kind: (sample,) for kind, sample in fitting.items()}
+    anywhere = on_devices(each)
+    linear = {kind: (sample,) for kind, sample in fitting.items() if kind.startswith("linear")}
+    if not each:
+        return
+    dtypes = {
+        f"{kind}-{dtype}": (sample, dtype) for kind, sample in fitting.items() for dtype in ("fp32", "bf16", "fp16")
+    }
+    yield from variants_of(parameters, subject, dtypes)
+    yield from variants_of(start, subject, anywhere)
+    yield from variants_of(gradients, subject, anywhere)
+    yield from variants_of(merged, subject, anywhere)
+    yield from variants_of(file_names, subject, each)
+    yield from variants_of(saved, subject, each)
+    yield from variants_of(determinism, subject, each)
+    if linear:
+        yield from variants_of(batches, subject, linear)
+        yield from variants_of(quantized_base, subject, on_devices(linear))
+
+
+def kinds(subject: Subject) -> None:
+    """`needs_rank` is True or False, and `parameter_shapes` names parameters for one kind of layer at least."""
+    needs_rank = getattr(subject.plugin, "needs_rank", None)
+    expect(isinstance(needs_rank, bool), f"`needs_rank` is {needs_rank!r}; write `needs_rank: ClassVar[bool] = True`")
+    expect(bool(_fitting(subject)), f"`parameter_shapes` names no parameter for any of {', '.join(SAMPLES)}")
+
+
+def parameters(subject: Subject, sample: Sample, dtype: str) -> None:
+    """The adapter holds the parameters that `parameter_shapes` promised, in the planned dtype, around its layer."""
+    case = _Case(subject, sample, dtype)
+    promised = case.shapes
+    own = case.own
+    found = {name: tuple(parameter.shape) for name, parameter in own.items()}
+    expect(found == promised, f"the adapter holds {found}, and `parameter_shapes` promised {promised}")
+    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    others = [f"{name} {parameter.dtype}" for name, parameter in own.items() if parameter.dtype != wanted]
+    expect(not others, f"the plan says {wanted}, and the adapter holds {', '.join(others)}")
+    frozen = [name for name, parameter in own.items() if not parameter.requires_grad]
+    expect(not frozen, f"{', '.join(frozen)} do not require a gradient and would never train")
+    if not sample.is_parameter:
+        expect(
+            getattr(case.adapter, "base_layer", None) is case.layer,
+            "the adapter does not hold the very layer that it was given as `base_layer`",
+        )
+
+
+def start(subject: Subject, sample: Sample, device: str) -> None:
+    """A fresh adapter with B = 0 changes nothing, in training and in evaluation mode."""
+    case = _Case(subject, sample, "fp32", device)
+    x = sample.inputs(3).to(device)
+    exact = sample.model().to(device)(x)
+    for mode in (True, False):
+        error = relative_error(case.model.train(mode)(x), exact)
+        expect(error < TOLERANCE, f"a fresh adapter moves the outputs by {error:.2g} of their norm")
+
+
+def gradients(subject: Subject, sample: Sample, device: str) -> None:
+    """A fresh adapter can learn, later every parameter of it gets a gradient, and the base layer never does."""
+    case = _Case(subject, sample, "fp32", device)
+    x = sample.inputs(3).to(device)
+    case.model.train()
+    for fresh in (True, False):
+        case.model.zero_grad()
+        case.model(x).square().sum().backward()
+        still = [name for name, parameter in case.own.items() if parameter.grad is None or not parameter.grad.any()]
+        expect(len(still) < len(case.own), "no parameter of a fresh adapter gets a gradient: it would never learn")
+        lost = [name for name, p in case.own.items() if p.grad is not None and not p.grad.isfinite().all()]
+        expect(not lost, f"the gradient of {', '.join(lost)} is not finite")
+        expect(fresh or not still, f"{', '.join(still)} got no gradient although the adapter is not fresh any more")
+        base = [name for name, p in case.model.named_parameters() if not p.requires_grad and p.grad is not None]
+        expect(not base, f"{', '.join(base)} of the frozen base got a gradient")
+        case.randomize()
+
+
+def merged(subject: Subject, sample: Sample, device: str) -> None:
+    """What `merged` returns computes what the adapter does; a method that cannot be merged has no `merged`."""
+    case = _Case(subject, sample, "fp32", device)
+    if not sample.is_parameter and not hasattr(case.adapter, "merged"):
+        return
+    case.randomize()
+    x = sample.inputs(3).to(device)
+    before = case.model.eval()(x).detach()
+    fresh = sample.model().to(device)(x)
+    expect(relative_error(before, fresh) > TOLERANCE, "with random values in its parameters the adapter does nothing")
+    after = lorakit.merge(case.model, plugins=case.plugins)(x)
+    error = relative_error(after, before)
+    expect(error < TOLERANCE, f"merging moved the outputs by {error:.2g} of their norm")
+
+
+def file_names(subject: Subject, sample: Sample) -> None:
+    """`file_names` has one name for every parameter, no two alike, so that a file holds them all."""
+    case = _Case(subject, sample, "fp32")
+    promised, names = case.shapes, dict(subject.make().file_names(case.shape))
+    expect(names.keys() == promised.keys(), f"`file_names` names {list(names)}, the parameters are {list(promised)}")
+    expect(len(set(names.values())) == len(names), f"`file_names` gives one name twice: {', '.join(names.values())}")
+    bad = [name for name in names.values() if not isinstance(name, str) or not name.strip(".")]
+    expect(not bad, f"`file_names` holds {bad}, which are no names")
+
+
+def saved(subject: Subject, sample: Sample) -> None:
+    """A saved adapter, loaded on a fresh model, gives the same bits."""
+    case = _Case(subject, sample, "fp32")
+    case.randomize()
+    x = sample.inputs(3)
+    wanted = case.model.eval()(x)
+    with tempfile.TemporaryDirectory() as folder:
+        lorakit.save(case.model, Path(folder, "adapter"), plugins=case.plugins)
+        loaded = lorakit.load(Path(folder, "adapter"), sample.model(), plugins=case.plugins)
+    expect(same_bits(loaded(x), wanted), "the loaded adapter computes something else than the one that was saved")
+
+
+def determinism(subject: Subject, sample: Sample) -> None:
+    """The same seed gives the same adapter, whatever the global random generators were seeded with."""
+    torch.manual_seed(1)
+    first = _Case(subject, sample, "fp32")
+    torch.manual_seed(2)
+    second = _Case(subject, sample, "fp32")
+    differing = [name for name, parameter in first.own.items() if not same_bits(parameter, second.own[name])]
+    expect(not differing, f"{', '.join(differing)} start with other values the second time")
+
+
+def batches(subject: Subject, sample: Sample) -> None:
+    """An adapter around a Linear takes inputs of any batch shape."""
+    case = _Case(subject, sample, "fp32")
+    for batch in ((), (2,), (2, 3), (0,)):
+        y = case.model(torch.ones(*batch, case.shape.in_features))
+        wanted = (*batch, case.shape.out_features)
+        expect(tuple(y.shape) == wanted, f"a batch of {batch} gave outputs of {tuple(y.shape)}; expected {wanted}")
+
+
+def quantized_base(subject: Subject, sample: Sample, device: str) -> None:
+    """A quantized base layer is adapted like a plain one: no change at the start, gradients, and it merges."""
+    case = _Case(subject, sample, "fp32", device, quant="quant nf4")
+    x = sample.inputs(3).to(device)
+    error = relative_error(case.model(x), case.adapter.get_submodule("base_layer")(x))
+    expect(error < TOLERANCE, f"a fresh adapter on a quantized layer moves the outputs by {error:.2g} of their norm")
+    case.randomize()
+    before = case.model.eval()(x)
+    before.square().sum().backward()
+    still = [name for name, parameter in case.own.items() if parameter.grad is None]
+    expect(not still, f"on a quantized layer {', '.join(still)} got no gradient")
+    if hasattr(case.adapter, "merged"):
+        error = relative_error(lorakit.merge(case.model, plugins=case.plugins)(x), before)
+        expect(error < TOLERANCE, f"merging with a quantized layer moved the outputs by {error:.2g} of their norm")
+
+
+def _share(case: _Case, kind: str) -> None:
+    adapter, sample = case.adapter, case.sample
+    if not hasattr(adapter, "share"):
+        raise CheckError(
+            f"the adapter of a {kind} layer has no attribute `share`. An adapter may be switched: set "
+            "`self.share = 1.0` when it is made, and multiply its change of the outputs by it; 0.0 changes nothing, "
+            "and a tensor (batch,) has one factor for every row of the batch"
+        )
+    expect(adapter.share == 1.0, f"`share` is {adapter.share!r} at the start; it is to be 1.0")
+    case.randomize()
+    case.model.eval()
+    x = sample.inputs(3)
+    with torch.no_grad():
+        plain, full = sample.model()(x), case.model(x)
+        adapter.share = 0.0  # type: ignore[assignment]
+        error = relative_error(case.model(x), plain)
+        expect(error < TOLERANCE, f"with `share` 0.0 a {kind} layer is off by {error:.2g} from the base layer")
+        on = torch.arange(x.shape[0]) % 2
+        adapter.share = on.float()
+        mixed = case.model(x)
+    for row, factor in enumerate(on.tolist()):
+        error = relative_error(mixed[row], (full if factor else plain)[row])
+        expect(error < TOLERANCE, f"a row whose `share` is {factor} is off by {error:.2g} in a {kind} layer")
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A sample model, adapted by the method under test."""
+
+    subject: Subject
+    sample: Sample
+    dtype: str
+    device: str = "cpu"
+    quant: str = ""
+
+    @functools.cached_property
+    def plugins(self) -> Any:
+        return self.subject.plugins()
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        rank = f"rank {RANK}" if self.subject.plugin.needs_rank else ""
+        method = call_text(self.subject.call)
+        text = f"adapt {self.sample.path} {rank} dtype {self.dtype} method {method} {self.quant}"
+        spec = lorakit.parse(text, plugins=self.plugins)
+        return lorakit.apply(spec, self.sample.model().to(self.device), plugins=self.plugins)
+
+    @functools.cached_property
+    def layer(self) -> Any:
+        """The layer that was given to the method, as the adapter holds it."""
+        return dict(self.model.named_modules()).get("layer.base_layer")
+
+    @property
+    def entry(self) -> PlanEntry:
+        from lorakit.application.state import plan_of
+
+        return plan_of(self.model).entries[0]
+
+    @property
+    def shape(self) -> LayerShape:
+        assert self.entry.shape is not None
+        return self.entry.shape
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return _promised(self.subject, self.shape)
+
+    @functools.cached_property
+    def adapter(self) -> nn.Module:
+        return adapter_at(self.model, self.entry)
+
+    @functools.cached_property
+    def own(self) -> dict[str, nn.Parameter]:
+        """The parameters that the method added, by name."""
+        return {n: p for n, p in self.adapter.named_parameters() if not n.startswith("base_layer.")}
+
+    def randomize(self) -> None:
+        """Move every parameter of the adapter, as training would."""
+        generator = torch.Generator().manual_seed(9)
+        with torch.no_grad():
+            for parameter in self.own.values():
+                noise: Tensor = 0.2 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(noise.to(parameter.device, parameter.dtype))
+
+
+def _fitting(subject: Subject) -> dict[str, Sample]:
+    """Return the samples for which the method names parameters."""
+    fitting = {}
+    for kind, sample in SAMPLES.items():
+        with torch.device("meta"):
+            inventory = read_inventory(nn.Sequential(sample.model()), subject.plugins())
+        shape = inventory.modules[f"0.{sample.path}"].shape
+        try:
+            promised = _promised(subject, shape) if shape is not None else {}
+        except Exception:
+            # the check of this kind says so
+            promised = {"": ()}
+        if promised:
+            fitting[kind] = sample
+    return fitting
+
+
+def _promised(subject: Subject, shape: LayerShape) -> dict[str, tuple[int, ...]]:
+    rank = RANK if subject.plugin.needs_rank else None
+    return {name: tuple(sizes) for name, sizes in subject.make().parameter_shapes(shape, rank).items()}

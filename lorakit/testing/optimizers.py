@@ -1,0 +1,159 @@
+"""Checks of an optimizer: what it builds from parameter groups, and what that does."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.testing.checks import Check, expect, require_all, variants_of
+from lorakit.testing.configured import configured_checks
+from lorakit.testing.subjects import Subject, on_devices, same_bits, subject_of
+
+STEPS = 20
+# vectors of a few values and of many, since small ones may be stored otherwise
+LENGTHS = (1, 63, 4095, 4096, 10_000)
+# an optimizer may count its steps in a tensor
+COUNTER_BYTES = 16
+
+
+def optimizer_checks(optimizer_class: type, **options: Any) -> list[Check]:
+    """Return every check of an optimizer, configured with these options; each has an `id` and is called."""
+    subject = subject_of(optimizer_class, "optimizer", options)
+    return [*configured_checks(subject), *_step_checks(subject)]
+
+
+def check_optimizer(optimizer_class: type, **options: Any) -> None:
+    """Run every check of an optimizer. Raises: CheckError naming each that failed."""
+    require_all(f"optimizer {optimizer_class.__name__}", optimizer_checks(optimizer_class, **options))
+
+
+def _step_checks(subject: Subject) -> Iterator[Check]:
+    everywhere = on_devices({"": ()})
+    yield from variants_of(default_lr, subject)
+    yield from variants_of(groups, subject, everywhere)
+    kinds = {"fp32": (torch.float32, False), "bf16": (torch.bfloat16, False), "paged": (torch.float32, True)}
+    yield from variants_of(descends, subject, on_devices(kinds))
+    yield from variants_of(learning_rates, subject, everywhere)
+    yield from variants_of(without_gradient, subject, everywhere)
+    yield from variants_of(resumes, subject, everywhere)
+    yield from variants_of(state_bytes, subject, {str(length): (length,) for length in LENGTHS})
+
+
+def default_lr(subject: Subject) -> None:
+    """`default_lr`, the learning rate of a spec that gives none, is a positive number on the class."""
+    rate = getattr(subject.plugin, "default_lr", None)
+    fits = isinstance(rate, float | int) and 0 < rate < math.inf
+    expect(fits, f"`default_lr` is {rate!r}; write `default_lr: ClassVar[float] = 1e-4` or the like")
+
+
+def groups(subject: Subject, device: str) -> None:
+    """`build` returns a torch.optim.Optimizer over all parameters, in their groups, each with its own `lr`."""
+    first, second = _parameters(device), _parameters(device, seed=1)
+    optimizer = _built(subject, [(first, 0.5, False), (second, 0.25, False)])
+    expect(
+        isinstance(optimizer, torch.optim.Optimizer),
+        f"`build` returned a {type(optimizer).__name__}, which is no torch.optim.Optimizer",
+    )
+    rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    wanted = {id(p): lr for parameters, lr in ((first, 0.5), (second, 0.25)) for p in parameters}
+    expect(rates.keys() == wanted.keys(), "the optimizer's groups do not hold just the parameters that were given")
+    expect(rates == wanted, "a parameter's learning rate is not the `lr` of its group")
+
+
+def descends(subject: Subject, dtype: torch.dtype, paged: bool, device: str) -> None:
+    """Steps at the default learning rate reduce a quadratic; `paged` groups work too, also where nothing can page."""
+    parameters = [nn.Parameter(torch.zeros(shape, dtype=dtype, device=device)) for shape in ((8, 12), (5,))]
+    optimizer = _built(subject, [(parameters, subject.plugin.default_lr, paged)])
+    before = _loss(parameters)
+    for _ in range(STEPS):
+        _step(optimizer, parameters)
+    after = _loss(parameters)
+    expect(after < before, f"{STEPS} steps took a quadratic from {before:.6g} to {after:.6g}")
+
+
+def learning_rates(subject: Subject, device: str) -> None:
+    """A group whose `lr` is 0, or is set to 0 by a scheduler, stays as it is."""
+    still, moving = _parameters(device), _parameters(device, seed=1)
+    optimizer = _built(subject, [(still, 0.0, False), (moving, subject.plugin.default_lr, False)])
+    before = [parameter.detach().clone() for parameter in (*still, *moving)]
+    _step(optimizer, [*still, *moving])
+    expect(all(map(torch.equal, still, before)), "a group with lr = 0 moved; steps are to be scaled by group['lr']")
+    expect(not all(map(torch.equal, moving, before[2:])), "a group with the default learning rate did not move")
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    stopped = [parameter.detach().clone() for parameter in moving]
+    _step(optimizer, [*still, *moving])
+    expect(all(map(torch.equal, moving, stopped)), "group['lr'] was set to 0 and the group moved: schedulers do so")
+
+
+def without_gradient(subject: Subject, device: str) -> None:
+    """A parameter without a gradient is passed over."""
+    used, unused = _parameters(device), _parameters(device, seed=1)
+    optimizer = _built(subject, [([*used, *unused], subject.plugin.default_lr, False)])
+    before = [parameter.detach().clone() for parameter in unused]
+    _step(optimizer, used)
+    expect(all(map(torch.equal, unused, before)), "a parameter whose gradient is None moved")
+
+
+def resumes(subject: Subject, device: str) -> None:
+    """An optimizer with the state dict of another goes on with the same bits."""
+    shapes = ((8, 12), (5,), (64, 80))
+    first = _parameters(device, shapes=shapes)
+    optimizer = _built(subject, [(first, subject.plugin.default_lr, False)])
+    for _ in range(3):
+        _step(optimizer, first)
+    second = [nn.Parameter(parameter.detach().clone()) for parameter in first]
+    other = _built(subject, [(second, subject.plugin.default_lr, False)])
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for _ in range(3):
+        _step(optimizer, first)
+        _step(other, second)
+    expect(
+        all(map(same_bits, first, second)),
+        "after load_state_dict the steps differ: state_dict() has to hold everything that a step depends on",
+    )
+
+
+def state_bytes(subject: Subject, length: int) -> None:
+    """`state_bytes` is what the state of a tensor takes in memory, so that the plan's forecast holds."""
+    parameter = nn.Parameter(torch.zeros(length))
+    optimizer = _built(subject, [([parameter], subject.plugin.default_lr, False)])
+    _step(optimizer, [parameter])
+    tensors = {value.data_ptr(): value for value in optimizer.state[parameter].values() if isinstance(value, Tensor)}
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values() if tensor.numel() > 0)
+    declared = subject.make().state_bytes(length, parameter.element_size())
+    expect(isinstance(declared, int), f"`state_bytes` returned {declared!r}, which is no whole number")
+    expect(
+        abs(declared - held) <= COUNTER_BYTES,
+        f"`state_bytes({length}, {parameter.element_size()})` is {declared}, and the state of a float32 vector of "
+        f"{length} takes {held} bytes",
+    )
+
+
+def _built(subject: Subject, given: Sequence[tuple[Sequence[nn.Parameter], float, bool]]) -> torch.optim.Optimizer:
+    made: torch.optim.Optimizer = subject.make().build(
+        [{"params": list(parameters), "lr": rate, "paged": paged} for parameters, rate, paged in given]
+    )
+    return made
+
+
+def _parameters(device: str, seed: int = 0, shapes: Sequence[tuple[int, ...]] = ((8, 12), (5,))) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in shapes]
+
+
+def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Take a step down ½·Σ(x - 1)²."""
+    optimizer.zero_grad()
+    for parameter in parameters:
+        parameter.grad = parameter.detach() - 1
+    optimizer.step()
+
+
+def _loss(parameters: Sequence[nn.Parameter]) -> float:
+    return sum(float((parameter.detach().double() - 1).square().sum()) for parameter in parameters) / 2
