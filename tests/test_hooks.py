@@ -79,6 +79,25 @@ def test_lorakit_initializers() -> None:
     assert torch.equal(model[0].lora_A, one()[0].weight[:2]) and bool((model[0].lora_B == 3).all())
 
 
+def test_an_initializer_that_raises_is_named_with_the_module() -> None:
+    @dataclass(frozen=True)
+    class Picky:
+        """Takes even ranks only."""
+
+        name: ClassVar[str] = "picky"
+
+        def initialize(self, lora_A: Tensor, lora_B: Tensor, context: Any) -> None:
+            raise ValueError("the rank must be even")
+
+    model = one()
+    with pytest.raises(
+        lorakit.PluginError,
+        match="initializer `picky` of sample 1.0 failed on `0` at rank 3: ValueError: the rank must be even",
+    ):
+        run("adapt 0 rank 3 init picky", model, plugins_of(lorakit_initializers=lambda: [Picky]))
+    assert type(model[0]) is nn.Linear
+
+
 def test_lorakit_optimizers() -> None:
     @dataclass(frozen=True)
     class Rprop:

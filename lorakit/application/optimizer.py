@@ -23,6 +23,11 @@ def build_optimizer(model: nn.Module, plugins: Plugins, lr: float | None = None)
     return plugins.optimizer(plan.optimizer.call).build(parameter_groups(model, lr))
 
 
+def keeps_lr(model: nn.Module, plugins: Plugins) -> bool:
+    """Return whether the plan's optimizer asks for a learning rate that does not fall."""
+    return bool(getattr(plugins.optimizer(plan_of(model).optimizer.call), "constant_lr", False))
+
+
 def parameter_groups(model: nn.Module, lr: float | None = None) -> list[dict[str, Any]]:
     """Return parameter groups with `params`, `lr` and `paged`, one for each pair of the latter two."""
     plan = plan_of(model)
