@@ -40,7 +40,8 @@ class Int4(WeightOnly):
 
         torchao = library.module("torchao.quantization")
         mapping = torchao.MappingType.SYMMETRIC if self.symmetric else torchao.MappingType.ASYMMETRIC
-        return torchao.IntxUnpackedToInt8Tensor.from_hp(weight, (1, self.group_size), torch.int4, mapping_type=mapping)
+        four = torch.int4  # type: ignore[attr-defined]
+        return torchao.IntxUnpackedToInt8Tensor.from_hp(weight, (1, self.group_size), four, mapping_type=mapping)
 
     def stored_bits(self, rows: int, columns: int) -> int:
         """Return the bits of the codes, and of a float32 scale and an int8 zero point a group."""
@@ -61,7 +62,7 @@ class Int4(WeightOnly):
         codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1).to(torch.int8) + LOWEST
         return library.module("torchao.quantization").IntxUnpackedToInt8Tensor(
             **{**tensors, "qdata": codes},
-            target_dtype=torch.int4,
+            target_dtype=torch.int4,  # type: ignore[attr-defined]
             block_size=(1, self.group_size),
             dtype=dtype,
             activation_quantization=None,

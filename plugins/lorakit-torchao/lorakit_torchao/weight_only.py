@@ -37,7 +37,8 @@ class WeightOnly(Quantizer):
         rows, columns = weight.shape
         if not weight.numel():
             # torchao looks for the largest weight of a group, and there is none
-            return QuantizedWeight({"qdata": torch.empty_like(weight, dtype=torch.uint8)}, (rows, columns), weight.dtype)
+            nothing = torch.empty_like(weight, dtype=torch.uint8)
+            return QuantizedWeight({"qdata": nothing}, (rows, columns), weight.dtype)
         filled = functional.pad(weight.detach().float(), (0, self.stored_columns(columns) - columns)).contiguous()
         compressed = self.compress(filled)
         names, _ = compressed.__tensor_flatten__()
