@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import lorakit
 from lorakit import plugins as composition
-from lorakit.hooks import LayerShape, ModelReference, QuantizedWeight, hookimpl, specs
+from lorakit.hooks import LayerShape, ModelReference, QuantizedWeight, Quantizer, hookimpl, specs
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.plan import Plan, PlanEntry
 from lorakit.plugins import load_plugins
@@ -64,6 +64,30 @@ def test_lorakit_quantizers() -> None:
     assert lorakit.summary(model).modules[0].bits_per_weight == 16
 
 
+def test_a_quantizer_inherits_its_product_from_the_protocol_and_nothing_else() -> None:
+    @dataclass(frozen=True)
+    class Inherits(Quantizer):
+        """Stores weights as they are."""
+
+        name: ClassVar[str] = "inherits"
+
+        def quantize(self, weight: Tensor) -> QuantizedWeight:
+            return QuantizedWeight({"same": weight.clone()}, (weight.shape[0], weight.shape[1]), weight.dtype)
+
+        def dequantize(self, quantized: QuantizedWeight) -> Tensor:
+            return quantized.tensors["same"]
+
+        def bits_per_weight(self, shape: tuple[int, int]) -> float:
+            return 32.0
+
+    model, x = run("quantize 0 inherits", one(), plugins_of(lorakit_quantizers=lambda: [Inherits])), torch.randn(2, 8)
+    torch.testing.assert_close(model(x), one()(x))
+    # what the protocol leaves empty is missing
+    incomplete = type("Incomplete", (Quantizer,), {"name": "incomplete", "quantize": Inherits.quantize})
+    with pytest.raises(lorakit.PluginError, match=r"`incomplete` has no method `dequantize\(quantized\)`"):
+        plugins_of(lorakit_quantizers=lambda: [dataclass(frozen=True)(incomplete)])
+
+
 def test_lorakit_initializers() -> None:
     @dataclass(frozen=True)
     class FromWeight:
@@ -77,6 +101,25 @@ def test_lorakit_initializers() -> None:
 
     model = run("adapt 0 rank 2 alpha 6 init rows", one(), plugins_of(lorakit_initializers=lambda: [FromWeight]))
     assert torch.equal(model[0].lora_A, one()[0].weight[:2]) and bool((model[0].lora_B == 3).all())
+
+
+def test_an_initializer_that_raises_is_named_with_the_module() -> None:
+    @dataclass(frozen=True)
+    class Picky:
+        """Takes even ranks only."""
+
+        name: ClassVar[str] = "picky"
+
+        def initialize(self, lora_A: Tensor, lora_B: Tensor, context: Any) -> None:
+            raise ValueError("the rank must be even")
+
+    model = one()
+    with pytest.raises(
+        lorakit.PluginError,
+        match="initializer `picky` of sample 1.0 failed on `0` at rank 3: ValueError: the rank must be even",
+    ):
+        run("adapt 0 rank 3 init picky", model, plugins_of(lorakit_initializers=lambda: [Picky]))
+    assert type(model[0]) is nn.Linear
 
 
 def test_lorakit_optimizers() -> None:

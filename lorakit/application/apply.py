@@ -176,7 +176,14 @@ def _initialize(adapter: nn.Module, layer: nn.Module, entry: PlanEntry, plugins:
         fan_in=entry.shape.fan_in,
     )
     with torch.no_grad():
-        plugins.initializer(entry.adapter.init).initialize(first, second, context)
+        try:
+            plugins.initializer(entry.adapter.init).initialize(first, second, context)
+        except Exception as error:
+            origin = plugins.origin(plugins.initializers[entry.adapter.init.name])
+            raise PluginError(
+                f"initializer `{entry.adapter.init.name}` of {origin} failed on `{entry.path}` at rank "
+                f"{entry.adapter.rank}: {type(error).__name__}: {error}"
+            ) from error
         lora_A.copy_(start_A.view(lora_A.shape))
         lora_B.copy_(start_B.view(lora_B.shape))
 

@@ -11,6 +11,7 @@ from lorakit.application.layers import full_parameters
 from lorakit.application.state import NamedAdapter, state_of, unwrapped
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
+from lorakit.hooks.protocols import OptimizerFactory
 
 
 def build_optimizer(model: nn.Module, plugins: Plugins, lr: float | None = None) -> torch.optim.Optimizer:
@@ -20,13 +21,22 @@ def build_optimizer(model: nn.Module, plugins: Plugins, lr: float | None = None)
     (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
     Raises: ModelError if the model is not adapted, or the adapters in use name different optimizers.
     """
+    return _factory(model, plugins).build(parameter_groups(model, lr))
+
+
+def keeps_lr(model: nn.Module, plugins: Plugins) -> bool:
+    """Return whether the plan's optimizer asks for a learning rate that does not fall."""
+    return bool(getattr(_factory(model, plugins), "constant_lr", False))
+
+
+def _factory(model: nn.Module, plugins: Plugins) -> OptimizerFactory:
     used = state_of(model).used
     calls = {adapter.plan.optimizer.call for adapter in used}
     if len(calls) > 1:
         raise ModelError(f"the adapters in use, {', '.join(one.name for one in used)}, name different optimizers")
     if not used:
         raise ModelError("no adapter of this model is in use: nothing trains")
-    return plugins.optimizer(calls.pop()).build(parameter_groups(model, lr))
+    return plugins.optimizer(calls.pop())
 
 
 def parameter_groups(model: nn.Module, lr: float | None = None) -> list[dict[str, Any]]:

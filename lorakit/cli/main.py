@@ -46,8 +46,9 @@ def everywhere(
 
 def main() -> None:
     """Run the command line; every failure that a user can cause is one message and an exit code, never a traceback."""
-    # bitsandbytes tells of optional kernels that it did not find
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # they tell of optional kernels that they did not find; transformers imports torchao wherever it is installed
+    for library in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         # the libraries' own progress bars
         os.environ.setdefault("TQDM_DISABLE", "1")

@@ -119,7 +119,12 @@ class Initializer(Protocol):
 
 
 class OptimizerFactory(Protocol):
-    """Builds an optimizer from parameter groups."""
+    """Builds an optimizer from parameter groups.
+
+    An optimizer that steps one set of weights and means another to be used has methods `train` and `eval` that switch
+    between them: trainers call them around steps, and before weights are measured or saved. `constant_lr = True` on the
+    class asks trainers to leave the learning rate as it is after the warm-up.
+    """
 
     name: ClassVar[str]
     default_lr: ClassVar[float]

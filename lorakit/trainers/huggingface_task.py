@@ -19,10 +19,11 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from lorakit.application.optimizer import build_optimizer
+from lorakit.application.optimizer import build_optimizer, keeps_lr
 from lorakit.errors import DataError, ModelError
 from lorakit.hooks.manager import Plugins
 from lorakit.trainers.display import Display, StopAsked
+from lorakit.trainers.modes import to_evaluation
 from lorakit.trainers.settings import Outcome, Settings
 from lorakit.trainers.text_data import Tokenized, read_records, split_records, tokenize
 
@@ -63,7 +64,13 @@ class LanguageTask:
             raise DataError(f"nothing to resume: {work} holds no checkpoint")
         trainer = Trainer(
             model=model,
-            args=_arguments(self.settings, work, bool(self.held_out.rows), next(model.parameters()).is_cuda),
+            args=_arguments(
+                self.settings,
+                work,
+                measures=bool(self.held_out.rows),
+                on_gpu=next(model.parameters()).is_cuda,
+                schedule="constant_with_warmup" if keeps_lr(model, plugins) else "linear",
+            ),
             train_dataset=list(self.rows.rows),
             eval_dataset=list(self.held_out.rows) or None,
             processing_class=self._tokenizer,
@@ -77,6 +84,7 @@ class LanguageTask:
             display.held_out(0, before)
         with display.running(self.settings.steps) as stop:
             trainer.add_callback(_Watch(display, stop, self.settings.steps))
+            trainer.add_callback(_WeightsToUse())
             result = trainer.train(resume_from_checkpoint=checkpoint)
         stopped = stop.asked and result.global_step < self.settings.steps
         after = None if stopped else self._held_out_loss(trainer, display)
@@ -128,13 +136,13 @@ def _tokenizer(model: str, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def _arguments(settings: Settings, work: Path, measures: bool, on_gpu: bool) -> TrainingArguments:
+def _arguments(settings: Settings, work: Path, *, measures: bool, on_gpu: bool, schedule: str) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(work),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch,
         per_device_eval_batch_size=settings.batch,
-        lr_scheduler_type="linear",
+        lr_scheduler_type=schedule,
         warmup_steps=settings.warmup,
         seed=settings.seed,
         data_seed=settings.seed,
@@ -181,3 +189,17 @@ class _Watch(TrainerCallback):
         if self._stop.asked:
             control.should_save = True
             control.should_training_stop = True
+
+
+class _WeightsToUse(TrainerCallback):
+    """Has an optimizer with two sets of weights leave those to be used in checkpoints and at the end.
+
+    Trainer itself switches before steps and before evaluations.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        if control.should_save:
+            to_evaluation(optimizer)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        to_evaluation(optimizer)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from lorakit.application.optimizer import build_optimizer
+from lorakit.application.optimizer import build_optimizer, keeps_lr
 from lorakit.artifacts.adapter_folder import WEIGHTS, write_adapter_files
 from lorakit.artifacts.folders import new_folder
 from lorakit.artifacts.loading import restore_tensors
@@ -23,6 +23,7 @@ from lorakit.builtin.factory_models import named_object
 from lorakit.errors import DataError
 from lorakit.hooks.manager import Plugins
 from lorakit.trainers.display import Display
+from lorakit.trainers.modes import to_evaluation, to_training
 from lorakit.trainers.settings import Outcome, Settings
 
 STATE, OPTIMIZER = "trainer_state.json", "optimizer.safetensors"
@@ -73,6 +74,7 @@ class PairsTask:
         settings = self.settings
         optimizer = build_optimizer(model, plugins, settings.lr)
         base_rates = [group["lr"] for group in optimizer.param_groups]
+        falls = not keeps_lr(model, plugins)
         done = _resume(model, optimizer, work, plugins) if resume else 0
         before = self._held_out_loss(model)
         if not resume:
@@ -81,7 +83,8 @@ class PairsTask:
         with display.running(settings.steps) as stop:
             for inputs, targets in _batches(self._pairs, settings, done):
                 for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                    group["lr"] = rate * _schedule(done, settings)
+                    group["lr"] = rate * _schedule(done, settings, falls)
+                to_training(optimizer)
                 loss = self._loss(model, inputs, targets)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -89,11 +92,14 @@ class PairsTask:
                 done += 1
                 display.step(done, float(loss.detach()))
                 if _due(done, settings.evaluate_every, settings):
+                    to_evaluation(optimizer)
                     display.held_out(done, self._held_out_loss(model))
                 if _due(done, settings.save_every, settings) or (stop.asked and done < settings.steps):
+                    to_evaluation(optimizer)
                     _checkpoint(model, optimizer, work, done, plugins)
                 if done >= settings.steps or stop.asked:
                     break
+        to_evaluation(optimizer)
         stopped = stop.asked and done < settings.steps
         after = None if stopped else self._held_out_loss(model)
         display.held_out(done, after)
@@ -150,10 +156,12 @@ def _batches(pairs: Sequence[Pair], settings: Settings, skip: int) -> Iterator[t
         epoch += 1
 
 
-def _schedule(done: int, settings: Settings) -> float:
-    """Return the share of the learning rate at this step: up over the warm-up, then linearly down to 0 at the end."""
+def _schedule(done: int, settings: Settings, falls: bool) -> float:
+    """Return the share of the learning rate at this step: up over the warm-up, then linearly down to 0 if it falls."""
     if done < settings.warmup:
         return (done + 1) / settings.warmup
+    if not falls:
+        return 1.0
     return max(0.0, (settings.steps - done) / max(1, settings.steps - settings.warmup))
 
 
@@ -175,10 +183,12 @@ def _checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path, 
                 tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
             else:
                 plain[f"{index}.{name}"] = value
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in state["param_groups"]]
     with new_folder(work / f"checkpoint-{step}") as folder:
         write_adapter_files(model, folder, plugins)
         save_file(tensors, folder / OPTIMIZER)
-        (folder / STATE).write_text(json.dumps({"global_step": step, "optimizer": plain}), encoding="utf-8")
+        progress = {"global_step": step, "optimizer": plain, "groups": groups}
+        (folder / STATE).write_text(json.dumps(progress), encoding="utf-8")
 
 
 def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path, plugins: Plugins) -> int:
@@ -193,5 +203,9 @@ def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path, plug
     for key, value in {**load_file(folder / OPTIMIZER), **saved["optimizer"]}.items():
         index, _, name = key.partition(".")
         values.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+    # some optimizers count steps in their groups
+    groups = [
+        {**own, **kept} for own, kept in zip(optimizer.state_dict()["param_groups"], saved["groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": values, "param_groups": groups})
     return int(saved["global_step"])
