@@ -32,15 +32,10 @@ def load_adapter(
 
     The base is quantized again as plan.json says, unless `quantize` is False. Raises: AdapterError.
     """
-    files = read_adapter(folder, allow_pickle)
     inventory = read_inventory(model, plugins)
-    plan = files.plan or plan_of_files(files, inventory, plugins)
-    if not quantize:
-        plan = replace(plan, entries=tuple(replace(entry, quant=None) for entry in plan.entries))
-        plan = replace(plan, entries=tuple(entry for entry in plan.entries if entry.adapter or entry.train))
-    _check_model(plan, inventory, files)
-    shapes = _expected_shapes(plan, inventory, plugins)
-    _check_tensors(shapes, files, allow_missing)
+    files, plan = planned_files(
+        folder, inventory, plugins, quantize=quantize, allow_missing=allow_missing, allow_pickle=allow_pickle
+    )
     apply_plan(plan, model, plugins, initialize=allow_missing)
     with torch.no_grad():
         for name, _, parameter in adapter_tensors(model, plan, plugins):
@@ -49,6 +44,29 @@ def load_adapter(
     model.eval()
     plugins.call("lorakit_after_load", model=model, folder=folder)
     return model
+
+
+def planned_files(
+    folder: Path,
+    inventory: Inventory,
+    plugins: Plugins,
+    *,
+    quantize: bool = True,
+    allow_missing: bool = False,
+    allow_pickle: bool = False,
+) -> tuple[AdapterFiles, Plan]:
+    """Return an adapter folder's files and the plan that they follow on this model, every shape checked.
+
+    Without `quantize` the plan leaves out what would only be quantized. Raises: AdapterError.
+    """
+    files = read_adapter(folder, allow_pickle)
+    plan = files.plan or plan_of_files(files, inventory, plugins)
+    if not quantize:
+        plan = replace(plan, entries=tuple(replace(entry, quant=None) for entry in plan.entries))
+        plan = replace(plan, entries=tuple(entry for entry in plan.entries if entry.adapter or entry.train))
+    _check_model(plan, inventory, files)
+    _check_tensors(_expected_shapes(plan, inventory, plugins), files, allow_missing)
+    return files, plan
 
 
 def restore_tensors(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], plugins: Plugins) -> None:
