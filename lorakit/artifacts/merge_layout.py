@@ -105,7 +105,7 @@ def merge_layout(
     files, plan = planned_files(adapter, inventory, plugins, quantize=False, allow_pickle=allow_pickle)
     stored = stored_tensors(base)
     if not stored:
-        raise WholeModelNeeded(f"{base} holds no {'model.safetensors'}")
+        raise WholeModelNeeded(f"{base} holds no model.safetensors")
     packed = _packed(model, stored)
     serving = {part for parts in packed.values() for part in parts}
     names = model_names([name for name in stored if name not in serving], model)
@@ -142,7 +142,7 @@ class _Dtypes:
         self._reader = Reader(stored)
         self._usual = getattr(getattr(model, "config", None), "dtype", None) or torch.float16
         # what transformers keeps in float32 whatever the rest of the model is in
-        kept = getattr(model, "_get_dtype_plan", lambda _: {})(wanted) if wanted else {}
+        kept: dict[str, torch.dtype] = getattr(model, "_get_dtype_plan", lambda _: {})(wanted) if wanted else {}
         self._kept = {name: dtype for name, dtype in kept.items() if dtype is torch.float32}
 
     def of(self, source: str, parameter: str) -> torch.dtype | None:

@@ -157,7 +157,7 @@ def _unmoved(settings: dict[str, Any]) -> dict[str, Any]:
     """
     from transformers import CONFIG_MAPPING
 
-    if (kind := settings.get("model_type")) not in CONFIG_MAPPING:
+    if (kind := str(settings.get("model_type"))) not in CONFIG_MAPPING:
         return {}
     make = CONFIG_MAPPING[kind].from_dict
     before, after = make(settings).to_dict(), make({**settings, "tie_word_embeddings": False}).to_dict()
