@@ -37,12 +37,12 @@ class Done:
     stderr: str
 
 
-def command(*arguments: object, code: int = 0) -> Done:
-    """Run `lorakit merge` in this process."""
+def command(*arguments: object, name: str = "merge", code: int = 0) -> Done:
+    """Run `lorakit merge`, or another command, in this process."""
     from lorakit.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
-    words = ["lorakit", "merge", *map(str, arguments)]
+    words = ["lorakit", name, *map(str, arguments)]
     with patch.object(sys, "argv", words), redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == code, out.getvalue() + err.getvalue()
