@@ -182,7 +182,7 @@ def test_an_architecture_that_is_not_known(tmp_path: Path) -> None:
     adapter = lorakit.save(lorakit.apply("adapt dense rank 2", model), tmp_path / "adapter")
     with pytest.raises(lorakit.AdapterError, match="type 'gpt_neox' have no known layout in GGUF; known are: arcee"):
         export(adapter, ARCHITECTURES["gpt_neox"].build(), tmp_path / "out.gguf")
-    with pytest.raises(lorakit.AdapterError, match="models of type None"):
+    with pytest.raises(lorakit.AdapterError, match="models of type ''"):
         export(adapter, nn.Sequential(nn.Linear(2, 2)), tmp_path / "out.gguf")
 
 

@@ -176,8 +176,7 @@ def _alpha(pairs: list[Pair]) -> float:
 
 
 def _add(writer: Any, name: str, matrix: Tensor, dtype: str, gguf: Any) -> None:
-    kind = gguf.GGMLQuantizationType[dtype.upper()]
-    data = gguf.quants.quantize(matrix.contiguous().numpy(), kind)
     if dtype == "f16" and not bool(torch.isfinite(matrix.half()).all()):
         raise AdapterError(f"{name} has values beyond float16; write it in f32 or bf16; nothing was written")
-    writer.add_tensor(name, data, raw_dtype=kind)
+    kind = gguf.GGMLQuantizationType[dtype.upper()]
+    writer.add_tensor(name, gguf.quants.quantize(matrix.contiguous().numpy(), kind), raw_dtype=kind)

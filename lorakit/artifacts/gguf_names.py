@@ -52,18 +52,19 @@ FAMILIES: Mapping[str, Family] = {
 
 def family_of(config: Any) -> Family:
     """Return the architecture of a config. Raises: AdapterError naming those that are known."""
-    kind = getattr(config, "model_type", None)
+    kind: str = getattr(config, "model_type", "")
     if kind not in FAMILIES:
         raise AdapterError(
             f"models of type {kind!r} have no known layout in GGUF; known are: {', '.join(sorted(FAMILIES))}; "
-            "`lorakit merge` and llama.cpp's own converter take any other way"
+            "for others, `lorakit merge` and then llama.cpp's own converter"
         )
     return FAMILIES[kind]
 
 
 def permuted_rows(matrix: Tensor, heads: int) -> Tensor:
-    """Return rows (heads · 2 · half, …) as (heads · half · 2, …): rotary pairs beside each other, as ggml rotates them."""
-    return matrix.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(matrix.shape)
+    """Return rows (heads · 2 · half, …) as (heads · half · 2, …): ggml rotates pairs that lie beside each other."""
+    rows: Tensor = matrix.unflatten(0, (heads, 2, -1))
+    return rows.transpose(1, 2).reshape(matrix.shape)
 
 
 def heads_of(name: str, family: Family, config: Any) -> int:

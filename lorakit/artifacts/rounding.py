@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 # elements that are compared at once: float64 copies of a large embedding would outweigh the rest of a merge
-CHUNK = 1 << 22
+CHUNK = 1 << 20
 
 
 class Rounding:

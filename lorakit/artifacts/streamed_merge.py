@@ -60,6 +60,8 @@ def write_merged(layout: Layout, folder: Path, plugins: Plugins, progress: Progr
 
 def _value(piece: Piece, layout: Layout, reader: Reader, plugins: Plugins, rounding: Rounding) -> Tensor:
     base: Tensor | QuantizedLinear
+    if piece.entry is not None:
+        reader.release()
     if piece.trained is not None:
         base = layout.files.tensors[piece.trained]
     else:
@@ -73,6 +75,9 @@ def _value(piece: Piece, layout: Layout, reader: Reader, plugins: Plugins, round
     with torch.no_grad():
         exact = _merged(base, piece.entry, layout, plugins)
     exact = exact if isinstance(base, Tensor) else _lying(exact, piece, layout)
+    # what was read goes out of memory now; tensors that wait to be written keep a mapping of their own
+    del base
+    reader.release()
     rounded = exact.to(piece.dtype).contiguous()
     if not bool(torch.isfinite(rounded).all()):
         raise AdapterError(
