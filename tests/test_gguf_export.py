@@ -54,7 +54,7 @@ def converted(model: nn.Module, kind: str) -> dict[str, Tensor]:
         "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
         "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
         "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
-        "experts.down_proj": "ffn_down_exps",
+        "experts.down_proj": "ffn_down_exps", "qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
     }  # fmt: skip
     found: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
@@ -108,6 +108,12 @@ def check(path: Path, base: nn.Module, merged: nn.Module, kind: str, tolerance: 
         ("llama", "mistral", "adapt q_proj,k_proj rank 4"),
         ("llama", "mixtral", "adapt @experts rank 2 alpha 5\nadapt q_proj rank 4"),
         ("plain", "qwen2", "adapt @attention rank 2"),
+        ("plain", "gemma2", "adapt @attention,@mlp rank 2"),
+        ("plain", "gemma3", "adapt @attention rank 2"),
+        ("plain", "phi3", "adapt @attention,@mlp rank 2"),
+        ("plain", "olmo2", "adapt @attention rank 2"),
+        ("plain", "cohere", "adapt @attention rank 2"),
+        ("llama", "granite", "adapt @attention rank 2"),
         ("plain", "qwen3_moe", "adapt @experts,@attention rank 2"),
         ("gpt2", "gpt2", "adapt @attention,@mlp rank 4 alpha 2"),
     ],

@@ -12,7 +12,6 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import bitsandbytes
@@ -49,9 +48,9 @@ def command(*arguments: object, name: str = "merge", code: int = 0) -> Done:
     return Done(out.getvalue(), err.getvalue())
 
 
-def adapted(base: Path, spec: str, folder: Path, **load: Any) -> Path:
+def adapted(base: Path, spec: str, folder: Path) -> Path:
     """Save an adapter for the model in `base`, everything in it moved from where it starts."""
-    model = lorakit.apply(spec, reloaded(base, **load))
+    model = lorakit.apply(spec, reloaded(base))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for value in model.parameters():
@@ -60,12 +59,12 @@ def adapted(base: Path, spec: str, folder: Path, **load: Any) -> Path:
     return lorakit.save(model, folder)
 
 
-def reloaded(folder: Path, **load: Any) -> nn.Module:
+def reloaded(folder: Path) -> nn.Module:
     """Load a folder as anyone would, by its own architecture."""
     import transformers
 
     name = AutoConfig.from_pretrained(folder).architectures[0]
-    model: nn.Module = getattr(transformers, name).from_pretrained(folder, dtype="auto", **load)
+    model: nn.Module = getattr(transformers, name).from_pretrained(folder, dtype="auto")
     return model.eval()
 
 
@@ -81,8 +80,8 @@ def same_weights(folder: Path, expected: nn.Module) -> None:
         assert found[name].dtype == value.dtype and torch.equal(found[name], value), name
 
 
-def in_memory(adapter: Path, base: Path, **load: Any) -> nn.Module:
-    return lorakit.merge(lorakit.load(adapter, reloaded(base, **load), quantize=False))
+def in_memory(adapter: Path, base: Path) -> nn.Module:
+    return lorakit.merge(lorakit.load(adapter, reloaded(base), quantize=False))
 
 
 @pytest.mark.parametrize(
@@ -234,6 +233,37 @@ def test_a_chosen_dtype_is_rounded_to_once(tmp_path: Path) -> None:
         [(exact[name] - found[name].float()).flatten() for name in exact if name.endswith("q_proj.weight")]
     )
     assert f"at most {float(error.abs().max()):.3g} a weight" in done.stdout
+
+
+def test_what_transformers_keeps_in_float32_stays_there(tmp_path: Path) -> None:
+    base, bias = tmp_path / "base", "model.layers.1.mlp.gate.e_score_correction_bias"
+    ARCHITECTURES["deepseek_v3"].build().save_pretrained(base)
+    adapter = adapted(base, "adapt o_proj rank 2", tmp_path / "adapter")
+    command(adapter, base, "-o", tmp_path / "merged", "--dtype", "bf16")
+    dtypes = {name: value.dtype for name, value in stored(tmp_path / "merged").items()}
+    assert dtypes.pop(bias) == torch.float32 and set(dtypes.values()) == {torch.bfloat16}
+
+
+def test_a_trained_head_that_the_base_lacks(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    ARCHITECTURES["llama_classifier"].build().save_pretrained(base)
+    tensors = load_file(base / "model.safetensors")
+    del tensors["score.weight"]
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    adapter = adapted(base, "adapt q_proj rank 2\ntrain score", tmp_path / "adapter")
+    command(adapter, base, "-o", tmp_path / "merged")
+    same_weights(tmp_path / "merged", in_memory(adapter, base))
+
+
+def test_a_method_that_cannot_be_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lorakit.adapters.lora_layer import LoRALayer
+
+    base = tmp_path / "base"
+    make_llama().save_pretrained(base)  # type: ignore[operator]
+    adapter = adapted(base, "adapt q_proj rank 2", tmp_path / "adapter")
+    monkeypatch.delattr(LoRALayer, "merged")
+    done = command(adapter, base, "-o", tmp_path / "merged", code=2)
+    assert "method `lora` on `model.layers.0.self_attn.q_proj` cannot be merged" in done.stderr
 
 
 def test_a_plain_model_in_a_chosen_dtype(tmp_path: Path) -> None:

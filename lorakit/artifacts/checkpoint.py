@@ -18,7 +18,7 @@ from lorakit.artifacts.model_folder import MODEL_WEIGHTS
 from lorakit.errors import ModelError
 
 INDEX = f"{MODEL_WEIGHTS}.index.json"
-HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "vocab.*")
+HUB_FILES = ("*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
 # as safetensors names the dtypes that weights come in
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -39,12 +39,10 @@ class Stored:
         return math.prod(self.shape) * (self.dtype or torch.uint8).itemsize
 
 
-def local_folder(reference: str) -> Path | None:
-    """Return the folder of a model given as one or as a hub id, None for any other reference. Raises: ModelError."""
+def local_folder(reference: str) -> Path:
+    """Return the folder of a model given as one, or as a hub id, whose files are fetched. Raises: ModelError."""
     if (folder := Path(reference)).is_dir():
         return folder
-    if ":" in reference:
-        return None
     from huggingface_hub import snapshot_download
 
     try:
@@ -112,8 +110,8 @@ class Reader:
         self._open.clear()
 
 
-def model_names(names: Iterable[str], model: nn.Module) -> dict[str, str]:
-    """Return how a transformers model calls each tensor of its checkpoint; those that it converts on load are left out.
+def model_names(names: Iterable[str], model: nn.Module) -> tuple[dict[str, str], bool]:
+    """Return how a transformers model calls each tensor of its checkpoint, and whether it converts others on load.
 
     It takes the way that from_pretrained takes: renamings of old checkpoints, then the prefix of the base model.
     """
@@ -125,10 +123,12 @@ def model_names(names: Iterable[str], model: nn.Module) -> dict[str, str]:
     converters = [one for one in transforms if isinstance(one, WeightConverter)]
     prefix, held = getattr(model, "base_model_prefix", ""), model.state_dict()
     found: dict[str, str] = {}
+    converts = False
     for name in names:
         own, pattern = rename_source_key(name, renamings, converters, prefix, held)
         if own not in held and name in held:
             own, pattern = name, None
+        converts = converts or pattern is not None
         if own in held and pattern is None:
             found[name] = own
-    return found
+    return found, converts

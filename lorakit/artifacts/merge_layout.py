@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,7 +56,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Layout:
-    """A merge, decided: the pieces in the order in which they are written, and all that computing them takes."""
+    """A merge, decided: the pieces in the order in which they are written, and all that computing them takes.
+
+    `dtype` is what most of it is written in, `wanted` what was asked for.
+    """
 
     base: Path
     model: nn.Module
@@ -65,6 +69,7 @@ class Layout:
     pieces: tuple[Piece, ...]
     untied: tuple[str, ...]
     dtype: torch.dtype
+    wanted: torch.dtype | None
 
     @property
     def bytes(self) -> int:
@@ -108,14 +113,14 @@ def merge_layout(
         raise WholeModelNeeded(f"{base} holds no model.safetensors")
     packed = _packed(model, stored)
     serving = {part for parts in packed.values() for part in parts}
-    names = model_names([name for name in stored if name not in serving], model)
-    layout = _Layouter(inventory, files, plan, stored, packed, names, _Dtypes(model, stored, packed, dtype))
-    pieces, untied = layout.pieces()
+    names, converts = model_names([name for name in stored if name not in serving], model)
+    layouter = _Layouter(inventory, files, plan, stored, packed, names, _Dtypes(model, stored, packed, dtype))
+    pieces, untied = layouter.pieces(converts)
     held: dict[torch.dtype, int] = {}
     for piece in pieces:
         if piece.dtype is not None:
             held[piece.dtype] = held.get(piece.dtype, 0) + piece.bytes
-    return Layout(base, model, stored, files, plan, pieces, untied, max(held, key=held.__getitem__))
+    return Layout(base, model, stored, files, plan, pieces, untied, max(held, key=held.__getitem__), dtype)
 
 
 def _packed(model: nn.Module, stored: Mapping[str, Stored]) -> dict[str, tuple[str, ...]]:
@@ -138,20 +143,20 @@ class _Dtypes:
         packed: Mapping[str, tuple[str, ...]],
         wanted: torch.dtype | None,
     ) -> None:
-        self._wanted, self._stored, self._packed = wanted, stored, packed
+        self.wanted, self._stored, self._packed = wanted, stored, packed
         self._reader = Reader(stored)
         self._usual = getattr(getattr(model, "config", None), "dtype", None) or torch.float16
         # what transformers keeps in float32 whatever the rest of the model is in
         kept: dict[str, torch.dtype] = getattr(model, "_get_dtype_plan", lambda _: {})(wanted) if wanted else {}
-        self._kept = {name: dtype for name, dtype in kept.items() if dtype is torch.float32}
+        self._kept = [name.replace("*", ".*") for name in kept]
 
     def of(self, source: str, parameter: str) -> torch.dtype | None:
         own = self._stored[source].dtype
         if source in self._packed:
-            return self._wanted or packed_dtype(self._packed[source], self._reader, self._usual)
-        if self._wanted is None or own not in CASTABLE:
+            return self.wanted or packed_dtype(self._packed[source], self._reader, self._usual)
+        if self.wanted is None or own not in CASTABLE:
             return own
-        return torch.float32 if any(name in parameter for name in self._kept) else self._wanted
+        return torch.float32 if any(re.search(pattern, parameter) for pattern in self._kept) else self.wanted
 
 
 class _Layouter:
@@ -181,8 +186,11 @@ class _Layouter:
         self._adapted = {_weight_of(entry): entry for entry in plan.entries if entry.adapter is not None}
         self._trained = {name: file for entry in plan.entries for name, file in _trained(entry, inventory, files)}
 
-    def pieces(self) -> tuple[tuple[Piece, ...], tuple[str, ...]]:
-        """Return the pieces, and the modules whose weight was shared and becomes their own."""
+    def pieces(self, converts: bool) -> tuple[tuple[Piece, ...], tuple[str, ...]]:
+        """Return the pieces, and the modules whose weight was shared and becomes their own.
+
+        `converts` says that the model makes parameters that are not found here out of several stored tensors.
+        """
         tied = [name for name in self._adapted if len(self._owners(name)) > 1]
         pieces = []
         for source in self._stored:
@@ -191,7 +199,7 @@ class _Layouter:
                 pieces.append(self._piece(source, source, name))
                 if tied and name in self._ids:
                     pieces += self._untied(source, name)
-        self._check(pieces)
+        self._check(pieces, converts)
         written = {self._ids[piece.parameter] for piece in pieces if piece.parameter in self._ids}
         pieces += [self._new(name) for name in self._trained if self._ids[name] not in written]
         return tuple(pieces), tuple(self._adapted[name].path for name in tied)
@@ -229,16 +237,18 @@ class _Layouter:
 
     def _new(self, name: str) -> Piece:
         tensor = self._files.tensors[self._trained[name]]
-        return Piece(name, None, (), name, None, self._trained[name], tuple(tensor.shape), tensor.dtype)
+        dtype = self._dtypes.wanted or tensor.dtype
+        return Piece(name, None, (), name, None, self._trained[name], tuple(tensor.shape), dtype)
 
-    def _check(self, pieces: list[Piece]) -> None:
-        """Raise unless every adapter found its weight, and every parameter one tensor at most."""
-        found = [piece.parameter for piece in pieces if piece.parameter in self._ids]
-        twice = {name for name in found if found.count(name) > 1} if len(found) != len(set(found)) else set()
+    def _check(self, pieces: list[Piece], converts: bool) -> None:
+        """Raise unless every adapter found its weight, in a dtype that can be computed in."""
+        found = {piece.parameter: piece for piece in pieces}
         for name, entry in self._adapted.items():
-            if name in found and name not in twice:
+            if name in found and found[name].dtype in CASTABLE:
                 continue
-            if len(self._names) < len(self._stored) - len(self._serving) or name in twice:
+            if name in found:
+                raise WholeModelNeeded(f"`{name}` is stored in no dtype of 16 bits or more")
+            if converts:
                 raise WholeModelNeeded(f"transformers makes `{name}` out of several stored tensors as it loads")
             raise AdapterError(f"{self._files.folder} adapts `{entry.path}`, for which the base holds no `{name}`")
 

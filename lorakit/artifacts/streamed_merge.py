@@ -137,8 +137,11 @@ def _with_parameter(module: nn.Module, name: str, value: Tensor) -> nn.Module:
 def _write_config(layout: Layout, folder: Path) -> None:
     """Write the base's config as it stands, but for what the merge changed."""
     settings: dict[str, Any] = json.loads((layout.base / "config.json").read_text(encoding="utf-8"))
-    settings.pop("quantization_config", None)
-    _set(settings, ("dtype", "torch_dtype"), str(layout.dtype).removeprefix("torch."))
+    if layout.is_packed or layout.wanted is not None:
+        settings.pop("quantization_config", None)
+        name = str(layout.dtype).removeprefix("torch.")
+        _set(settings, ("dtype", "torch_dtype"), name)
+        settings.setdefault("dtype", name)
     if layout.untied:
         settings |= _unmoved(settings)
         _set(settings, ("tie_word_embeddings",), False)

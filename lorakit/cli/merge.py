@@ -48,13 +48,16 @@ def merge(
     from lorakit.cli.inputs import load_model
     from lorakit.cli.terminal import say
     from lorakit.planning.plan import DTYPES
+    from lorakit.planning.report import show_bytes
     from lorakit.plugins import default_plugins
 
     folder = Path(output)
     check_output(folder, force)
     name = DTYPES[dtype] if dtype else None
-    if (base := local_folder(model)) is not None:
+    base = None
+    if ":" not in model:
         structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
+        base = local_folder(model)
         try:
             layout = merge_layout(
                 Path(adapter),
@@ -65,11 +68,12 @@ def merge(
                 allow_pickle=allow_pickle,
             )
         except WholeModelNeeded as reason:
-            say(f"{reason}: the whole model goes through memory")
+            size = sum(file.stat().st_size for file in base.glob("*.safetensors"))
+            say(f"{reason}: the whole model goes through memory, {show_bytes(size)}")
         else:
             _streamed(layout, model, folder)
             return
-    _in_memory(adapter, model, folder, name, trust_remote_code, allow_pickle)
+    _in_memory(adapter, model, base or Path(model), folder, name, trust_remote_code, allow_pickle)
 
 
 def _streamed(layout: Layout, model: str, folder: Path) -> None:
@@ -90,7 +94,7 @@ def _streamed(layout: Layout, model: str, folder: Path) -> None:
 
 
 def _in_memory(
-    adapter: str, model: str, folder: Path, dtype: str | None, trust_remote_code: bool, allow_pickle: bool
+    adapter: str, model: str, base: Path, folder: Path, dtype: str | None, trust_remote_code: bool, allow_pickle: bool
 ) -> None:
     from lorakit.artifacts.folders import new_folder, require_space
     from lorakit.artifacts.loading import load_adapter
@@ -113,7 +117,7 @@ def _in_memory(
     merged, report = merge_model(loaded, plugins)
     _say_cost(report.modules, held, report.max_error, report.relative_error, report.untied)
     with working(f"writing {folder}"), new_folder(folder) as aside:
-        write_model(merged, aside, Path(model))
+        write_model(merged, aside, base)
     say(f"{folder}: a plain model, loadable without lorakit")
 
 
