@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
-# elements that are compared at once: float64 copies of a large embedding would outweigh the rest of a merge
+# elements that are compared at once: copies of a large embedding would outweigh the rest of a merge
 CHUNK = 1 << 20
 
 
@@ -20,10 +23,10 @@ class Rounding:
         """Count one weight: `exact` in float32, `rounded` of the same shape."""
         self.modules += 1
         for one, other in zip(exact.reshape(-1).split(CHUNK), rounded.reshape(-1).split(CHUNK), strict=True):
-            difference = (one - other.float()).abs()
-            self.largest = max(self.largest, float(difference.max()))
-            self._error += float(difference.double().square().sum())
-            self._norm += float(one.double().square().sum())
+            difference = one - other.float()
+            self.largest = max(self.largest, float(torch.linalg.vector_norm(difference, math.inf)))
+            self._error += float(torch.dot(difference, difference))
+            self._norm += float(torch.dot(one, one))
 
     @property
     def relative(self) -> float:
