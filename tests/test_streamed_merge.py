@@ -176,11 +176,12 @@ def test_a_checkpoint_of_the_base_model_alone(architecture: str, tmp_path: Path)
     assert stored(tmp_path / "merged").keys() == tensors.keys()
 
 
-def test_experts_that_lie_one_by_one_go_through_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spec", ["adapt @experts rank 2", "adapt q_proj rank 2\ntrain @experts"])
+def test_experts_that_lie_one_by_one_go_through_memory(spec: str, tmp_path: Path) -> None:
     base = tmp_path / "base"
     ARCHITECTURES["mixtral"].build().save_pretrained(base, max_shard_size=SHARD)
     assert any(".experts.0.w1." in name for name in stored(base))
-    adapter = adapted(base, "adapt @experts rank 2", tmp_path / "adapter")
+    adapter = adapted(base, spec, tmp_path / "adapter")
     done = command(adapter, base, "-o", tmp_path / "merged")
     assert "out of several stored tensors as it loads: the whole model goes through memory" in done.stdout
     same_weights(tmp_path / "merged", in_memory(adapter, base))

@@ -191,6 +191,8 @@ class _Layouter:
 
         `converts` says that the model makes parameters that are not found here out of several stored tensors.
         """
+        if odd := next((name for name in self._adapted if name not in self._ids), None):
+            raise WholeModelNeeded(f"the model holds no `{odd}`, and its adapter changes something else")
         tied = [name for name in self._adapted if len(self._owners(name)) > 1]
         pieces = []
         for source in self._stored:
@@ -201,7 +203,10 @@ class _Layouter:
                     pieces += self._untied(source, name)
         self._check(pieces, converts)
         written = {self._ids[piece.parameter] for piece in pieces if piece.parameter in self._ids}
-        pieces += [self._new(name) for name in self._trained if self._ids[name] not in written]
+        new = [name for name in self._trained if self._ids[name] not in written]
+        if new and converts:
+            raise WholeModelNeeded(_made(new[0]))
+        pieces += map(self._new, new)
         return tuple(pieces), tuple(self._adapted[name].path for name in tied)
 
     def _owners(self, name: str) -> tuple[str, ...]:
@@ -242,6 +247,8 @@ class _Layouter:
 
     def _check(self, pieces: list[Piece], converts: bool) -> None:
         """Raise unless every adapter found its weight, in a dtype that can be computed in."""
+        if strange := next((piece for piece in pieces if piece.parts and piece.parameter is None), None):
+            raise WholeModelNeeded(f"the packed `{strange.name}` is no weight of the model by itself")
         found = {piece.parameter: piece for piece in pieces}
         for name, entry in self._adapted.items():
             if name in found and found[name].dtype in CASTABLE:
@@ -249,8 +256,12 @@ class _Layouter:
             if name in found:
                 raise WholeModelNeeded(f"`{name}` is stored in no dtype of 16 bits or more")
             if converts:
-                raise WholeModelNeeded(f"transformers makes `{name}` out of several stored tensors as it loads")
+                raise WholeModelNeeded(_made(name))
             raise AdapterError(f"{self._files.folder} adapts `{entry.path}`, for which the base holds no `{name}`")
+
+
+def _made(name: str) -> str:
+    return f"transformers makes `{name}` out of several stored tensors as it loads"
 
 
 def _first_names(inventory: Inventory) -> Iterator[tuple[str, str]]:
