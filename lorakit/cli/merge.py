@@ -33,7 +33,7 @@ def merge(
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
 ) -> None:
-    """Fold an adapter into the unquantized base model and write the result as a plain model folder.
+    """Fold an adapter into its base model and write the result, not quantized, as a plain model folder.
 
     Goes through the base model's files a tensor at a time, so that a model larger than memory merges too. A base that
     bitsandbytes quantized is dequantized on the way. Prints what rounding costs before the folder takes its place.
