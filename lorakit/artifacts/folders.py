@@ -46,17 +46,35 @@ def new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_text(target: Path, text: str) -> None:
-    """Write a file aside and rename it into place. Raises: WriteError."""
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target`, and put the file that the block writes there in target's place when it ends well.
+
+    Raises: OutputError if the folder cannot be made, WriteError if the disk is full or fails.
+    """
     aside = target.with_name(f".{target.name}.new")
     try:
-        aside.write_text(text, encoding="utf-8")
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write to {target.parent}: {error.strerror}") from error
+    try:
+        yield aside
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(target)
+        flush_entry(target.parent)
     except OSError as error:
+        raise WriteError(
+            f"writing {target} failed: {error.strerror or error}; what was there before is untouched"
+        ) from error
+    finally:
         aside.unlink(missing_ok=True)
-        raise WriteError(f"writing {target} failed: {error.strerror}; what was there before is untouched") from error
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a file aside and rename it into place. Raises: OutputError, WriteError."""
+    with new_file(target) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def check_output(target: Path, force: bool) -> None:

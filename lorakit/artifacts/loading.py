@@ -36,16 +36,11 @@ def load_adapter(
     The base is quantized again as plan.json says, unless `quantize` is False. Where the model has adapters already, the
     new one alone is in use. Raises: AdapterError, ModelError.
     """
-    files = read_adapter(folder, allow_pickle)
     state = adapted_state(model)
     inventory = state.inventory if state else read_inventory(model, plugins)
-    plan = files.plan or plan_of_files(files, inventory, plugins)
-    if not quantize:
-        plan = replace(plan, entries=tuple(replace(entry, quant=None) for entry in plan.entries))
-        plan = replace(plan, entries=tuple(entry for entry in plan.entries if entry.adapter or entry.train))
-    check_model(plan, inventory, files)
-    shapes = expected_shapes(plan, inventory, plugins)
-    check_tensors(shapes, files, allow_missing)
+    files, plan = planned_files(
+        folder, inventory, plugins, quantize=quantize, allow_missing=allow_missing, allow_pickle=allow_pickle
+    )
     if wanting := calibrated(plan, model, plugins):
         quantizer = next(iter(wanting.values())).name
         raise AdapterError(
@@ -59,6 +54,29 @@ def load_adapter(
     return model
 
 
+def planned_files(
+    folder: Path,
+    inventory: Inventory,
+    plugins: Plugins,
+    *,
+    quantize: bool = True,
+    allow_missing: bool = False,
+    allow_pickle: bool = False,
+) -> tuple[AdapterFiles, Plan]:
+    """Return an adapter folder's files and the plan that they follow on this model, every shape checked.
+
+    Without `quantize` the plan leaves out what would only be quantized. Raises: AdapterError.
+    """
+    files = read_adapter(folder, allow_pickle)
+    plan = files.plan or plan_of_files(files, inventory, plugins)
+    if not quantize:
+        plan = replace(plan, entries=tuple(replace(entry, quant=None) for entry in plan.entries))
+        plan = replace(plan, entries=tuple(entry for entry in plan.entries if entry.adapter or entry.train))
+    _check_model(plan, inventory, files)
+    _check_tensors(_expected_shapes(plan, inventory, plugins), files, allow_missing)
+    return files, plan
+
+
 def restore_tensors(model: nn.Module, tensors: Mapping[str, Tensor], plugins: Plugins) -> None:
     """Put saved tensors, by PEFT's names, into the adapter that is in use; what is not among them stays."""
     with torch.no_grad():
@@ -67,8 +85,8 @@ def restore_tensors(model: nn.Module, tensors: Mapping[str, Tensor], plugins: Pl
                 parameter.copy_(tensors[name])
 
 
-def check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
-    """Compare the plan's layers with the model's before anything is touched. Raises: AdapterError."""
+def _check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
+    """Compare the plan's layers with the model's before anything is touched."""
     for entry in plan.entries:
         module = inventory.modules.get(entry.path)
         if module is None:
@@ -84,7 +102,7 @@ def check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
             )
 
 
-def expected_shapes(plan: Plan, inventory: Inventory, plugins: Plugins) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(plan: Plan, inventory: Inventory, plugins: Plugins) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor that the folder must hold, by PEFT's names."""
     shapes: dict[str, tuple[int, ...]] = {}
     for entry in plan.entries:
@@ -102,8 +120,7 @@ def expected_shapes(plan: Plan, inventory: Inventory, plugins: Plugins) -> dict[
     return shapes
 
 
-def check_tensors(shapes: Mapping[str, tuple[int, ...]], files: AdapterFiles, allow_missing: bool) -> None:
-    """Raise AdapterError where the folder's tensors are not those that the model takes."""
+def _check_tensors(shapes: Mapping[str, tuple[int, ...]], files: AdapterFiles, allow_missing: bool) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in files.tensors.items()}
     for name, shape in shapes.items():
         if name in found and found[name] != shape:

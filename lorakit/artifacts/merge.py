@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.application.layers import bare_parameter, base_at, core_of, holder_of, is_parameter, put
 from lorakit.application.state import Adapted, detach, state_of, unwrapped
+from lorakit.artifacts.rounding import Rounding
 from lorakit.errors import AdapterError, ModelError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.plan import PlanEntry
@@ -35,12 +36,12 @@ class _Folded:
     layers: dict[str, nn.Module] = field(default_factory=dict)
     parameters: dict[str, tuple[PlanEntry, nn.Parameter]] = field(default_factory=dict)
     untied: list[str] = field(default_factory=list)
-    errors: _Errors = field(default_factory=lambda: _Errors())
+    rounding: Rounding = field(default_factory=Rounding)
 
     @property
     def report(self) -> MergeReport:
-        count = len(self.layers) + len(self.parameters)
-        return MergeReport(count, self.errors.largest, self.errors.relative, tuple(self.untied))
+        rounding = self.rounding
+        return MergeReport(rounding.modules, rounding.largest, rounding.relative, tuple(self.untied))
 
 
 def merge_model(model: nn.Module, plugins: Plugins, *, requantize: bool = False) -> tuple[nn.Module, MergeReport]:
@@ -130,16 +131,16 @@ def _fold(model: nn.Module, state: Adapted, requantize: bool) -> _Folded:
     entries = {entry.path: entry for adapter in state.named.values() for entry in adapter.plan.entries if entry.adapter}
     for path, entry in entries.items():
         if is_parameter(entry):
-            folded.parameters[path] = (entry, _merged_parameter(model, entry, folded.errors))
+            folded.parameters[path] = (entry, _merged_parameter(model, entry, folded.rounding))
             continue
         module = model.get_submodule(path)
-        folded.layers[path] = _merged(module, entry, folded.errors, requantize)
+        folded.layers[path] = _merged(module, entry, folded.rounding, requantize)
         if id(core_of(module)._parameters.get("weight")) in shared:
             folded.untied.append(path)
     return folded
 
 
-def _merged(adapter: nn.Module, entry: PlanEntry, errors: _Errors, requantize: bool) -> nn.Module:
+def _merged(adapter: nn.Module, entry: PlanEntry, rounding: Rounding, requantize: bool) -> nn.Module:
     assert entry.adapter is not None
     if not hasattr(adapter, "merged"):
         raise AdapterError(
@@ -151,12 +152,12 @@ def _merged(adapter: nn.Module, entry: PlanEntry, errors: _Errors, requantize: b
         _check_finite(layer.weight, entry)
         if requantize and isinstance(core, QuantizedLinear):
             layer = QuantizedLinear(core.quantizer.quantize(layer.weight), core.quantizer, core.bias)
-        errors.add(exact, layer.weight)
+        rounding.add(exact, layer.weight)
     layer.train(adapter.training)
     return layer  # type: ignore[no-any-return]
 
 
-def _merged_parameter(model: nn.Module, entry: PlanEntry, errors: _Errors) -> nn.Parameter:
+def _merged_parameter(model: nn.Module, entry: PlanEntry, rounding: Rounding) -> nn.Parameter:
     holder, name = holder_of(model, entry)
     original = base_at(model, entry)
     assert isinstance(original, Tensor)
@@ -166,7 +167,7 @@ def _merged_parameter(model: nn.Module, entry: PlanEntry, errors: _Errors) -> nn
             exact = adapter.exact_weight(exact)  # type: ignore[operator]
         rounded = exact.to(original.dtype)
     _check_finite(rounded, entry)
-    errors.add(exact, rounded)
+    rounding.add(exact, rounded)
     return nn.Parameter(rounded, requires_grad=False)
 
 
@@ -185,22 +186,3 @@ def _shared_weights(model: nn.Module) -> set[int]:
             if parameter is not None:
                 (shared if id(parameter) in seen else seen).add(id(parameter))
     return shared
-
-
-class _Errors:
-    """Sums rounding errors over layers."""
-
-    def __init__(self) -> None:
-        self.largest = 0.0
-        self._error = self._norm = 0.0
-
-    def add(self, exact: Tensor, rounded: Tensor) -> None:
-        difference = (exact - rounded.float()).abs()
-        self.largest = max(self.largest, float(difference.max()))
-        self._error += float(difference.double().square().sum())
-        self._norm += float(exact.double().square().sum())
-
-    @property
-    def relative(self) -> float:
-        """The Frobenius norm of the error over that of the weights."""
-        return float((self._error / self._norm) ** 0.5) if self._norm else 0.0

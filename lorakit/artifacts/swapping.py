@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.application.state import Adapted
-from lorakit.artifacts.foreign import plan_of_files
-from lorakit.artifacts.loading import check_model, check_tensors, expected_shapes
+from lorakit.artifacts.loading import planned_files
 from lorakit.artifacts.peft_names import adapter_tensors, file_names
-from lorakit.artifacts.reading import read_adapter
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.plan import PlanEntry
@@ -26,10 +24,7 @@ def swap(
     Raises: AdapterError; nothing is changed then.
     """
     adapter = state.get(name)
-    files = read_adapter(folder, allow_pickle)
-    plan = files.plan or plan_of_files(files, state.inventory, plugins)
-    check_model(plan, state.inventory, files)
-    check_tensors(expected_shapes(plan, state.inventory, plugins), files, allow_missing=False)
+    files, plan = planned_files(folder, state.inventory, plugins, allow_pickle=allow_pickle)
     theirs = {entry.path: entry for entry in plan.entries if entry.adapter or entry.train}
     ours = {entry.path: entry for entry in adapter.plan.entries if entry.adapter or entry.train}
     if theirs.keys() != ours.keys():

@@ -34,7 +34,7 @@ def lorakit_load_model(reference: ModelReference) -> nn.Module | None:
         raise ModelError(f"{reference.text} failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"{reference.text} returned a {type(model).__name__}, not a torch.nn.Module")
-    return model
+    return model.to(getattr(torch, reference.dtype)) if reference.dtype else model
 
 
 def named_object(reference: str, what: str) -> Any:

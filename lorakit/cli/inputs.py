@@ -34,14 +34,19 @@ def decide(spec: Spec | Plan, model: nn.Module, *, batch: int = 1, tokens: int =
 
 
 def load_model(
-    text: str, *, with_weights: bool, trust_remote_code: bool = False, allow_pickle: bool = False
+    text: str,
+    *,
+    with_weights: bool,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    dtype: str | None = None,
 ) -> nn.Module:
-    """Return the model that a reference names. Raises: ModelError."""
+    """Return the model that a reference names, in its own dtype or this one. Raises: ModelError."""
     from lorakit.errors import ModelError
     from lorakit.hooks.protocols import ModelReference
     from lorakit.plugins import default_plugins
 
-    reference = ModelReference(text, None, with_weights, trust_remote_code, allow_pickle)
+    reference = ModelReference(text, None, with_weights, trust_remote_code, allow_pickle, dtype)
     with working(f"reading {text}"):
         model: nn.Module | None = default_plugins().call("lorakit_load_model", reference=reference)
     if model is None:

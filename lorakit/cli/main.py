@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from lorakit.cli import apply, check, demo, diff, explain, fmt, init, inspect, lsp, merge, plan, plugins, train
+from lorakit.cli import apply, check, demo, diff, explain, export, fmt, init, inspect, lsp, merge, plan, plugins, train
 from lorakit.cli.terminal import BAD_INPUT, INTERRUPTED, WORK_FAILED, fail
 from lorakit.errors import LorakitError, WriteError
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init, check, fmt, explain, plan, diff, apply, train, merge, inspect, lsp, demo):
+for command in (init, check, fmt, explain, plan, diff, apply, train, merge, export, inspect, lsp, demo):
     name = command.__name__.rpartition(".")[2]
     app.command(name)(getattr(command, name))
 app.add_typer(plugins.app, name="plugins")

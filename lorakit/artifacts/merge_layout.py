@@ -1,0 +1,285 @@
+"""Which tensors a merge writes, decided from names and shapes before any weight is read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorakit.artifacts.checkpoint import Reader, Stored, model_names, stored_tensors
+from lorakit.artifacts.loading import planned_files
+from lorakit.artifacts.packed_weights import packed_dtype, packed_weights
+from lorakit.artifacts.peft_names import PREFIX
+from lorakit.artifacts.reading import AdapterFiles
+from lorakit.errors import AdapterError
+from lorakit.hooks.manager import Plugins
+from lorakit.planning.inventory import Inventory, read_inventory
+from lorakit.planning.plan import Plan, PlanEntry
+
+# a shard is in memory whole until it is written
+SHARD_BYTES = 10**9
+CASTABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class WholeModelNeeded(Exception):  # noqa: N818  (no failure: the merge goes another way)
+    """A merge that cannot go tensor by tensor; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One tensor of the merged model: where it comes from, what changes it, and how it is written.
+
+    `source` is the checkpoint's name, `parts` what belongs to it if it is packed, `parameter` the model's name, `entry`
+    the adapter on it, `trained` the tensor of the adapter's file that replaces it.
+    """
+
+    name: str
+    source: str | None
+    parts: tuple[str, ...]
+    parameter: str | None
+    entry: PlanEntry | None
+    trained: str | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * (self.dtype or torch.uint8).itemsize
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A merge, decided: the pieces in the order in which they are written, and all that computing them takes.
+
+    `dtype` is what most of it is written in, `wanted` what was asked for.
+    """
+
+    base: Path
+    model: nn.Module
+    stored: Mapping[str, Stored]
+    files: AdapterFiles
+    plan: Plan
+    pieces: tuple[Piece, ...]
+    untied: tuple[str, ...]
+    dtype: torch.dtype
+    wanted: torch.dtype | None
+
+    @property
+    def bytes(self) -> int:
+        """The size of what is written."""
+        return sum(piece.bytes for piece in self.pieces)
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(tensor.bytes for tensor in self.stored.values())
+
+    @property
+    def is_packed(self) -> bool:
+        return any(piece.parts for piece in self.pieces)
+
+    @cached_property
+    def shards(self) -> tuple[tuple[Piece, ...], ...]:
+        """The pieces by the file that they go to: at most SHARD_BYTES in one, unless a single tensor is larger."""
+        shards: list[list[Piece]] = [[]]
+        room = SHARD_BYTES
+        for piece in self.pieces:
+            if shards[-1] and piece.bytes > room:
+                shards.append([])
+                room = SHARD_BYTES
+            shards[-1].append(piece)
+            room -= piece.bytes
+        return tuple(map(tuple, shards))
+
+
+def merge_layout(
+    adapter: Path, base: Path, model: nn.Module, plugins: Plugins, *, dtype: torch.dtype | None, allow_pickle: bool
+) -> Layout:
+    """Return how an adapter folder merges into a model folder; `model` is the folder's structure on meta tensors.
+
+    `dtype` is what weights are written in, their own if it is None.
+    Raises: AdapterError, ModelError, WholeModelNeeded.
+    """
+    inventory = read_inventory(model, plugins)
+    files, plan = planned_files(adapter, inventory, plugins, quantize=False, allow_pickle=allow_pickle)
+    stored = stored_tensors(base)
+    if not stored:
+        raise WholeModelNeeded(f"{base} holds no model.safetensors")
+    packed = _packed(model, stored)
+    serving = {part for parts in packed.values() for part in parts}
+    names, converts = model_names([name for name in stored if name not in serving], model)
+    layouter = _Layouter(inventory, files, plan, stored, packed, names, _Dtypes(model, stored, packed, dtype))
+    pieces, untied = layouter.pieces(converts)
+    held: dict[torch.dtype, int] = {}
+    for piece in pieces:
+        if piece.dtype is not None:
+            held[piece.dtype] = held.get(piece.dtype, 0) + piece.bytes
+    return Layout(base, model, stored, files, plan, pieces, untied, max(held, key=held.__getitem__), dtype)
+
+
+def _packed(model: nn.Module, stored: Mapping[str, Stored]) -> dict[str, tuple[str, ...]]:
+    settings: Any = getattr(getattr(model, "config", None), "quantization_config", None) or {}
+    method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+    if method is None:
+        return {}
+    if str(getattr(method, "value", method)) != "bitsandbytes":
+        raise WholeModelNeeded(f"its weights are stored by {method}")
+    return packed_weights(stored)
+
+
+class _Dtypes:
+    """The dtype that each tensor is written in."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stored: Mapping[str, Stored],
+        packed: Mapping[str, tuple[str, ...]],
+        wanted: torch.dtype | None,
+    ) -> None:
+        self.wanted, self._stored, self._packed = wanted, stored, packed
+        self._reader = Reader(stored)
+        self._usual = getattr(getattr(model, "config", None), "dtype", None) or torch.float16
+        # what transformers keeps in float32 whatever the rest of the model is in
+        kept: dict[str, torch.dtype] = getattr(model, "_get_dtype_plan", lambda _: {})(wanted) if wanted else {}
+        self._kept = [name.replace("*", ".*") for name in kept]
+
+    def of(self, source: str, parameter: str) -> torch.dtype | None:
+        own = self._stored[source].dtype
+        if source in self._packed:
+            return self.wanted or packed_dtype(self._packed[source], self._reader, self._usual)
+        if self.wanted is None or own not in CASTABLE:
+            return own
+        return torch.float32 if any(re.search(pattern, parameter) for pattern in self._kept) else self.wanted
+
+
+class _Layouter:
+    """Follows every tensor of a checkpoint to its parameter, and from there to what changes it."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        files: AdapterFiles,
+        plan: Plan,
+        stored: Mapping[str, Stored],
+        packed: Mapping[str, tuple[str, ...]],
+        names: Mapping[str, str],
+        dtypes: _Dtypes,
+    ) -> None:
+        self._inventory, self._files = inventory, files
+        self._stored, self._packed, self._dtypes = stored, packed, dtypes
+        self._serving = {part for parts in packed.values() for part in parts}
+        first = dict(_first_names(inventory))
+        self._names = {source: first.get(name, name) for source, name in names.items()}
+        self._ids = {name: key for key, owners in inventory.owners.items() for name in owners}
+        self._shapes = {
+            f"{module.path}.{parameter.name}".strip("."): parameter.shape
+            for module in inventory.modules.values()
+            for parameter in module.parameters
+        }
+        self._adapted = {_weight_of(entry): entry for entry in plan.entries if entry.adapter is not None}
+        self._trained = {name: file for entry in plan.entries for name, file in _trained(entry, inventory, files)}
+
+    def pieces(self, converts: bool) -> tuple[tuple[Piece, ...], tuple[str, ...]]:
+        """Return the pieces, and the modules whose weight was shared and becomes their own.
+
+        `converts` says that the model makes parameters that are not found here out of several stored tensors.
+        """
+        if odd := next((name for name in self._adapted if name not in self._ids), None):
+            raise WholeModelNeeded(f"the model holds no `{odd}`, and its adapter changes something else")
+        tied = [name for name in self._adapted if len(self._owners(name)) > 1]
+        pieces = []
+        for source in self._stored:
+            if source not in self._serving:
+                name = self._names.get(source)
+                pieces.append(self._piece(source, source, name))
+                if tied and name in self._ids:
+                    pieces += self._untied(source, name)
+        self._check(pieces, converts)
+        written = {self._ids[piece.parameter] for piece in pieces if piece.parameter in self._ids}
+        new = [name for name in self._trained if self._ids[name] not in written]
+        if new and converts:
+            raise WholeModelNeeded(_made(new[0]))
+        pieces += map(self._new, new)
+        return tuple(pieces), tuple(self._adapted[name].path for name in tied)
+
+    def _owners(self, name: str) -> tuple[str, ...]:
+        return self._inventory.owners[self._ids[name]]
+
+    def _untied(self, source: str, name: str) -> Iterator[Piece]:
+        """Yield the other ends of a tie, for which the checkpoint holds no tensor of their own."""
+        own = set(self._names.values())
+        others = [other for other in self._owners(name) if other not in own]
+        if others and name == next(end for end in self._owners(name) if end in own):
+            yield from (self._piece(other, source, other) for other in others)
+
+    def _piece(self, name: str, source: str, parameter: str | None) -> Piece:
+        parts = self._packed.get(source, ())
+        shape = self._shapes.get(parameter or "", ()) if parts else self._stored[source].shape
+        return Piece(
+            name,
+            source,
+            parts,
+            parameter,
+            self._adapted.get(parameter or ""),
+            self._replacing(parameter),
+            shape,
+            self._dtypes.of(source, parameter or source),
+        )
+
+    def _replacing(self, parameter: str | None) -> str | None:
+        """Return the trained tensor that takes a parameter's place: its own, or that of another end of its tie."""
+        if parameter not in self._ids:
+            return None
+        ends = (parameter, *self._owners(parameter))
+        return next((self._trained[end] for end in ends if end in self._trained), None)
+
+    def _new(self, name: str) -> Piece:
+        tensor = self._files.tensors[self._trained[name]]
+        dtype = self._dtypes.wanted or tensor.dtype
+        return Piece(name, None, (), name, None, self._trained[name], tuple(tensor.shape), dtype)
+
+    def _check(self, pieces: list[Piece], converts: bool) -> None:
+        """Raise unless every adapter found its weight, in a dtype that can be computed in."""
+        if strange := next((piece for piece in pieces if piece.parts and piece.parameter is None), None):
+            raise WholeModelNeeded(f"the packed `{strange.name}` is no weight of the model by itself")
+        found = {piece.parameter: piece for piece in pieces}
+        for name, entry in self._adapted.items():
+            if name in found and found[name].dtype in CASTABLE:
+                continue
+            if name in found:
+                raise WholeModelNeeded(f"`{name}` is stored in no dtype of 16 bits or more")
+            if converts:
+                raise WholeModelNeeded(_made(name))
+            raise AdapterError(f"{self._files.folder} adapts `{entry.path}`, for which the base holds no `{name}`")
+
+
+def _made(name: str) -> str:
+    return f"transformers makes `{name}` out of several stored tensors as it loads"
+
+
+def _first_names(inventory: Inventory) -> Iterator[tuple[str, str]]:
+    """Yield (name, first name) of the parameters of modules that a model holds under several paths."""
+    for module in inventory.modules.values():
+        for path in module.other_paths:
+            for parameter in module.parameters:
+                yield f"{path}.{parameter.name}", f"{module.path}.{parameter.name}"
+
+
+def _weight_of(entry: PlanEntry) -> str:
+    return entry.path if entry.shape is not None and entry.shape.is_parameter else f"{entry.path}.weight"
+
+
+def _trained(entry: PlanEntry, inventory: Inventory, files: AdapterFiles) -> Iterator[tuple[str, str]]:
+    """Yield the parameters that an entry trained in full, with the names of their tensors in the adapter's file."""
+    for parameter in inventory.modules[entry.path].parameters:
+        name = f"{entry.path}.{parameter.name}".rstrip(".")
+        for file_name in (f"{PREFIX}{name}", f"{PREFIX}{entry.path}.base_layer.{parameter.name}"):
+            if file_name in files.tensors:
+                yield name, file_name

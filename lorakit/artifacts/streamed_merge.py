@@ -1,0 +1,171 @@
+"""Merge into a checkpoint on disk, a tensor at a time: the model is never in memory."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lorakit.adapters.quantized_linear import QuantizedLinear
+from lorakit.artifacts.checkpoint import INDEX, Reader
+from lorakit.artifacts.merge_layout import Layout, Piece
+from lorakit.artifacts.model_folder import COMPANIONS, MODEL_WEIGHTS
+from lorakit.artifacts.packed_weights import packed_layer
+from lorakit.artifacts.peft_names import file_names
+from lorakit.artifacts.rounding import Rounding
+from lorakit.errors import AdapterError
+from lorakit.hooks.manager import Plugins
+from lorakit.planning.plan import PlanEntry
+
+Progress = Callable[[Sequence[Piece]], Iterable[Piece]]
+# beside the tokenizer's files: what generation and a model of its own code need
+BESIDE = ("generation_config.json", "*.py")
+
+
+def write_merged(layout: Layout, folder: Path, plugins: Plugins, progress: Progress = iter) -> Rounding:
+    """Write a merged model into a folder that exists, a shard at a time, and return what rounding cost.
+
+    Raises: AdapterError naming the module whose merged weight is not finite; ModelError for a damaged file.
+    """
+    rounding = Rounding()
+    reader = Reader(layout.stored)
+    shards = layout.shards
+    last = {shard[-1].name: number for number, shard in enumerate(shards, start=1)}
+    places: dict[str, str] = {}
+    pending: dict[str, Tensor] = {}
+    for piece in progress(layout.pieces):
+        pending[piece.name] = _value(piece, layout, reader, plugins, rounding)
+        if number := last.get(piece.name):
+            file = MODEL_WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+            save_file(pending, folder / file, metadata={"format": "pt"})
+            places |= dict.fromkeys(pending, file)
+            pending.clear()
+            reader.release()
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": layout.bytes}, "weight_map": places}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _write_config(layout, folder)
+    for pattern in (*COMPANIONS, *BESIDE):
+        for path in layout.base.glob(pattern):
+            shutil.copy2(path, folder / path.name)
+    return rounding
+
+
+def _value(piece: Piece, layout: Layout, reader: Reader, plugins: Plugins, rounding: Rounding) -> Tensor:
+    base: Tensor | QuantizedLinear
+    if piece.entry is not None:
+        reader.release()
+    if piece.trained is not None:
+        base = layout.files.tensors[piece.trained]
+    else:
+        assert piece.source is not None
+        base = reader[piece.source] if not piece.parts else _packed(piece, layout, reader, plugins)
+    if piece.entry is None:
+        plain = base if isinstance(base, Tensor) else _lying(base.weight.detach(), piece, layout)
+        plain = (plain.to(piece.dtype) if piece.dtype else plain).contiguous()
+        # safetensors refuses what shares memory, and other ends of a tie are read from one stored tensor
+        return plain if piece.name == piece.source else plain.clone()
+    with torch.no_grad():
+        exact = _merged(base, piece.entry, layout, plugins)
+    exact = exact if isinstance(base, Tensor) else _lying(exact, piece, layout)
+    # what was read goes out of memory now; tensors that wait to be written keep a mapping of their own
+    del base
+    reader.release()
+    rounded = exact.to(piece.dtype).contiguous()
+    if not bool(torch.isfinite(rounded).all()):
+        raise AdapterError(
+            f"merging `{piece.entry.path}` gives values that are not finite in {rounded.dtype}; nothing was written"
+        )
+    rounding.add(exact, rounded)
+    return rounded
+
+
+def _packed(piece: Piece, layout: Layout, reader: Reader, plugins: Plugins) -> QuantizedLinear:
+    assert piece.source is not None and piece.dtype is not None
+    rows, columns = piece.shape if not _lies_transposed(piece, layout) else reversed(piece.shape)
+    return packed_layer(piece.source, piece.parts, (rows, columns), piece.dtype, reader, plugins)
+
+
+def _lying(weight: Tensor, piece: Piece, layout: Layout) -> Tensor:
+    """Return a weight (out_features, in_features) as its layer holds it when it is not packed."""
+    return weight.T if _lies_transposed(piece, layout) else weight
+
+
+def _lies_transposed(piece: Piece, layout: Layout) -> bool:
+    from lorakit.builtin.linear_layers import is_conv1d
+
+    assert piece.parameter is not None
+    return is_conv1d(layout.model.get_submodule(piece.parameter.rpartition(".")[0]))
+
+
+def _merged(base: Tensor | QuantizedLinear, entry: PlanEntry, layout: Layout, plugins: Plugins) -> Tensor:
+    """Return the changed weight in float32, by the adapter's own merge."""
+    assert entry.adapter is not None and entry.shape is not None
+    path, _, name = entry.path.rpartition(".") if entry.shape.is_parameter else (entry.path, "", "weight")
+    layer = base if isinstance(base, nn.Module) else _with_parameter(layout.model.get_submodule(path), name, base)
+    adapter: Any = plugins.call("lorakit_adapt_module", module=layer, entry=entry)
+    if adapter is None:
+        adapter = plugins.method(entry.adapter.method).adapt(layer, entry)
+    for own, file_name in file_names(layout.plan, entry, plugins).items():
+        adapter.get_parameter(own).copy_(layout.files.tensors[file_name])
+    if entry.shape.is_parameter:
+        weight: Tensor = adapter.exact_weight(layer.get_parameter(name).float())
+        return weight
+    if not hasattr(adapter, "merged"):
+        raise AdapterError(
+            f"method `{entry.adapter.method.name}` on `{entry.path}` cannot be merged: it has no `merged`"
+        )
+    exact: Tensor = adapter.merged()[1]
+    return exact
+
+
+def _with_parameter(module: nn.Module, name: str, value: Tensor) -> nn.Module:
+    """Return a shallow copy of a layer without weights that has this one."""
+    layer = copy.copy(module)
+    layer._parameters = {**module._parameters, name: nn.Parameter(value, requires_grad=False)}
+    return layer
+
+
+def _write_config(layout: Layout, folder: Path) -> None:
+    """Write the base's config as it stands, but for what the merge changed."""
+    settings: dict[str, Any] = json.loads((layout.base / "config.json").read_text(encoding="utf-8"))
+    if layout.is_packed or layout.wanted is not None:
+        settings.pop("quantization_config", None)
+        name = str(layout.dtype).removeprefix("torch.")
+        _set(settings, ("dtype", "torch_dtype"), name)
+        settings.setdefault("dtype", name)
+    if layout.untied:
+        settings |= _unmoved(settings)
+        _set(settings, ("tie_word_embeddings",), False)
+        settings["tie_word_embeddings"] = False
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _set(settings: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Set these keys wherever a config, or one inside it, has them."""
+    for key, held in settings.items():
+        if isinstance(held, dict):
+            _set(held, keys, value)
+        elif key in keys:
+            settings[key] = value
+
+
+def _unmoved(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what a config would derive otherwise from embeddings that are not tied, as it is now.
+
+    T5 scales its decoder's output only where they are tied.
+    """
+    from transformers import CONFIG_MAPPING
+
+    if (kind := str(settings.get("model_type"))) not in CONFIG_MAPPING:
+        return {}
+    make = CONFIG_MAPPING[kind].from_dict
+    before, after = make(settings).to_dict(), make({**settings, "tie_word_embeddings": False}).to_dict()
+    return {name: value for name, value in before.items() if after.get(name) != value}
