@@ -45,7 +45,7 @@ def apply_plan(
         raise ModelError("this model is adapted already; merge it, or load it again, before another plan")
     modules = dict(model.named_modules())
     _check(plan, model, modules)
-    layers = _converted(modules, plugins)
+    layers = _converted(model, plugins)
     parameters: list[tuple[PlanEntry, nn.Module]] = []
     for entry in progress(plan.entries):
         if entry.shape is not None and entry.shape.is_parameter:
@@ -91,11 +91,14 @@ def _check(plan: Plan, model: nn.Module, modules: dict[str, nn.Module]) -> None:
             raise ModelError(f"`{entry.path}` has no weights (a meta tensor): load the model before applying a plan")
 
 
-def _converted(modules: dict[str, nn.Module], plugins: Plugins) -> dict[nn.Module, nn.Module]:
+def _converted(model: nn.Module, plugins: Plugins) -> dict[nn.Module, nn.Module]:
     """Return lorakit's own layers for those that another library holds quantized; their packed weights move over."""
     converted: dict[nn.Module, nn.Module] = {}
-    for module in modules.values():
-        if module._parameters and (own := plugins.call("lorakit_convert_module", module=module)) is not None:
+    dtype = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.get_default_dtype())
+    for module in model.modules():
+        if not module._parameters:
+            continue
+        if (own := plugins.call("lorakit_convert_module", module=module, dtype=dtype)) is not None:
             converted[module] = own
     return converted
 

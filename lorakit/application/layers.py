@@ -58,7 +58,21 @@ def quantized_layer(layer: nn.Module, entry: PlanEntry, plugins: Plugins) -> Qua
             f"`{entry.path}` is stored as {layer.quantizer} already, and the plan wants {quantizer}; "
             "quantize an unquantized base, or leave `quant` out for it"
         )
-    weight = matrix(layer, entry)
+    quantized = quantized_weight(layer.weight.detach(), entry, plugins)  # type: ignore[operator]
+    result = QuantizedLinear(quantized, quantizer, getattr(layer, "bias", None))
+    result.train(layer.training)
+    return result
+
+
+def quantized_weight(weight: Tensor, entry: PlanEntry, plugins: Plugins) -> QuantizedWeight:
+    """Return a layer's own weight, as the layer holds it, quantized as the entry says.
+
+    Raises: PluginError naming the quantizer and the module if the quantizer fails.
+    """
+    assert entry.quant is not None and entry.shape is not None
+    quantizer = plugins.quantizer(entry.quant)
+    if entry.shape.kind == "linear_transposed":
+        weight = weight.T
     try:
         quantized = quantizer.quantize(weight)
     except Exception as error:
@@ -71,9 +85,7 @@ def quantized_layer(layer: nn.Module, entry: PlanEntry, plugins: Plugins) -> Qua
         raise PluginError(
             f"quantizer `{entry.quant.name}` returned a {type(quantized).__name__}, not a QuantizedWeight"
         )
-    result = QuantizedLinear(quantized, quantizer, getattr(layer, "bias", None))
-    result.train(layer.training)
-    return result
+    return quantized
 
 
 def places(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:

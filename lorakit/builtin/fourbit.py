@@ -6,8 +6,9 @@ Source: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314, sections 2 and 3.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lorakit.hooks.protocols import QuantizedWeight
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # bitsandbytes quantizes the scales in blocks of this many
 NESTED_BLOCKSIZE = 256
+# transformers' config cannot say another
+CHECKPOINT_BLOCKSIZE = 64
 
 Blocksize = Literal[32, 64, 128, 256, 512, 1024, 2048, 4096]
 
@@ -76,6 +79,50 @@ class FourBit:
         from lorakit.adapters.kernels.dequantized import dequantized_linear
 
         return dequantized_linear(x, quantized, bias, self.dequantize)
+
+    def checkpoint_tensors(self, quantized: QuantizedWeight) -> Mapping[str, Tensor]:
+        """Return what bitsandbytes' Linear4bit saves."""
+        import bitsandbytes.functional as bnb
+        import torch
+
+        stored = quantized.tensors
+        device = stored["packed"].device
+        state = bnb.QuantState(
+            absmax=stored["absmax"],
+            shape=torch.Size(quantized.shape),
+            code=bnb.get_4bit_type(self.name, device=device),
+            blocksize=self.blocksize,
+            quant_type=self.name,
+            dtype=quantized.dtype,
+            offset=stored.get("nested_offset"),
+            state2=bnb.QuantState(
+                absmax=stored["nested_absmax"],
+                code=_nested_code(device),
+                blocksize=NESTED_BLOCKSIZE,
+                dtype=torch.float32,
+            )
+            if self.double
+            else None,
+        )
+        beside = {f"weight.{name}": value for name, value in state.as_dict(packed=True).items()}
+        return {"weight": stored["packed"], **beside}
+
+    def checkpoint_config(self, unquantized: Sequence[str], dtype: torch.dtype) -> Mapping[str, Any]:
+        """Return the settings of transformers' BitsAndBytesConfig."""
+        if self.blocksize != CHECKPOINT_BLOCKSIZE:
+            raise ValueError(
+                f"transformers reads {self.name} in blocks of {CHECKPOINT_BLOCKSIZE}, and this has {self.blocksize}"
+            )
+        from transformers import BitsAndBytesConfig
+
+        config: dict[str, Any] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self.name,
+            bnb_4bit_use_double_quant=self.double,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=list(unquantized),
+        ).to_dict()
+        return config
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ Source: Dettmers et al. 2022, "LLM.int8()", arXiv:2208.07339.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorakit.hooks.protocols import QuantizedWeight
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -53,3 +55,19 @@ class Int8:
         state.threshold, state.has_fp16_weights = self.threshold, False
         result: Tensor = bnb.matmul(x, state.CB, bias=bias, state=state)
         return result
+
+    def checkpoint_tensors(self, quantized: QuantizedWeight) -> Mapping[str, Tensor]:
+        """Return what bitsandbytes' Linear8bitLt saves; format 0 is row-major, the only one that there still is."""
+        import torch
+
+        stored = quantized.tensors
+        return {"weight": stored["CB"], "SCB": stored["SCB"], "weight_format": torch.tensor(0, dtype=torch.uint8)}
+
+    def checkpoint_config(self, unquantized: Sequence[str], dtype: torch.dtype) -> Mapping[str, Any]:
+        """Return the settings of transformers' BitsAndBytesConfig."""
+        from transformers import BitsAndBytesConfig
+
+        config: dict[str, Any] = BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_threshold=self.threshold, llm_int8_skip_modules=list(unquantized)
+        ).to_dict()
+        return config

@@ -3,6 +3,7 @@
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import (
     CalibratedQuantizer,
+    Checkpointed,
     InitContext,
     Initializer,
     LayerShape,
@@ -17,6 +18,7 @@ from lorakit.hooks.specs import hookimpl, hookspec
 
 __all__ = [
     "CalibratedQuantizer",
+    "Checkpointed",
     "InitContext",
     "Initializer",
     "LayerShape",

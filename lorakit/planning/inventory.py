@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ParameterInfo:
-    """One parameter of a module: `numel` elements of `itemsize` bytes; equal `weight_id`s are one tensor (a tie)."""
+    """One parameter of a module: `numel` elements of `itemsize` bytes; equal `weight_id`s are one tensor (a tie).
+
+    A weight that a quantizer holds has its true shape, the quantizer's name as dtype, and `stored_bytes`.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     itemsize: int
     weight_id: int
+    stored_bytes: int | None = None
 
     @property
     def numel(self) -> int:
@@ -34,7 +38,7 @@ class ParameterInfo:
 
     @property
     def bytes(self) -> int:
-        return self.numel * self.itemsize
+        return self.numel * self.itemsize if self.stored_bytes is None else self.stored_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +138,15 @@ def read_inventory(model: nn.Module, plugins: Plugins) -> Inventory:
             bases=tuple(base.__name__ for base in type(module).__mro__[:-1]),
             shape=shape,
             device=_device(module),
-            parameters=tuple(
-                _parameter(name, parameter)
-                for name, parameter in module._parameters.items()
-                if parameter is not None and f"{path}.{name}" not in stacks
+            parameters=(
+                *_stored_weight(module, shape),
+                *(
+                    _parameter(name, parameter)
+                    for name, parameter in module._parameters.items()
+                    if parameter is not None
+                    and f"{path}.{name}" not in stacks
+                    and not (name == "weight" and shape and shape.stored)
+                ),
             ),
             holds_modules=bool(module._modules),
             other_paths=tuple(other_names.get(path, ())),
@@ -158,6 +167,14 @@ def read_inventory(model: nn.Module, plugins: Plugins) -> Inventory:
 def _parameter(name: str, parameter: nn.Parameter) -> ParameterInfo:
     dtype = str(parameter.dtype).removeprefix("torch.")
     return ParameterInfo(name, tuple(parameter.shape), dtype, parameter.element_size(), id(parameter))
+
+
+def _stored_weight(module: nn.Module, shape: LayerShape | None) -> Iterator[ParameterInfo]:
+    """Yield the weight of a layer that is quantized already."""
+    if shape is not None and shape.stored is not None:
+        size = (shape.out_features, shape.in_features)
+        stored = round(shape.stored.bits_per_weight(size) * size[0] * size[1] / 8)
+        yield ParameterInfo("weight", size, shape.stored.name, 1, id(module), stored)
 
 
 def _stacks(path: str, module: nn.Module, plugins: Plugins) -> dict[str, ModuleInfo]:
