@@ -57,6 +57,11 @@ def merge_model(model: nn.Module, plugins: Plugins) -> tuple[nn.Module, MergeRep
         replacement.train(module.training)
         for parent, name in held[module]:
             setattr(parent, name, replacement)
+    for module, holders in places(model).items():
+        # a base that came quantized is so beyond what the plan decides
+        if isinstance(module, QuantizedLinear):
+            for parent, name in holders:
+                setattr(parent, name, module.plain(module.weight).train(module.training))
     for entry, weight in stacks:
         holder, name = holder_of(model, entry)
         parametrize.remove_parametrizations(holder, name, leave_parametrized=False)

@@ -1,14 +1,15 @@
-"""Quantized bases: a model folder that transformers reads by itself where the quantizer can, else lorakit's own form."""
+"""Quantized bases as model folders: such as transformers reads by itself where a quantizer can, else lorakit's own."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.application.layers import adapter_at
@@ -23,6 +24,7 @@ from lorakit.planning.inventory import read_inventory
 BASE = "base"
 # a shard on its way from an accelerator is in memory whole
 SHARD_SIZE = "2GB"
+PARAMETRIZATIONS = "parametrizations"
 
 
 def write_base(model: nn.Module, folder: Path, plugins: Plugins) -> str:
@@ -30,7 +32,9 @@ def write_base(model: nn.Module, folder: Path, plugins: Plugins) -> str:
 
     What `train` keeps trainable has its present values. Raises: ModelError if there is no quantized base to write.
     """
-    modules = dict(_base_modules(model := unwrapped(model)))
+    model = unwrapped(model)
+    adapters = {adapter_at(model, entry) for entry in plan_of(model).entries if entry.adapter}
+    modules = dict(_base_modules(model, adapters))
     layers = {path: module for path, module in modules.items() if isinstance(module, QuantizedLinear)}
     if not hasattr(model, "save_pretrained"):
         raise ModelError(
@@ -39,46 +43,50 @@ def write_base(model: nn.Module, folder: Path, plugins: Plugins) -> str:
         )
     if not layers:
         raise ModelError("nothing in this model is quantized: its base is the model that you started from")
-    own = {path: dict(_own_tensors(module)) for path, module in modules.items() if path not in layers}
-    dtype = next((value.dtype for tensors in own.values() for value in tensors.values()), torch.float32)
+    own = {path: dict(_own_tensors(module, adapters)) for path, module in modules.items() if path not in layers}
+    held = (value.dtype for tensors in own.values() for value in tensors.values() if value.is_floating_point())
+    dtype = next(held, torch.get_default_dtype())
     config: Any = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], dtype
     reason = _use_checkpoint(config, modules, layers, dtype, plugins)
     if reason:
         config.quantization_config = manifest(layers)
     for path, layer in layers.items():
-        own[path] = layer.state_dict() if reason else _checkpoint(layer)
+        own[path] = dict(layer.state_dict() if reason else _checkpoint(layer))
     tensors = {f"{path}.{name}".lstrip("."): own[path][name] for path in modules for name in own[path]}
     _save(model, folder, config, tensors, original_names=not reason)
     copy_companions(Path(str(getattr(model, "name_or_path", ""))), folder)
     return f"in lorakit's own form: {reason}" if reason else "a checkpoint that transformers reads by itself"
 
 
-def _base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of the model as it was before it was adapted, each with its path there."""
-    adapters = {adapter_at(model, entry) for entry in plan_of(model).entries if entry.adapter}
-
-    def walk(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-        while module in adapters:
-            module = module.get_submodule("base_layer")
-        yield path, module
-        for name, child in module.named_children():
-            if name != "parametrizations":
-                yield from walk(child, f"{path}.{name}".lstrip("."))
-
-    return walk(model, "")
+def _base_modules(module: nn.Module, adapters: Set[nn.Module], path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of a model as it was before it was adapted, each with its path there."""
+    while module in adapters:
+        module = module.get_submodule("base_layer")
+    yield path, module
+    for name, child in module.named_children():
+        if name != PARAMETRIZATIONS:
+            yield from _base_modules(child, adapters, f"{path}.{name}".lstrip("."))
 
 
-def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _own_tensors(module: nn.Module, adapters: Set[nn.Module]) -> Iterator[tuple[str, Tensor]]:
     """Yield what a module itself puts into a state dict; a parameter that an adapter changes as it was before."""
     for name, parameter in module._parameters.items():
         if parameter is not None:
             yield name, parameter.detach()
-    for name, changed in getattr(module, "parametrizations", {}).items():
-        yield name, changed.original.detach()
+    if parametrize.is_parametrized(module):
+        yield from _parametrized(module.get_submodule(PARAMETRIZATIONS), adapters)
     for name, buffer in module._buffers.items():
         if buffer is not None and name not in module._non_persistent_buffers_set:
             yield name, buffer
+
+
+def _parametrized(changes: nn.Module, adapters: Set[nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    for name, change in changes.named_children():
+        if change.get_submodule("0") in adapters:
+            yield name, change.get_parameter("original").detach()
+        else:
+            yield from ((f"{PARAMETRIZATIONS}.{name}.{key}", value) for key, value in change.state_dict().items())
 
 
 def _checkpoint(layer: QuantizedLinear) -> Mapping[str, Tensor]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
+from lorakit.artifacts.base_manifest import METHOD
 from lorakit.artifacts.model_folder import without_bars
 from lorakit.builtin.shards import shard_paths, stored_tensors
-from lorakit.builtin.stored_layers import METHOD, StoredConfig
+from lorakit.builtin.stored_layers import StoredConfig
 from lorakit.builtin.streaming import Halt, plan_config
 from lorakit.hooks.protocols import ModelReference
 

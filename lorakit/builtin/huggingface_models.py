@@ -28,6 +28,14 @@ def lorakit_load_model(reference: ModelReference) -> nn.Module | None:
     return _with_weights(reference, config) if reference.with_weights else _structure(config, reference)
 
 
+@hookimpl
+def lorakit_model_merged(model: nn.Module) -> None:
+    # what a quantized checkpoint said of its layers, of which none is left
+    for name in ("is_quantized", "hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        vars(model).pop(name, None)
+    vars(getattr(model, "config", model)).pop("quantization_config", None)
+
+
 def _config(reference: ModelReference) -> Any:
     folder = Path(reference.text)
     if folder.is_dir():
@@ -102,15 +110,14 @@ def _structure(config: Any, reference: ModelReference) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def _put_stored_layers(model: nn.Module, config: Any, reference: ModelReference) -> None:
+def _put_stored_layers(model: Any, config: Any, reference: ModelReference) -> None:
     """Give the structure of a quantized checkpoint the layers that it will have."""
     from lorakit.builtin.checkpoints import stored_config
 
     if not (stored := stored_config(config, reference)):
         return
-    from transformers.quantizers import AutoHfQuantizer
-
     import torch
+    from transformers.quantizers.auto import AutoHfQuantizer
 
     default = torch.get_default_dtype()
     try:

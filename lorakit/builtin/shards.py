@@ -47,7 +47,8 @@ class StoredTensor:
 
 def shard_paths(model: str) -> list[Path]:
     """Return the safetensors files of a local folder or hub id, fetched if need be; none if it has no such weights."""
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+    from transformers.utils.hub import cached_file
 
     def find(name: str, needed: bool = False) -> Path | None:
         found = cached_file(model, name, _raise_exceptions_for_missing_entries=needed)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
-from transformers.quantizers import register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lorakit.artifacts.base_manifest import METHOD, StoredLayer, read_manifest
@@ -18,11 +18,11 @@ from lorakit.plugins import default_plugins
 
 
 @register_quantization_config(METHOD)
-class StoredConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class StoredConfig(QuantizationConfigMixin):
     """The quantized layers that a folder holds."""
 
     def __init__(self, layers: Mapping[str, Any], version: int, plugins: Plugins | None = None, **_: Any) -> None:
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]
         self.layers = read_manifest({"layers": layers, "version": version})
         self.plugins = plugins or default_plugins()
 

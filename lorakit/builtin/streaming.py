@@ -8,14 +8,15 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.application.layers import places, quantized_weight
 from lorakit.errors import LorakitError, ModelError
 from lorakit.hooks.manager import Plugins
-from lorakit.hooks.protocols import CalibratedQuantizer, ModelReference, QuantizedWeight
+from lorakit.hooks.protocols import CalibratedQuantizer, ModelReference, QuantizedWeight, Quantizer
 from lorakit.planning.plan import PlanEntry
 
 METHOD = "lorakit_plan"
@@ -49,12 +50,18 @@ class LayersQuantizer(HfQuantizer):
 
 
 @register_quantization_config(METHOD)
-class PlanConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class PlanConfig(QuantizationConfigMixin):
     """The entries of a plan whose weights are quantized while they are read, by path."""
 
     def __init__(self, entries: Mapping[str, PlanEntry], plugins: Plugins, device: str | None) -> None:
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]
         self.entries, self.plugins, self.device = entries, plugins, device
+
+    def quantizer(self, path: str) -> Quantizer:
+        """Return the quantizer of the layer at a path."""
+        call = self.entries[path].quant
+        assert call is not None
+        return self.plugins.quantizer(call)
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": METHOD}
@@ -70,11 +77,11 @@ class PlanQuantizer(LayersQuantizer):
 
     quantization_config: PlanConfig
 
-    def __init__(self, quantization_config: PlanConfig, **kwargs: Any) -> None:
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.quantized: dict[str, QuantizedWeight] = {}
 
-    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
         path, _, name = param_name.rpartition(".")
         # transformers casts to the model's dtype first: a layer with another one is left to `apply_plan`
         return (
@@ -102,7 +109,7 @@ class PlanQuantizer(LayersQuantizer):
         held = places(model)
         for path, quantized in self.quantized.items():
             original = model.get_submodule(path)
-            quantizer = self.quantization_config.plugins.quantizer(self.quantization_config.entries[path].quant)
+            quantizer = self.quantization_config.quantizer(path)
             layer = QuantizedLinear(quantized, quantizer, getattr(original, "bias", None))
             layer.train(original.training)
             for parent, name in held[original]:
@@ -110,12 +117,13 @@ class PlanQuantizer(LayersQuantizer):
         return super()._process_model_after_weight_loading(model, **kwargs)
 
 
-class _Quantize(ConversionOps):  # type: ignore[misc]
+class _Quantize(ConversionOps):
     def __init__(self, quantizer: PlanQuantizer) -> None:
         self.quantizer = quantizer
 
-    def convert(self, input_dict: dict[str, Any], model: PreTrainedModel | None = None, **_: Any) -> dict[str, Tensor]:
-        assert model is not None
+    def convert(  # type: ignore[override]
+        self, input_dict: dict[str, Any], *, model: PreTrainedModel, **_: Any
+    ) -> dict[str, Tensor]:
         result: dict[str, Tensor] = {}
         for name, found in input_dict.items():
             value = found[0] if isinstance(found, list) else found

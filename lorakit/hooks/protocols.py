@@ -81,7 +81,7 @@ class Checkpointed(Quantizer, Protocol):
     """
 
     def checkpoint_tensors(self, quantized: QuantizedWeight) -> Mapping[str, Tensor]:
-        """Return what a checkpoint holds of one layer, by the names behind the layer's path, such as `weight.absmax`."""
+        """Return what a checkpoint holds of one layer, by the names behind its path, such as `weight.absmax`."""
 
     def checkpoint_config(self, unquantized: Sequence[str], dtype: torch.dtype) -> Mapping[str, Any]:
         """Return the `quantization_config` of config.json for a model of this dtype.

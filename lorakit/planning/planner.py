@@ -136,7 +136,7 @@ def _problems(
                 f"`{module.path}` holds its weight as {stored or weight.dtype}: it is quantized already, "
                 f"and this asks for {wanted}",
                 quant.span or rule.span,
-                suggestion="leave out `quant` for it; an adapter works on it as it is, or start from unquantized weights",
+                suggestion="leave out `quant` for it, an adapter works on it as it is; or start from plain weights",
             )
         ends = inventory.owners[weight.weight_id]
         if len(ends) > 1:
