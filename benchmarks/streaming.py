@@ -2,10 +2,10 @@
 
     python benchmarks/streaming.py [--layers 14] [--hidden 3072] [--folder PLACE]
 
-Writes a random Llama of 3 GB in bfloat16, a shard a layer, and deletes it at the end. Both sides read it, quantize every
-Linear but the head to NF4 with double quantization on the CPU, and write the quantized model. Peaks are those of whole
-processes, as the system counts them; `lorakit plan` on the same model gives what the imports alone take. The files are
-dropped from the system's cache before each run where the system allows it.
+Writes a random Llama of 3 GB in bfloat16, a shard a layer, and deletes it at the end. Both sides read it, quantize
+every Linear but the head to NF4 with double quantization on the CPU, and write the quantized model. Peaks are those of
+whole processes, as the system counts them; `lorakit plan` on the same model gives what the imports alone take. The
+files are dropped from the system's cache before each run where the system allows it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ model.save_pretrained(sys.argv[2], max_shard_size="2GB")
 def write_model(folder: Path, layers: int, hidden: int) -> LlamaForCausalLM:
     """Write a random Llama shard by shard and return its structure, on meta tensors."""
     config = LlamaConfig(
-        num_hidden_layers=layers, hidden_size=hidden, intermediate_size=hidden * 8 // 3, num_attention_heads=hidden // 128,
-        num_key_value_heads=hidden // 512, vocab_size=32000, tie_word_embeddings=False, dtype="bfloat16",
+        num_hidden_layers=layers, hidden_size=hidden, intermediate_size=hidden * 8 // 3, vocab_size=32000,
+        num_attention_heads=hidden // 128, num_key_value_heads=hidden // 512, tie_word_embeddings=False,
+        dtype="bfloat16",
     )  # fmt: skip
     config.architectures = ["LlamaForCausalLM"]
     with torch.device("meta"):
@@ -57,7 +58,7 @@ def write_model(folder: Path, layers: int, hidden: int) -> LlamaForCausalLM:
         torch.manual_seed(0)
         tensors = {name: torch.randn(model.state_dict()[name].shape, dtype=torch.bfloat16).mul_(0.02) for name in names}
         save_file(tensors, folder / f"model-{shard}.safetensors", metadata={"format": "pt"})
-        weight_map |= {name: f"model-{shard}.safetensors" for name in names}
+        weight_map |= dict.fromkeys(names, f"model-{shard}.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     config.save_pretrained(folder)
     return model

@@ -124,6 +124,9 @@ def _save(model: nn.Module, folder: Path, config: Any, tensors: dict[str, Tensor
     twin = copy.copy(model)
     for name in ("save_pretrained", "_keys_to_ignore_on_save", "hf_quantizer"):
         vars(twin).pop(name, None)
+    if hasattr(model.config, "quantization_config"):
+        # transformers cannot turn back how it read packed tensors; without that record it goes by the model's class
+        vars(twin).pop("_weight_conversions", None)
     twin.config, dtype = config, config.dtype
     with without_bars():
         twin.save_pretrained(  # type: ignore[operator]

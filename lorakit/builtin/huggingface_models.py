@@ -30,10 +30,17 @@ def lorakit_load_model(reference: ModelReference) -> nn.Module | None:
 
 @hookimpl
 def lorakit_model_merged(model: nn.Module) -> None:
-    # what a quantized checkpoint said of its layers, of which none is left
-    for name in ("is_quantized", "hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+    if not hasattr(getattr(model, "config", None), "quantization_config"):
+        return
+    # what transformers keeps of a quantized checkpoint, of which nothing is left: the last says how it read the packed
+    # tensors, and without that it saves by the model's class
+    marks = (
+        "is_quantized", "hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit",
+        "_weight_conversions",
+    )  # fmt: skip
+    for name in marks:
         vars(model).pop(name, None)
-    vars(getattr(model, "config", model)).pop("quantization_config", None)
+    del model.config.quantization_config  # type: ignore[union-attr]
 
 
 def _config(reference: ModelReference) -> Any:

@@ -94,7 +94,7 @@ class PlanQuantizer(LayersQuantizer):
         return _Quantize(self)
 
     def quantize(self, model: PreTrainedModel, name: str, weight: Tensor) -> Tensor:
-        """Keep a weight quantized and return what stands for it until all is read."""
+        """Keep a weight quantized, and return what stands for it until all is read: one element, under its shape."""
         path = name.rpartition(".")[0]
         expected = model.get_parameter(name)
         if weight.shape != expected.shape:
@@ -103,7 +103,7 @@ class PlanQuantizer(LayersQuantizer):
         self.quantized[path] = quantized_weight(
             weight.to(self.quantization_config.device), entry, self.quantization_config.plugins
         )
-        return weight.new_empty(0)
+        return weight.new_empty(1).expand(weight.shape)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         held = places(model)
