@@ -4,8 +4,8 @@
 
 Writes a random Llama of 3 GB in bfloat16, a shard a layer, and deletes it at the end. Both sides read it, quantize
 every Linear but the head to NF4 with double quantization on the CPU, and write the quantized model. Peaks are those of
-whole processes, as the system counts them; `lorakit plan` on the same model gives what the imports alone take. The
-files are dropped from the system's cache before each run where the system allows it.
+whole processes, as the system counts them; what a process holds that only made the plan and quantized one small matrix
+is told beside them. The files are dropped from the system's cache before each run where the system allows it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,12 @@ from lorakit.builtin.fourbit import NF4
 
 SPEC = "adapt q_proj,v_proj rank 16 quant nf4 double\nquantize @linear nf4 double\n"
 MIB = 2**20
+IDLE = """
+import sys, pathlib, torch, lorakit
+lorakit.plan(pathlib.Path(sys.argv[1]), sys.argv[2])
+lorakit.apply("quantize 0 nf4 double", torch.nn.Sequential(torch.nn.Linear(64, 64)))
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")))
+"""
 THEIRS = """
 import sys, torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -129,7 +135,7 @@ def main() -> None:
         structure = write_model(model, arguments.layers, arguments.hidden)
         plan = lorakit.plan(SPEC, structure)
         largest = max(value.nbytes for value in structure.state_dict().values())
-        imports = run(["-m", "lorakit", "plan", spec, model])
+        idle = subprocess.run([sys.executable, "-c", IDLE, spec, model], stdout=subprocess.PIPE, check=True)
         rates = {"read_mib_s": read_rate(model), "quantize_mib_s": quantize_rate(arguments.hidden)}
         forget(model)
         mine = run(["-m", "lorakit", "apply", spec, model, "-o", place / "ours", "--with-base"])
@@ -144,9 +150,9 @@ def main() -> None:
         "model_mib": plan.memory.weights_before / MIB,
         "quantized_mib": plan.memory.weights / MIB,
         "bound_mib": (plan.memory.weights + 2 * largest) / MIB,
-        "imports": imports,
-        "lorakit": {**mine, "above_imports_mib": mine["peak_mib"] - imports["peak_mib"]},
-        "transformers": {**peer, "above_imports_mib": peer["peak_mib"] - imports["peak_mib"]},
+        "idle_mib": int(idle.stdout) / 1024,
+        "lorakit": mine,
+        "transformers": peer,
         **rates,
         "limited_by": min(rates, key=lambda name: rates[name]),
     }

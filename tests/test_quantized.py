@@ -15,8 +15,8 @@ from helpers import make_llama
 from lorakit.adapters.quantized_linear import QuantizedLinear
 
 QUANTIZERS = ["nf4", "nf4 double", "nf4(blocksize=128) double", "fp4", "fp4 double", "int8"]
-# square, wide, and odd enough that the last block and the last byte are not full
-SHAPES = [(64, 64), (96, 160), (63, 65), (1, 1), (130, 33)]
+# square, wide, and odd enough that the last block and the last byte are not full; the last in more than one piece
+SHAPES = [(64, 64), (96, 160), (63, 65), (1, 1), (130, 33), (1031, 1033)]
 
 
 def quantized(

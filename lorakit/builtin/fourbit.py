@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # bitsandbytes quantizes the scales in blocks of this many
 NESTED_BLOCKSIZE = 256
+# bitsandbytes takes several times a weight's memory on the CPU, so it gets no more than so many numbers at once
+PIECE = 2**20
 # transformers' config cannot say another
 CHECKPOINT_BLOCKSIZE = 64
 
@@ -36,14 +38,30 @@ class FourBit:
         """Return weight (out_features, in_features) as `packed`, two a byte, and `absmax`, doubled or not."""
         import bitsandbytes.functional as bnb
 
-        packed, state = bnb.quantize_4bit(
-            weight.contiguous(), blocksize=self.blocksize, compress_statistics=self.double, quant_type=self.name
-        )
-        tensors = {"packed": packed, "absmax": state.absmax}
+        packed, absmax = self._packed(weight.contiguous().view(-1))
+        tensors = {"packed": packed, "absmax": absmax}
         if self.double:
-            tensors["nested_absmax"] = state.state2.absmax
-            tensors["nested_offset"] = state.offset
+            offset = absmax.mean()
+            tensors["absmax"], nested = bnb.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCKSIZE)
+            tensors["nested_absmax"] = nested.absmax
+            tensors["nested_offset"] = offset
         return QuantizedWeight(tensors, (weight.shape[0], weight.shape[1]), weight.dtype)
+
+    def _packed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights (n,) packed as (n / 2, 1) and their scales (n / blocksize,), both rounded up."""
+        import bitsandbytes.functional as bnb
+        import torch
+
+        count = weights.numel()
+        packed = torch.empty((-(-count // 2), 1), dtype=torch.uint8, device=weights.device)
+        absmax = torch.empty(-(-count // self.blocksize), dtype=torch.float32, device=weights.device)
+        for start in range(0, count, PIECE):
+            piece, state = bnb.quantize_4bit(
+                weights[start : start + PIECE], blocksize=self.blocksize, quant_type=self.name
+            )
+            packed[start // 2 :][: len(piece)] = piece
+            absmax[start // self.blocksize :][: len(state.absmax)] = state.absmax
+        return packed, absmax
 
     def dequantize(self, quantized: QuantizedWeight) -> Tensor:
         """Return the weight (out_features, in_features)."""
