@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 import lorakit
@@ -18,6 +21,7 @@ from helpers import make_gpt2, make_llama
 from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.application.apply import apply_plan
 from lorakit.builtin.shards import StoredTensor
+from lorakit.cli import terminal
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import ModelReference, QuantizedWeight
 from lorakit.plugins import default_plugins, load_plugins
@@ -112,6 +116,20 @@ def test_progress_reaches_the_end(tmp_path: Path) -> None:
     assert seen == sorted(seen) and {total for _, total in seen} == {size}
     # headers are no tensors
     assert 0.9 * size < seen[-1][0] < size
+
+
+def test_a_terminal_sees_a_bar_and_a_pipe_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_terminal in (True, False):
+        written = io.StringIO()
+        screen = Console(file=written, force_terminal=is_terminal, width=100)
+        monkeypatch.setattr(terminal, "console", lambda stderr=False, screen=screen: screen)
+        with terminal.measured("reading it") as progress:
+            progress(3_000_000, 12_000_000)
+            if is_terminal:
+                # the bar is drawn a few times a second, and once more at the end
+                time.sleep(0.3)
+        assert ("reading it" in written.getvalue() and "3.0/12.0 MB" in written.getvalue()) == is_terminal
+        assert is_terminal or not written.getvalue()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lorakit.plugins import default_plugins
 class StoredConfig(QuantizationConfigMixin):
     """The quantized layers that a folder holds."""
 
-    def __init__(self, layers: Mapping[str, Any], version: int, plugins: Plugins | None = None, **_: Any) -> None:
+    def __init__(self, layers: Any = None, version: Any = None, plugins: Plugins | None = None, **_: Any) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
         self.layers = read_manifest({"layers": layers, "version": version})
         self.plugins = plugins or default_plugins()
