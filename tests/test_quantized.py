@@ -45,6 +45,15 @@ def test_four_bits_are_bitsandbytes_own(quant: str, shape: tuple[int, int]) -> N
     assert torch.equal(layer.weight, bnb_functional.dequantize_4bit(packed, state))
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_eight_bits_are_bitsandbytes_own(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    weight = nn.Linear(shape[1], shape[0]).to(torch.bfloat16).weight.detach()
+    codes, scales, _ = bnb_functional.int8_vectorwise_quant(weight.to(torch.float16))
+    _, layer = quantized("int8", shape)
+    assert torch.equal(layer.weight_CB, codes) and torch.equal(layer.weight_SCB, scales)
+
+
 @pytest.mark.parametrize("quant", QUANTIZERS)
 def test_forward_and_gradient_against_the_dequantized_weight(quant: str) -> None:
     model, layer = quantized(quant, (96, 160), torch.float32)

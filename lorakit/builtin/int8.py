@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lorakit.builtin.fourbit import PIECE
 from lorakit.hooks.protocols import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ class Int8:
         import bitsandbytes.functional as bnb
         import torch
 
-        codes, scales, _ = bnb.int8_vectorwise_quant(weight.to(torch.float16).contiguous())
+        pieces = weight.split(max(1, PIECE // weight.shape[1]))
+        parts = [bnb.int8_vectorwise_quant(rows.to(torch.float16).contiguous())[:2] for rows in pieces]
+        codes, scales = (torch.cat(part) for part in zip(*parts, strict=True))
         return QuantizedWeight({"CB": codes, "SCB": scales}, (weight.shape[0], weight.shape[1]), weight.dtype)
 
     def dequantize(self, quantized: QuantizedWeight) -> Tensor:
