@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,18 +73,21 @@ def apply(
 ) -> nn.Module:
     """Return the model adapted as a spec or a plan says: in place for an nn.Module, loaded first for a reference.
 
-    The same plan, weights and seed give the same bits. A model takes several adapters, each under a `name` of its own;
-    the last one applied is in use until `lorakit.adapters(model)` says otherwise. `calibration` is needed by quantizers
-    that see a layer's inputs first: batches of what the model's forward takes, each a dict of arguments by name, a
-    tuple, or one tensor.
+    A Hugging Face model is quantized while it is read, a tensor at a time. The same plan, weights and seed give the
+    same bits. A model takes several adapters, each under a `name` of its own; the last one applied is in use until
+    `lorakit.adapters(model)` says otherwise. `calibration` is needed by quantizers that see a layer's inputs first:
+    batches of what the model's forward takes, each a dict of arguments by name, a tuple, or one tensor.
     Raises: SpecError, PlanError, ModelError, DataError; the model is untouched then.
     """
     from lorakit.application.apply import apply_plan
     from lorakit.planning.plan import Plan
 
     plugins = plugins or default_plugins()
-    module = _module(model, plugins, with_weights=True, trust_remote_code=trust_remote_code)
-    decided = spec_or_plan if isinstance(spec_or_plan, Plan) else plan(spec_or_plan, module, plugins=plugins)
+
+    def decide(structure: nn.Module) -> Plan:
+        return spec_or_plan if isinstance(spec_or_plan, Plan) else plan(spec_or_plan, structure, plugins=plugins)
+
+    module, decided = _with_plan(model, decide, plugins, trust_remote_code=trust_remote_code)
     return apply_plan(decided, module, plugins, seed=seed, name=name, calibration=calibration)
 
 
@@ -95,15 +98,31 @@ def optimizer(model: nn.Module, lr: float | None = None, *, plugins: Plugins | N
     return build_optimizer(model, plugins or default_plugins(), lr)
 
 
-def save(model: nn.Module, folder: str | Path, *, name: str | None = None, plugins: Plugins | None = None) -> Path:
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    with_base: bool = False,
+    *,
+    name: str | None = None,
+    plugins: Plugins | None = None,
+) -> Path:
     """Write the adapter as a folder that PEFT and lorakit load, replacing whole the adapter that it may hold.
 
-    Of several adapters it is the one in use, or that of the name.
+    Of several adapters it is the one in use, or that of the name. `with_base` adds the quantized base as a model folder
+    `base` in it, for transformers to read where it can.
     Raises: ModelError, OutputError if the folder holds anything but an adapter, WriteError if the disk fails.
     """
     from lorakit.artifacts.adapter_folder import save_adapter
+    from lorakit.artifacts.quantized_base import BASE, write_base
 
-    return save_adapter(model, Path(folder), plugins or default_plugins(), name=name)
+    plugins = plugins or default_plugins()
+    if not with_base:
+        return save_adapter(model, Path(folder), plugins, name=name)
+
+    def add_base(aside: Path) -> None:
+        logger.info("the base is %s", write_base(model, aside / BASE, plugins))
+
+    return save_adapter(model, Path(folder), plugins, name=name, beside=add_base, also=(BASE,))
 
 
 def load(
@@ -123,9 +142,11 @@ def load(
     Raises: AdapterError, ModelError; the model is untouched then.
     """
     from lorakit.artifacts.loading import load_adapter
+    from lorakit.artifacts.reading import read_plan
 
     plugins = plugins or default_plugins()
-    module = _module(model_or_ref, plugins, with_weights=True, trust_remote_code=trust_remote_code)
+    saved = read_plan(Path(folder)) if quantize else None
+    module = _module(model_or_ref, plugins, with_weights=True, trust_remote_code=trust_remote_code, plan=saved)
     return load_adapter(
         Path(folder),
         module,
@@ -171,13 +192,27 @@ def summary(model: nn.Module) -> Summary:
     return summarize(model)
 
 
-def _module(model: Any, plugins: Plugins, *, with_weights: bool, trust_remote_code: bool) -> nn.Module:
+def _with_plan(
+    model: Any, decide: Callable[[nn.Module], Plan], plugins: Plugins, *, trust_remote_code: bool
+) -> tuple[nn.Module, Plan]:
+    """Return a model and its plan, which for a stored one is made first, so that it is quantized while it is read."""
+    is_stored = isinstance(model, str | Path) and not ModelReference(str(model)).is_factory
+    first = _module(model, plugins, with_weights=not is_stored, trust_remote_code=trust_remote_code)
+    decided = decide(first)
+    if not is_stored:
+        return first, decided
+    return _module(model, plugins, with_weights=True, trust_remote_code=trust_remote_code, plan=decided), decided
+
+
+def _module(
+    model: Any, plugins: Plugins, *, with_weights: bool, trust_remote_code: bool, plan: Plan | None = None
+) -> nn.Module:
     from torch import nn
 
     if isinstance(model, nn.Module):
         return model
     if isinstance(model, str | Path):
-        reference = ModelReference(str(model), None, with_weights, trust_remote_code)
+        reference = ModelReference(str(model), None, with_weights, trust_remote_code, plan=plan, plugins=plugins)
     elif hasattr(model, "to_dict") and hasattr(model, "model_type"):
         if with_weights:
             raise ModelError("a config has no weights; give the model itself, or its folder or hub id")

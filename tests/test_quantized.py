@@ -15,8 +15,8 @@ from helpers import make_llama
 from lorakit.adapters.quantized_linear import QuantizedLinear
 
 QUANTIZERS = ["nf4", "nf4 double", "nf4(blocksize=128) double", "fp4", "fp4 double", "int8"]
-# square, wide, and odd enough that the last block and the last byte are not full
-SHAPES = [(64, 64), (96, 160), (63, 65), (1, 1), (130, 33)]
+# square, wide, and odd enough that the last block and the last byte are not full; the last in more than one piece
+SHAPES = [(64, 64), (96, 160), (63, 65), (1, 1), (130, 33), (1031, 1033)]
 
 
 def quantized(
@@ -43,6 +43,15 @@ def test_four_bits_are_bitsandbytes_own(quant: str, shape: tuple[int, int]) -> N
     _, layer = quantized(quant, shape)
     assert torch.equal(layer.weight_packed, packed)
     assert torch.equal(layer.weight, bnb_functional.dequantize_4bit(packed, state))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_eight_bits_are_bitsandbytes_own(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    weight = nn.Linear(shape[1], shape[0]).to(torch.bfloat16).weight.detach()
+    codes, scales, _ = bnb_functional.int8_vectorwise_quant(weight.to(torch.float16))
+    _, layer = quantized("int8", shape)
+    assert torch.equal(layer.weight_CB, codes) and torch.equal(layer.weight_SCB, scales)
 
 
 @pytest.mark.parametrize("quant", QUANTIZERS)

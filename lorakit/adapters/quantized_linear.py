@@ -26,7 +26,8 @@ class QuantizedLinear(nn.Module):
         self._stored = {name: f"weight_{name}" for name in quantized.tensors}
         for name, tensor in quantized.tensors.items():
             self.register_buffer(self._stored[name], tensor)
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
 
     @property
     def quantized(self) -> QuantizedWeight:

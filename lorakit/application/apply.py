@@ -58,7 +58,7 @@ def apply_plan(
     modules = dict(model.named_modules())
     _check(plan, model, modules)
     # taken over before the model runs, since bitsandbytes' own layers may repack their weights when they do
-    layers = _converted(modules, plugins)
+    layers = _converted(model, plugins)
     seen = observe(plan, model, plugins, calibration)
     made: dict[str, nn.Module] = {}
     for entry in progress(plan.entries):
@@ -84,7 +84,7 @@ def apply_plan(
             put_on_parameter(*holder_of(model, entry), made[entry.path])
     adapter = NamedAdapter(name, plan, seed, made)
     remember_base(model, state, adapter)
-    state.inventory = stored(state.inventory, plan)
+    state.inventory = stored(state.inventory, plan, plugins)
     state.named[name] = adapter
     attach(model, state)
     use(model, state, {name: 1.0})
@@ -139,11 +139,14 @@ def _stored(layer: nn.Module, entry: PlanEntry, plugins: Plugins, state: Adapted
     return layer
 
 
-def _converted(modules: dict[str, nn.Module], plugins: Plugins) -> dict[nn.Module, nn.Module]:
+def _converted(model: nn.Module, plugins: Plugins) -> dict[nn.Module, nn.Module]:
     """Return lorakit's own layers for those that another library holds quantized; their packed weights move over."""
     converted: dict[nn.Module, nn.Module] = {}
-    for module in modules.values():
-        if module._parameters and (own := plugins.call("lorakit_convert_module", module=module)) is not None:
+    dtype = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.get_default_dtype())
+    for module in model.modules():
+        if not module._parameters:
+            continue
+        if (own := plugins.call("lorakit_convert_module", module=module, dtype=dtype)) is not None:
             converted[module] = own
     return converted
 

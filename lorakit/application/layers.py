@@ -75,7 +75,6 @@ def quantized_layer(layer: nn.Module, entry: PlanEntry, plugins: Plugins, seen: 
     """Return a layer of the same function with its weight quantized as the entry says; the layer if it is already.
 
     `seen` is what a calibrated quantizer observed of the layer's inputs.
-
     Raises: PluginError naming the quantizer and the module if the quantizer fails, ModelError if the weight is
     quantized otherwise.
     """
@@ -88,7 +87,22 @@ def quantized_layer(layer: nn.Module, entry: PlanEntry, plugins: Plugins, seen: 
             f"`{entry.path}` is stored as {layer.quantizer} already, and the plan wants {quantizer}; "
             "quantize an unquantized base, or leave `quant` out for it"
         )
-    weight = matrix(layer, entry)
+    quantized = quantized_weight(layer.weight.detach(), entry, plugins, seen)  # type: ignore[operator]
+    result = QuantizedLinear(quantized, quantizer, getattr(layer, "bias", None))
+    result.train(layer.training)
+    return result
+
+
+def quantized_weight(weight: Tensor, entry: PlanEntry, plugins: Plugins, seen: Any = None) -> QuantizedWeight:
+    """Return a layer's own weight, as the layer holds it, quantized as the entry says.
+
+    `seen` is what a calibrated quantizer observed of the layer's inputs.
+    Raises: PluginError naming the quantizer and the module if the quantizer fails.
+    """
+    assert entry.quant is not None and entry.shape is not None
+    quantizer = plugins.quantizer(entry.quant)
+    if entry.shape.kind == "linear_transposed":
+        weight = weight.T
     try:
         if isinstance(quantizer, CalibratedQuantizer):
             quantized = quantizer.quantize_observed(weight, seen)
@@ -104,9 +118,7 @@ def quantized_layer(layer: nn.Module, entry: PlanEntry, plugins: Plugins, seen: 
         raise PluginError(
             f"quantizer `{entry.quant.name}` returned a {type(quantized).__name__}, not a QuantizedWeight"
         )
-    result = QuantizedLinear(quantized, quantizer, getattr(layer, "bias", None))
-    result.train(layer.training)
-    return result
+    return quantized
 
 
 def places(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -32,15 +32,17 @@ def save_adapter(
     *,
     name: str | None = None,
     replace: bool = False,
-    beside: Callable[[Path], None] | None = None,
+    beside: Callable[[Path], object] | None = None,
+    also: Sequence[str] = (),
 ) -> Path:
     """Write the adapter of a model, replacing whole the adapter that the folder may hold, or with `replace` anything.
 
-    It is the one in use, or that of the name. `beside` adds files of its own to the folder before it takes its place.
+    It is the one in use, or that of the name. `beside` adds files of its own to the folder before it takes its place;
+    `also` names what else may be replaced.
     Raises: ModelError if the model has no such adapter, OutputError if the folder holds anything else, WriteError.
     """
     if not replace:
-        _refuse_foreign(folder)
+        _refuse_foreign(folder, {*COMPANIONS, *also})
     with new_folder(folder) as aside:
         write_adapter_files(model, aside, plugins, name)
         if beside is not None:
@@ -65,12 +67,12 @@ def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins, name: 
     plugins.call("lorakit_before_save", model=model, folder=folder)
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _refuse_foreign(folder: Path, known: set[str]) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
         raise OutputError(f"{folder} is a file; an adapter is a folder")
-    if strangers := sorted(path.name for path in folder.iterdir() if path.name not in COMPANIONS):
+    if strangers := sorted(path.name for path in folder.iterdir() if path.name not in known):
         raise OutputError(f"{folder} holds other things than an adapter, such as {strangers[0]}; give another place")
 
 

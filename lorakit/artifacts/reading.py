@@ -50,7 +50,7 @@ def read_adapter(folder: Path, allow_pickle: bool = False) -> AdapterFiles:
     if not folder.is_dir():
         raise AdapterError(f"no such adapter folder: {folder}")
     config = _config(folder)
-    return AdapterFiles(folder, config, _tensors(folder, allow_pickle), _plan(folder))
+    return AdapterFiles(folder, config, _tensors(folder, allow_pickle), read_plan(folder))
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
@@ -99,7 +99,8 @@ def _tensors(folder: Path, allow_pickle: bool) -> Mapping[str, Tensor]:
     return tensors
 
 
-def _plan(folder: Path) -> Plan | None:
+def read_plan(folder: Path) -> Plan | None:
+    """Return the plan in an adapter folder; None if there is none. Raises: AdapterError."""
     path = folder / PLAN
     if not path.is_file():
         return None

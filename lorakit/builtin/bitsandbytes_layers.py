@@ -9,23 +9,27 @@ from lorakit.hooks.protocols import LayerShape, QuantizedWeight
 from lorakit.hooks.specs import hookimpl
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
+
+    from lorakit.hooks.protocols import Quantizer
 
 
 @hookimpl
 def lorakit_describe_module(module: nn.Module) -> LayerShape | None:
     if (layers := _layers()) is None or not isinstance(module, (layers.Linear4bit, layers.Linear8bitLt)):
         return None
-    return LayerShape("linear", module.in_features, module.out_features)
+    stored = _four_bits(module) if isinstance(module, layers.Linear4bit) else _eight_bits(module)
+    return LayerShape("linear", module.in_features, module.out_features, stored=stored)
 
 
 @hookimpl
-def lorakit_convert_module(module: nn.Module) -> nn.Module | None:
+def lorakit_convert_module(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
     if (layers := _layers()) is None:
         return None
     if isinstance(module, layers.Linear4bit):
-        return _four_bit(module)
-    return _eight_bit(module) if isinstance(module, layers.Linear8bitLt) else None
+        return _own_four_bits(module)
+    return _own_eight_bits(module, dtype) if isinstance(module, layers.Linear8bitLt) else None
 
 
 def _layers() -> Any:
@@ -33,7 +37,23 @@ def _layers() -> Any:
     return sys.modules.get("bitsandbytes.nn")
 
 
-def _four_bit(layer: Any) -> nn.Module | None:
+def _four_bits(layer: Any) -> Quantizer | None:
+    """Return the quantizer of a layer whose weight is packed, or will be once it is read."""
+    from lorakit.builtin.fourbit import FP4, NF4
+
+    weight = layer.weight
+    if weight.dtype != weight.quant_storage:
+        return None
+    return {"nf4": NF4, "fp4": FP4}[weight.quant_type](blocksize=weight.blocksize, double=weight.compress_statistics)
+
+
+def _eight_bits(layer: Any) -> Quantizer | None:
+    from lorakit.builtin.int8 import Int8
+
+    return None if layer.weight.is_floating_point() else Int8(threshold=layer.state.threshold)
+
+
+def _own_four_bits(layer: Any) -> nn.Module | None:
     from lorakit.adapters.quantized_linear import QuantizedLinear
     from lorakit.builtin.fourbit import FP4, NF4
 
@@ -49,7 +69,7 @@ def _four_bit(layer: Any) -> nn.Module | None:
     return QuantizedLinear(quantized, quantizer, layer.bias)
 
 
-def _eight_bit(layer: Any) -> nn.Module | None:
+def _own_eight_bits(layer: Any, dtype: torch.dtype) -> nn.Module | None:
     from lorakit.adapters.quantized_linear import QuantizedLinear
     from lorakit.builtin.int8 import Int8
 
@@ -57,8 +77,5 @@ def _eight_bit(layer: Any) -> nn.Module | None:
     scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
     if codes is None or scales is None:
         return None
-    import torch
-
-    dtype = layer.bias.dtype if layer.bias is not None else torch.float16
     quantized = QuantizedWeight({"CB": codes, "SCB": scales}, (layer.out_features, layer.in_features), dtype)
     return QuantizedLinear(quantized, Int8(threshold=layer.state.threshold), layer.bias)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def lorakit_load_model(reference: ModelReference) -> nn.Module | None:
-    if ":" not in reference.text or reference.config is not None:
+    if not reference.is_factory:
         return None
     import torch
 

@@ -6,8 +6,9 @@ Source: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314, sections 2 and 3.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lorakit.hooks.finite import require_finite
 from lorakit.hooks.protocols import QuantizedWeight, Quantizer
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 # bitsandbytes quantizes the scales in blocks of this many
 NESTED_BLOCKSIZE = 256
+# bitsandbytes takes several times a weight's memory on the CPU, so it gets no more than so many numbers at once
+PIECE = 2**20
+# transformers' config cannot say another
+CHECKPOINT_BLOCKSIZE = 64
 
 Blocksize = Literal[32, 64, 128, 256, 512, 1024, 2048, 4096]
 
@@ -35,14 +40,30 @@ class FourBit(Quantizer):
         import bitsandbytes.functional as bnb
 
         require_finite(weight)
-        packed, state = bnb.quantize_4bit(
-            weight.contiguous(), blocksize=self.blocksize, compress_statistics=self.double, quant_type=self.name
-        )
-        tensors = {"packed": packed, "absmax": state.absmax}
+        packed, absmax = self._packed(weight.contiguous().view(-1))
+        tensors = {"packed": packed, "absmax": absmax}
         if self.double:
-            tensors["nested_absmax"] = state.state2.absmax
-            tensors["nested_offset"] = state.offset
+            offset = absmax.mean()
+            tensors["absmax"], nested = bnb.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCKSIZE)
+            tensors["nested_absmax"] = nested.absmax
+            tensors["nested_offset"] = offset
         return QuantizedWeight(tensors, (weight.shape[0], weight.shape[1]), weight.dtype)
+
+    def _packed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights (n,) packed as (n / 2, 1) and their scales (n / blocksize,), both rounded up."""
+        import bitsandbytes.functional as bnb
+        import torch
+
+        count = weights.numel()
+        packed = torch.empty((-(-count // 2), 1), dtype=torch.uint8, device=weights.device)
+        absmax = torch.empty(-(-count // self.blocksize), dtype=torch.float32, device=weights.device)
+        for start in range(0, count, PIECE):
+            piece, state = bnb.quantize_4bit(
+                weights[start : start + PIECE], blocksize=self.blocksize, quant_type=self.name
+            )
+            packed[start // 2 :][: len(piece)] = piece
+            absmax[start // self.blocksize :][: len(state.absmax)] = state.absmax
+        return packed, absmax
 
     def dequantize(self, quantized: QuantizedWeight) -> Tensor:
         """Return the weight (out_features, in_features)."""
@@ -74,6 +95,50 @@ class FourBit(Quantizer):
         if not self.double:
             return (packed + 32 * blocks) / weights
         return (packed + 8 * blocks + 32 * -(-blocks // NESTED_BLOCKSIZE) + 32) / weights
+
+    def checkpoint_tensors(self, quantized: QuantizedWeight) -> Mapping[str, Tensor]:
+        """Return what bitsandbytes' Linear4bit saves."""
+        import bitsandbytes.functional as bnb
+        import torch
+
+        stored = quantized.tensors
+        device = stored["packed"].device
+        state = bnb.QuantState(
+            absmax=stored["absmax"],
+            shape=torch.Size(quantized.shape),
+            code=bnb.get_4bit_type(self.name, device=device),
+            blocksize=self.blocksize,
+            quant_type=self.name,
+            dtype=quantized.dtype,
+            offset=stored.get("nested_offset"),
+            state2=bnb.QuantState(
+                absmax=stored["nested_absmax"],
+                code=_nested_code(device),
+                blocksize=NESTED_BLOCKSIZE,
+                dtype=torch.float32,
+            )
+            if self.double
+            else None,
+        )
+        beside = {f"weight.{name}": value for name, value in state.as_dict(packed=True).items()}
+        return {"weight": stored["packed"], **beside}
+
+    def checkpoint_config(self, unquantized: Sequence[str], dtype: torch.dtype) -> Mapping[str, Any]:
+        """Return the settings of transformers' BitsAndBytesConfig."""
+        if self.blocksize != CHECKPOINT_BLOCKSIZE:
+            raise ValueError(
+                f"transformers reads {self.name} in blocks of {CHECKPOINT_BLOCKSIZE}, and this has {self.blocksize}"
+            )
+        from transformers import BitsAndBytesConfig
+
+        config: dict[str, Any] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self.name,
+            bnb_4bit_use_double_quant=self.double,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=list(unquantized),
+        ).to_dict()
+        return config
 
 
 @dataclass(frozen=True)

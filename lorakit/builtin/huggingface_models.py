@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.errors import ModelError
+from lorakit.errors import LorakitError, ModelError
 from lorakit.hooks.protocols import ModelReference
 from lorakit.hooks.specs import hookimpl
 
@@ -22,10 +22,25 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 
 @hookimpl
 def lorakit_load_model(reference: ModelReference) -> nn.Module | None:
-    if reference.config is None and ":" in reference.text:
+    if reference.is_factory:
         return None
     config = reference.config if reference.config is not None else _config(reference)
     return _with_weights(reference, config) if reference.with_weights else _structure(config, reference)
+
+
+@hookimpl
+def lorakit_model_merged(model: nn.Module) -> None:
+    if not hasattr(getattr(model, "config", None), "quantization_config"):
+        return
+    # what transformers keeps of a quantized checkpoint, of which nothing is left: the last says how it read the packed
+    # tensors, and without that it saves by the model's class
+    marks = (
+        "is_quantized", "hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit",
+        "_weight_conversions",
+    )  # fmt: skip
+    for name in marks:
+        vars(model).pop(name, None)
+    del model.config.quantization_config  # type: ignore[union-attr]
 
 
 def _config(reference: ModelReference) -> Any:
@@ -96,21 +111,43 @@ def _structure(config: Any, reference: ModelReference) -> nn.Module:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
         else:
             model = _model_class(config)._from_config(config)
+        _put_stored_layers(model, config, reference)
     # equal weights are tied only once the model says so, which from_pretrained does by itself
     model.tie_weights()
     return model  # type: ignore[no-any-return]
 
 
+def _put_stored_layers(model: Any, config: Any, reference: ModelReference) -> None:
+    """Give the structure of a quantized checkpoint the layers that it will have."""
+    from lorakit.builtin.checkpoints import stored_config
+
+    if not (stored := stored_config(config, reference)):
+        return
+    import torch
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    default = torch.get_default_dtype()
+    try:
+        # what these layers make anew, such as a bias, takes the default dtype
+        torch.set_default_dtype(model.dtype)
+        quantizer = AutoHfQuantizer.from_config(stored, pre_quantized=True)
+        quantizer.preprocess_model(model=model, dtype=model.dtype, device_map=None, checkpoint_files=None)
+    except ImportError:
+        # without the library that these layers need, the structure is right in all but what it weighs
+        pass
+    finally:
+        torch.set_default_dtype(default)
+
+
 def _with_weights(reference: ModelReference, config: Any) -> nn.Module:
-    options: dict[str, Any] = {"dtype": reference.dtype or "auto"}
-    if not reference.allow_pickle:
-        options["use_safetensors"] = True
+    from lorakit.builtin.checkpoints import load_checkpoint
+
     with _plain_errors(reference):
         if getattr(config, "auto_map", None) and reference.trust_remote_code:
             from transformers import AutoModelForCausalLM
 
-            return AutoModelForCausalLM.from_pretrained(reference.text, trust_remote_code=True, **options)
-        return _model_class(config).from_pretrained(reference.text, **options)  # type: ignore[no-any-return]
+            return load_checkpoint(AutoModelForCausalLM, config, reference)
+        return load_checkpoint(_model_class(config), config, reference)
 
 
 @contextmanager
@@ -124,7 +161,7 @@ def _plain_errors(reference: ModelReference) -> Iterator[None]:
         logging.set_verbosity_error()
     try:
         yield
-    except ModelError:
+    except LorakitError:
         raise
     except SafetensorError as error:
         broken = next((str(path) for path in _damaged(Path(reference.text))), reference.text)

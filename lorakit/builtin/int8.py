@@ -5,14 +5,27 @@ Source: Dettmers et al. 2022, "LLM.int8()", arXiv:2208.07339.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from lorakit.builtin.fourbit import PIECE
 from lorakit.hooks.finite import require_finite
 from lorakit.hooks.protocols import QuantizedWeight
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+
+def _codes(rows: Tensor) -> tuple[Tensor, Tensor]:
+    import bitsandbytes.functional as bnb
+    import torch
+
+    halves = rows.to(torch.float16).contiguous()
+    require_finite(halves, "the weight in float16, which LLM.int8() starts from,")
+    codes, scales, _ = bnb.int8_vectorwise_quant(halves)
+    return codes, scales
 
 
 @dataclass(frozen=True)
@@ -28,13 +41,12 @@ class Int8:
 
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         """Return weight (out_features, in_features) as `CB` int8 of that shape and `SCB` float32 (out_features,)."""
-        import bitsandbytes.functional as bnb
         import torch
 
         require_finite(weight)
-        halves = weight.to(torch.float16).contiguous()
-        require_finite(halves, "the weight in float16, which LLM.int8() starts from,")
-        codes, scales, _ = bnb.int8_vectorwise_quant(halves)
+        pieces = weight.split(max(1, PIECE // max(1, weight.shape[1])))
+        parts = [_codes(rows) for rows in pieces]
+        codes, scales = (torch.cat(part) for part in zip(*parts, strict=True))
         return QuantizedWeight({"CB": codes, "SCB": scales}, (weight.shape[0], weight.shape[1]), weight.dtype)
 
     def dequantize(self, quantized: QuantizedWeight) -> Tensor:
@@ -57,3 +69,19 @@ class Int8:
         state.threshold, state.has_fp16_weights = self.threshold, False
         result: Tensor = bnb.matmul(x, state.CB, bias=bias, state=state)
         return result
+
+    def checkpoint_tensors(self, quantized: QuantizedWeight) -> Mapping[str, Tensor]:
+        """Return what bitsandbytes' Linear8bitLt saves; format 0 is row-major, the only one that there still is."""
+        import torch
+
+        stored = quantized.tensors
+        return {"weight": stored["CB"], "SCB": stored["SCB"], "weight_format": torch.tensor(0, dtype=torch.uint8)}
+
+    def checkpoint_config(self, unquantized: Sequence[str], dtype: torch.dtype) -> Mapping[str, Any]:
+        """Return the settings of transformers' BitsAndBytesConfig."""
+        from transformers import BitsAndBytesConfig
+
+        config: dict[str, Any] = BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_threshold=self.threshold, llm_int8_skip_modules=list(unquantized)
+        ).to_dict()
+        return config

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.cli.terminal import working
+from lorakit.cli.terminal import measured, working
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from lorakit.hooks.protocols import ModelReference
     from lorakit.language.spec import Spec
     from lorakit.planning.plan import Plan
 
@@ -42,15 +43,33 @@ def load_model(
     dtype: str | None = None,
 ) -> nn.Module:
     """Return the model that a reference names, in its own dtype or this one. Raises: ModelError."""
-    from lorakit.errors import ModelError
     from lorakit.hooks.protocols import ModelReference
+
+    with working(f"reading {text}"):
+        return _load(ModelReference(text, None, with_weights, trust_remote_code, allow_pickle, dtype))
+
+
+def load_planned(
+    text: str, plan: Plan, *, device: str | None = None, trust_remote_code: bool = False, allow_pickle: bool = False
+) -> nn.Module:
+    """Return the model that a reference names, quantized as the plan says while it is read. Raises: ModelError."""
+    from lorakit.hooks.protocols import ModelReference
+
+    with measured(f"reading {text}") as progress:
+        return _load(
+            ModelReference(
+                text, None, True, trust_remote_code, allow_pickle, plan=plan, device=device, progress=progress
+            )
+        )
+
+
+def _load(reference: ModelReference) -> nn.Module:
+    from lorakit.errors import ModelError
     from lorakit.plugins import default_plugins
 
-    reference = ModelReference(text, None, with_weights, trust_remote_code, allow_pickle, dtype)
-    with working(f"reading {text}"):
-        model: nn.Module | None = default_plugins().call("lorakit_load_model", reference=reference)
+    model: nn.Module | None = default_plugins().call("lorakit_load_model", reference=reference)
     if model is None:
-        raise ModelError(f"nothing here can load the model {text}")
+        raise ModelError(f"nothing here can load the model {reference.text}")
     return model
 
 

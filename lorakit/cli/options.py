@@ -23,6 +23,7 @@ Model = Annotated[
 Set = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="Give a `let` name another value.")]
 Output = Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The folder to write.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output folder if it exists.")]
+WithBase = Annotated[bool, typer.Option("--with-base", help="Write the quantized base too, as a model folder `base`.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="The seed that adapters are drawn with.")]
 Format = Annotated[OutputFormat, typer.Option("--format", help="How to print.")]
 TrustRemoteCode = Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -59,6 +59,28 @@ def working(what: str) -> Iterator[None]:
     with Progress(SpinnerColumn(), TextColumn(what), TimeElapsedColumn(), console=terminal, transient=True) as progress:
         progress.add_task(what, total=None)
         yield
+
+
+@contextmanager
+def measured(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar while a step runs, and yield what it tells (bytes done, bytes in all); nothing in a pipe."""
+    terminal = console(stderr=True)
+    if not terminal.is_terminal:
+        yield lambda done, total: None
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=terminal, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def tracked(items: Sequence[Item], what: str) -> Iterable[Item]:

@@ -38,6 +38,7 @@ class Job:
     loss: str | None = None
     sample: str | None = None
     resume: bool = False
+    with_base: bool = False
     force: bool = False
     trust_remote_code: bool = False
     allow_pickle: bool = False
@@ -55,7 +56,8 @@ def run(job: Job) -> Outcome:
     from lorakit.application.apply import apply_plan
     from lorakit.artifacts.adapter_folder import save_adapter
     from lorakit.artifacts.folders import require_space
-    from lorakit.cli.inputs import decide, device_words, load_model
+    from lorakit.cli.inputs import decide, device_words, load_model, load_planned
+    from lorakit.cli.saving import base_writer
     from lorakit.planning.report import plan_view, show_bytes
     from lorakit.plugins import default_plugins
     from lorakit.trainers.display import Display
@@ -69,14 +71,17 @@ def run(job: Job) -> Outcome:
     if job.calibration is not None:
         whole = replace(job.settings, held_out=0.0)
         calibration = make_task(job.calibration, structure, job.model, whole, job.loss, job.trust_remote_code)
-    require_space(job.output, plan.memory.gradients * (1 + bool(job.settings.save_every) * CHECKPOINT_FACTOR))
+    adapters = plan.memory.gradients * (1 + bool(job.settings.save_every) * CHECKPOINT_FACTOR)
+    require_space(job.output, adapters + job.with_base * plan.memory.weights)
     show(plan_view(plan))
     say(f"\n{device_words()}")
     say(task.description)
-    model = load_model(
-        job.model, with_weights=True, trust_remote_code=job.trust_remote_code, allow_pickle=job.allow_pickle
+    device = _accelerator()
+    model = load_planned(
+        job.model, plan, device=device, trust_remote_code=job.trust_remote_code, allow_pickle=job.allow_pickle
     )
-    _to_accelerator(model)
+    if device is not None:
+        model.to(device)
     _sample(job, task, model, "before")
     batches = calibration_batches(plan, model, plugins, calibration, job.calibration, job.calibration_rows)
     if not job.resume:
@@ -93,7 +98,13 @@ def run(job: Job) -> Outcome:
     if outcome.stopped:
         return outcome
     _sample(job, task, model, "after")
-    save_adapter(model, job.output, plugins, replace=job.force, beside=task.save_beside)
+
+    def save_beside(folder: Path) -> None:
+        task.save_beside(folder)
+        if job.with_base:
+            base_writer(model, plugins)(folder)
+
+    save_adapter(model, job.output, plugins, replace=job.force, beside=save_beside)
     if job.checkpoints.is_dir() and not any(job.checkpoints.iterdir()):
         job.checkpoints.rmdir()
     say(f"{job.output}: adapter of {plan.trainable:,} parameters, {show_bytes(plan.memory.gradients)}")
@@ -122,11 +133,10 @@ def _check_places(job: Job) -> None:
         raise OutputError(f"{job.checkpoints} exists from an earlier run; --resume goes on from it, --force drops it")
 
 
-def _to_accelerator(model: nn.Module) -> None:
+def _accelerator() -> str | None:
     import torch
 
-    if torch.cuda.is_available():
-        model.to("cuda")
+    return "cuda" if torch.cuda.is_available() else None
 
 
 def _sample(job: Job, task: Task, model: nn.Module, when: str) -> None:

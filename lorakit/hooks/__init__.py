@@ -4,6 +4,7 @@ from lorakit.hooks.finite import require_finite
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import (
     CalibratedQuantizer,
+    Checkpointed,
     InitContext,
     Initializer,
     LayerShape,
@@ -18,6 +19,7 @@ from lorakit.hooks.specs import hookimpl, hookspec
 
 __all__ = [
     "CalibratedQuantizer",
+    "Checkpointed",
     "InitContext",
     "Initializer",
     "LayerShape",

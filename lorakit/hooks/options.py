@@ -83,6 +83,13 @@ def configure(plugin: type, call: PluginCall) -> Any:
         raise PluginError(f"plugin `{call.name}` failed on its options: {error}") from error
 
 
+def call_of(plugin: Any) -> PluginCall:
+    """Return the call that configures a plugin as this one is."""
+    given = ((option, getattr(plugin, option.name)) for option in options_of(type(plugin)))
+    changed = tuple((option.name, value) for option, value in given if option.required or value != option.default)
+    return PluginCall(plugin.name, changed, getattr(plugin, "double", False))
+
+
 def describe_type(wanted: Any) -> str:
     """Return an option's type in words."""
     if wanted in _WORDS:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from lorakit.hooks.manager import Plugins
     from lorakit.planning.inventory import Inventory
     from lorakit.planning.plan import Plan, PlanEntry
 
@@ -83,6 +84,24 @@ class CalibratedQuantizer(Quantizer, Protocol):
         """Return weight (out_features, in_features) quantized for the inputs that were seen; None if there were none.
 
         `quantize` alone does the same without any knowledge of the inputs.
+        """
+
+
+@runtime_checkable
+class Checkpointed(Quantizer, Protocol):
+    """A quantizer whose layers transformers stores and reads by itself, so that a saved base needs no lorakit.
+
+    Without this, a base is saved with the quantizer's tensors by name, and lorakit alone reads it.
+    """
+
+    def checkpoint_tensors(self, quantized: QuantizedWeight) -> Mapping[str, Tensor]:
+        """Return what a checkpoint holds of one layer, by the names behind its path, such as `weight.absmax`."""
+
+    def checkpoint_config(self, unquantized: Sequence[str], dtype: torch.dtype) -> Mapping[str, Any]:
+        """Return the `quantization_config` of config.json for a model of this dtype.
+
+        Every Linear but those at the paths `unquantized` is stored by this quantizer.
+        Raises: ValueError with the reason if transformers cannot read what this quantizer's options give.
         """
 
 
@@ -177,7 +196,8 @@ class LayerShape:
     A kind that begins with `linear` computes y (..., out_features) = x (..., in_features) Wᵀ + b and can be quantized.
     A kind that begins with `stack` is a parameter of `stack` such matrices in one, named by its own path. `kernel` is
     the size of a convolution's. `called` is False where the parent computes with the layer's weight and never calls the
-    layer itself. `refusal` says why this one layer of a known kind cannot be adapted.
+    layer itself. `refusal` says why this one layer of a known kind cannot be adapted. `stored` is the quantizer that
+    holds the weight already; a plan does not keep it.
     """
 
     kind: str
@@ -187,6 +207,7 @@ class LayerShape:
     stack: int = 0
     called: bool = True
     refusal: str = ""
+    stored: Quantizer | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_linear(self) -> bool:
@@ -227,6 +248,8 @@ class ModelReference:
 
     `with_weights=False` asks for the structure alone, on meta tensors. With a `plan`, a loader may store each weight as
     the plan quantizes it while it reads, as a `QuantizedLinear` in the layer's place; the rest is quantized afterwards.
+    It quantizes on `device`, or where the weights lie; `plugins` are those that the plan was made with, or the default
+    ones; `progress` is told the bytes read and the bytes in all.
     """
 
     text: str
@@ -236,3 +259,11 @@ class ModelReference:
     allow_pickle: bool = False
     dtype: str | None = None
     plan: Plan | None = None
+    device: str | None = None
+    plugins: Plugins | None = field(default=None, compare=False, repr=False)
+    progress: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def is_factory(self) -> bool:
+        """Whether the text names code, `FILE.py:FACTORY`, and no stored weights."""
+        return self.config is None and ":" in self.text

@@ -32,6 +32,7 @@ from lorakit.hooks.protocols import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from lorakit.planning.plan import Plan, PlanEntry
@@ -110,10 +111,11 @@ def lorakit_estimate_memory(entry: PlanEntry) -> int | None:
 
 
 @hookspec(firstresult=True)
-def lorakit_convert_module(module: nn.Module) -> nn.Module | None:
+def lorakit_convert_module(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
     """Return lorakit's own layer for one that another library holds quantized, or None. First result.
 
     Called for every module with parameters; the packed weights are handed over as they are, never quantized anew.
+    `dtype` is the model's, for a storage that does not say which one its weights had.
     """
 
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lorakit.hooks.manager import Plugins
-    from lorakit.language.spec import PluginCall
     from lorakit.planning.plan import Plan
 
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 class ParameterInfo:
     """One parameter of a module: `numel` elements of `itemsize` bytes; equal `weight_id`s are one tensor (a tie).
 
-    `packed` are the bytes of one that is stored quantized.
+    A weight that a quantizer holds has its true shape, the quantizer's name as dtype, and `stored_bytes`.
     """
 
     name: str
@@ -29,7 +28,7 @@ class ParameterInfo:
     dtype: str
     itemsize: int
     weight_id: int
-    packed: int | None = None
+    stored_bytes: int | None = None
 
     @property
     def numel(self) -> int:
@@ -40,7 +39,7 @@ class ParameterInfo:
 
     @property
     def bytes(self) -> int:
-        return self.packed if self.packed is not None else self.numel * self.itemsize
+        return self.numel * self.itemsize if self.stored_bytes is None else self.stored_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,6 @@ class ModuleInfo:
     """One module under its first name; `shape` is None for a module that no adapter fits.
 
     A stack of matrices that a module holds as one parameter stands here as a module of its own, named by its path.
-    `quant` is how the weight is stored, as a plan said it.
     """
 
     path: str
@@ -60,7 +58,6 @@ class ModuleInfo:
     holds_modules: bool
     other_paths: tuple[str, ...] = ()
     is_parameter: bool = False
-    quant: PluginCall | None = None
 
     @property
     def weight(self) -> ParameterInfo | None:
@@ -142,10 +139,15 @@ def read_inventory(model: nn.Module, plugins: Plugins) -> Inventory:
             bases=tuple(base.__name__ for base in type(module).__mro__[:-1]),
             shape=shape,
             device=_device(module),
-            parameters=tuple(
-                _parameter(name, parameter)
-                for name, parameter in module._parameters.items()
-                if parameter is not None and f"{path}.{name}" not in stacks
+            parameters=(
+                *_stored_weight(module, shape),
+                *(
+                    _parameter(name, parameter)
+                    for name, parameter in module._parameters.items()
+                    if parameter is not None
+                    and f"{path}.{name}" not in stacks
+                    and not (name == "weight" and shape and shape.stored)
+                ),
             ),
             holds_modules=bool(module._modules),
             other_paths=tuple(other_names.get(path, ())),
@@ -163,22 +165,33 @@ def read_inventory(model: nn.Module, plugins: Plugins) -> Inventory:
     )
 
 
-def stored(inventory: Inventory, plan: Plan) -> Inventory:
+def stored(inventory: Inventory, plan: Plan, plugins: Plugins) -> Inventory:
     """Return the inventory of a model whose weights are stored as a plan says."""
     modules = dict(inventory.modules)
     for entry in plan.entries:
         module = modules[entry.path]
-        if entry.quant is not None and module.weight is not None and module.quant is None:
-            others = tuple(parameter for parameter in module.parameters if parameter is not module.weight)
-            packed = entry.bytes.weight_after - sum(parameter.bytes for parameter in others)
-            weight = replace(module.weight, dtype="uint8", packed=packed)
-            modules[entry.path] = replace(module, quant=entry.quant, parameters=(weight, *others))
+        if entry.quant is None or module.shape is None or module.shape.stored or not module.weight:
+            continue
+        quantizer = plugins.quantizer(entry.quant)
+        others = tuple(parameter for parameter in module.parameters if parameter is not module.weight)
+        held = entry.bytes.weight_after - sum(parameter.bytes for parameter in others)
+        weight = replace(module.weight, dtype=quantizer.name, itemsize=1, stored_bytes=held)
+        shape = replace(module.shape, stored=quantizer)
+        modules[entry.path] = replace(module, shape=shape, parameters=(weight, *others))
     return replace(inventory, modules=modules)
 
 
 def _parameter(name: str, parameter: nn.Parameter) -> ParameterInfo:
     dtype = str(parameter.dtype).removeprefix("torch.")
     return ParameterInfo(name, tuple(parameter.shape), dtype, parameter.element_size(), id(parameter))
+
+
+def _stored_weight(module: nn.Module, shape: LayerShape | None) -> Iterator[ParameterInfo]:
+    """Yield the weight of a layer that is quantized already."""
+    if shape is not None and shape.stored is not None:
+        size = (shape.out_features, shape.in_features)
+        stored = round(shape.stored.bits_per_weight(size) * size[0] * size[1] / 8)
+        yield ParameterInfo("weight", size, shape.stored.name, 1, id(module), stored)
 
 
 def _stacks(path: str, module: nn.Module, plugins: Plugins) -> dict[str, ModuleInfo]:

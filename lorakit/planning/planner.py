@@ -7,9 +7,8 @@ from dataclasses import replace
 
 from lorakit.errors import PlanError
 from lorakit.hooks.manager import Plugins
-from lorakit.hooks.protocols import CalibratedQuantizer, OptimizerFactory
+from lorakit.hooks.protocols import CalibratedQuantizer, OptimizerFactory, Quantizer
 from lorakit.language.diagnostics import Diagnostic, at, render
-from lorakit.language.printer import call_text
 from lorakit.language.spec import Adapt, PluginCall, Quantize, Spec, Train
 from lorakit.planning import memory, requirements
 from lorakit.planning.cascade import Decisions, decide, place
@@ -60,7 +59,7 @@ def plan_decisions(
         adapt, quantize, train = decisions.adapt.get(path), decisions.quantize.get(path), decisions.train.get(path)
         if not (adapt or quantize or train):
             continue
-        problems = list(_problems(module, adapt, quantize, train, inventory))
+        problems = list(_problems(module, adapt, quantize, train, inventory, plugins))
         findings += problems
         if not problems:
             entry = _entry(module, adapt, quantize, train, plugins, factory)
@@ -95,7 +94,12 @@ def _optimizer(spec: Spec, plugins: Plugins) -> OptimizerPlan:
 
 
 def _problems(
-    module: ModuleInfo, adapt: Adapt | None, quantize: Quantize | None, train: Train | None, inventory: Inventory
+    module: ModuleInfo,
+    adapt: Adapt | None,
+    quantize: Quantize | None,
+    train: Train | None,
+    inventory: Inventory,
+    plugins: Plugins,
 ) -> Iterable[Diagnostic]:
     """Find what makes a module's decision impossible."""
     if adapt and module.shape:
@@ -125,13 +129,14 @@ def _problems(
             suggestion=f"leave out `quant` for it, or the module with `except {module.path}`",
         )
     elif quant and rule and weight:
-        if weight.dtype not in ITEMSIZE and module.quant != quant:
-            how = call_text(module.quant) if module.quant else weight.dtype
+        stored: Quantizer | None = module.shape.stored if module.shape else None
+        if weight.dtype not in ITEMSIZE and stored != (wanted := plugins.quantizer(quant)):
             yield at(
                 "L106",
-                f"`{module.path}` holds its weight as {how}: it is quantized already",
+                f"`{module.path}` holds its weight as {stored or weight.dtype}: it is quantized already, "
+                f"and this asks for {wanted}",
                 quant.span or rule.span,
-                suggestion="leave out `quant` for it; an adapter works on it as it is",
+                suggestion="leave out `quant` for it, an adapter works on it as it is; or start from plain weights",
             )
         ends = inventory.owners[weight.weight_id]
         if len(ends) > 1:
@@ -142,6 +147,13 @@ def _problems(
                 quant.span or rule.span,
                 suggestion=f"leave it as it is: `except {module.path}`",
             )
+    if train and module.shape and module.shape.stored:
+        yield at(
+            "L107",
+            f"`{module.path}` is stored as {module.shape.stored}: a quantized weight cannot train in full",
+            train.span,
+            suggestion=f"leave it out with `except {module.path}`, or start from unquantized weights",
+        )
     if adapt and train:
         yield at(
             "L107",
@@ -180,7 +192,7 @@ def _entry(
     weight, shape = module.weight, module.shape
     before = sum(parameter.bytes for parameter in module.parameters)
     after = before
-    if quant and weight and shape and not module.quant:
+    if quant and weight and shape:
         bits = plugins.quantizer(quant).bits_per_weight((shape.out_features, shape.in_features))
         after = before - weight.bytes + round(bits * weight.numel / 8)
     adapter: AdapterPlan | None = None

@@ -1,0 +1,153 @@
+"""Weights quantized one by one while transformers loads a model, through the quantizers that it lets others add."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from lorakit.adapters.quantized_linear import QuantizedLinear
+from lorakit.application.layers import places, quantized_weight
+from lorakit.errors import LorakitError, ModelError
+from lorakit.hooks.manager import Plugins
+from lorakit.hooks.protocols import CalibratedQuantizer, ModelReference, QuantizedWeight, Quantizer
+from lorakit.planning.plan import PlanEntry
+
+METHOD = "lorakit_plan"
+
+
+class Halt(BaseException):
+    """Carries an error out of transformers, which collects every Exception and reads on to the end of the model."""
+
+    def __init__(self, error: LorakitError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class LayersQuantizer(HfQuantizer):
+    """Loads a model with lorakit's own layers in it, which leave no mark on the model or its config."""
+
+    def is_serializable(self) -> bool:
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        self.remove_quantization_config(model)
+        vars(model).pop("is_quantized", None)
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                vars(module.config).pop("_is_quantized", None)
+        return model
+
+
+@register_quantization_config(METHOD)
+class PlanConfig(QuantizationConfigMixin):
+    """The entries of a plan whose weights are quantized while they are read, by path."""
+
+    def __init__(self, entries: Mapping[str, PlanEntry], plugins: Plugins, device: str | None) -> None:
+        self.quant_method = METHOD  # type: ignore[assignment]
+        self.entries, self.plugins, self.device = entries, plugins, device
+
+    def quantizer(self, path: str) -> Quantizer:
+        """Return the quantizer of the layer at a path."""
+        call = self.entries[path].quant
+        assert call is not None
+        return self.plugins.quantizer(call)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"quant_method": METHOD}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PlanConfig:
+        # transformers copies a config several times; nothing of this one ever changes
+        return self
+
+
+@register_quantizer(METHOD)
+class PlanQuantizer(LayersQuantizer):
+    """Quantizes what a plan says, tensor by tensor, and puts the layers in place once all is read."""
+
+    quantization_config: PlanConfig
+
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.quantized: dict[str, QuantizedWeight] = {}
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
+        path, _, name = param_name.rpartition(".")
+        # transformers casts to the model's dtype first: a layer with another one is left to `apply_plan`
+        return (
+            name == "weight"
+            and path in self.quantization_config.entries
+            and model.get_parameter(param_name).dtype == model.config.dtype
+        )
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return _Quantize(self)
+
+    def quantize(self, model: PreTrainedModel, name: str, weight: Tensor) -> Tensor:
+        """Keep a weight quantized, and return what stands for it until all is read: one element, under its shape."""
+        path = name.rpartition(".")[0]
+        expected = model.get_parameter(name)
+        if weight.shape != expected.shape:
+            raise ModelError(f"`{name}` is {tuple(weight.shape)} in the files and {tuple(expected.shape)} in the model")
+        entry = self.quantization_config.entries[path]
+        self.quantized[path] = quantized_weight(
+            weight.to(self.quantization_config.device), entry, self.quantization_config.plugins
+        )
+        return weight.new_empty(1).expand(weight.shape)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        held = places(model)
+        for path, quantized in self.quantized.items():
+            original = model.get_submodule(path)
+            quantizer = self.quantization_config.quantizer(path)
+            layer = QuantizedLinear(quantized, quantizer, getattr(original, "bias", None))
+            layer.train(original.training)
+            for parent, name in held[original]:
+                setattr(parent, name, layer)
+        return super()._process_model_after_weight_loading(model, **kwargs)
+
+
+class _Quantize(ConversionOps):
+    def __init__(self, quantizer: PlanQuantizer) -> None:
+        self.quantizer = quantizer
+
+    def convert(  # type: ignore[override]
+        self, input_dict: dict[str, Any], *, model: PreTrainedModel, **_: Any
+    ) -> dict[str, Tensor]:
+        result: dict[str, Tensor] = {}
+        for name, found in input_dict.items():
+            value = found[0] if isinstance(found, list) else found
+            # what was one tensor in the files may be several layers here, and not all of them planned
+            if self.quantizer.param_needs_quantization(model, name):
+                try:
+                    value = self.quantizer.quantize(model, name, value)
+                except LorakitError as error:
+                    raise Halt(error) from error
+            result[name] = value
+        return result
+
+
+def plan_config(reference: ModelReference) -> PlanConfig | None:
+    """Return what transformers has to know of a reference's plan; None if there is nothing to quantize on the way."""
+    from lorakit.plugins import default_plugins
+
+    if reference.plan is None:
+        return None
+    plugins = reference.plugins or default_plugins()
+    entries = {
+        entry.path: entry
+        for entry in reference.plan.entries
+        # a calibrated quantizer first sees what goes into the whole model
+        if entry.quant and not isinstance(plugins.quantizer(entry.quant), CalibratedQuantizer)
+    }
+    return PlanConfig(entries, plugins, reference.device) if entries else None
