@@ -10,7 +10,9 @@ from torch.nn.utils import parametrize
 from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.errors import ModelError, PluginError
 from lorakit.hooks.manager import Plugins
+from lorakit.hooks.options import call_of
 from lorakit.hooks.protocols import CalibratedQuantizer, QuantizedWeight
+from lorakit.language.printer import call_text
 from lorakit.planning.plan import PlanEntry
 
 
@@ -84,7 +86,8 @@ def quantized_layer(layer: nn.Module, entry: PlanEntry, plugins: Plugins, seen: 
         if layer.quantizer == quantizer:
             return layer
         raise ModelError(
-            f"`{entry.path}` is stored as {layer.quantizer} already, and the plan wants {quantizer}; "
+            f"`{entry.path}` is stored as {call_text(call_of(layer.quantizer))} already, and the plan wants "
+            f"{call_text(entry.quant)}; "
             "quantize an unquantized base, or leave `quant` out for it"
         )
     quantized = quantized_weight(layer.weight.detach(), entry, plugins, seen)  # type: ignore[operator]

@@ -64,7 +64,7 @@ def packed_layer(
             layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, CB=weight, SCB=scales)
     except (ValueError, KeyError, AssertionError) as error:
         raise ModelError(f"the packed weight `{name}` cannot be read: {error}") from error
-    own = plugins.call("lorakit_convert_module", module=layer)
+    own = plugins.call("lorakit_convert_module", module=layer, dtype=dtype)
     assert isinstance(own, QuantizedLinear)
     own.dequantized_dtype = dtype
     return own

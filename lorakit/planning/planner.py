@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from lorakit.errors import PlanError
 from lorakit.hooks.manager import Plugins
+from lorakit.hooks.options import call_of
 from lorakit.hooks.protocols import CalibratedQuantizer, OptimizerFactory, Quantizer
 from lorakit.language.diagnostics import Diagnostic, at, render
+from lorakit.language.printer import call_text
 from lorakit.language.spec import Adapt, PluginCall, Quantize, Spec, Train
 from lorakit.planning import memory, requirements
 from lorakit.planning.cascade import Decisions, decide, place
@@ -131,10 +133,11 @@ def _problems(
     elif quant and rule and weight:
         stored: Quantizer | None = module.shape.stored if module.shape else None
         if weight.dtype not in ITEMSIZE and stored != (wanted := plugins.quantizer(quant)):
+            how = call_text(call_of(stored)) if stored else weight.dtype
             yield at(
                 "L106",
-                f"`{module.path}` holds its weight as {stored or weight.dtype}: it is quantized already, "
-                f"and this asks for {wanted}",
+                f"`{module.path}` holds its weight as {how}: it is quantized already, "
+                f"and this asks for {call_text(call_of(wanted))}",
                 quant.span or rule.span,
                 suggestion="leave out `quant` for it, an adapter works on it as it is; or start from plain weights",
             )
@@ -150,7 +153,7 @@ def _problems(
     if train and module.shape and module.shape.stored:
         yield at(
             "L107",
-            f"`{module.path}` is stored as {module.shape.stored}: a quantized weight cannot train in full",
+            f"`{module.path}` is stored as {call_text(call_of(module.shape.stored))}: a quantized weight cannot train in full",
             train.span,
             suggestion=f"leave it out with `except {module.path}`, or start from unquantized weights",
         )
