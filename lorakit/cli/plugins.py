@@ -11,7 +11,7 @@ from lorakit.cli import options, plugins_new, plugins_test
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from lorakit.hooks.listing import DistributionInfo, Listing
+    from lorakit.hooks.listing import DistributionInfo
 
 app = typer.Typer(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 app.command("new")(plugins_new.new)
@@ -30,7 +30,7 @@ def plugins(context: typer.Context, format_: options.Format = options.OutputForm
         return
     from dataclasses import asdict
 
-    from lorakit.cli.terminal import WORK_FAILED, print_json, show
+    from lorakit.cli.terminal import WORK_FAILED, print_json, say, show
     from lorakit.hooks.listing import list_plugins
     from lorakit.plugins import default_plugins
 
@@ -38,20 +38,14 @@ def plugins(context: typer.Context, format_: options.Format = options.OutputForm
     if format_ is options.OutputFormat.json:
         print_json(asdict(listing))
     else:
-        show(_view(listing))
+        for one in listing.distributions:
+            show(*_distribution(one))
+        for failure in listing.failures:
+            say(f"failed: {failure}")
+        if listing.switched_off:
+            say(f"switched off: {', '.join(listing.switched_off)}")
     if listing.failures:
         raise typer.Exit(WORK_FAILED)
-
-
-def _view(listing: Listing) -> RenderableType:
-    from rich.console import Group
-    from rich.text import Text
-
-    parts: list[RenderableType] = [part for one in listing.distributions for part in _distribution(one)]
-    parts += [Text(f"failed: {failure}", style="bold red") for failure in listing.failures]
-    if listing.switched_off:
-        parts.append(Text(f"switched off: {', '.join(listing.switched_off)}"))
-    return Group(*parts)
 
 
 def _distribution(one: DistributionInfo) -> list[RenderableType]:
@@ -72,7 +66,8 @@ def _distribution(one: DistributionInfo) -> list[RenderableType]:
             default = "must be given" if option.required else default
             table.add_row(*map(Text, ("", "", option.name, option.type, default, option.help)))
     parts: list[RenderableType] = [Text(f"{one.distribution} {one.version}", style="bold")]
-    parts += [table] if one.plugins else []
+    if one.plugins:
+        parts.append(table)
     if one.moments:
         parts.append(Text(f" called at: {', '.join(one.moments)}"))
     return [*parts, Text("")]

@@ -50,7 +50,7 @@ def new(
         for path, text in files_of(names).items():
             (aside / path).parent.mkdir(parents=True, exist_ok=True)
             (aside / path).write_text(text, encoding="utf-8")
-    say(f"{folder}: a {kind.value} that works; the code is in {folder / names.package}")
+    say(f"{folder}: {names.with_article} that works; the code is in {folder / names.package}")
     say(f"install it: pip install -e {folder} --no-deps")
     say(f"check it:   lorakit plugins test {names.distribution}")
     say(f"use it:     {names.example.splitlines()[-1]}")

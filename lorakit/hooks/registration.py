@@ -127,7 +127,7 @@ def _items(caller: pluggy.HookCaller, plugin: Any, kind: str) -> Iterator[tuple[
         if impl.plugin is not plugin:
             continue
         try:
-            answer: list[Any] = [*impl.function()]  # type: ignore[misc]
+            answer: list[Any] = list(impl.function())  # type: ignore[call-overload]
         except Exception as error:
             raise PluginError(f"{caller.name} failed: {type(error).__name__}: {error}") from error
         for item in answer:

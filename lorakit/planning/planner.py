@@ -153,7 +153,7 @@ def _problems(
     if train and module.shape and module.shape.stored:
         yield at(
             "L107",
-            f"`{module.path}` is stored as {call_text(call_of(module.shape.stored))}: a quantized weight cannot train in full",
+            f"`{module.path}` is stored as {call_text(call_of(module.shape.stored))}, and cannot train in full",
             train.span,
             suggestion=f"leave it out with `except {module.path}`, or start from unquantized weights",
         )

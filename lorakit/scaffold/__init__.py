@@ -43,6 +43,10 @@ class Names:
         return "".join((*words, self.kind.capitalize()))
 
     @property
+    def with_article(self) -> str:
+        return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
+
+    @property
     def example(self) -> str:
         return EXAMPLES[self.kind].format(name=self.name)
 
@@ -60,7 +64,6 @@ def names_of(kind: str, name: str) -> Names:
 
 def files_of(names: Names) -> dict[str, str]:
     """Return every file of the new distribution by its path in it."""
-    article = "An" if names.kind[0] in "aeiou" else "A"
     values = {
         "kind": names.kind,
         "name": names.name,
@@ -68,8 +71,7 @@ def files_of(names: Names) -> dict[str, str]:
         "package": names.package,
         "class_name": names.class_name,
         "example": names.example,
-        "article": article,
-        "article_small": article.lower(),
+        "with_article": names.with_article,
         "lorakit": lorakit.__version__,
     }
     files = {f"{names.package}/py.typed": ""}

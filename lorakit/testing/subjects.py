@@ -106,7 +106,8 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
     """Return the Frobenius norm of an error over that of the exact values."""
-    error, norm = (found.double() - exact.double()).norm(), exact.double().norm()
+    found, exact = found.detach().double(), exact.detach().double()
+    error, norm = (found - exact).norm(), exact.norm()
     return float(error / norm) if norm else float(error)
 
 
