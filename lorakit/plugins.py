@@ -4,50 +4,104 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pluggy
 
 from lorakit import builtin
-from lorakit.errors import LorakitError, PluginError
+from lorakit.errors import PluginError
 from lorakit.hooks import specs
-from lorakit.hooks.manager import Failure, Plugins
+from lorakit.hooks.manager import Failure, Plugins, normal_name
+from lorakit.hooks.registration import Added, discard, register
+
+# the distributions whose plugins load, as names with commas between; set and empty: none
+CHOICE = "LORAKIT_PLUGINS"
 
 
 @functools.cache
 def default_plugins() -> Plugins:
-    """Return the built-ins and every plugin that is installed in this environment."""
-    return load_plugins(importlib.metadata.entry_points(group=specs.PROJECT))
+    """Return the built-ins and the plugins of the distributions that are installed here, or of those chosen.
+
+    Raises: PluginError where LORAKIT_PLUGINS names a distribution that has no plugin here.
+    """
+    return load_plugins(importlib.metadata.entry_points(group=specs.PROJECT), chosen=chosen_distributions())
 
 
-def load_plugins(entry_points: Any = (), modules: Mapping[str, Any] | None = None) -> Plugins:
+def chosen_distributions() -> tuple[str, ...] | None:
+    """Return the names in LORAKIT_PLUGINS, or None where it is not set and every distribution counts."""
+    words = os.environ.get(CHOICE)
+    return None if words is None else tuple(word.strip() for word in words.split(",") if word.strip())
+
+
+def load_plugins(
+    entry_points: Iterable[Any] = (),
+    modules: Mapping[str, Any] | None = None,
+    chosen: Iterable[str] | None = None,
+) -> Plugins:
     """Return the built-ins, the plugins behind these entry points, and these objects by name.
 
-    Raises: PluginError where a plugin names a hook that does not exist, or takes arguments that a hook does not have.
+    A distribution that fails is left out and recorded in `failures`; `chosen` are the only ones to load.
+    Raises: PluginError where one of the objects is at fault, or a chosen distribution has no entry point.
     """
     manager = pluggy.PluginManager(specs.PROJECT)
     manager.add_hookspecs(specs)
-    for name, module in builtin.plugins().items():
-        manager.register(module, name=name)
-    failures = []
+    added = [register(manager, module, name, None) for name, module in builtin.plugins().items()]
+    taken = {(kind, name): one.origin for one in added for kind, plugins in one.plugins.items() for name in plugins}
+    distributions: dict[str, list[Any]] = {}
     for entry_point in entry_points:
-        origin = f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else entry_point.name
-        try:
-            _register(manager, entry_point.load(), origin)
-        except LorakitError:
-            raise
-        except Exception as error:
-            failures.append(Failure(origin, f"{type(error).__name__}: {error}"))
+        distributions.setdefault(_origin(entry_point), []).append(entry_point)
+    switched_off = _switched_off(distributions, chosen)
+    failures: list[Failure] = []
+    for origin, points in distributions.items():
+        if origin not in switched_off:
+            added += _load(manager, origin, points, taken, failures)
     for name, module in (modules or {}).items():
-        _register(manager, module, name)
-    return Plugins(manager, tuple(failures))
+        try:
+            added.append(register(manager, module, name, taken))
+        except PluginError as error:
+            raise PluginError(f"plugin {name}: {error}") from error
+    return Plugins(manager, added, failures, switched_off)
 
 
-def _register(manager: pluggy.PluginManager, plugin: Any, origin: str) -> None:
+def _origin(entry_point: Any) -> str:
+    return f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else str(entry_point.name)
+
+
+def _switched_off(distributions: Iterable[str], chosen: Iterable[str] | None) -> tuple[str, ...]:
+    """Return those distributions that were not chosen. Raises: PluginError for a choice that is not among them."""
+    if chosen is None:
+        return ()
+    names = {normal_name(origin.partition(" ")[0]): origin for origin in distributions}
+    wanted = {normal_name(name): name for name in chosen}
+    for normal, name in wanted.items():
+        if normal not in names:
+            there = f"there are: {', '.join(names)}" if names else "no installed distribution has one"
+            raise PluginError(f"{CHOICE} names `{name}`, and no plugin of that distribution is installed; {there}")
+    return tuple(origin for normal, origin in names.items() if normal not in wanted)
+
+
+def _load(
+    manager: pluggy.PluginManager,
+    distribution: str,
+    entry_points: Iterable[Any],
+    taken: Mapping[tuple[str, str], str],
+    failures: list[Failure],
+) -> list[Added]:
+    """Return what a distribution adds: all of it, or nothing and a failure more."""
+    added: list[Added] = []
     try:
-        manager.register(plugin, name=origin)
-        # pluggy takes a misspelled hook name without a word until it is asked
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        raise PluginError(f"plugin {origin}: {error}") from error
+        for entry_point in entry_points:
+            plugin = entry_point.load()
+            origin = distribution if not added else f"{distribution} ({entry_point.name})"
+            added.append(replace(register(manager, plugin, origin, taken), distribution=distribution))
+    # a plugin that calls sys.exit when it is imported must not take everything down either
+    except (Exception, SystemExit) as error:
+        for one in added:
+            discard(manager, one.origin)
+        reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+        failures.append(Failure(distribution, reason))
+        return []
+    return added

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from lorakit.cli import apply, check, demo, diff, explain, fmt, init, inspect, lsp, merge, plan, train
+from lorakit.cli import apply, check, demo, diff, explain, fmt, init, inspect, lsp, merge, plan, plugins, train
 from lorakit.cli.terminal import BAD_INPUT, INTERRUPTED, WORK_FAILED, fail
 from lorakit.errors import LorakitError, WriteError
 
@@ -24,11 +24,20 @@ app = typer.Typer(
 for command in (init, check, fmt, explain, plan, diff, apply, train, merge, inspect, lsp, demo):
     name = command.__name__.rpartition(".")[2]
     app.command(name)(getattr(command, name))
+app.add_typer(plugins.app, name="plugins")
 
 
 @app.callback(invoke_without_command=True)
-def version(show: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
-    if show:
+def everywhere(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+    no_plugins: bool = typer.Option(
+        False, "--no-plugins", help="Load the built-ins alone; LORAKIT_PLUGINS=a,b chooses distributions."
+    ),
+) -> None:
+    if no_plugins:
+        # in the environment, so that processes which a command starts choose alike
+        os.environ["LORAKIT_PLUGINS"] = ""
+    if version:
         import lorakit
 
         sys.stdout.write(f"lorakit {lorakit.__version__}\n")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import pluggy
 from lorakit.errors import LorakitError, PluginError
 from lorakit.hooks.options import OptionError, configure
 from lorakit.hooks.protocols import Initializer, Method, OptimizerFactory, Quantizer, Role
+from lorakit.hooks.registration import Added
 
 if TYPE_CHECKING:
     from lorakit.language.spec import PluginCall
@@ -19,25 +21,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A distribution whose plugin could not be loaded."""
+    """A distribution, with its version, whose plugin was left out."""
 
     distribution: str
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} did not load: {self.reason}"
 
 
 class Plugins:
     """Everything that plugins add, by name, and the moments at which they are called."""
 
-    def __init__(self, manager: pluggy.PluginManager, failures: tuple[Failure, ...] = ()) -> None:
+    def __init__(
+        self,
+        manager: pluggy.PluginManager,
+        added: Sequence[Added],
+        failures: Sequence[Failure] = (),
+        switched_off: Sequence[str] = (),
+    ) -> None:
         self._manager = manager
         self._origins: dict[int, str] = {}
         self._configured: dict[tuple[str, PluginCall], Any] = {}
-        self.failures = failures
-        self.quantizers: Mapping[str, type[Quantizer]] = self._registry("lorakit_quantizers")
-        self.initializers: Mapping[str, type[Initializer]] = self._registry("lorakit_initializers")
-        self.optimizers: Mapping[str, type[OptimizerFactory]] = self._registry("lorakit_optimizers")
-        self.methods: Mapping[str, type[Method]] = self._registry("lorakit_methods")
-        self.roles: Mapping[str, Role] = self._registry("lorakit_roles")
+        self.added = tuple(added)
+        self.failures = tuple(failures)
+        self.switched_off = tuple(switched_off)
+        self.claims = _claims(added)
+        self.quantizers: Mapping[str, type[Quantizer]] = self._registry("quantizer")
+        self.initializers: Mapping[str, type[Initializer]] = self._registry("initializer")
+        self.optimizers: Mapping[str, type[OptimizerFactory]] = self._registry("optimizer")
+        self.methods: Mapping[str, type[Method]] = self._registry("method")
+        self.roles: Mapping[str, Role] = self._registry("role")
 
     def quantizer(self, call: PluginCall) -> Quantizer:
         """Return the quantizer that a call names, configured. Raises: PluginError."""
@@ -88,32 +102,42 @@ class Plugins:
         return value
 
     def distributions(self) -> Iterator[tuple[str, str]]:
-        """Yield the name and version of every installed distribution that has a plugin."""
-        for _, distribution in self._manager.list_plugin_distinfo():
-            yield distribution.project_name, distribution.version
+        """Yield the name and version of every installed distribution whose plugins are loaded."""
+        for origin in dict.fromkeys(added.distribution for added in self.added if added.distribution):
+            name, _, version = origin.partition(" ")
+            yield name, version
+
+    def is_switched_off(self, distribution: str) -> bool:
+        """Return whether a distribution is installed and its plugins were not chosen to load."""
+        return any(_is_of(origin, distribution) for origin in self.switched_off)
+
+    def failure_of(self, distribution: str) -> Failure | None:
+        """Return why a distribution's plugins were left out, if they were."""
+        return next((one for one in self.failures if _is_of(one.distribution, distribution)), None)
+
+    def absence(self, kind: str, name: str) -> tuple[str, ...]:
+        """Return what may be why there is no plugin of this name: two that claim it, what failed, what is off."""
+        reasons = []
+        if len(claims := self.claims.get((kind, name), ())) > 1:
+            reasons.append(
+                f"two plugins add `{name}`: {' and '.join(claims)}; uninstall one, or name the other in LORAKIT_PLUGINS"
+            )
+        reasons += map(str, self.failures)
+        if self.switched_off:
+            reasons.append(f"switched off (--no-plugins or LORAKIT_PLUGINS): {', '.join(self.switched_off)}")
+        return tuple(reasons)
 
     def origin(self, item: Any) -> str:
         """Return the distribution that a registered object comes from, with its version."""
         return self._origins[id(item)]
 
-    def _registry(self, hook: str) -> dict[str, Any]:
+    def _registry(self, kind: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for impl in getattr(self._manager.hook, hook).get_hookimpls():
-            origin = impl.plugin_name
-            try:
-                items = list(impl.function())
-            except Exception as error:
-                raise PluginError(f"plugin {origin} failed in {hook}: {type(error).__name__}: {error}") from error
-            for item in items:
-                name = getattr(item, "name", None)
-                if not isinstance(name, str):
-                    raise PluginError(f"plugin {origin} returned {item!r} from {hook}, which has no `name`")
-                if name in found:
-                    raise PluginError(
-                        f"two plugins add `{name}` through {hook}: {self._origins[id(found[name])]} and {origin}"
-                    )
-                found[name] = item
-                self._origins[id(item)] = origin
+        for added in self.added:
+            for name, item in added.plugins.get(kind, {}).items():
+                self._origins[id(item)] = added.origin
+                if len(self.claims[kind, name]) == 1:
+                    found[name] = item
         return dict(sorted(found.items()))
 
     def _configured_as(self, kind: str, registry: Mapping[str, Any], call: PluginCall) -> Any:
@@ -128,8 +152,27 @@ class Plugins:
     def _named(self, registry: Mapping[str, Any], kind: str, call: PluginCall) -> Any:
         if call.name in registry:
             return registry[call.name]
-        broken = "".join(f"; {failure.distribution} did not load: {failure.reason}" for failure in self.failures)
-        raise PluginError(f"no {kind} is called `{call.name}`; there are: {', '.join(registry)}{broken}")
+        reasons = "".join(f"; {reason}" for reason in self.absence(kind, call.name))
+        raise PluginError(f"no {kind} is called `{call.name}`; there are: {', '.join(registry)}{reasons}")
+
+
+def _is_of(origin: str, distribution: str) -> bool:
+    return normal_name(origin.partition(" ")[0]) == normal_name(distribution)
+
+
+def normal_name(distribution: str) -> str:
+    """Return the name of a distribution as the package index compares it: `A_b` and `a-B` are one."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _claims(added: Sequence[Added]) -> Mapping[tuple[str, str], tuple[str, ...]]:
+    """Return where each plugin comes from, by kind and name; what comes from two places is nobody's."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for one in added:
+        for kind, plugins in one.plugins.items():
+            for name in plugins:
+                found.setdefault((kind, name), []).append(one.origin)
+    return {key: tuple(origins) for key, origins in found.items()}
 
 
 def _running(caller: pluggy.HookCaller, traceback: TracebackType | None) -> str:

@@ -110,7 +110,7 @@ _WORDS: dict[Any, str] = {
 def _convert(name: str, value: Value, wanted: Any) -> Any:
     fits, converted = _fit(value, wanted)
     if not fits:
-        raise OptionError(name, f"`{name}` takes {describe_type(wanted)}, not {_show(value)}")
+        raise OptionError(name, f"`{name}` takes {describe_type(wanted)}, not {show_value(value)}")
     return converted
 
 
@@ -135,9 +135,10 @@ def _fit(value: Value, wanted: Any) -> tuple[bool, Any]:
     return isinstance(wanted, type) and type(value) is wanted, value
 
 
-def _show(value: Value) -> str:
+def show_value(value: Value) -> str:
+    """Return a value as a spec writes it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
-        return "(" + ", ".join(map(_show, value)) + ")"
+        return "(" + ", ".join(map(show_value, value)) + ")"
     return f'"{value}"' if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)

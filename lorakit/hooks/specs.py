@@ -4,6 +4,13 @@ A distribution takes part by an entry point in the group `lorakit` that names a 
 `@lorakit.hookimpl`. Registries are asked once, when the plugins load. Moments are called as a run goes by; where a
 moment says 'first result', the plugins are asked in turn, the last registered first and the built-ins last, until one
 answers with something other than None. A plugin that raises stops the run with its name, distribution and version.
+
+A module may state the protocol that it was written for, `lorakit_protocol = 1`; one that states none is taken to speak
+this one. A distribution that does not import, states another protocol, has a hook or an argument that is not here,
+adds a name of a built-in, or a class that lacks what `lorakit.hooks.protocols` asks for, is left out whole: `lorakit
+plugins` says why, and so does a spec that misses what it would have added. A name that two distributions add belongs to
+neither.
+`lorakit.testing` checks what a plugin does, and `lorakit plugins new` writes one to start from.
 """
 
 from __future__ import annotations
@@ -30,6 +37,8 @@ if TYPE_CHECKING:
     from lorakit.planning.plan import Plan, PlanEntry
 
 PROJECT = "lorakit"
+# what this lorakit asks of plugins; it goes up when a plugin written before would no longer work
+PROTOCOL = 1
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

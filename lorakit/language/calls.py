@@ -83,7 +83,7 @@ class Calls:
         near = place.nearest(name, registry)
         notes = ["help: `double` stands behind a quantizer: `nf4 double`"] if name == "double" else []
         notes += [] if near else [f"there are {listed(registry, 'and')}"]
-        notes += [f"{failure.distribution} did not load: {failure.reason}" for failure in self.plugins.failures]
+        notes += self.scope.absence(kind.noun, name.value)
         place.report_word(Code.UNKNOWN_PLUGIN, f"there is no {kind.noun} `{name}`", name, near, *notes)
 
     def _double(self, node: Call, plugin: type, registry: Mapping[str, type], place: Place) -> bool | None:

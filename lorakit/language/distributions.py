@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
+from typing import TYPE_CHECKING
 
 from lorakit.language.codes import Code
 from lorakit.language.problems import Place
 from lorakit.language.syntax import UseNode
 
+if TYPE_CHECKING:
+    from lorakit.hooks import Plugins
 
-def is_installed(node: UseNode, place: Place) -> bool:
-    """Return whether a distribution is installed and new enough; if not, report the command that installs it."""
+
+def is_installed(node: UseNode, place: Place, plugins: Plugins) -> bool:
+    """Return whether a distribution is installed, new enough, and its plugins load; if not, report what to do."""
     from packaging.version import InvalidVersion, Version
 
     name, wanted = node.distribution.value, None
@@ -35,4 +39,19 @@ def is_installed(node: UseNode, place: Place) -> bool:
     if too_old and node.version is not None:
         message = f"`{name}` is installed in version {installed}, and this needs {wanted} or later"
         place.report_word(Code.TOO_OLD, message, node.version, None, install)
-    return not too_old
+        return False
+    return _takes_part(node, place, plugins)
+
+
+def _takes_part(node: UseNode, place: Place, plugins: Plugins) -> bool:
+    """Return whether an installed distribution is neither switched off nor left out; if it is, report why."""
+    name = node.distribution.value
+    if plugins.is_switched_off(name):
+        note = "help: leave out --no-plugins, or add it to LORAKIT_PLUGINS"
+        place.report_word(Code.NOT_INSTALLED, f"`{name}` is switched off", node.distribution, None, note)
+        return False
+    failure = plugins.failure_of(name)
+    if failure is not None:
+        message, note = f"the plugins of `{name}` did not load", f"{failure.distribution}: {failure.reason}"
+        place.report_word(Code.NOT_INSTALLED, message, node.distribution, None, note)
+    return failure is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -42,7 +42,8 @@ class Scope:
     `later_lists` are those of them that are lists.
 
     Where something could not be read that may define more names, `complete` is false and unknown names go unreported;
-    so do unknown plugins, roles and quantities where a distribution is missing (`lacks_plugins`).
+    so do unknown plugins, roles and quantities where a distribution is missing (`lacks_plugins`). `absence` tells of a
+    kind and a name why there may be no such plugin.
     """
 
     definitions: dict[str, Definition] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class Scope:
     later_lists: Set[str] = frozenset()
     complete: bool = True
     lacks_plugins: bool = False
+    absence: Callable[[str, str], tuple[str, ...]] = lambda kind, name: ()
 
     def find(self, word: Word, place: Place, known: tuple[str, ...] = ()) -> Definition | None:
         """Return a definition, or report that there is none; `known` are other names that could stand there."""

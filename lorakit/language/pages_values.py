@@ -123,9 +123,10 @@ VALUES = (
     ),
     Page(
         Code.NOT_INSTALLED,
-        "a distribution that is not installed",
-        "`use` names a distribution that the spec needs, and this environment has none of that name. The message "
-        "holds the command that installs it.",
+        "a distribution that is not there",
+        "`use` names a distribution that the spec needs, and this environment has none of that name: the message holds "
+        "the command that installs it. Or it is installed and its plugins did not load (`lorakit plugins` says why), "
+        "or they are switched off by `--no-plugins` or LORAKIT_PLUGINS.",
         "use lorakit-of-tomorrow",
         "use lark",
     ),

@@ -47,8 +47,9 @@ def build(
     `complete` says whether every file of the program could be read.
     """
     scope = _scope(program, complete)
-    installed = [is_installed(node, place) for place, node in program if isinstance(node, UseNode)]
+    installed = [is_installed(node, place, plugins) for place, node in program if isinstance(node, UseNode)]
     scope.lacks_plugins = not all(installed)
+    scope.absence = plugins.absence
     reader = _Reader(Calls(plugins, scope), scope, settings, Requires(scope, quantities))
     for place, statement in program:
         for name, words in _lost_names(statement):

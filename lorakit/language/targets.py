@@ -74,7 +74,8 @@ def _read_target(word: Word, scope: Scope, roles: Mapping[str, Any], place: Plac
         near = place.nearest(target.role, roles)
         note = () if near else (f"the roles are {listed((f'@{role}' for role in roles), 'and')}",)
         start = word.end_pos - len(target.role)
-        place.report(Code.UNKNOWN_ROLE, f"there is no role `@{target.role}`", start, word.end_pos, near, *note)
+        notes = (*note, *scope.absence("role", target.role))
+        place.report(Code.UNKNOWN_ROLE, f"there is no role `@{target.role}`", start, word.end_pos, near, *notes)
         return None
     return replace(target, span=place.word_span(word))
 

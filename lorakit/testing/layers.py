@@ -47,7 +47,7 @@ class Experts(nn.Module):
 def _conv1d() -> nn.Module:
     from transformers.pytorch_utils import Conv1D
 
-    return Conv1D(10, 12)  # type: ignore[no-untyped-call]
+    return Conv1D(10, 12)
 
 
 def _values(*shape: int) -> Callable[[int], Tensor]:

@@ -209,7 +209,7 @@ def _share(case: _Case, kind: str) -> None:
             "`self.share = 1.0` when it is made, and multiply its change of the outputs by it; 0.0 changes nothing, "
             "and a tensor (batch,) has one factor for every row of the batch"
         )
-    expect(adapter.share == 1.0, f"`share` is {adapter.share!r} at the start; it is to be 1.0")
+    expect(bool(adapter.share == 1.0), f"`share` is {adapter.share!r} at the start; it is to be 1.0")
     case.randomize()
     case.model.eval()
     x = sample.inputs(3)

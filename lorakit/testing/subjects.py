@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import types
 from collections.abc import Callable, Mapping
@@ -48,8 +49,8 @@ class Subject:
     def plugins(self) -> Plugins:
         """Return the built-ins and this plugin, whatever else is installed."""
         registry = f"lorakit_{self.kind}s"
-        own = (getattr(module, registry, list)() for module in builtin.plugins().values())
-        if any(self.plugin in items for items in own):
+        own = [item for module in builtin.plugins().values() for item in getattr(module, registry, tuple)()]
+        if self.plugin in own:
             return load_plugins()
         module = types.SimpleNamespace(**{registry: hookimpl(_answer(self.plugin))})
         return load_plugins(modules={"the plugin under test": module})
@@ -62,12 +63,12 @@ def subject_of(plugin: Any, kind: str, options: Mapping[str, Any]) -> Subject:
     return Subject(plugin, kind, {**examples_of(plugin), **options})
 
 
-def examples_of(plugin: type) -> dict[str, Any]:
+def examples_of(plugin: Any) -> dict[str, Any]:
     """Return the examples in the metadata of a plugin's options that must be given."""
     try:
         required = {option.name for option in options_of(plugin) if option.required}
-        fields = plugin.__dataclass_fields__
-        return {name: fields[name].metadata["example"] for name in required if "example" in fields[name].metadata}
+        fields = [field for field in dataclasses.fields(plugin) if field.name in required]
+        return {field.name: field.metadata["example"] for field in fields if "example" in field.metadata}
     except (AttributeError, TypeError, NameError):
         # no dataclass: the checks say so
         return {}
@@ -105,7 +106,8 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
     """Return the Frobenius norm of an error over that of the exact values."""
-    error, norm = (found.double() - exact.double()).norm(), exact.double().norm()
+    found, exact = found.detach().double(), exact.detach().double()
+    error, norm = (found - exact).norm(), exact.norm()
     return float(error / norm) if norm else float(error)
 
 

@@ -6,10 +6,10 @@ import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lorakit.errors import SpecError
-from lorakit.hooks import Plugins, hookimpl
+from lorakit.hooks import InitContext, LayerShape, Plugins, QuantizedWeight, hookimpl
 from lorakit.language.analysis import Analysis, analyse
 from lorakit.language.diagnostics import render
 from lorakit.language.format import format_text
@@ -17,6 +17,11 @@ from lorakit.language.printer import to_text
 from lorakit.language.render import render_github, render_json
 from lorakit.language.spec import Adapt, Spec
 from lorakit.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lorakit.planning.plan import PlanEntry
 
 EXAMPLE = """\
 let r = 16
@@ -34,8 +39,25 @@ require trainable < 1%
 require peak_memory <= 24GiB"""
 
 
+class Halves:
+    """Stores a weight in 16 bits."""
+
+    def quantize(self, weight: Tensor) -> QuantizedWeight:
+        return QuantizedWeight({"half": weight.half()}, (weight.shape[0], weight.shape[1]), weight.dtype)
+
+    def dequantize(self, quantized: QuantizedWeight) -> Tensor:
+        return quantized.tensors["half"].to(quantized.dtype)
+
+    def bits_per_weight(self, shape: tuple[int, int]) -> float:
+        return 16.0
+
+    def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
+        product = x @ self.dequantize(quantized).T
+        return product if bias is None else product + bias
+
+
 @dataclass(frozen=True)
-class Wide:
+class Wide(Halves):
     """A quantizer with an option of every type."""
 
     name: ClassVar[str] = "wide"
@@ -62,6 +84,10 @@ class Strict:
         if self.level > 9:
             raise ValueError("level must be below 10")
 
+    def initialize(self, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+        lora_A.fill_(self.level)
+        lora_B.zero_()
+
 
 @dataclass(frozen=True)
 class Rankless:
@@ -69,6 +95,15 @@ class Rankless:
 
     name: ClassVar[str] = "rankless"
     needs_rank: ClassVar[bool] = False
+
+    def parameter_shapes(self, layer: LayerShape, rank: int | None) -> dict[str, tuple[int, ...]]:
+        return {}
+
+    def file_names(self, layer: LayerShape) -> dict[str, str]:
+        return {}
+
+    def adapt(self, layer: nn.Module, entry: PlanEntry) -> None:
+        return None
 
 
 @functools.cache

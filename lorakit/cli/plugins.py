@@ -1,0 +1,73 @@
+"""`lorakit plugins`: what is installed, what fails, and what plugin authors need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from lorakit.cli import options, plugins_new, plugins_test
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from lorakit.hooks.listing import DistributionInfo
+
+app = typer.Typer(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+app.command("new")(plugins_new.new)
+app.command("test")(plugins_test.test)
+
+
+@app.callback()
+def plugins(context: typer.Context, format_: options.Format = options.OutputFormat.text) -> None:
+    """List the plugins that are installed, with their options, and those that failed and why.
+
+    Exits 1 where a distribution was left out; other commands mention it only where a spec misses a name.
+
+    Example: lorakit plugins --format json
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from dataclasses import asdict
+
+    from lorakit.cli.terminal import WORK_FAILED, print_json, say, show
+    from lorakit.hooks.listing import list_plugins
+    from lorakit.plugins import default_plugins
+
+    listing = list_plugins(default_plugins())
+    if format_ is options.OutputFormat.json:
+        print_json(asdict(listing))
+    else:
+        for one in listing.distributions:
+            show(*_distribution(one))
+        for failure in listing.failures:
+            say(f"failed: {failure}")
+        if listing.switched_off:
+            say(f"switched off: {', '.join(listing.switched_off)}")
+    if listing.failures:
+        raise typer.Exit(WORK_FAILED)
+
+
+def _distribution(one: DistributionInfo) -> list[RenderableType]:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from lorakit.hooks.options import show_value
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for column in ("kind", "name", "option", "takes", "default", "what it is"):
+        table.add_column(column, no_wrap=column in ("kind", "name", "option"))
+    for plugin in one.plugins:
+        name = plugin.name + (" [double]" if plugin.double else "")
+        table.add_row(*map(Text, (plugin.kind, name, "", "", "", plugin.summary)))
+        for option in plugin.options:
+            default = "" if option.default is None else show_value(option.default)
+            default = "must be given" if option.required else default
+            table.add_row(*map(Text, ("", "", option.name, option.type, default, option.help)))
+    parts: list[RenderableType] = [Text(f"{one.distribution} {one.version}", style="bold")]
+    if one.plugins:
+        parts.append(table)
+    if one.moments:
+        parts.append(Text(f" called at: {', '.join(one.moments)}"))
+    return [*parts, Text("")]

@@ -1,0 +1,101 @@
+"""`lorakit plugins test`: everything that a distribution adds, checked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.table import Table
+
+    from lorakit.hooks.manager import Plugins
+    from lorakit.testing import Check
+
+Outcome = tuple["Check", str]
+
+
+def test(
+    distribution: Annotated[
+        str, typer.Argument(metavar="DIST", help="An installed distribution; `lorakit` is the built-ins.")
+    ],
+) -> None:
+    """Run the checks that every plugin must pass on all that a distribution adds, and print a table of them.
+
+    Exits 0 where all pass, 1 where one fails, and 2 for a distribution that is not installed.
+
+    Example: lorakit plugins test lorakit-mine
+    """
+    from lorakit.cli.terminal import BAD_INPUT, WORK_FAILED, fail, say, show, tracked
+    from lorakit.plugins import default_plugins
+
+    plugins = default_plugins()
+    failure = plugins.failure_of(distribution)
+    if failure is not None:
+        fail(str(failure), WORK_FAILED)
+    origins = _origins(plugins, distribution)
+    if not origins:
+        installed = ", ".join(("lorakit", *(name for name, _ in plugins.distributions())))
+        off = " (it is switched off)" if plugins.is_switched_off(distribution) else ""
+        fail(f"no plugin of a distribution `{distribution}` is loaded{off}; there are: {installed}", BAD_INPUT)
+    from lorakit.testing.distribution import checks_of_distribution
+
+    suites = checks_of_distribution(plugins, origins)
+    if not suites:
+        say(f"{distribution} adds no name to specs: its hooks are called at moments of a run, and nothing checks those")
+        return
+    every = [(title, check) for title, checks in suites.items() for check in checks]
+    outcomes: dict[str, list[Outcome]] = {title: [] for title in suites}
+    for title, check in tracked(every, f"checking {distribution}"):
+        outcomes[title].append((check, _failure(check)))
+    show(_table(outcomes))
+    failed = [(title, check, reason) for title, ran in outcomes.items() for check, reason in ran if reason]
+    for title, check, reason in failed:
+        say(f"failed: {title}, {check.id}\n  {check.question}\n  {reason}")
+    say(f"{len(every) - len(failed)} of {len(every)} checks passed")
+    if failed:
+        raise typer.Exit(WORK_FAILED)
+
+
+def _origins(plugins: Plugins, distribution: str) -> tuple[str, ...]:
+    from lorakit.hooks.manager import normal_name
+
+    wanted = normal_name(distribution)
+    if wanted == "lorakit":
+        return tuple(added.origin for added in plugins.added if not added.distribution)
+    return tuple(added.origin for added in plugins.added if normal_name(added.distribution.partition(" ")[0]) == wanted)
+
+
+def _failure(check: Check) -> str:
+    """Return why a check fails, or an empty string where it passes."""
+    from lorakit.testing import CheckError
+
+    try:
+        check()
+    except CheckError as error:
+        return str(error)
+    return ""
+
+
+def _table(outcomes: Mapping[str, Sequence[Outcome]]) -> Table:
+    """Return a row for every kind of check, with how many variants of it passed."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for column in ("plugin", "check", "passed"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("what is asked")
+    for title, ran in outcomes.items():
+        shown = title
+        for name in dict.fromkeys(check.name for check, _ in ran):
+            group = [(check, reason) for check, reason in ran if check.name == name]
+            passed = sum(not reason for _, reason in group)
+            style = "" if passed == len(group) else "bold red"
+            words = (shown, name, f"{passed} of {len(group)}", group[0][0].question)
+            table.add_row(*(Text(word, style=style) for word in words))
+            shown = ""
+    return table

@@ -1,0 +1,177 @@
+"""Plugins on their way in: each is read and checked whole before anything of it counts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pluggy
+
+from lorakit.errors import PluginError
+from lorakit.hooks import specs
+from lorakit.hooks.options import options_of
+from lorakit.hooks.protocols import Initializer, Method, OptimizerFactory, Quantizer, Role
+
+# what is named in a spec, by kind; a role is an instance, all others are classes
+PROTOCOLS: Mapping[str, type] = {
+    "quantizer": Quantizer,
+    "initializer": Initializer,
+    "optimizer": OptimizerFactory,
+    "method": Method,
+    "role": Role,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What one plugin object adds: its plugins by kind and name, and the moments at which it is called.
+
+    `distribution` is the installed one, with its version, that it came from; empty for the built-ins.
+    """
+
+    origin: str
+    plugins: Mapping[str, Mapping[str, Any]]
+    moments: tuple[str, ...]
+    distribution: str = ""
+
+
+def register(
+    manager: pluggy.PluginManager, plugin: Any, origin: str, taken: Mapping[tuple[str, str], str] | None
+) -> Added:
+    """Register a plugin object and return what it adds; one that is refused leaves no trace.
+
+    `taken` tells where each plugin comes from, by kind and name, that this one must not replace; None for the built-ins
+    themselves, which the tests check once instead of each start.
+    Raises: PluginError with the reason, which does not name the origin.
+    """
+    try:
+        _check_version(plugin, origin)
+        manager.register(plugin, name=origin)
+        _check_hook_names(manager)
+        return _read(manager, plugin, origin, taken)
+    except Exception as error:
+        discard(manager, origin)
+        if isinstance(error, PluginError):
+            raise
+        if isinstance(error, pluggy.PluginValidationError):
+            raise PluginError(" ".join(str(error).split())) from error
+        raise PluginError(f"{type(error).__name__}: {error}") from error
+
+
+def discard(manager: pluggy.PluginManager, origin: str) -> None:
+    """Take a plugin out again, if it is in."""
+    if manager.has_plugin(origin):
+        manager.unregister(name=origin)
+
+
+def _check_version(plugin: Any, origin: str) -> None:
+    stated = getattr(plugin, "lorakit_protocol", specs.PROTOCOL)
+    if stated == specs.PROTOCOL:
+        return
+    if not isinstance(stated, int):
+        raise PluginError(f"`lorakit_protocol` is {stated!r}; it is a whole number, {specs.PROTOCOL} here")
+    distribution = origin.partition(" ")[0]
+    newer = "lorakit" if stated > specs.PROTOCOL else distribution
+    raise PluginError(
+        f"it speaks plugin protocol {stated} and this lorakit {specs.PROTOCOL}: pip install --upgrade {newer}"
+    )
+
+
+def _check_hook_names(manager: pluggy.PluginManager) -> None:
+    # pluggy takes a misspelled hook name without a word
+    from lorakit.language.suggestions import nearest
+
+    for name, caller in vars(manager.hook).items():
+        if isinstance(caller, pluggy.HookCaller) and not caller.has_spec():
+            if all(impl.optionalhook for impl in caller.get_hookimpls()):
+                continue
+            near = nearest(name, (known for known in vars(specs) if known.startswith("lorakit_")))
+            raise PluginError(f"there is no hook `{name}`" + (f"; did you mean `{near}`?" if near else ""))
+
+
+def _read(
+    manager: pluggy.PluginManager, plugin: Any, origin: str, taken: Mapping[tuple[str, str], str] | None
+) -> Added:
+    plugins: dict[str, dict[str, Any]] = {}
+    registries = {f"lorakit_{kind}s": kind for kind in PROTOCOLS}
+    callers = manager.get_hookcallers(plugin) or []
+    for caller in callers:
+        if caller.name not in registries:
+            continue
+        kind = registries[caller.name]
+        found: dict[str, Any] = {}
+        for name, item in _items(caller, plugin, kind):
+            if name in found:
+                raise PluginError(f"it adds the {kind} `{name}` twice")
+            if taken is not None and (kind, name) in taken:
+                raise PluginError(
+                    f"two plugins add `{name}` as {kind}: {taken[kind, name]} and {origin}; "
+                    "a built-in cannot be replaced"
+                )
+            if taken is not None:
+                _check_kind(name, item, kind)
+            found[name] = item
+        plugins[kind] = found
+    moments = tuple(sorted(caller.name for caller in callers if caller.name not in registries))
+    return Added(origin, plugins, moments)
+
+
+def _items(caller: pluggy.HookCaller, plugin: Any, kind: str) -> Iterator[tuple[str, Any]]:
+    """Yield name and item of what a plugin answers to a registry's hook. Raises: PluginError for junk."""
+    for impl in caller.get_hookimpls():
+        if impl.plugin is not plugin:
+            continue
+        try:
+            answer = list(impl.function())
+        except Exception as error:
+            raise PluginError(f"{caller.name} failed: {type(error).__name__}: {error}") from error
+        for item in answer:
+            name = getattr(item, "name", None)
+            if not isinstance(name, str):
+                raise PluginError(f"{caller.name} returned {item!r}, which has no `name`")
+            yield name, item
+
+
+def _check_kind(name: str, item: Any, kind: str) -> None:
+    """Check an item against the protocol of its kind. Raises: PluginError naming what is missing."""
+    if kind != "role":
+        if not inspect.isclass(item):
+            raise PluginError(f"the {kind} `{name}` is {item!r}; return its class, which a spec configures")
+        try:
+            options_of(item)
+        except Exception as error:
+            raise PluginError(f"the {kind} `{name}` is no dataclass with typed fields: {error}") from error
+    elif inspect.isclass(item):
+        raise PluginError(f"the role `{name}` is a class; return an instance: `{item.__name__}()`")
+    protocol = PROTOCOLS[kind]
+    for attribute in vars(protocol).get("__annotations__", {}):
+        if not hasattr(item, attribute):
+            raise PluginError(f"the {kind} `{name}` has no `{attribute}`")
+    for method, function in _methods(protocol):
+        own = getattr(item, method, None)
+        parameters = [word for word in inspect.signature(function).parameters if word != "self"]
+        # whoever inherits from the protocol inherits its empty methods
+        if own is None or own is function or not callable(own):
+            raise PluginError(f"the {kind} `{name}` has no method `{method}({', '.join(parameters)})`")
+        if not _takes(own, len(parameters) + inspect.isclass(item)):
+            raise PluginError(f"`{method}` of the {kind} `{name}` does not take ({', '.join(parameters)})")
+
+
+def _methods(protocol: type) -> Iterator[tuple[str, Any]]:
+    """Yield the methods of a protocol; `_is_protocol` and its like are typing's own."""
+    for name, value in vars(protocol).items():
+        if inspect.isfunction(value) and not name.startswith("_"):
+            yield name, value
+
+
+def _takes(function: Any, count: int) -> bool:
+    """Return whether a function can be called with so many arguments; one that cannot tell is believed."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True

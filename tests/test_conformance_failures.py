@@ -1,0 +1,320 @@
+"""Every kind of check finds the plugin that it is there for, and says so in words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lorakit.adapters.lora_linear import LoRALinear
+from lorakit.builtin.initializers import Gaussian
+from lorakit.builtin.int8 import Int8
+from lorakit.builtin.lora import LoRA
+from lorakit.builtin.optimizers import SGD
+from lorakit.hooks import InitContext, QuantizedWeight
+from lorakit.hooks.protocols import LayerShape
+from lorakit.testing import (
+    Check,
+    CheckError,
+    check_quantizer,
+    check_share,
+    initializer_checks,
+    method_checks,
+    optimizer_checks,
+    quantizer_checks,
+    role_checks,
+)
+
+
+def variant(base: type, **changes: Any) -> type:
+    """Return a plugin like this one but for these attributes, under a name of its own."""
+    changes = {"name": "variant", "__doc__": "A variant.", "__annotations__": {"name": ClassVar[str]}, **changes}
+    return dataclasses.dataclass(frozen=True)(type("Variant", (base,), {"__module__": __name__, **changes}))
+
+
+def stored(self: Any, weight: Tensor, change: Callable[[dict[str, Tensor]], object]) -> QuantizedWeight:
+    quantized = Int8.quantize(self, weight)
+    tensors = dict(quantized.tensors)
+    change(tensors)
+    return dataclasses.replace(quantized, tensors=tensors)
+
+
+def unchecked(self: Any, weight: Tensor) -> QuantizedWeight:
+    scale = weight.float().abs().amax(1) * 127 / 127
+    codes = (weight.float() / scale[:, None] * 127).round().to(torch.int8)
+    return QuantizedWeight({"CB": codes, "SCB": scale}, tuple(weight.shape), weight.dtype)  # type: ignore[arg-type]
+
+
+def noisy(self: Any, weight: Tensor) -> QuantizedWeight:
+    return Int8.quantize(self, weight + 1e-3 * torch.randn(weight.shape).to(weight))
+
+
+def through_copy(self: Any, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
+    return nn.functional.linear(x.detach(), self.dequantize(quantized).to(x.dtype), bias)
+
+
+def growing(self: Any, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
+    quantized.tensors["SCB"].mul_(1.001)
+    return nn.functional.linear(x, self.dequantize(quantized).to(x.dtype), bias)
+
+
+QUANTIZERS: dict[str, tuple[dict[str, Any], str]] = {
+    "name": ({"name": "rank"}, "`rank` is a word of the language"),
+    "documentation": ({"__doc__": None}, "has no docstring"),
+    "import-without-torch": ({}, "imports torch when it is imported itself"),
+    "options": ({"__annotations__": {"sizes": list[int]}, "sizes": dataclasses.field(default_factory=list)}, "list"),
+    "spec-round-trip": ({"__eq__": lambda self, other: False}, "reads as"),
+    "sizes-and-dtypes": ({"dequantize": lambda self, q: Int8.dequantize(self, q).float()}, "`dequantize` returned"),
+    "closeness": ({"dequantize": lambda self, q: Int8.dequantize(self, q) * 2}, "off by 1.0"),
+    "zeros": ({"quantize": lambda self, w: Int8.quantize(self, w + 1)}, "zeros came back with values up to"),
+    "transposed": ({"quantize": lambda self, w: Int8.quantize(self, w.as_strided(w.shape, (w.shape[1], 1)))}, "bits"),
+    "not-finite-weights": ({"quantize": unchecked}, "which came back as"),
+    "determinism": ({"quantize": noisy}, "gave other bits"),
+    "weight-untouched": ({"quantize": lambda self, w: Int8.quantize(self, w.mul_(2))}, "changed the weight"),
+    "declared-bits": ({"bits_per_weight": lambda self, shape: 8.0}, "the tensors hold"),
+    "wanted-dtype": ({"dequantize": lambda self, q: Int8.dequantize(self, q).float()}, "`dequantize` returned"),
+    "forward": ({"linear": lambda self, x, q, b: Int8.linear(self, x, q, None)}, "`linear` is off by"),
+    "no-outputs": ({"linear": lambda self, x, q, b: x}, "expected (2, 0)"),
+    "input-gradient": ({"linear": through_copy}, "need no gradient although the inputs do"),
+    "autocast": ({"linear": lambda self, x, q, b: Int8.linear(self, x, q, b).float()}, "under autocast"),
+    "forward-stores-nothing": ({"linear": growing}, "a forward changed what is stored"),
+    "state-dict": ({"linear": lambda self, x, q, b: x[..., :48]}, "two layers of different weights"),
+    "files": (
+        {"quantize": lambda self, w: stored(self, w, lambda t: t.update(CB=t["CB"].to_sparse()))},
+        "It raised",
+    ),
+    "module-copies": ({"__reduce__": lambda self: (str, ("",))}, "It raised"),
+    "meta": ({"__deepcopy__": lambda self, memo: 1 / 0}, "ZeroDivisionError"),
+}  # fmt: skip
+
+
+def failures(checks: Sequence[Check], name: str) -> list[str]:
+    """Return what the checks of this name say of a plugin."""
+    found = []
+    chosen = [check for check in checks if check.name == name]
+    assert chosen, f"no check is called {name}"
+    for check in chosen:
+        try:
+            check()
+        except CheckError as error:
+            found.append(str(error))
+    return found
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_quantizers(name: str) -> None:
+    changes, words = QUANTIZERS[name]
+    found = failures(quantizer_checks(variant(Int8, **changes)), name)
+    assert found and words in found[0], found
+
+
+def test_every_check_of_quantizers_is_seen_to_fail() -> None:
+    names = {check.name for check in quantizer_checks(Int8)}
+    # pickle and equality of a plain dataclass cannot be had wrong without the module's copies going wrong first
+    assert names - QUANTIZERS.keys() == {"copies"}
+
+
+def test_check_quantizer_names_all_that_failed() -> None:
+    with pytest.raises(CheckError, match=r"fails \d+ checks:\n(.|\n)*declared-bits\[64x64\]: bits_per_weight"):
+        check_quantizer(variant(Int8, bits_per_weight=lambda self, shape: 1.0))
+
+
+def test_calibration() -> None:
+    def observe(self: Any, x: Tensor, seen: Any) -> Tensor:
+        return x.flatten(0, -2).square().sum(0) + (0 if seen is None else seen)
+
+    def quantize_observed(self: Any, weight: Tensor, seen: Any) -> QuantizedWeight:
+        return Int8.quantize(self, weight)
+
+    methods = {"observe": observe, "quantize_observed": quantize_observed}
+    sound = quantizer_checks(variant(Int8, **methods))
+    assert not failures(sound, "calibration") and not failures(sound, "calibration-without-inputs")
+    noise = {**methods, "quantize_observed": lambda self, weight, seen: noisy(self, weight)}
+    assert failures(quantizer_checks(variant(Int8, **noise)), "calibration")
+    assert failures(quantizer_checks(variant(Int8, **noise)), "calibration-without-inputs")
+    silent = {**methods, "observe": lambda self, x, seen: None}
+    assert "no inputs at all" in failures(quantizer_checks(variant(Int8, **silent)), "calibration")[0]
+
+
+def half_filled(self: Any, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+    lora_A[:1].zero_()
+    lora_B.zero_()
+
+
+def viewed(self: Any, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+    lora_A.view(-1).zero_()
+    lora_B.zero_()
+
+
+def by_fan_in(self: Any, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+    lora_A.fill_(1 / (context.fan_in - 1) if context.fan_in != 1 else torch.inf)
+    lora_B.zero_()
+
+
+def in_float32(self: Any, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+    lora_A.copy_((context.weight()[:1] @ torch.ones(lora_A.shape[1])).sum() * torch.ones(lora_A.shape))
+    lora_B.zero_()
+
+
+@pytest.mark.parametrize(
+    ("name", "initialize", "words"),
+    [
+        ("fills-in-place", half_filled, "were not set"),
+        ("start", lambda self, a, b, context: (a.fill_(1), b.fill_(1)) and None, "before any training"),
+        ("can-learn", lambda self, a, b, context: (a.zero_(), b.zero_()) and None, "no gradient ever moves them"),
+        ("determinism", lambda self, a, b, context: (a.normal_(), b.zero_()) and None, "context.generator"),
+        ("flipped", viewed, "view"),
+        ("lookup", by_fan_in, "fan_in = 1"),
+        ("weight-dtypes", in_float32, "dtype"),
+    ],
+)
+def test_initializers(name: str, initialize: Any, words: str) -> None:
+    found = failures(initializer_checks(variant(Gaussian, initialize=initialize)), name)
+    assert found and words in found[0], found
+
+
+def test_an_initializer_may_say_that_it_changes_the_start() -> None:
+    def ones(self: Any, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+        lora_A.fill_(1)
+        lora_B.fill_(1)
+
+    assert not failures(initializer_checks(variant(Gaussian, initialize=ones, changes_start=True)), "start")
+
+
+def built(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    return lambda self, groups: kind([{**group} for group in groups], lr=1e-2)  # type: ignore[call-arg]
+
+
+class Upwards(torch.optim.SGD):
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.add_(parameter.grad, alpha=group["lr"])
+
+
+class Deaf(torch.optim.SGD):
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    parameter.data.add_(1)
+                else:
+                    parameter.data.sub_(parameter.grad, alpha=0.01)
+
+
+class Forgetful(torch.optim.SGD):
+    steps = 0
+
+    def step(self, closure: Any = None) -> None:
+        self.steps += 1
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.sub_(parameter.grad, alpha=group["lr"] / self.steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("default-lr", {"default_lr": 0.0}, "`default_lr` is 0.0"),
+        ("groups", {"build": lambda self, groups: torch.optim.SGD(groups[0]["params"], 0.1)}, "just the parameters"),
+        ("descends", {"build": built(Upwards)}, "took a quadratic from"),
+        ("learning-rates", {"build": built(Deaf)}, "scaled by group['lr']"),
+        ("without-gradient", {"build": built(Deaf)}, "whose gradient is None moved"),
+        ("resumes", {"build": built(Forgetful)}, "state_dict() has to hold everything"),
+        ("state-bytes", {"state_bytes": lambda self, count, width: count}, "takes 0 bytes"),
+    ],
+)
+def test_optimizers(name: str, changes: dict[str, Any], words: str) -> None:
+    found = failures(optimizer_checks(variant(SGD, **changes)), name)
+    assert found and words in found[0], found
+
+
+class Wrong(LoRALinear):
+    """A LoRA that differs in what a test replaces."""
+
+
+def around(adapter: type[LoRALinear]) -> dict[str, Any]:
+    """Return a method on linear layers with this adapter."""
+
+    def adapt(self: Any, layer: nn.Module, entry: Any) -> nn.Module:
+        shapes = LoRA.parameter_shapes(self, entry.shape, entry.adapter.rank)
+        return adapter.around(layer, entry, shapes["lora_A"], shapes["lora_B"])
+
+    def parameter_shapes(self: Any, layer: LayerShape, rank: int | None) -> Any:
+        return LoRA.parameter_shapes(self, layer, rank) if layer.kind == "linear" else {}
+
+    return {"adapt": adapt, "parameter_shapes": parameter_shapes}
+
+
+def lora(**changes: Any) -> dict[str, Any]:
+    return around(type("Wrong", (LoRALinear,), changes))
+
+
+def seeded(self: Any, *words: Any, **more: Any) -> None:
+    LoRALinear.__init__(self, *words, **more)
+    self.noise = nn.Parameter(torch.randn(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("kinds", {"parameter_shapes": lambda self, layer, rank: {}}, "names no parameter for any of"),
+        ("parameters", {**lora(), "parameter_shapes": lambda self, layer, rank: {"lora_A": (1,)}}, "promised"),
+        ("start", lora(forward=lambda self, x: self.base_layer(x) * 3), "moves the outputs by 2"),
+        ("gradients", lora(forward=lambda self, x: self.base_layer(x) + 0 * (self.lora_A.sum() + self.lora_B.sum())),
+         "no parameter of a fresh adapter gets a gradient"),
+        ("merged", lora(merged=lambda self: (self.base_layer, self.base_layer.weight)), "merging moved the outputs"),
+        ("file-names", {"file_names": lambda self, layer: {"lora_A": "x", "lora_B": "x"}}, "one name twice"),
+        ("saved", {"file_names": lambda self, layer: {"lora_A": "x"}}, "It raised"),
+        ("determinism", lora(__init__=seeded), "start with other values the second time"),
+        ("batches", lora(forward=lambda self, x: self.base_layer(x[:1])), "a batch of"),
+        ("quantized-base", lora(forward=lambda self, x: self.base_layer(x) + x.sum()), "on a quantized layer"),
+    ],
+)  # fmt: skip
+def test_methods(name: str, changes: dict[str, Any], words: str) -> None:
+    found = failures(method_checks(variant(LoRA, **changes)), name)
+    assert found and any(words in one for one in found), found
+
+
+def test_a_switch_is_asked_for_and_tried() -> None:
+    class Silent(LoRALinear):
+        @property
+        def share(self) -> float:
+            raise AttributeError
+
+    with pytest.raises(CheckError, match="has no attribute `share`"):
+        check_share(variant(LoRA, **around(Silent)))
+
+    class Deaf(LoRALinear):
+        share = 1.0
+
+    with pytest.raises(CheckError, match="with `share` 0.0 a linear layer is off by"):
+        check_share(variant(LoRA, **around(Deaf)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """A role that selects what it is told."""
+
+    answer: Any
+    name: str = "mine"
+
+    def select(self, inventory: Any) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("role", "check", "words"),
+    [
+        (Role(frozenset(), "no name"), "name", "begins with no digit"),
+        (Role(["0"]), "selects", "returned a list"),
+        (Role(frozenset(["nowhere"])), "selects", "nowhere, which are no paths"),
+    ],
+)
+def test_roles(role: Role, check: str, words: str) -> None:
+    found = failures(role_checks(role), check)
+    assert found and words in found[0], found
