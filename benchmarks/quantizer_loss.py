@@ -1,6 +1,6 @@
 """What training on a quantized base costs in loss: the same model, text, seed and steps for every quantizer.
 
-    python benchmarks/quantizer_loss.py [--steps 200] [--batch 4] [--tokens 96] [--seed 0] [QUANT ...]
+    python benchmarks/quantizer_loss.py [--steps 200] [--batch 4] [--tokens 96] [--held-out 128] [--seed 0] [QUANT ...]
 
 LoRA of rank 16 on every linear layer of the demo's SmolLM2-135M and its dialogues, on a GPU where there is one. QUANT
 is what stands behind `quant` in a spec, such as `"hqq(bits=3)"`; without any: all that are built in and those of every
@@ -29,7 +29,7 @@ from lorakit.trainers.text_data import IGNORED, read_records, split_records, tok
 RULE = "adapt @linear rank 16 alpha 16"
 BUILT_IN = ("nf4 double", "nf4", "fp4", "int8")
 LIMIT = 1.02
-HELD_OUT, CALIBRATION, LAST = 128, 64, 20
+CALIBRATION, LAST = 64, 20
 
 Rows = Sequence[dict[str, list[int]]]
 
@@ -111,7 +111,7 @@ def every_quantizer() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("quantizers", nargs="*", metavar="QUANT")
-    for name, default in (("steps", 200), ("batch", 4), ("tokens", 96), ("seed", 0)):
+    for name, default in (("steps", 200), ("batch", 4), ("tokens", 96), ("held-out", 128), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--lr", type=float, default=2e-4)
     settings = parser.parse_args()
@@ -120,7 +120,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2())
     kept, out = split_records(read_records(dialogues()), 0.1, settings.seed)
     train = tokenize(kept, tokenizer, settings.tokens).rows
-    held_out = tokenize(out, tokenizer, settings.tokens).rows[:HELD_OUT]
+    held_out = tokenize(out, tokenizer, settings.tokens).rows[: settings.held_out]
     print(
         f"{'quant':<20} {'bits':>6} {'held out before':>16} {'training':>9} {'held out':>9} {'ratio':>7} {'s/step':>7}"
     )
