@@ -47,10 +47,15 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
+    """Write a text file aside and rename it into place. Raises: WriteError."""
+    write_bytes(target, text.encode())
+
+
+def write_bytes(target: Path, content: bytes) -> None:
     """Write a file aside and rename it into place. Raises: WriteError."""
     aside = target.with_name(f".{target.name}.new")
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(content)
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(target)
