@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def quantization_view(report: QuantizationReport, *, every_module: bool = False) -> RenderableType:
     """Return a report as a table, layers of one kind together unless asked, with totals and the loss below."""
     table: Table = plain_table(
-        ("module", "left"), ("count", "right"), ("out × in", "right"), ("weight", "left"), ("bits a weight", "right"),
-        ("relative error", "right"), ("largest", "right"), ("SQNR", "right"), ("bytes", "right"),
+        ("module", "left"), ("count", "right"), ("out × in", "right"), ("weight", "left"), ("bits", "right"),
+        ("error", "right"), ("largest", "right"), ("SQNR", "right"), ("bytes", "right"),
     )  # fmt: skip
     for kind, modules in by_kind(report.modules, _kind(every_module)):
         first = modules[0]
@@ -38,7 +38,8 @@ def quantization_view(report: QuantizationReport, *, every_module: bool = False)
     table.add_section()
     table.add_row("all", str(len(report.modules)), "", "", *_figures(report.total), style="bold")
     head = f"{report.model_class}: {report.total.weights:,} weights quantized in {len(report.modules)} modules"
-    parts: list[RenderableType] = [Text(head), Text(), table]
+    meaning = "bits a weight, error ‖W−Ŵ‖ / ‖W‖, the largest |W−Ŵ|, SQNR = 10·log₁₀(‖W‖² / ‖W−Ŵ‖²)"
+    parts: list[RenderableType] = [Text(head), Text(meaning, style="dim"), Text(), table]
     if (loss := report.loss) is not None:
         cut = f", {loss.cut} cut to {loss.limit} tokens" if loss.cut else ""
         parts += [

@@ -162,7 +162,7 @@ def _refuse_model(folder: Path) -> None:
         from lorakit.errors import AdapterError
 
         raise AdapterError(
-            f"{folder} is a model and no adapter; `lorakit inspect --quant SPEC {folder}` measures what quantizing costs it"
+            f"{folder} is a model and no adapter; `lorakit inspect --quant SPEC {folder}` shows what quantizing costs"
         )
 
 
