@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import types
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +191,33 @@ def test_the_model_stays_as_it_is_unless_kept() -> None:
     assert type(model.get_submodule("model.layers.1.self_attn.k_proj")) is nn.Linear
 
 
+def test_one_weight_at_a_time_is_held() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+
+    @dataclass(frozen=True)
+    class Watched(Shrunk):
+        """Looks whether what it made before is gone."""
+
+        name: ClassVar[str] = "watched"
+
+        def quantize(self, weight: Tensor) -> QuantizedWeight:
+            assert all(made() is None for made in alive)
+            quantized = super().quantize(weight)
+            alive.extend(weakref.ref(tensor) for tensor in quantized.tensors.values())
+            return quantized
+
+    plugins = load_plugins(
+        modules={"sample 1.0": types.SimpleNamespace(lorakit_quantizers=hookimpl(lambda: [Watched]))}
+    )
+    errors_of("quantize @linear watched", make_llama(), plugins)
+    assert len(alive) == 2 * 14
+    # and where the quantized layers are kept, their originals go
+    model = make_llama()
+    originals = [weakref.ref(model.get_submodule(f"model.layers.{index}.mlp.up_proj")) for index in (0, 1)]
+    quantize_and_measure(lorakit.plan("quantize up_proj nf4", model), model, default_plugins(), keep=True)
+    assert [original() for original in originals] == [None, None]
+
+
 def test_what_cannot_be_measured_is_named(plugins: Plugins) -> None:
     def run(text: str, model: nn.Module) -> None:
         errors_of(text, model, plugins)
@@ -329,10 +357,12 @@ def test_wrong_uses_of_the_command(llama_folder: Path, write: Write, tmp_path: P
         done = CliRunner().invoke(app, ["inspect", *arguments])
         assert done.exit_code == 2 and words in " ".join(done.output.split()), done.output
     for arguments, words in (
-        (["--quant", spec, llama_folder, "--loss", tmp_path / "none.txt"], "no such data file"),
-        (["--quant", write("none.lora", "adapt q_proj rank 2\n"), llama_folder], "quantizes nothing"),
-        (["--quant", tmp_path / "none.lora", llama_folder], "none.lora"),
-        (["--quant", spec, llama_folder, "--plot", tmp_path / "error.xyz"], "ends in .png"),
-        ([llama_folder], "--quant SPEC"),
+        (["--quant", spec, str(llama_folder), "--loss", str(tmp_path / "none.txt")], "no such data file"),
+        (["--quant", str(write("bare.lora", "adapt q_proj rank 2\n")), str(llama_folder)], "quantizes nothing"),
+        (["--quant", str(tmp_path / "none.lora"), str(llama_folder)], "none.lora"),
+        (["--quant", spec, str(llama_folder), "--plot", str(tmp_path / "error.xyz")], "ends in .png"),
+        ([str(llama_folder)], "--quant SPEC"),
     ):
-        assert words in lorakit_command("inspect", *arguments, code=2).stderr
+        failure = CliRunner().invoke(app, ["inspect", *arguments]).exception
+        assert isinstance(failure, lorakit.LorakitError) and words in str(failure)
+    assert "--quant SPEC" in lorakit_command("inspect", llama_folder, code=2).stderr

@@ -88,7 +88,7 @@ def save_plot(report: QuantizationReport, target: Path) -> None:
 
 
 def draw(report: QuantizationReport) -> Figure:
-    """Return the relative error of every module, a line for each kind, with the same in dB on the right."""
+    """Return the relative error of every module as a picture, a line for each kind."""
     # no pyplot, which would look for a screen
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
