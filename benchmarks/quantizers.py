@@ -129,7 +129,7 @@ def row(call: PluginCall, gaussian: Tensor, weights: list[Tensor], repeats: int)
 def line(found: Row) -> str:
     def figures(error: QuantizationError) -> str:
         sqnr = "lossless" if error.sqnr_db is None else f"{error.sqnr_db:.2f} dB"
-        return f"{error.bits_per_weight:.3f} | {error.relative_error:.2%} | {sqnr}"
+        return f"{error.bits_per_weight:.3f} | {error.relative_error or 0:.2%} | {sqnr}"
 
     origin = default_plugins().origin(default_plugins().quantizers[found.call.name]).partition(" (")[0]
     return (

@@ -141,6 +141,8 @@ def test_nothing_lost_has_no_ratio(plugins: Plugins) -> None:
     assert error.relative_error == 0 and error.sqnr_db is None
     zero = torch.zeros(2, 4)
     assert measure(zero, QuantizedWeight({}, (2, 4), zero.dtype), zero).relative_error == 0
+    against_nothing = measure(zero, QuantizedWeight({}, (2, 4), zero.dtype), zero + 1)
+    assert against_nothing.relative_error is None and against_nothing.sqnr_db is None
 
 
 def test_totals_weigh_every_weight_alike() -> None:

@@ -29,8 +29,8 @@ class QuantizationError:
     """How far quantizing moved a weight W to Ŵ, and what it saved.
 
     `square` is ‖W‖² and `error_square` ‖W−Ŵ‖² (Frobenius), `max_error` the largest |W−Ŵ|. From these follow
-    `relative_error`, ‖W−Ŵ‖ / ‖W‖; `sqnr_db`, 10·log₁₀(‖W‖² / ‖W−Ŵ‖²), None where nothing was lost; and
-    `bits_per_weight`, counted from the stored tensors.
+    `relative_error`, ‖W−Ŵ‖ / ‖W‖, None where W is 0 and Ŵ is not; `sqnr_db`, 10·log₁₀(‖W‖² / ‖W−Ŵ‖²), None there and
+    where nothing was lost; and `bits_per_weight`, counted from the stored tensors.
     """
 
     weights: int
@@ -39,13 +39,13 @@ class QuantizationError:
     square: float
     error_square: float
     max_error: float
-    relative_error: float = field(init=False)
+    relative_error: float | None = field(init=False)
     sqnr_db: float | None = field(init=False)
     bits_per_weight: float = field(init=False)
 
     def __post_init__(self) -> None:
         # fields, so that the JSON form has them
-        relative = math.sqrt(self.error_square / self.square) if self.square else 0.0
+        relative = math.sqrt(self.error_square / self.square) if self.square else None if self.error_square else 0.0
         object.__setattr__(self, "relative_error", relative)
         object.__setattr__(self, "sqnr_db", -20 * math.log10(relative) if relative else None)
         object.__setattr__(self, "bits_per_weight", 8 * self.bytes_after / self.weights)

@@ -60,9 +60,9 @@ def _kind(every_module: bool) -> Callable[[str], str]:
 def _figures(error: QuantizationError) -> tuple[str, ...]:
     return (
         f"{error.bits_per_weight:.3f}",
-        f"{error.relative_error:.3%}",
+        "" if error.relative_error is None else f"{error.relative_error:.3%}",
         f"{error.max_error:.3g}",
-        "lossless" if error.sqnr_db is None else f"{error.sqnr_db:.2f} dB",
+        f"{error.sqnr_db:.2f} dB" if error.sqnr_db is not None else "" if error.error_square else "lossless",
         show_change(error.bytes_before, error.bytes_after),
     )
 
@@ -96,7 +96,7 @@ def draw(report: QuantizationReport) -> Figure:
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     for kind, modules in by_kind(report.modules, layers_alike):
-        errors = [module.error.relative_error for module in modules]
+        errors = [module.error.relative_error or 0.0 for module in modules]
         axes.plot(
             range(len(errors)), errors, marker="o", markersize=3, linewidth=1, label=f"{kind}: {modules[0].quantizer}"
         )
@@ -106,8 +106,8 @@ def draw(report: QuantizationReport) -> Figure:
     axes.set_ylabel("relative error ‖W−Ŵ‖ / ‖W‖")
     total = report.total
     title = (
-        f"{report.model_class}: {total.bits_per_weight:.3f} bits a weight, relative error {total.relative_error:.3%}, "
-        f"{show_change(total.bytes_before, total.bytes_after)}"
+        f"{report.model_class}: {total.bits_per_weight:.3f} bits a weight, "
+        f"relative error {total.relative_error or 0:.3%}, {show_change(total.bytes_before, total.bytes_after)}"
     )
     if report.loss is not None:
         title += f"\nloss {report.loss.before:.4f} → {report.loss.after:.4f}"

@@ -85,7 +85,7 @@ def inspect(
         found = inspection = inspect_adapter(Path(folder), allow_pickle)
         view = adapter_view(inspection, every_module=every_module)
     else:
-        from lorakit.artifacts.quantization_view import check_plot, quantization_view, save_plot
+        from lorakit.artifacts.quantization_view import check_plot, quantization_view
 
         if loss is None:
             _refuse(context, {"tokens": "--tokens", "rows": "--rows"}, "--loss TEXT")
@@ -93,12 +93,14 @@ def inspect(
             check_plot(Path(plot))
         found = report = _quantization(quant, set_, folder, loss, tokens, rows, trust_remote_code, allow_pickle)
         view = quantization_view(report, every_module=every_module)
-        if plot is not None:
-            save_plot(report, Path(plot))
     if format_ is options.OutputFormat.json:
         print_json(codec.to_plain(found))
     else:
         show(view)
+    if quant is not None and plot is not None:
+        from lorakit.artifacts.quantization_view import save_plot
+
+        save_plot(report, Path(plot))
 
 
 def _quantization(
