@@ -1,32 +1,176 @@
-"""`lorakit inspect`: what an adapter folder holds."""
+"""`lorakit inspect`: what an adapter folder holds, and what a spec's quantizers cost a model."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorakit.cli import options
 
+if TYPE_CHECKING:
+    from lorakit.artifacts.quantization_error import QuantizationReport
+
+WITH_QUANT = "With --quant"
+# what only `--quant` understands, by parameter and by option
+OF_QUANT = {
+    "loss": "--loss", "tokens": "--tokens", "rows": "--rows", "plot": "--plot", "set_": "--set",
+    "trust_remote_code": "--trust-remote-code",
+}  # fmt: skip
+
 
 def inspect(
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="An adapter folder, lorakit's or PEFT's.")],
+    context: typer.Context,
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="ADAPTER|MODEL",
+            help="An adapter folder, lorakit's or PEFT's; with --quant a model: a Hugging Face folder or hub id, "
+            "or FILE.py:FACTORY.",
+            show_default=False,
+        ),
+    ],
+    quant: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Quantize MODEL as this .lora file or plan.json says, and show the error."),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="The model's loss on this .jsonl or text file, before and after.",
+            rich_help_panel=WITH_QUANT,
+        ),
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=2, help="Tokens of a row of TEXT at most.", rich_help_panel=WITH_QUANT)
+    ] = 512,
+    rows: Annotated[
+        int, typer.Option("--rows", min=0, help="Rows of TEXT at most; 0 takes all.", rich_help_panel=WITH_QUANT)
+    ] = 0,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw the error of every module into this .png, .svg or .pdf.",
+            rich_help_panel=WITH_QUANT,
+        ),
+    ] = None,
+    set_: options.Set = [],  # noqa: B006
     format_: options.Format = options.OutputFormat.text,
     every_module: options.EveryModule = False,
+    trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
 ) -> None:
-    """Show what an adapter folder holds: modules, ranks, dtypes, sizes, and how far each adapter moved its weight.
+    """Show what an adapter folder holds, or with --quant what quantizing costs each weight of a model.
+
+    Of an adapter: modules, ranks, dtypes, sizes, and how far each adapter moved its weight. Of a model: the error of
+    every weight that the spec quantizes, the bits that a weight takes, and the loss on a text; nothing is written but
+    the picture.
 
     Example: lorakit inspect adapter
-    """
-    from pathlib import Path
 
-    from lorakit.artifacts.inspection import adapter_view, inspect_adapter
+    Example: lorakit inspect --quant qlora.lora ./SmolLM2-135M --loss book.txt --plot error.png
+    """
     from lorakit.cli.terminal import print_json, show
     from lorakit.planning import codec
 
-    found = inspect_adapter(Path(adapter), allow_pickle)
+    found: object
+    if quant is None:
+        _refuse(context, OF_QUANT, "--quant SPEC, which measures a model; without it `inspect` shows an adapter")
+        from lorakit.artifacts.inspection import adapter_view, inspect_adapter
+
+        _refuse_model(Path(folder))
+        found = inspection = inspect_adapter(Path(folder), allow_pickle)
+        view = adapter_view(inspection, every_module=every_module)
+    else:
+        from lorakit.artifacts.quantization_view import check_plot, quantization_view
+
+        if loss is None:
+            _refuse(context, {"tokens": "--tokens", "rows": "--rows"}, "--loss TEXT")
+        if plot is not None:
+            check_plot(Path(plot))
+        found = report = _quantization(quant, set_, folder, loss, tokens, rows, trust_remote_code, allow_pickle)
+        view = quantization_view(report, every_module=every_module)
     if format_ is options.OutputFormat.json:
         print_json(codec.to_plain(found))
     else:
-        show(adapter_view(found, every_module=every_module))
+        show(view)
+    if quant is not None and plot is not None:
+        from lorakit.artifacts.quantization_view import save_plot
+
+        save_plot(report, Path(plot))
+
+
+def _quantization(
+    spec: str,
+    variables: list[str],
+    model: str,
+    text: str | None,
+    tokens: int,
+    rows: int,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+) -> QuantizationReport:
+    import torch
+
+    from lorakit.artifacts.quantization_error import (
+        LossChange,
+        QuantizationReport,
+        quantize_and_measure,
+        quantized_entries,
+        together,
+    )
+    from lorakit.cli.inputs import decide, load_model, read_spec
+    from lorakit.cli.terminal import tracked
+    from lorakit.plugins import default_plugins
+    from lorakit.trainers.text_loss import mean_loss, read_loss_text
+
+    parsed = read_spec(spec, variables)
+    structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
+    plan = decide(parsed, structure)
+    quantized_entries(plan)
+    read = None
+    if text is not None:
+        read = read_loss_text(
+            Path(text), structure, model, tokens=tokens, rows=rows, trust_remote_code=trust_remote_code
+        )
+    loaded = load_model(model, with_weights=True, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    before = 0.0
+    if read is not None:
+        loaded.to(device)
+        before = mean_loss(loaded, read, lambda items: tracked(items, "loss before"))
+    modules = quantize_and_measure(
+        plan,
+        loaded,
+        default_plugins(),
+        device=device,
+        keep=read is not None,
+        progress=lambda entries: tracked(entries, "quantizing"),
+    )
+    loss = None
+    if read is not None:
+        after = mean_loss(loaded, read, lambda items: tracked(items, "loss after"))
+        found = read.tokenized
+        loss = LossChange(read.text, len(found.rows), found.cut, read.limit, found.trained_tokens, before, after)
+    return QuantizationReport(plan.model_class, modules, together(module.error for module in modules), loss)
+
+
+def _refuse_model(folder: Path) -> None:
+    """Raise AdapterError for a model's folder in an adapter's place."""
+    if (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+        from lorakit.errors import AdapterError
+
+        raise AdapterError(
+            f"{folder} is a model and no adapter; `lorakit inspect --quant SPEC {folder}` shows what quantizing costs"
+        )
+
+
+def _refuse(context: typer.Context, names: dict[str, str], belongs_to: str) -> None:
+    """Raise BadParameter for an option that was given and means nothing here."""
+    for name, option in names.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"it belongs to {belongs_to}", param_hint=f"'{option}'")

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoTokenizer,
     DataCollatorForSeq2Seq,
     PrinterCallback,
     Trainer,
@@ -20,12 +19,12 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from lorakit.application.optimizer import build_optimizer, keeps_lr
-from lorakit.errors import DataError, ModelError
+from lorakit.errors import DataError
 from lorakit.hooks.manager import Plugins
 from lorakit.trainers.display import Display, StopAsked
 from lorakit.trainers.modes import to_evaluation
 from lorakit.trainers.settings import Outcome, Settings
-from lorakit.trainers.text_data import Tokenized, read_records, split_records, tokenize
+from lorakit.trainers.text_data import Tokenized, read_records, read_tokenizer, split_records, tokenize
 
 SAMPLE_TOKENS = 48
 
@@ -36,7 +35,7 @@ class LanguageTask:
     def __init__(self, model: str, data: str, settings: Settings, trust_remote_code: bool = False) -> None:
         """Read the data and the model's tokenizer. Raises: DataError, ModelError."""
         records = read_records(Path(data))
-        self._tokenizer = _tokenizer(model, trust_remote_code)
+        self._tokenizer = read_tokenizer(model, trust_remote_code)
         train, held_out = split_records(records, settings.held_out, settings.seed)
         self.rows = tokenize(train, self._tokenizer, settings.tokens)
         self.held_out = tokenize(held_out, self._tokenizer, settings.tokens) if held_out else Tokenized((), 0, 0)
@@ -122,18 +121,6 @@ class LanguageTask:
         with display.busy("measuring the held-out loss"):
             loss = float(trainer.evaluate()["eval_loss"])
         return loss if math.isfinite(loss) else math.inf
-
-
-def _tokenizer(model: str, trust_remote_code: bool) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(
-            f"{model} has no tokenizer that transformers can read: {str(error).partition(chr(10))[0]}"
-        ) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def _arguments(settings: Settings, work: Path, *, measures: bool, on_gpu: bool, schedule: str) -> TrainingArguments:

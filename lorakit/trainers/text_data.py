@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorakit.errors import DataError
+from lorakit.errors import DataError, ModelError
 
 # what the loss functions of transformers leave out
 IGNORED = -100
@@ -47,6 +47,21 @@ def read_records(path: Path) -> list[Record]:
     if not records:
         raise DataError(f"{path} holds no text")
     return records
+
+
+def read_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer of a model folder or hub id, with something to pad with. Raises: ModelError."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"{model} has no tokenizer that transformers can read: {str(error).partition(chr(10))[0]}"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def split_records(records: Sequence[Record], held_out: float, seed: int) -> tuple[list[Record], list[Record]]:
