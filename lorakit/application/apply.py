@@ -43,6 +43,7 @@ def apply_plan(
     """
     if adapted_state(model) is not None:
         raise ModelError("this model is adapted already; merge it, or load it again, before another plan")
+    plugins.call("lorakit_before_apply", model=model, plan=plan)
     modules = dict(model.named_modules())
     _check(plan, model, modules)
     layers = _converted(modules, plugins)
