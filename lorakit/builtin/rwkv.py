@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from lorakit.planning.plan import Plan
 
 NOTE = (
-    "RWKV divides weights in place for evaluation, which reaches no adapter: `config.rescale_every` is 0 while adapters "
-    "are on, which changes nothing but the largest values in fp16"
+    "RWKV divides weights in place for evaluation, which reaches no adapter: `config.rescale_every` is 0 while "
+    "adapters are on, which changes nothing but the largest values in fp16"
 )
 KEPT = "lorakit_rescale_every"
 
@@ -37,8 +37,8 @@ def lorakit_before_apply(model: nn.Module, plan: Plan) -> None:
             continue
         if not part.blocks[0].attention.output.weight.is_floating_point():
             raise ModelError(
-                "this RWKV was run in evaluation mode, which divided its quantized weights: load it again, and adapt it "
-                "before it runs"
+                "this RWKV was run in evaluation mode, which divided its quantized weights: load it again, and "
+                "adapt it before it runs"
             )
         mode, part.training = part.training, True
         part._rescale_layers()

@@ -145,8 +145,9 @@ class LayerShape:
 
     A kind that begins with `linear` computes y (..., out_features) = x (..., in_features) Wᵀ + b and can be quantized.
     A kind that begins with `stack` is a parameter of `stack` such matrices in one, named by its own path. `kernel` is
-    the size of a convolution's. `called` is False where the parent computes with the layer's weight and never calls the
-    layer itself. `refusal` says why this one layer of a known kind cannot be adapted.
+    the size of a convolution's. `called` is False where the parent computes with the layer's weight, always or on some
+    devices, and does not call the layer itself; where the parent's code shows it, lorakit sees it by itself. `refusal`
+    says why this one layer of a known kind cannot be adapted.
     """
 
     kind: str

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lorakit.hooks.protocols import LayerShape
+from lorakit.planning.parents import weights_read_by
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,7 +127,10 @@ def read_inventory(model: nn.Module, plugins: Plugins) -> Inventory:
             other_names.setdefault(first, []).append(path)
     infos: dict[str, ModuleInfo] = {}
     for path, module in modules.items():
+        above, _, name = path.rpartition(".")
         shape = _shape(module, plugins)
+        if shape and name in weights_read_by(type(modules.get(above))):
+            shape = replace(shape, called=False)
         stacks = {} if shape else _stacks(path, module, plugins)
         infos[path] = ModuleInfo(
             path=path,
