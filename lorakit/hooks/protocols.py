@@ -147,7 +147,8 @@ class LayerShape:
     A kind that begins with `stack` is a parameter of `stack` such matrices in one, named by its own path. `kernel` is
     the size of a convolution's. `called` is False where the parent computes with the layer's weight, always or on some
     devices, and does not call the layer itself; where the parent's code shows it, lorakit sees it by itself. `refusal`
-    says why this one layer of a known kind cannot be adapted.
+    says why this one layer of a known kind cannot be adapted. With `outright` a target has to name it: roles, globs and
+    other patterns look past it.
     """
 
     kind: str
@@ -157,6 +158,7 @@ class LayerShape:
     stack: int = 0
     called: bool = True
     refusal: str = ""
+    outright: bool = False
 
     @property
     def is_linear(self) -> bool:

@@ -91,10 +91,10 @@ class Inventory:
     @functools.cached_property
     def owners(self) -> Mapping[int, tuple[str, ...]]:
         """The parameters that hold each tensor, as `path.name`, by weight_id; more than one is a tie."""
-        found: dict[int, list[str]] = {}
+        found: dict[int, dict[str, None]] = {}
         for module in self.modules.values():
             for parameter in module.parameters:
-                found.setdefault(parameter.weight_id, []).append(f"{module.path}.{parameter.name}".strip("."))
+                found.setdefault(parameter.weight_id, {})[f"{module.path}.{parameter.name}".strip(".")] = None
         return {weight_id: tuple(names) for weight_id, names in found.items()}
 
     def unique_parameters(self) -> Iterator[ParameterInfo]:
@@ -141,7 +141,7 @@ def read_inventory(model: nn.Module, plugins: Plugins) -> Inventory:
             parameters=tuple(
                 _parameter(name, parameter)
                 for name, parameter in module._parameters.items()
-                if parameter is not None and f"{path}.{name}" not in stacks
+                if parameter is not None and not _stands_alone(stacks.get(f"{path}.{name}".lstrip(".")))
             ),
             holds_modules=bool(module._modules),
             other_paths=tuple(other_names.get(path, ())),
@@ -178,6 +178,11 @@ def _stacks(path: str, module: nn.Module, plugins: Plugins) -> dict[str, ModuleI
                 full, "Parameter", ("Parameter",), shape, str(parameter.device), own, False, is_parameter=True
             )
     return found
+
+
+def _stands_alone(parameter: ModuleInfo | None) -> bool:
+    """Whether a parameter is a target instead of its module's; one that only an outright name reaches is both."""
+    return parameter is not None and parameter.shape is not None and not parameter.shape.outright
 
 
 def _device(module: nn.Module) -> str:
