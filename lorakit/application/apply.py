@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lorakit.adapters.lora_layer import LoRALayer
+from lorakit.application.dispatch import move_hook
 from lorakit.application.layers import (
     adapter_at,
     holder_of,
@@ -138,6 +139,7 @@ def _swap_in(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None
     held = places(model)
     for original, replacement in replacements.items():
         if replacement is not original:
+            move_hook(original, replacement)
             for parent, name in held[original]:
                 setattr(parent, name, replacement)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lorakit.adapters.quantized_linear import QuantizedLinear
+from lorakit.application.dispatch import move_hook
 from lorakit.application.layers import adapter_at, holder_of, places
 from lorakit.application.state import detach, plan_of
 from lorakit.errors import AdapterError
@@ -55,6 +56,7 @@ def merge_model(model: nn.Module, plugins: Plugins) -> tuple[nn.Module, MergeRep
     held = places(model)
     for module, replacement in plain.items():
         replacement.train(module.training)
+        move_hook(module, replacement)
         for parent, name in held[module]:
             setattr(parent, name, replacement)
     for entry, weight in stacks:
