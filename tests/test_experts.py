@@ -30,7 +30,7 @@ def mixtral() -> nn.Module:
     return MixtralForCausalLM(MixtralConfig(**SETTINGS, intermediate_size=24, num_local_experts=4))
 
 
-def qwen3_moe() -> nn.Module:
+def qwen3_moe(**changes: object) -> nn.Module:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     more = {
@@ -40,7 +40,7 @@ def qwen3_moe() -> nn.Module:
         "num_experts_per_tok": 2,
         "head_dim": 8,
     }
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SETTINGS, **more))
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SETTINGS, **more, **changes))
 
 
 def gpt_oss() -> nn.Module:
@@ -206,7 +206,16 @@ def test_all_that_peft_takes_for_linear(build: Callable[[], nn.Module], tokens: 
 
 def test_only_an_outright_name_reaches_a_router() -> None:
     model = mixtral()
-    reached = ("**", "model.layers.*.mlp.**", "layers[0..1]", "/.*gate.*/", "*.weight", "@experts", "@mlp", ":Parameter")
+    reached = (
+        "**",
+        "model.layers.*.mlp.**",
+        "layers[0..1]",
+        "/.*gate.*/",
+        "*.weight",
+        "@experts",
+        "@mlp",
+        ":Parameter",
+    )
     for target in reached:
         plan = lorakit.plan(f"adapt {target} rank 2 optional\ntrain norm", model)
         assert not [entry.path for entry in plan.entries if entry.path.endswith("gate.weight")], target
@@ -219,3 +228,18 @@ def test_only_an_outright_name_reaches_a_router() -> None:
         names = [name for name, value in trained.named_parameters() if value.requires_grad]
         assert names == [f"model.layers.{layer}.mlp.gate.weight" for layer in (0, 1)]
         assert lorakit.plan(text, model).trainable == 2 * 4 * 32
+
+def test_layers_that_peft_takes_for_experts(tokens: torch.Tensor, tmp_path: Path) -> None:
+    """A dense layer beside experts, with ranks, alphas and a dropout of its own."""
+    torch.manual_seed(0)
+    fresh = qwen3_moe(mlp_only_layers=[0]).eval()
+    spec = "adapt @linear rank 2 alpha 6\nadapt gate_proj,up_proj rank 3 alpha 2 dropout 0.1"
+    ours = lorakit.apply(spec, copy.deepcopy(fresh)).eval()
+    randomize(ours)
+    said = ours(tokens).logits
+    lorakit.save(ours, tmp_path / "ours")
+    theirs = PeftModel.from_pretrained(copy.deepcopy(fresh), str(tmp_path / "ours")).eval()
+    assert float((theirs(tokens).logits - said).detach().abs().max()) <= 1e-5
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    again = lorakit.load(tmp_path / "theirs", copy.deepcopy(fresh))
+    assert float((again(tokens).logits - said).detach().abs().max()) <= 1e-5

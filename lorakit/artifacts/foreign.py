@@ -99,5 +99,11 @@ def _rule(path: str, rank: int, dtype: str, config: Mapping[str, Any]) -> Adapt:
 
 
 def _by_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
-    """Return the value of the first pattern that fits the end of a path, as PEFT looks it up."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+    """Return the value of the first pattern that fits the end of a path, as PEFT looks it up.
+
+    A layer may be named by its weight, where the adapter's config has it among `target_parameters`.
+    """
+    for key, value in patterns.items():
+        if any(re.match(rf"(.*\.)?({key})$", name) for name in (path, f"{path}.weight")):
+            return value
+    return default
