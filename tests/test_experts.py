@@ -229,6 +229,7 @@ def test_only_an_outright_name_reaches_a_router() -> None:
         assert names == [f"model.layers.{layer}.mlp.gate.weight" for layer in (0, 1)]
         assert lorakit.plan(text, model).trainable == 2 * 4 * 32
 
+
 def test_layers_that_peft_takes_for_experts(tokens: torch.Tensor, tmp_path: Path) -> None:
     """A dense layer beside experts, with ranks, alphas and a dropout of its own."""
     torch.manual_seed(0)

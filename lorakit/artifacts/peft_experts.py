@@ -1,6 +1,6 @@
 """Layers whose names PEFT takes for experts of transformers 4, and how to name them so that it does not.
 
-For models whose experts became stacks in transformers 5, PEFT 0.21 rewrites `target_modules`: to it a `gate_proj` is the
+For models whose experts became stacks in transformers 5, PEFT 0.21 rewrites `target_modules`: a `gate_proj` to it is a
 stack of experts, in a dense layer as well (`_convert_peft_config_moe` in its transformers_weight_conversion). It leaves
 `target_parameters` alone, and an adapter on the parameter `mlp.gate_proj.weight` has the same tensors.
 """
