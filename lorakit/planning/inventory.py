@@ -128,8 +128,9 @@ def read_inventory(model: nn.Module, plugins: Plugins) -> Inventory:
     infos: dict[str, ModuleInfo] = {}
     for path, module in modules.items():
         above, _, name = path.rpartition(".")
+        parent: type = type(modules.get(above))
         shape = _shape(module, plugins)
-        if shape and name in weights_read_by(type(modules.get(above))):
+        if shape and name in weights_read_by(parent):
             shape = replace(shape, called=False)
         stacks = {} if shape else _stacks(path, module, plugins)
         infos[path] = ModuleInfo(

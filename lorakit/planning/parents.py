@@ -25,7 +25,7 @@ def weights_read_by(kind: type) -> frozenset[str]:
 
 def _methods(kind: type) -> Iterator[FunctionType]:
     for name in dir(kind):
-        function = inspect.unwrap(inspect.getattr_static(kind, name, None))  # type: ignore[arg-type]
+        function = inspect.unwrap(inspect.getattr_static(kind, name, None))
         # most methods name no weight, which their code tells without its source
         if isinstance(function, FunctionType) and "init" not in name and "weight" in function.__code__.co_names:
             yield function
