@@ -9,7 +9,7 @@ import copy
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -29,6 +29,9 @@ TOLERANCE = 1e-5
 MERGED = 1e-4
 # a merged weight in bfloat16 is rounded to 8 bits; two layers deep that shows in the fifth bit of the logits
 MERGED_BFLOAT16 = 2**-4
+# with adapters on parameters PEFT adds B·A to the weight before it multiplies, which a base in bfloat16 rounds
+BY_PARAMETER = ("mixtral", "qwen3_moe", "deepseek_v3")
+ROUNDED = 2**-6
 WEIGHTS = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 2**-7, "atol": 2**-9}}
 RANK = 4
 
@@ -78,11 +81,6 @@ class Failure:
     match: str | None = None
 
 
-OLD_NAMES = Failure(
-    "a",
-    "PEFT takes every gate_proj, up_proj and down_proj for an expert of transformers 4, one of a dense layer as well",
-    without=("gate_proj", "up_proj", "down_proj"),
-)
 OUT_PROJ = Failure(
     "ab",
     "PEFT refuses Mamba's out_proj, whose weight a fused kernel reads",
@@ -95,13 +93,6 @@ DT_PROJ = Failure(
     "the mixer multiplies with dt_proj.weight, which under PEFT is the weight without the adapter",
     without=("dt_proj",),
 )
-GATE = Failure(
-    "b",
-    "PEFT's all-linear takes in the matrix of a router that is no Linear, which no adapter of lorakit fits",
-    without=(),
-    error=lorakit.AdapterError,
-    match="which no adapter here fits",
-)
 ROUTER = Failure(
     "b",
     "PEFT takes in the router, a Linear that returns two tensors, and fails in its forward",
@@ -110,15 +101,12 @@ ROUTER = Failure(
     match="which no adapter here fits",
 )
 RESCALED = Failure(
-    "abc",
-    "for evaluation the model divides the weights of these layers in place, which reaches no adapter",
+    "ab",
+    "for evaluation the model divides the weights of these layers in place, which under PEFT reaches no adapter",
     without=("attention.output", "feed_forward.value"),
 )
 FAILURES: dict[str, tuple[Failure, ...]] = {
     "llama4": (ROUTER,),
-    "mixtral": (GATE,),
-    "qwen3_moe": (OLD_NAMES, replace(GATE, without=OLD_NAMES.without)),
-    "deepseek_v3": (OLD_NAMES, replace(GATE, without=OLD_NAMES.without)),
     "mamba": (OUT_PROJ, DT_PROJ),
     "jamba": (DT_PROJ,),
     "falcon_h1": (OUT_PROJ,),
@@ -212,13 +200,19 @@ def differ(one: Tensor, two: Tensor) -> bool:
     return float((one - two).abs().max()) > 100 * TOLERANCE
 
 
+def exchanged(case: Case, said: Tensor) -> float:
+    """Return how far apart lorakit and PEFT may be with one adapter."""
+    rounds = case.column.dtype == torch.bfloat16 and case.name in BY_PARAMETER
+    return ROUNDED * float(said.abs().max()) if rounds else TOLERANCE
+
+
 def ours_in_peft(case: Case) -> None:
     """What lorakit saves, PEFT loads onto plain weights, and says the same."""
     ours = case.randomized()
     lorakit.save(ours, case.folder)
     theirs = PeftModel.from_pretrained(case.plain(), str(case.folder), autocast_adapter_dtype=False)
     said = output_of(ours, case.inputs())
-    agree(said, output_of(theirs, case.inputs()), TOLERANCE)
+    agree(said, output_of(theirs, case.inputs()), exchanged(case, said))
     assert differ(said, output_of(case.plain(), case.inputs()))
 
 
@@ -239,7 +233,7 @@ def peft_in_ours(case: Case) -> None:
     theirs.save_pretrained(str(case.folder))
     ours = lorakit.load(case.folder, base())
     said = output_of(theirs, case.inputs())
-    agree(output_of(ours, case.inputs()), said, TOLERANCE)
+    agree(output_of(ours, case.inputs()), said, exchanged(case, said))
     assert differ(said, output_of(base(), case.inputs()))
 
 
@@ -250,14 +244,14 @@ def merged(case: Case) -> None:
     said = output_of(ours, case.inputs())
     by_hand_said = output_of(copy.deepcopy(by_hand), case.inputs())
     plain = lorakit.merge(ours)
+    for path in case.paths():
+        found, expected = (model.get_parameter(f"{path}.weight").float() for model in (plain, by_hand))
+        torch.testing.assert_close(found, expected, **WEIGHTS[case.column.dtype])
     tolerance = MERGED if case.column.dtype == torch.float32 else MERGED_BFLOAT16 * float(said.abs().max())
     # in bf16 the last bit of a weight can send a token to another expert
     if case.column.dtype == torch.float32 or not expert_paths(case.name):
         agree(said, by_hand_said, tolerance)
         agree(output_of(plain, case.inputs()), said, tolerance)
-    for path in case.paths():
-        found, expected = (model.get_parameter(f"{path}.weight").float() for model in (plain, by_hand))
-        torch.testing.assert_close(found, expected, **WEIGHTS[case.column.dtype])
     assert not [module for module in plain.modules() if type(module).__module__.startswith("lorakit")]
     assert [name for name, _ in plain.named_parameters()] == [name for name, _ in case.base().named_parameters()]
 
@@ -353,6 +347,7 @@ def table() -> str:
         "",
         "Tiny random models of each architecture, rank 4 on `@linear`, as tests/test_architectures.py proves it: plain",
         "in fp32, and with `quant nf4 double` on a base in fp32 and in bf16. A note says what does not hold, and why.",
+        f"On a base in bf16 PEFT rounds what it adds to parameters ({', '.join(BY_PARAMETER)}), and agrees to that.",
         "",
         f"| architecture | class | modules | {' | '.join(TITLES.values())} |",
         f"|---|---|---|{'---|' * len(TITLES)}",

@@ -1,11 +1,13 @@
-"""On a CUDA device: paging, quantized training, and the forecast against what the allocator saw."""
+"""On CUDA devices: paging, quantized training, a split model, and the forecast against what the allocator saw."""
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import lorakit
 from helpers import QLORA, adapters, make_llama
@@ -66,3 +68,43 @@ def test_the_forecast_is_what_the_allocator_sees() -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert abs(plan.memory.peak / torch.cuda.max_memory_allocated() - 1) < 0.1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("quant", ["", "quant nf4 double dtype fp32"])
+def test_a_model_split_over_two_devices(quant: str, tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    make_llama().save_pretrained(tmp_path / "base")
+    first, second = (
+        ("model.embed_tokens", "model.rotary_emb", "model.layers.0"),
+        ("model.layers.1", "model.norm", "lm_head"),
+    )
+    places = {**dict.fromkeys(first, 0), **dict.fromkeys(second, 1)}
+
+    def base(places: dict[str, int]) -> nn.Module:
+        return LlamaForCausalLM.from_pretrained(tmp_path / "base", device_map=places, dtype=torch.float32)
+
+    spec = f"adapt @linear rank 4 {quant}\nadapt @head rank 4\noptimizer adamw lr 1e-2"
+    model = lorakit.apply(spec, base(places)).train()
+    for path, place in places.items():
+        assert {str(value.device) for value in model.get_submodule(path).state_dict().values()} <= {f"cuda:{place}"}
+    ids = torch.randint(0, 128, (4, 16), generator=torch.Generator().manual_seed(1)).to("cuda:0")
+    optimizer = lorakit.optimizer(model)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        losses.append(float(loss.detach()))
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    assert all(value.grad is not None for value in model.parameters() if value.requires_grad)
+    said = model.eval()(ids).logits.detach()
+    lorakit.save(model, tmp_path / "adapter")
+    alone = lorakit.load(tmp_path / "adapter", base({"": 0}))
+    again = lorakit.load(tmp_path / "adapter", base(places))
+    for other in (alone, again, lorakit.merge(model)):
+        torch.testing.assert_close(other(ids).logits.to("cuda:0"), said, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        assert float((base({"": 0})(ids).logits - said).abs().max()) > 1e-2

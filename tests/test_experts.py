@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def mixtral() -> nn.Module:
     return MixtralForCausalLM(MixtralConfig(**SETTINGS, intermediate_size=24, num_local_experts=4))
 
 
-def qwen3_moe() -> nn.Module:
+def qwen3_moe(**changes: object) -> nn.Module:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     more = {
@@ -39,7 +40,7 @@ def qwen3_moe() -> nn.Module:
         "num_experts_per_tok": 2,
         "head_dim": 8,
     }
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SETTINGS, **more))
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SETTINGS, **more, **changes))
 
 
 def gpt_oss() -> nn.Module:
@@ -168,3 +169,78 @@ def test_experts_train_in_full_and_refuse_dropout(model: nn.Module, tokens: torc
     learned = [name for name, value in model.named_parameters() if value.requires_grad]
     assert len(learned) == 2 and all(name.endswith("experts.down_proj") for name in learned)
     assert lorakit.optimizer(model).param_groups[0]["params"]
+
+
+@pytest.mark.parametrize("targets", ["mlp.gate.weight", "gate.weight, @experts", "gate.weight, q_proj"])
+@pytest.mark.parametrize("build", [mixtral, qwen3_moe])
+def test_routers_both_ways_with_peft(
+    build: Callable[[], nn.Module], targets: str, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    fresh = build().eval()
+    ours = lorakit.apply(f"adapt {targets} rank 2 alpha 6", copy.deepcopy(fresh))
+    randomize(ours)
+    said = ours(tokens).logits
+    assert float((fresh(tokens).logits - said).abs().max()) > 1e-3
+    lorakit.save(ours, tmp_path / "ours")
+    theirs = PeftModel.from_pretrained(copy.deepcopy(fresh), str(tmp_path / "ours")).eval()
+    assert float((theirs(tokens).logits - said).detach().abs().max()) <= 1e-5
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    again = lorakit.load(tmp_path / "theirs", copy.deepcopy(fresh))
+    assert float((again(tokens).logits - said).detach().abs().max()) <= 1e-5
+    merged = lorakit.merge(again)
+    assert float((merged(tokens).logits - said).detach().abs().max()) <= 1e-5
+    assert merged.state_dict().keys() == fresh.state_dict().keys()
+
+
+@pytest.mark.parametrize("build", [mixtral, qwen3_moe])
+def test_all_that_peft_takes_for_linear(build: Callable[[], nn.Module], tokens: torch.Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    fresh = build().eval()
+    theirs = get_peft_model(copy.deepcopy(fresh), LoraConfig(r=2, lora_alpha=6, target_modules="all-linear")).eval()
+    randomize(theirs)
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    ours = lorakit.load(tmp_path / "theirs", fresh)
+    assert float((ours(tokens).logits - theirs(tokens).logits).detach().abs().max()) <= 1e-5
+
+
+def test_only_an_outright_name_reaches_a_router() -> None:
+    model = mixtral()
+    reached = (
+        "**",
+        "model.layers.*.mlp.**",
+        "layers[0..1]",
+        "/.*gate.*/",
+        "*.weight",
+        "@experts",
+        "@mlp",
+        ":Parameter",
+    )
+    for target in reached:
+        plan = lorakit.plan(f"adapt {target} rank 2 optional\ntrain norm", model)
+        assert not [entry.path for entry in plan.entries if entry.path.endswith("gate.weight")], target
+    with pytest.raises(lorakit.PlanError, match=r"its matrix alone is a target: `mlp\.gate\.weight`"):
+        lorakit.plan("adapt mlp.gate rank 2", model)
+    with pytest.raises(lorakit.PlanError, match="dropout cannot act"):
+        lorakit.plan("adapt gate.weight rank 2 dropout 0.1", model)
+    for text in ("train mlp.gate", "train gate.weight"):
+        trained = lorakit.apply(text, mixtral())
+        names = [name for name, value in trained.named_parameters() if value.requires_grad]
+        assert names == [f"model.layers.{layer}.mlp.gate.weight" for layer in (0, 1)]
+        assert lorakit.plan(text, model).trainable == 2 * 4 * 32
+
+
+def test_layers_that_peft_takes_for_experts(tokens: torch.Tensor, tmp_path: Path) -> None:
+    """A dense layer beside experts, with ranks, alphas and a dropout of its own."""
+    torch.manual_seed(0)
+    fresh = qwen3_moe(mlp_only_layers=[0]).eval()
+    spec = "adapt @linear rank 2 alpha 6\nadapt gate_proj,up_proj rank 3 alpha 2 dropout 0.1"
+    ours = lorakit.apply(spec, copy.deepcopy(fresh)).eval()
+    randomize(ours)
+    said = ours(tokens).logits
+    lorakit.save(ours, tmp_path / "ours")
+    theirs = PeftModel.from_pretrained(copy.deepcopy(fresh), str(tmp_path / "ours")).eval()
+    assert float((theirs(tokens).logits - said).detach().abs().max()) <= 1e-5
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    again = lorakit.load(tmp_path / "theirs", copy.deepcopy(fresh))
+    assert float((again(tokens).logits - said).detach().abs().max()) <= 1e-5

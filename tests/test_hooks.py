@@ -254,6 +254,16 @@ def test_lorakit_adapt_module() -> None:
     assert isinstance(model[0], DoublerLoRA) and torch.equal(model(x), 2 * x)
 
 
+def test_lorakit_before_apply() -> None:
+    def refuse(model: nn.Module, plan: Plan) -> None:
+        raise lorakit.ModelError(f"{type(model).__name__} is not for {plan.entries[0].path}")
+
+    model = one()
+    with pytest.raises(lorakit.ModelError, match="Sequential is not for 0"):
+        run("adapt 0 rank 2", model, plugins_of(lorakit_before_apply=refuse))
+    assert type(model[0]) is nn.Linear and model[0].weight.requires_grad
+
+
 def test_lorakit_convert_module() -> None:
     def convert(module: nn.Module) -> nn.Module | None:
         return nn.Linear(4, 4, bias=False) if isinstance(module, Doubler) else None

@@ -55,6 +55,7 @@ def apply_plan(
     """
     state = adapted_state(model)
     _check_name(state, name)
+    plugins.call("lorakit_before_apply", model=model, plan=plan)
     modules = dict(model.named_modules())
     _check(plan, model, modules)
     # taken over before the model runs, since bitsandbytes' own layers may repack their weights when they do

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lorakit.adapters.quantized_linear import QuantizedLinear
+from lorakit.application.dispatch import move_hook
 from lorakit.errors import ModelError, PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import call_of
@@ -139,6 +140,7 @@ def put(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
     held = places(model)
     for original, replacement in replacements.items():
         if replacement is not original:
+            move_hook(original, replacement)
             for parent, name in held[original]:
                 setattr(parent, name, replacement)
 

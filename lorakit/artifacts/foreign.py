@@ -48,6 +48,8 @@ def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -
         _known(path, name, inventory, files)
         if parameter not in {own.name for own in inventory.modules[path].parameters}:
             raise AdapterError(f"{files.folder} holds tensors that nothing here takes, first {name}")
+        if parameter == "bias" and files.config.get("bias") == "all":
+            _whole(path, inventory, files)
         train[path] = Train(targets=())
     if not adapt and not train:
         raise AdapterError(f"{files.folder} holds no LoRA tensors")
@@ -72,6 +74,15 @@ def _target(path: str, inventory: Inventory, files: AdapterFiles) -> str:
     return own[len(own) - 1 - depth] if depth < len(own) else path
 
 
+def _whole(path: str, inventory: Inventory, files: AdapterFiles) -> None:
+    """Refuse the bias of a layer that has no adapter, unless the layer was trained in full."""
+    if any(f"{PREFIX}{path}.{own.name}" not in files.tensors for own in inventory.modules[path].parameters):
+        raise AdapterError(
+            f'{files.folder} was trained with bias="all" and holds the bias of `{path}`, which has no adapter; lorakit '
+            'reads bias="lora_only", so fold this one in with PEFT\'s merge_and_unload'
+        )
+
+
 def _known(path: str, name: str, inventory: Inventory, files: AdapterFiles) -> None:
     if path not in inventory.modules:
         raise AdapterError(
@@ -94,10 +105,16 @@ def _rule(path: str, rank: int, dtype: str, config: Mapping[str, Any]) -> Adapt:
         scaling="rslora" if config.get("use_rslora") else "standard",
         dropout=float(config.get("lora_dropout") or 0.0),
         dtype=dtype,
-        bias="adapter" if config.get("bias") == "lora_only" else "none",
+        bias="adapter" if config.get("bias") in ("lora_only", "all") else "none",
     )
 
 
 def _by_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
-    """Return the value of the first pattern that fits the end of a path, as PEFT looks it up."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+    """Return the value of the first pattern that fits the end of a path, as PEFT looks it up.
+
+    A layer may be named by its weight, where the adapter's config has it among `target_parameters`.
+    """
+    for key, value in patterns.items():
+        if any(re.match(rf"(.*\.)?({key})$", name) for name in (path, f"{path}.weight")):
+            return value
+    return default

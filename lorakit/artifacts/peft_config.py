@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from lorakit.artifacts.peft_experts import misread_by_peft
 from lorakit.planning.plan import AdapterPlan, Plan, PlanEntry
 
 
@@ -20,6 +21,9 @@ def peft_config(plan: Plan, model: nn.Module) -> dict[str, Any]:
     adapted = [entry for entry in plan.entries if entry.adapter is not None]
     adapters = {entry.path: entry.adapter for entry in adapted if entry.adapter is not None}
     parameters = [entry.path for entry in adapted if entry.shape is not None and entry.shape.is_parameter]
+    modules = [path for path in adapters if path not in parameters]
+    misread = misread_by_peft(modules, model)
+    parameters += [f"{path}.weight" for path in modules if path in misread]
     rslora = bool(adapters) and all(adapter.scaling == "rslora" for adapter in adapters.values())
     alphas = {path: _alpha(adapter, rslora) for path, adapter in adapters.items()}
     ranks = {path: adapter.rank or 0 for path, adapter in adapters.items()}
@@ -31,17 +35,22 @@ def peft_config(plan: Plan, model: nn.Module) -> dict[str, Any]:
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
-        "lora_dropout": _commonest((adapter.dropout for adapter in adapters.values()), 0.0),
+        # with a dropout PEFT refuses to load adapters of parameters; plan.json keeps it
+        "lora_dropout": 0.0 if parameters else _commonest((adapter.dropout for adapter in adapters.values()), 0.0),
         "use_rslora": rslora,
-        "target_modules": _short_names([path for path in adapters if path not in parameters], model),
+        "target_modules": _short_names([path for path in modules if path not in misread], model),
         "target_parameters": parameters or None,
-        "rank_pattern": {re.escape(path): value for path, value in ranks.items() if value != rank},
-        "alpha_pattern": {re.escape(path): value for path, value in alphas.items() if value != alpha},
+        "rank_pattern": {_pattern(path, misread): value for path, value in ranks.items() if value != rank},
+        "alpha_pattern": {_pattern(path, misread): value for path, value in alphas.items() if value != alpha},
         "bias": "lora_only" if any(adapter.bias == "adapter" for adapter in adapters.values()) else "none",
         "fan_in_fan_out": {entry.shape.kind for entry in adapted if entry.shape} == {"linear_transposed"},
         "modules_to_save": _trained(plan.entries) or None,
         "init_lora_weights": True,
     }
+
+
+def _pattern(path: str, misread: Collection[str]) -> str:
+    return re.escape(path) + r"(\.weight)?" * (path in misread)
 
 
 def _alpha(adapter: AdapterPlan, rslora: bool) -> float:

@@ -9,6 +9,7 @@ def plugins() -> dict[str, ModuleType]:
     """Return the built-in plugin modules by name. None of them imports torch when it is loaded."""
     from lorakit.builtin import (
         bitsandbytes_layers,
+        dispatched_models,
         factory_models,
         huggingface_models,
         initializers,
@@ -18,12 +19,13 @@ def plugins() -> dict[str, ModuleType]:
         other_layers,
         quantizers,
         roles,
+        rwkv,
         stacked_parameters,
     )
     from lorakit.trainers import huggingface
 
     modules = (
         quantizers, initializers, optimizers, lora, roles, linear_layers, other_layers, bitsandbytes_layers,
-        stacked_parameters, factory_models, huggingface_models, huggingface,
+        stacked_parameters, rwkv, dispatched_models, factory_models, huggingface_models, huggingface,
     )  # fmt: skip
     return {f"lorakit ({module.__name__.rpartition('.')[2]})": module for module in modules}

@@ -74,7 +74,9 @@ def embedding(inventory: Inventory) -> Iterable[str]:
 def experts(inventory: Inventory) -> Iterable[str]:
     """The stacks of matrices that a mixture of experts holds as one parameter each."""
     return (
-        path for path, module in inventory.modules.items() if module.shape is not None and module.shape.is_parameter
+        path
+        for path, module in inventory.modules.items()
+        if module.shape is not None and module.shape.is_parameter and not module.shape.outright
     )
 
 

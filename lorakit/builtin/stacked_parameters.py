@@ -1,4 +1,4 @@
-"""Matrices that a module holds as its own parameters: stacks of experts, the projection into torch's attention."""
+"""Matrices that a module holds as its own parameters: stacks of experts, routers, the projection of an attention."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ def lorakit_describe_parameter(module: nn.Module, name: str) -> LayerShape | Non
     shape = tuple(module.get_parameter(name).shape)
     if isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight":
         return LayerShape("stack", in_features=shape[1], out_features=shape[0], stack=1, called=False)
+    if len(shape) == 2 and name == "weight":
+        # a router, or what else is no Linear: nobody who says `mlp.*` means it
+        return LayerShape("stack", shape[1], shape[0], stack=1, called=False, outright=True)
     if len(shape) != 3 or shape[0] < 2 or min(shape) < 2:
         return None
     stack, rows, columns = shape

@@ -195,9 +195,10 @@ class LayerShape:
 
     A kind that begins with `linear` computes y (..., out_features) = x (..., in_features) Wᵀ + b and can be quantized.
     A kind that begins with `stack` is a parameter of `stack` such matrices in one, named by its own path. `kernel` is
-    the size of a convolution's. `called` is False where the parent computes with the layer's weight and never calls the
-    layer itself. `refusal` says why this one layer of a known kind cannot be adapted. `stored` is the quantizer that
-    holds the weight already; a plan does not keep it.
+    the size of a convolution's. `called` is False where the parent computes with the layer's weight, always or on some
+    devices, and does not call the layer itself; where the parent's code shows it, lorakit sees it by itself. `refusal`
+    says why this one layer of a known kind cannot be adapted. With `outright` a target has to name it: roles, globs and
+    other patterns look past it. `stored` is the quantizer that holds the weight already; a plan does not keep it.
     """
 
     kind: str
@@ -208,6 +209,7 @@ class LayerShape:
     called: bool = True
     refusal: str = ""
     stored: Quantizer | None = field(default=None, compare=False, repr=False)
+    outright: bool = False
 
     @property
     def is_linear(self) -> bool:

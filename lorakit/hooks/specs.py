@@ -110,6 +110,14 @@ def lorakit_estimate_memory(entry: PlanEntry) -> int | None:
 # Moments: while and after a model changes
 
 
+@hookspec
+def lorakit_before_apply(model: nn.Module, plan: Plan) -> None:
+    """Called before anything of the model is read: bring it into a form that adapters fit, or raise a LorakitError.
+
+    The work may fail after this: what the model computes must stay the same.
+    """
+
+
 @hookspec(firstresult=True)
 def lorakit_convert_module(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
     """Return lorakit's own layer for one that another library holds quantized, or None. First result.

@@ -104,6 +104,8 @@ class _Reach:
             why = f": {module.shape.refusal}" if module.shape else ""
             message = f"no adapter fits `{path}`, a {module.class_name}{why}"
             note = "a plugin adds one with the hooks lorakit_describe_module and lorakit_adapt_module" + inside
+            if (weight := self._inventory.modules.get(f"{path}.weight")) and weight.shape:
+                note = f"its matrix alone is a target: `{target}.weight`"
         elif isinstance(self.rule, Quantize):
             message = f"`{path}`, a {module.class_name}, has no matrix to quantize"
             note = "a plugin adds its class with the hook lorakit_describe_module" + inside
@@ -138,6 +140,9 @@ def _holders_inside(path: str, inventory: Inventory) -> Iterable[str]:
     if inventory.modules[path].parameters:
         yield path
     for child in inventory.children.get(path, ()):
+        # what only an outright name reaches is among its module's parameters
+        if (shape := inventory.modules[child].shape) and shape.outright:
+            continue
         yield from _holders_inside(child, inventory)
 
 
@@ -153,7 +158,11 @@ def _structure(inventory: Inventory) -> str:
 
 
 def _layer_names(inventory: Inventory) -> list[str]:
-    names = (path.rpartition(".")[2] for path, module in inventory.modules.items() if module.shape is not None)
+    names = (
+        path.rpartition(".")[2]
+        for path, module in inventory.modules.items()
+        if module.shape is not None and not module.shape.outright
+    )
     return list(dict.fromkeys(name for name in names if not name.isdigit()))
 
 

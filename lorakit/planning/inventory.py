@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lorakit.hooks.protocols import LayerShape
+from lorakit.planning.parents import weights_read_by
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,10 +96,10 @@ class Inventory:
     @functools.cached_property
     def owners(self) -> Mapping[int, tuple[str, ...]]:
         """The parameters that hold each tensor, as `path.name`, by weight_id; more than one is a tie."""
-        found: dict[int, list[str]] = {}
+        found: dict[int, dict[str, None]] = {}
         for module in self.modules.values():
             for parameter in module.parameters:
-                found.setdefault(parameter.weight_id, []).append(f"{module.path}.{parameter.name}".strip("."))
+                found.setdefault(parameter.weight_id, {})[f"{module.path}.{parameter.name}".strip(".")] = None
         return {weight_id: tuple(names) for weight_id, names in found.items()}
 
     def unique_parameters(self) -> Iterator[ParameterInfo]:
@@ -131,7 +132,11 @@ def read_inventory(model: nn.Module, plugins: Plugins) -> Inventory:
             other_names.setdefault(first, []).append(path)
     infos: dict[str, ModuleInfo] = {}
     for path, module in modules.items():
+        above, _, name = path.rpartition(".")
+        parent: type = type(modules.get(above))
         shape = _shape(module, plugins)
+        if shape and name in weights_read_by(parent):
+            shape = replace(shape, called=False)
         stacks = {} if shape else _stacks(path, module, plugins)
         infos[path] = ModuleInfo(
             path=path,
@@ -145,7 +150,7 @@ def read_inventory(model: nn.Module, plugins: Plugins) -> Inventory:
                     _parameter(name, parameter)
                     for name, parameter in module._parameters.items()
                     if parameter is not None
-                    and f"{path}.{name}" not in stacks
+                    and not _stands_alone(stacks.get(f"{path}.{name}".lstrip(".")))
                     and not (name == "weight" and shape and shape.stored)
                 ),
             ),
@@ -208,6 +213,11 @@ def _stacks(path: str, module: nn.Module, plugins: Plugins) -> dict[str, ModuleI
                 full, "Parameter", ("Parameter",), shape, str(parameter.device), own, False, is_parameter=True
             )
     return found
+
+
+def _stands_alone(parameter: ModuleInfo | None) -> bool:
+    """Whether a parameter is a target instead of its module's; one that only an outright name reaches is both."""
+    return parameter is not None and parameter.shape is not None and not parameter.shape.outright
 
 
 def _device(module: nn.Module) -> str:

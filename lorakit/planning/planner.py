@@ -116,7 +116,7 @@ def _problems(
         if adapt.dropout and not module.shape.called:
             yield at(
                 "L107",
-                f"`{module.path}` is never called: its parent multiplies with its weight, where dropout cannot act",
+                f"`{module.path}` is not always called: its parent computes with its weight, where dropout cannot act",
                 adapt.span,
                 suggestion=f"leave out `dropout` for it, or the module with `except {module.path}`",
             )

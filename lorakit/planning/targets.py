@@ -39,6 +39,8 @@ class Selection:
         return self._role_paths[name]
 
     def _fits(self, target: Target, module: ModuleInfo) -> bool:
+        if module.shape is not None and module.shape.outright and not target.is_outright:
+            return False
         if target.class_name is not None and module.class_name != target.class_name:
             return False
         if target.role is not None and module.path not in self.role(target.role):
