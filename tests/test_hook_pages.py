@@ -89,7 +89,7 @@ def counted(function: Callable[..., Any], calls: list[str], name: str) -> Callab
 
 
 def test_every_hook_has_a_page_and_every_page_a_hook() -> None:
-    assert PAGES.keys() == HOOKS.keys() | {"calibrated_quantizer"}
+    assert PAGES.keys() == HOOKS.keys() | {"calibrated_quantizer", "checkpointed_quantizer"}
     assert len(HOOKS) >= 16
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from lorakit.application.layers import (
     holder_of,
     is_parameter,
     matrix,
+    own_parameters,
     put,
     put_on_parameter,
     quantized_layer,
@@ -83,7 +84,7 @@ def apply_plan(
     for entry in plan.entries:
         if is_parameter(entry) and entry.path in made:
             put_on_parameter(*holder_of(model, entry), made[entry.path])
-    adapter = NamedAdapter(name, plan, seed, made)
+    adapter = NamedAdapter(name, plan, seed, made, _fixed(made))
     remember_base(model, state, adapter)
     state.inventory = stored(state.inventory, plan, plugins)
     state.named[name] = adapter
@@ -91,6 +92,16 @@ def apply_plan(
     use(model, state, {name: 1.0})
     plugins.call("lorakit_model_ready", model=model, plan=plan)
     return model
+
+
+def _fixed(made: Mapping[str, nn.Module]) -> frozenset[tuple[str, str]]:
+    """Return the parameters of new adapters that are made not to train, as (path, name)."""
+    return frozenset(
+        (path, name)
+        for path, module in made.items()
+        for name, parameter in own_parameters(module).items()
+        if not parameter.requires_grad
+    )
 
 
 def module_generator(seed: int, path: str) -> torch.Generator:

@@ -57,6 +57,11 @@ def adapter_path(model: nn.Module, entry: PlanEntry, adapter: nn.Module) -> str:
     return path
 
 
+def own_parameters(adapter: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what an adapter adds to its base layer, by name."""
+    return {name: value for name, value in adapter.named_parameters() if not name.startswith("base_layer.")}
+
+
 def full_parameters(model: nn.Module, entry: PlanEntry) -> dict[str, nn.Parameter]:
     """Return what an entry trains in full, by name behind the entry's path: by `train`, or biases by `bias adapter`."""
     if entry.train:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorakit.application.layers import full_parameters
+from lorakit.application.layers import full_parameters, own_parameters
 from lorakit.application.state import NamedAdapter, state_of, unwrapped
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
@@ -58,9 +58,9 @@ def _collect(
         adapter = entry.adapter
         rate = (adapter.lr if adapter else entry.train_lr) or default
         paged = named.plan.optimizer.paged or bool(adapter and adapter.paged)
-        own = dict(named.modules[entry.path].named_parameters()) if adapter else {}
+        own = own_parameters(named.modules[entry.path]) if adapter else {}
         for name, parameter in (own | full_parameters(model, entry)).items():
-            if not parameter.requires_grad or parameter in seen or name.startswith("base_layer."):
+            if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
             ratio = adapter.lr_ratio if adapter and adapter.lr_ratio and name == "lora_B" else 1.0

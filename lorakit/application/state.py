@@ -20,13 +20,15 @@ DEFAULT = "default"
 class NamedAdapter:
     """One plan on a model: the adapters that it put there, by the path of their entry.
 
-    `kept` are its own values of what it trains in full, by path, while another's stand in the model.
+    `kept` are its own values of what it trains in full, by path, while another's stand in the model. `fixed` are the
+    parameters that its method never trains, as (path, name).
     """
 
     name: str
     plan: Plan
     seed: int
     modules: dict[str, nn.Module]
+    fixed: frozenset[tuple[str, str]] = frozenset()
     share: Share = 0.0
     kept: dict[str, Tensor] = field(default_factory=dict)
 

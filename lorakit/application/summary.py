@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lorakit.adapters.quantized_linear import QuantizedLinear
-from lorakit.application.layers import base_at
+from lorakit.application.layers import base_at, own_parameters
 from lorakit.application.state import state_of, unwrapped
 
 
@@ -46,9 +46,8 @@ def summarize(model: nn.Module) -> Summary:
     bases: dict[str, nn.Module | Tensor] = {}
     for adapter in state.named.values():
         for entry in adapter.plan.entries:
-            own = adapter.modules[entry.path].named_parameters() if entry.adapter else ()
-            found = [parameter for name, parameter in own if not name.startswith("base_layer.")]
-            added.setdefault(entry.path, []).extend(found)
+            own = own_parameters(adapter.modules[entry.path]) if entry.adapter else {}
+            added.setdefault(entry.path, []).extend(own.values())
             bases[entry.path] = base_at(model, entry)
     modules = [_module(path, base, added[path]) for path, base in bases.items()]
     adapters = [tensor for tensors in added.values() for tensor in tensors]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from lorakit.adapters.share import RowsError, Share
-from lorakit.application.layers import full_parameters, is_parameter
+from lorakit.application.layers import full_parameters, is_parameter, own_parameters
 from lorakit.application.state import Adapted, NamedAdapter
 from lorakit.errors import ModelError
 
@@ -22,10 +22,15 @@ def use(model: nn.Module, state: Adapted, shares: Mapping[str, float]) -> None:
     if any(isinstance(adapter.share, Tensor) for adapter in state.used):
         raise ModelError("rows have adapters of their own inside this block: leave it before choosing others")
     _switch(model, state, {state.get(name).name: float(share) for name, share in shares.items()})
-    for parameter in _everything(model, state, state.named.values()):
-        parameter.requires_grad_(False)
-    for parameter in _everything(model, state, state.used):
-        parameter.requires_grad_(True)
+    for adapter in state.named.values():
+        for path, module in adapter.modules.items():
+            for name, parameter in own_parameters(module).items():
+                parameter.requires_grad_(adapter.is_used and (path, name) not in adapter.fixed)
+        for parameter in _full(model, adapter).values():
+            parameter.requires_grad_(False)
+    for adapter in state.used:
+        for parameter in _full(model, adapter).values():
+            parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -143,10 +148,3 @@ def remember_base(model: nn.Module, state: Adapted, adapter: NamedAdapter) -> No
     for path, parameter in _full(model, adapter).items():
         if path not in state.base:
             state.base[path] = parameter.detach().to("cpu", copy=True)
-
-
-def _everything(model: nn.Module, state: Adapted, adapters: Iterable[NamedAdapter]) -> Iterator[nn.Parameter]:
-    for adapter in adapters:
-        for module in adapter.modules.values():
-            yield from (value for name, value in module.named_parameters() if not name.startswith("base_layer."))
-        yield from _full(model, adapter).values()
