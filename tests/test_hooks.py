@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import lorakit
 from lorakit import plugins as composition
-from lorakit.hooks import LayerShape, ModelReference, QuantizedWeight, hookimpl, specs
+from lorakit.hooks import LayerShape, ModelReference, QuantizedWeight, Quantizer, hookimpl, specs
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.plan import Plan, PlanEntry
 from lorakit.plugins import load_plugins
@@ -62,6 +62,30 @@ def test_lorakit_quantizers() -> None:
     model = run("adapt 0 rank 2 quant half(scale=2)", one(), plugins_of(lorakit_quantizers=lambda: [Half]))
     torch.testing.assert_close(model[0].base_layer.weight, 2 * one()[0].weight.detach(), rtol=1e-3, atol=1e-3)
     assert lorakit.summary(model).modules[0].bits_per_weight == 16
+
+
+def test_a_quantizer_inherits_its_product_from_the_protocol_and_nothing_else() -> None:
+    @dataclass(frozen=True)
+    class Inherits(Quantizer):
+        """Stores weights as they are."""
+
+        name: ClassVar[str] = "inherits"
+
+        def quantize(self, weight: Tensor) -> QuantizedWeight:
+            return QuantizedWeight({"same": weight.clone()}, (weight.shape[0], weight.shape[1]), weight.dtype)
+
+        def dequantize(self, quantized: QuantizedWeight) -> Tensor:
+            return quantized.tensors["same"]
+
+        def bits_per_weight(self, shape: tuple[int, int]) -> float:
+            return 32.0
+
+    model, x = run("quantize 0 inherits", one(), plugins_of(lorakit_quantizers=lambda: [Inherits])), torch.randn(2, 8)
+    torch.testing.assert_close(model(x), one()(x))
+    # what the protocol leaves empty is missing
+    incomplete = type("Incomplete", (Quantizer,), {"name": "incomplete", "quantize": Inherits.quantize})
+    with pytest.raises(lorakit.PluginError, match=r"`incomplete` has no method `dequantize\(quantized\)`"):
+        plugins_of(lorakit_quantizers=lambda: [dataclass(frozen=True)(incomplete)])
 
 
 def test_lorakit_initializers() -> None:
