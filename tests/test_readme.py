@@ -105,4 +105,4 @@ def test_every_command_is_in_the_table() -> None:
     listed = set(re.findall(r"\| `lorakit (\w+)", README))
     from lorakit.cli.main import app
 
-    assert listed == {command.name for command in app.registered_commands}
+    assert listed == {command.name for command in (*app.registered_commands, *app.registered_groups)}
