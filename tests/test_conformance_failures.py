@@ -21,7 +21,6 @@ from lorakit.testing import (
     Check,
     CheckError,
     check_quantizer,
-    check_share,
     initializer_checks,
     method_checks,
     optimizer_checks,
@@ -279,6 +278,8 @@ def seeded(self: Any, *words: Any, **more: Any) -> None:
         ("gradients", lora(forward=lambda self, x: self.base_layer(x) + 0 * (self.lora_A.sum() + self.lora_B.sum())),
          "no parameter of a fresh adapter gets a gradient"),
         ("merged", lora(merged=lambda self: (self.base_layer, self.base_layer.weight)), "merging moved the outputs"),
+        ("share", lora(share=property(lambda self: None, lambda self, value: None)), "`share` is None, not 1.0"),
+        ("share", lora(is_off=False, added=lambda self, result, update: result + update), "with `share` 0.0"),
         ("file-names", {"file_names": lambda self, layer: {"lora_A": "x", "lora_B": "x"}}, "one name twice"),
         ("saved", {"file_names": lambda self, layer: {"lora_A": "x"}}, "It raised"),
         ("determinism", lora(__init__=seeded), "start with other values the second time"),
@@ -289,22 +290,6 @@ def seeded(self: Any, *words: Any, **more: Any) -> None:
 def test_methods(name: str, changes: dict[str, Any], words: str) -> None:
     found = failures(method_checks(variant(LoRA, **changes)), name)
     assert found and any(words in one for one in found), found
-
-
-def test_a_switch_is_asked_for_and_tried() -> None:
-    class Silent(LoRALinear):
-        @property
-        def share(self) -> float:
-            raise AttributeError
-
-    with pytest.raises(CheckError, match="has no attribute `share`"):
-        check_share(variant(LoRA, **around(Silent)))
-
-    class Deaf(LoRALinear):
-        share = 1.0
-
-    with pytest.raises(CheckError, match="with `share` 0.0 a linear layer is off by"):
-        check_share(variant(LoRA, **around(Deaf)))
 
 
 @dataclasses.dataclass(frozen=True)
