@@ -122,7 +122,7 @@ def main() -> None:
     train = tokenize(kept, tokenizer, settings.tokens).rows
     held_out = tokenize(out, tokenizer, settings.tokens).rows[: settings.held_out]
     print(
-        f"{'quant':<20} {'bits':>6} {'held out before':>16} {'training':>9} {'held out':>9} {'ratio':>7} {'s/step':>7}"
+        f"{'quant':<28} {'bits':>6} {'held out before':>16} {'training':>9} {'held out':>9} {'ratio':>7} {'s/step':>7}"
     )
     ratios = {}
     base: Result | None = None
@@ -130,13 +130,13 @@ def main() -> None:
         try:
             result = run(quant, train, held_out, settings, device)
         except lorakit.LorakitError as error:
-            print(f"{quant:<20} {error}")
+            print(f"{quant:<28} {error}")
             continue
         base = base or result
         name = quant or "none"
         ratios[name] = result.after / base.after
         print(
-            f"{name:<20} {result.bits:6.3f} {result.before:16.4f} {result.training:9.4f} {result.after:9.4f} "
+            f"{name:<28} {result.bits:6.3f} {result.before:16.4f} {result.training:9.4f} {result.after:9.4f} "
             f"{ratios[name]:7.4f} {result.step:7.2f}",
             flush=True,
         )
