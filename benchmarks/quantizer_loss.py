@@ -1,8 +1,8 @@
 """What training on a quantized base costs in loss: the same model, text, seed and steps for every quantizer.
 
-    python benchmarks/quantizer_loss.py [--steps 200] [--batch 4] [--tokens 96] [--held-out 128] [--seed 0] [QUANT ...]
+    python benchmarks/quantizer_loss.py [--steps 200] [--batch 4] [--tokens 96] [--held-out 128] [--seed 0] [--targets @linear] [QUANT ...]
 
-LoRA of rank 16 on every linear layer of the demo's SmolLM2-135M and its dialogues, on a GPU where there is one. QUANT
+LoRA of rank 16 on the targets, every linear layer unless named otherwise, of the demo's SmolLM2-135M and its dialogues, on a GPU where there is one. QUANT
 is what stands behind `quant` in a spec, such as `"hqq(bits=3)"`; without any: all that are built in and those of every
 installed plugin. The first row is the unquantized base. Exits with 1 if `nf4 double` ends over 2 % above it.
 """
@@ -26,7 +26,6 @@ from lorakit.demo import dialogues, smollm2
 from lorakit.plugins import default_plugins, load_plugins
 from lorakit.trainers.text_data import IGNORED, read_records, split_records, tokenize
 
-RULE = "adapt @linear rank 16 alpha 16"
 BUILT_IN = ("nf4 double", "nf4", "fp4", "int8")
 LIMIT = 1.02
 CALIBRATION, LAST = 64, 20
@@ -85,7 +84,8 @@ def mean_bits(summary: Any) -> float:
 def run(quant: str | None, train: Rows, held_out: Rows, settings: argparse.Namespace, device: str) -> Result:
     model: Any = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16).to(device)
     calibration = [batch_of([row], device) for row in train[:CALIBRATION]]
-    lorakit.apply(f"{RULE} quant {quant}" if quant else RULE, model, seed=settings.seed, calibration=calibration)
+    rule = f"adapt {settings.targets} rank 16"
+    lorakit.apply(f"{rule} quant {quant}" if quant else rule, model, seed=settings.seed, calibration=calibration)
     bits = mean_bits(lorakit.summary(model))
     before = held_out_loss(model, held_out, settings.batch, device)
     optimizer = lorakit.optimizer(model, lr=settings.lr)
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("quantizers", nargs="*", metavar="QUANT")
     for name, default in (("steps", 200), ("batch", 4), ("tokens", 96), ("held-out", 128), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--targets", default="@linear")
     parser.add_argument("--lr", type=float, default=2e-4)
     settings = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"

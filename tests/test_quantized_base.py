@@ -155,7 +155,7 @@ def test_a_base_plans_as_what_it_is(spec: str, tmp_path: Path) -> None:
     before, after = (lorakit.plan(f"adapt @linear rank 2 quant {quant}", place) for place in (folder, base))
     assert after.memory.weights == after.memory.weights_before == before.memory.weights
     assert after.model_parameters == before.model_parameters and after.trainable == before.trainable
-    with pytest.raises(lorakit.PlanError, match=r"quantized already, and this asks for FP4"):
+    with pytest.raises(lorakit.PlanError, match=r"quantized already, and this asks for fp4"):
         lorakit.plan("adapt q_proj rank 2 quant fp4", base)
     with pytest.raises(lorakit.PlanError, match="stored as .*, and cannot train in full"):
         lorakit.plan("train q_proj", base)

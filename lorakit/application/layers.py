@@ -113,7 +113,7 @@ def quantized_weight(weight: Tensor, entry: PlanEntry, plugins: Plugins, seen: A
     if entry.shape.kind == "linear_transposed":
         weight = weight.T
     try:
-        if isinstance(quantizer, CalibratedQuantizer):
+        if isinstance(quantizer, CalibratedQuantizer) and seen is not None:
             quantized = quantizer.quantize_observed(weight, seen)
         else:
             quantized = quantizer.quantize(weight)

@@ -100,6 +100,11 @@ def _check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
             raise AdapterError(
                 f"{files.folder} is for another model: `{entry.path}` is {entry.shape} there and {module.shape} here"
             )
+        if entry.shape and module.shape and entry.shape.kind != module.shape.kind and not module.shape.stored:
+            raise AdapterError(
+                f"{files.folder} is for another model: `{entry.path}` is a {entry.class_name} there and a "
+                f"{module.class_name} here"
+            )
 
 
 def _expected_shapes(plan: Plan, inventory: Inventory, plugins: Plugins) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from lorakit.artifacts.peft_names import PREFIX
 from lorakit.artifacts.reading import AdapterFiles
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
+from lorakit.hooks.protocols import ModelReference
 from lorakit.planning.inventory import Inventory, read_inventory
 from lorakit.planning.plan import Plan, PlanEntry
 
@@ -106,12 +108,14 @@ def merge_layout(
     `dtype` is what weights are written in, their own if it is None.
     Raises: AdapterError, ModelError, WholeModelNeeded.
     """
-    inventory = read_inventory(model, plugins)
-    files, plan = planned_files(adapter, inventory, plugins, quantize=False, allow_pickle=allow_pickle)
     stored = stored_tensors(base)
     if not stored:
         raise WholeModelNeeded(f"{base} holds no model.safetensors")
     packed = _packed(model, stored)
+    if packed:
+        model = _unquantized(model, plugins)
+    inventory = read_inventory(model, plugins)
+    files, plan = planned_files(adapter, inventory, plugins, quantize=False, allow_pickle=allow_pickle)
     serving = {part for parts in packed.values() for part in parts}
     names, converts = model_names([name for name in stored if name not in serving], model)
     layouter = _Layouter(inventory, files, plan, stored, packed, names, _Dtypes(model, stored, packed, dtype))
@@ -121,6 +125,16 @@ def merge_layout(
         if piece.dtype is not None:
             held[piece.dtype] = held.get(piece.dtype, 0) + piece.bytes
     return Layout(base, model, stored, files, plan, pieces, untied, max(held, key=held.__getitem__), dtype)
+
+
+def _unquantized(model: Any, plugins: Plugins) -> nn.Module:
+    """Return the structure that the merged folder will hold, where the base's layers are quantized ones."""
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    plain: nn.Module = plugins.call(
+        "lorakit_load_model", reference=ModelReference(type(model).__name__, config, with_weights=False)
+    )
+    return plain
 
 
 def _packed(model: nn.Module, stored: Mapping[str, Stored]) -> dict[str, tuple[str, ...]]:

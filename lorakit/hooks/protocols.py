@@ -81,9 +81,9 @@ class CalibratedQuantizer(Quantizer, Protocol):
         """
 
     def quantize_observed(self, weight: Tensor, seen: Any) -> QuantizedWeight:
-        """Return weight (out_features, in_features) quantized for the inputs that were seen; None if there were none.
+        """Return weight (out_features, in_features) quantized for the inputs that were seen.
 
-        `quantize` alone does the same without any knowledge of the inputs.
+        Where nothing reached the layer, `quantize` does it without any knowledge of the inputs.
         """
 
 

@@ -32,11 +32,10 @@ def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
     from lorakit.artifacts.peft_names import adapter_tensors
     from lorakit.plugins import default_plugins
 
-    # by now quantized layers are lorakit's own: Trainer trains them, they move to any device, and merged ones are plain
+    # Trainer refuses models that transformers holds quantized, and so does `model.to`; by now the layers are lorakit's
     if getattr(model, "is_quantized", False):
         model.__dict__.update(is_quantized=False, hf_quantizer=None)
         model.__dict__.pop("quantization_method", None)
-        vars(model.config).pop("quantization_config", None)
     # Trainer warns of every base weight that a checkpoint lacks, unless it is told that they were left out on purpose
     trained = {inner for _, inner, _ in adapter_tensors(model, adapter_of(model), default_plugins())}
     model._keys_to_ignore_on_save = [name for name in model.state_dict() if name not in trained]  # type: ignore[assignment]

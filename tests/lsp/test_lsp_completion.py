@@ -84,11 +84,15 @@ async def test_what_fits_is_offered(editor: Editor, text: str, words: list[str])
     [
         "# |", "#|", "adapt q rank 4 # |", "adapt q, # |", "adapt q { # |\n}", 'include "|"', 'include "a|',
         'let s = "rank |', "adapt /q|/ rank 4", "let |", "let r |", "adapt layers[0|", "adapt q]|", "]|",
-        "adapt q layers |", "adapt q rank 1|", "adapt q dropout 0.|", "adpat q |", "use |", "require trainable < 1% |",
+        "adapt q layers |", "adapt q rank 1|", "adapt q dropout 0.|", "adpat q |", "require trainable < 1% |",
     ],
 )  # fmt: skip
 async def test_nothing_is_offered_where_nothing_fits(editor: Editor, text: str) -> None:
     assert await editor.words(text) == []
+
+
+async def test_installed_distributions_are_offered(editor: Editor) -> None:
+    assert set(await editor.words("use |")) == {name for name, _ in default_plugins().distributions()}
 
 
 async def test_a_name_of_an_included_file_is_offered(editor: Editor) -> None:
