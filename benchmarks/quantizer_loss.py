@@ -3,9 +3,9 @@
     python benchmarks/quantizer_loss.py [--targets @linear] [--steps 200] [--batch 4] [--tokens 96] [--held-out 128]
                                         [--lr 2e-4] [--seed 0] [QUANT ...]
 
-LoRA of rank 16 on the targets, of the demo's SmolLM2-135M and its dialogues, on a GPU where there is one. QUANT is what
-stands behind `quant` in a spec, such as `"hqq(bits=3)"`; without any: all that are built in and those of every installed
-plugin. The first row is the unquantized base. Exits with 1 if `nf4 double` ends over 2 % above it.
+LoRA of rank 16 on the targets, of the demo's SmolLM2-135M and its dialogues, on a GPU where there is one. QUANT is
+what stands behind `quant` in a spec, such as `"hqq(bits=3)"`; without any: all that are built in and those of every
+installed plugin. The first row is the unquantized base. Exits with 1 if `nf4 double` ends over 2 % above it.
 """
 
 from __future__ import annotations

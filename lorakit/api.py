@@ -212,14 +212,11 @@ def _module(
     if isinstance(model, nn.Module):
         return model
     if isinstance(model, str | Path):
-        reference = ModelReference(str(model), None, with_weights, trust_remote_code, plan=plan, plugins=plugins)
+        reference = ModelReference(str(model), None, with_weights, trust_remote_code, plan=plan)
     elif hasattr(model, "to_dict") and hasattr(model, "model_type"):
         if with_weights:
             raise ModelError("a config has no weights; give the model itself, or its folder or hub id")
         reference = ModelReference(type(model).__name__, model, False, trust_remote_code)
     else:
         raise ModelError(f"a model is an nn.Module, a Hugging Face config or a reference, not a {type(model).__name__}")
-    loaded = plugins.call("lorakit_load_model", reference=reference)
-    if loaded is None:
-        raise ModelError(f"nothing here can load the model {reference.text}")
-    return loaded  # type: ignore[no-any-return]
+    return plugins.load_model(reference)

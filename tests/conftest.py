@@ -21,6 +21,17 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 torch.set_num_threads(2)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run what takes many minutes too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes many minutes; run with --slow"))
+
+
 @pytest.fixture
 def llama() -> nn.Module:
     return make_llama().eval()

@@ -143,6 +143,21 @@ def test_a_scaled_embedding_scales_its_adapter() -> None:
     torch.testing.assert_close(lorakit.merge(model)(tokens), expected)
 
 
+def test_what_looks_up_positions_is_no_lookup_of_tokens() -> None:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    small = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    model = BartForConditionalGeneration(BartConfig(vocab_size=32, d_model=16, **small)).eval()
+    plan = lorakit.plan("adapt @embedding rank 2", model)
+    assert not any("positions" in entry.path for entry in plan.entries)
+    assert "passed over 2 modules that no adapter fits" in plan.notes[0]
+    lorakit.apply(plan, model)
+    tokens = torch.tensor([[3, 1, 2]])
+    assert model(tokens).logits.shape == (1, 3, 32)
+    with pytest.raises(lorakit.PlanError, match="no adapter fits `model.encoder.embed_positions`"):
+        lorakit.plan("adapt encoder.embed_positions rank 2", BartForConditionalGeneration(model.config))
+
+
 def test_quantizers_take_matrices_alone() -> None:
     with pytest.raises(lorakit.PlanError, match="`embed`, a Embedding, is no linear layer"):
         lorakit.plan("adapt embed rank 2 quant nf4", words())

@@ -131,10 +131,7 @@ def _unquantized(model: Any, plugins: Plugins) -> nn.Module:
     """Return the structure that the merged folder will hold, where the base's layers are quantized ones."""
     config = copy.deepcopy(model.config)
     del config.quantization_config
-    plain: nn.Module = plugins.call(
-        "lorakit_load_model", reference=ModelReference(type(model).__name__, config, with_weights=False)
-    )
-    return plain
+    return plugins.load_model(ModelReference(type(model).__name__, config, with_weights=False))
 
 
 def _packed(model: nn.Module, stored: Mapping[str, Stored]) -> dict[str, tuple[str, ...]]:

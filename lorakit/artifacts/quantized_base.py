@@ -113,7 +113,7 @@ def _use_checkpoint(
     except ValueError as error:
         return str(error)
     reference = ModelReference("the base", config, with_weights=False)
-    expected = read_inventory(plugins.call("lorakit_load_model", reference=reference), plugins)
+    expected = read_inventory(plugins.load_model(reference), plugins)
     found = {path: info.shape.stored for path, info in expected.modules.items() if info.shape and info.shape.stored}
     if found != {path: layer.quantizer for path, layer in layers.items()}:
         return f"transformers would look for `{quantizer.name}` in other layers"

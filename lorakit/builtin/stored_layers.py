@@ -14,7 +14,13 @@ from lorakit.builtin.shards import StoredTensor
 from lorakit.builtin.streaming import LayersQuantizer
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
-from lorakit.plugins import default_plugins
+
+
+def _installed() -> Plugins:
+    # transformers reads such a folder by itself wherever lorakit was imported
+    from lorakit.plugins import default_plugins
+
+    return default_plugins()
 
 
 @register_quantization_config(METHOD)
@@ -24,7 +30,7 @@ class StoredConfig(QuantizationConfigMixin):
     def __init__(self, layers: Any = None, version: Any = None, plugins: Plugins | None = None, **_: Any) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
         self.layers = read_manifest({"layers": layers, "version": version})
-        self.plugins = plugins or default_plugins()
+        self.plugins = plugins or _installed()
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": METHOD}

@@ -139,11 +139,9 @@ class _Quantize(ConversionOps):
 
 def plan_config(reference: ModelReference) -> PlanConfig | None:
     """Return what transformers has to know of a reference's plan; None if there is nothing to quantize on the way."""
-    from lorakit.plugins import default_plugins
-
-    if reference.plan is None:
+    plugins = reference.plugins
+    if reference.plan is None or plugins is None:
         return None
-    plugins = reference.plugins or default_plugins()
     entries = {
         entry.path: entry
         for entry in reference.plan.entries

@@ -35,8 +35,8 @@ def apply(
     from lorakit.cli.calibration import calibration_batches
     from lorakit.cli.inputs import decide, device_words, load_model, load_planned, read_spec
     from lorakit.cli.saving import base_writer
+    from lorakit.cli.tasks import make_task
     from lorakit.cli.terminal import say, show, tracked
-    from lorakit.cli.training import make_task
     from lorakit.hooks.protocols import ModelReference
     from lorakit.planning.report import plan_view, show_bytes
     from lorakit.plugins import default_plugins

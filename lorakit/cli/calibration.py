@@ -10,7 +10,7 @@ from lorakit.cli.terminal import say, tracked
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorakit.cli.training import Task
+    from lorakit.cli.tasks import Task
     from lorakit.hooks.manager import Plugins
     from lorakit.planning.plan import Plan
 

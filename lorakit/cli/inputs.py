@@ -64,13 +64,9 @@ def load_planned(
 
 
 def _load(reference: ModelReference) -> nn.Module:
-    from lorakit.errors import ModelError
     from lorakit.plugins import default_plugins
 
-    model: nn.Module | None = default_plugins().call("lorakit_load_model", reference=reference)
-    if model is None:
-        raise ModelError(f"nothing here can load the model {reference.text}")
-    return model
+    return default_plugins().load_model(reference)
 
 
 def device_words() -> str:

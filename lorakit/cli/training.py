@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from lorakit.cli.calibration import ROWS, calibration_batches
+from lorakit.cli.tasks import Task, make_task
 from lorakit.cli.terminal import console, say, show, tracked, working
 from lorakit.errors import OutputError
 from lorakit.language.spec import Spec
@@ -17,10 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lorakit.planning.plan import Plan
-    from lorakit.trainers.huggingface_task import LanguageTask
-    from lorakit.trainers.plain_task import PairsTask
 
-    Task: TypeAlias = LanguageTask | PairsTask
 
 # an adapter and two moments of up to four bytes a parameter, in the two checkpoints that are kept
 CHECKPOINT_FACTOR = 2 * 5
@@ -109,19 +107,6 @@ def run(job: Job) -> Outcome:
         job.checkpoints.rmdir()
     say(f"{job.output}: adapter of {plan.trainable:,} parameters, {show_bytes(plan.memory.gradients)}")
     return outcome
-
-
-def make_task(
-    data: str, structure: nn.Module, model: str, settings: Settings, loss: str | None, trust_remote_code: bool
-) -> Task:
-    """Return the data made ready for a model of this structure. Raises: DataError, ModelError."""
-    if hasattr(structure, "save_pretrained"):
-        from lorakit.trainers.huggingface_task import LanguageTask
-
-        return LanguageTask(model, data, settings, trust_remote_code)
-    from lorakit.trainers.plain_task import PairsTask
-
-    return PairsTask(data, loss, settings)
 
 
 def _check_places(job: Job) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from lorakit.errors import LorakitError, PluginError
+from lorakit.errors import LorakitError, ModelError, PluginError
 from lorakit.hooks.options import OptionError, configure
-from lorakit.hooks.protocols import Initializer, Method, OptimizerFactory, Quantizer, Role
+from lorakit.hooks.protocols import Initializer, Method, ModelReference, OptimizerFactory, Quantizer, Role
 from lorakit.hooks.registration import Added
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lorakit.language.spec import PluginCall
 
 
@@ -82,6 +84,13 @@ class Plugins:
         except Exception as error:
             culprit = _running(caller, error.__traceback__)
             raise PluginError(f"plugin {culprit} failed in {hook}: {type(error).__name__}: {error}") from error
+
+    def load_model(self, reference: ModelReference) -> nn.Module:
+        """Return the model that a reference names, loaded for these plugins. Raises: ModelError, PluginError."""
+        model: nn.Module | None = self.call("lorakit_load_model", reference=replace(reference, plugins=self))
+        if model is None:
+            raise ModelError(f"nothing here can load the model {reference.text}")
+        return model
 
     def pass_through(self, hook: str, argument: str, value: Any) -> Any:
         """Give a value to every plugin in turn, each the one that the plugin before made of it.

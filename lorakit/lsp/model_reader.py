@@ -32,10 +32,7 @@ def main() -> None:
 def _read(text: str) -> Inventory | Unreadable:
     plugins = default_plugins()
     try:
-        model = plugins.call("lorakit_load_model", reference=ModelReference(text, with_weights=False))
-        if model is None:
-            return Unreadable(f"nothing here can load the model {text}")
-        return read_inventory(model, plugins)
+        return read_inventory(plugins.load_model(ModelReference(text, with_weights=False)), plugins)
     except LorakitError as error:
         return Unreadable(str(error))
 
