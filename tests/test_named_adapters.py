@@ -337,3 +337,15 @@ def test_what_cannot_be_swapped_in_changes_nothing(base: nn.Module, spec: str, m
     with pytest.raises(lorakit.AdapterError, match=message):
         lorakit.adapters(model).swap("default", saved(base, spec, tmp_path / "x", 1))
     assert torch.equal(logits(model), before)
+
+
+def test_a_method_without_a_switch_says_so(base: nn.Module) -> None:
+    model = lorakit.apply(FIRST, copy.deepcopy(base))
+    before = logits(model)
+    path, module = next(iter(model.lorakit_state.named["default"].modules.items()))
+    del module.share
+    for switch in (lorakit.adapters(model).disabled(), lorakit.adapters(model).rows(["default", None, None])):
+        with pytest.raises(lorakit.ModelError, match=f"the adapter of `{path}` has no `share`"), switch:
+            pass
+    module.share = 1.0
+    assert torch.equal(logits(model), before)

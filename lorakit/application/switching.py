@@ -103,7 +103,7 @@ def _switch(model: nn.Module, state: Adapted, shares: Mapping[str, Share]) -> No
     for adapter in state.named.values():
         share = shares.get(adapter.name, 0.0)
         lacking = [path for path, module in adapter.modules.items() if not hasattr(module, "share")]
-        if lacking and share != 1.0:
+        if lacking and (isinstance(share, Tensor) or share != 1.0):
             raise ModelError(
                 f"the adapter of `{lacking[0]}` has no `share`: its method cannot be put out of use or weighted"
             )
