@@ -238,6 +238,8 @@ def test_check_plan_and_help_of_every_command() -> None:
     for command in ("check", "fmt", "explain", "plan", "apply", "train", "merge", "inspect", "demo"):
         assert command in overview
         assert "Example: lorakit" in " ".join(lorakit_command(command, "--help").stdout.split())
+    # brackets are no markup
+    assert "'lorakit[gguf]'" in lorakit_command("export", "--help").stdout
     assert lorakit_command("--version").stdout == f"lorakit {lorakit.__version__}\n"
 
 

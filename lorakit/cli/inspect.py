@@ -65,9 +65,10 @@ def inspect(
 ) -> None:
     """Show what an adapter folder holds, or with --quant what quantizing costs each weight of a model.
 
-    Of an adapter: modules, ranks, dtypes, sizes, and how far each adapter moved its weight. Of a model: the error of
-    every weight that the spec quantizes, the bits that a weight takes, and the loss on a text; nothing is written but
-    the picture.
+    Of an adapter: modules, ranks, dtypes, sizes, how far each moved its weight.
+
+    Of a model: the error of every weight that the spec quantizes, its bits, and
+    the loss on a text. Nothing is written but the picture.
 
     Example: lorakit inspect adapter
 

@@ -9,6 +9,7 @@ import sys
 import typer
 
 from lorakit.cli import apply, check, demo, diff, explain, export, fmt, init, inspect, lsp, merge, plan, plugins, train
+from lorakit.cli.help import help_of
 from lorakit.cli.terminal import BAD_INPUT, INTERRUPTED, WORK_FAILED, fail
 from lorakit.errors import LorakitError, WriteError
 
@@ -23,7 +24,8 @@ app = typer.Typer(
 )
 for command in (init, check, fmt, explain, plan, diff, apply, train, merge, export, inspect, lsp, demo):
     name = command.__name__.rpartition(".")[2]
-    app.command(name)(getattr(command, name))
+    function = getattr(command, name)
+    app.command(name, help=help_of(function))(function)
 app.add_typer(plugins.app, name="plugins")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lorakit.cli import options, plugins_new, plugins_test
+from lorakit.cli.help import help_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
     from lorakit.hooks.listing import DistributionInfo
 
 app = typer.Typer(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-app.command("new")(plugins_new.new)
-app.command("test")(plugins_test.test)
+app.command("new", help=help_of(plugins_new.new))(plugins_new.new)
+app.command("test", help=help_of(plugins_test.test))(plugins_test.test)
 
 
 @app.callback()
