@@ -344,7 +344,8 @@ def test_a_method_without_a_switch_says_so(base: nn.Module) -> None:
     before = logits(model)
     path, module = next(iter(model.lorakit_state.named["default"].modules.items()))
     del module.share
-    for switch in (lorakit.adapters(model).disabled(), lorakit.adapters(model).rows(["default", None, None])):
+    adapters = lorakit.adapters(model)
+    for switch in (adapters.disabled(), adapters.rows(["default", None, None]), adapters.merged()):
         with pytest.raises(lorakit.ModelError, match=f"the adapter of `{path}` has no `share`"), switch:
             pass
     module.share = 1.0

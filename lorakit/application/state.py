@@ -32,6 +32,14 @@ class NamedAdapter:
     share: Share = 0.0
     kept: dict[str, Tensor] = field(default_factory=dict)
 
+    def check_switch(self) -> None:
+        """Raise ModelError if the method made a module that cannot be put out of use or weighted."""
+        for path, module in self.modules.items():
+            if not hasattr(module, "share"):
+                raise ModelError(
+                    f"the adapter of `{path}` has no `share`: its method cannot be put out of use or weighted"
+                )
+
     @property
     def is_used(self) -> bool:
         return isinstance(self.share, Tensor) or self.share != 0.0

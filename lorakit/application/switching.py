@@ -102,11 +102,8 @@ def _switch(model: nn.Module, state: Adapted, shares: Mapping[str, Share]) -> No
             standing[path] = name
     for adapter in state.named.values():
         share = shares.get(adapter.name, 0.0)
-        lacking = [path for path, module in adapter.modules.items() if not hasattr(module, "share")]
-        if lacking and (isinstance(share, Tensor) or share != 1.0):
-            raise ModelError(
-                f"the adapter of `{lacking[0]}` has no `share`: its method cannot be put out of use or weighted"
-            )
+        if isinstance(share, Tensor) or share != 1.0:
+            adapter.check_switch()
     _stand(model, state, standing)
     for adapter in state.named.values():
         adapter.share = shares.get(adapter.name, 0.0)

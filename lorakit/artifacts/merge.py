@@ -78,9 +78,11 @@ def merge_model(model: nn.Module, plugins: Plugins, *, requantize: bool = False)
 def merge_for_now(model: nn.Module, state: Adapted) -> MergeReport:
     """Fold the adapters in use into weights beside the base's own, which `unmerge` brings back bit for bit.
 
-    Raises: ModelError if they are merged already, AdapterError as `merge_model`.
+    Raises: ModelError if they are merged already or one cannot be put out of use, AdapterError as `merge_model`.
     """
     state.check_apart()
+    for adapter in state.named.values():
+        adapter.check_switch()
     folded = _fold(model, state, requantize=False)
     for path, layer in folded.layers.items():
         state.merged[path] = _exchange_core(model.get_submodule(path), layer)
