@@ -1,7 +1,5 @@
 """lorakit: a small declarative language for low-rank fine-tuning, applied to Hugging Face and plain PyTorch models."""
 
-# the folder of the same name first: once it is loaded, importing from it leaves the function below in its place
-import lorakit.adapters  # noqa: F401  # isort: skip
 from lorakit.api import adapters, apply, load, merge, optimizer, parse, plan, save, summary
 from lorakit.errors import (
     AdapterError,

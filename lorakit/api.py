@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
-from lorakit.hooks.protocols import ModelReference
 from lorakit.language.spec import Spec
 from lorakit.plugins import default_plugins
+from lorakit.values import ModelReference
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +113,7 @@ def save(
     Raises: ModelError, OutputError if the folder holds anything but an adapter, WriteError if the disk fails.
     """
     from lorakit.artifacts.adapter_folder import save_adapter
-    from lorakit.artifacts.quantized_base import BASE, write_base
+    from lorakit.huggingface.quantized_base import BASE, write_base
 
     plugins = plugins or default_plugins()
     if not with_base:

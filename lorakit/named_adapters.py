@@ -16,8 +16,8 @@ from lorakit.artifacts.merge import MergeReport, merge_for_now, unmerge
 from lorakit.artifacts.swapping import swap
 
 if TYPE_CHECKING:
-    from lorakit.adapters.share import Share
     from lorakit.hooks.manager import Plugins
+    from lorakit.layers.share import Share
     from lorakit.planning.plan import Plan
 
 

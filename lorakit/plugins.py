@@ -30,6 +30,18 @@ def default_plugins() -> Plugins:
     return load_plugins(importlib.metadata.entry_points(group=specs.PROJECT), chosen=chosen_distributions())
 
 
+def restored(origins: tuple[str, ...]) -> Plugins:
+    """Return the plugins that a pickled model was adapted with: those here, if they come from the same places.
+
+    Raises: PluginError naming what is missing here.
+    """
+    plugins = default_plugins()
+    here = {one.origin for one in plugins.added}
+    if missing := [origin for origin in origins if origin not in here]:
+        raise PluginError(f"this model was adapted with the plugins of {', '.join(missing)}, which are not loaded here")
+    return plugins
+
+
 def chosen_distributions() -> tuple[str, ...] | None:
     """Return the names in LORAKIT_PLUGINS, or None where it is not set and every distribution counts."""
     words = os.environ.get(CHOICE)

@@ -10,7 +10,7 @@ from torch import nn
 
 import lorakit
 from helpers import adapters, make_gpt2, make_llama, randomize
-from lorakit.adapters.lora_linear import LoRALinear
+from lorakit.layers.lora_linear import LoRALinear
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

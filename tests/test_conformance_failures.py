@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lorakit.adapters.lora_linear import LoRALinear
 from lorakit.builtin.initializers import Gaussian
 from lorakit.builtin.int8 import Int8
 from lorakit.builtin.lora import LoRA
 from lorakit.builtin.optimizers import SGD
 from lorakit.hooks import InitContext, QuantizedWeight
-from lorakit.hooks.protocols import LayerShape
+from lorakit.layers.lora_linear import LoRALinear
 from lorakit.testing import (
     Check,
     CheckError,
@@ -27,6 +26,7 @@ from lorakit.testing import (
     quantizer_checks,
     role_checks,
 )
+from lorakit.values import LayerShape
 
 
 def variant(base: type, **changes: Any) -> type:

@@ -22,7 +22,6 @@ from typer.testing import CliRunner
 
 import lorakit
 from helpers import make_gpt2, make_llama
-from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.artifacts.quantization_error import (
     QuantizationError,
     QuantizationReport,
@@ -33,6 +32,7 @@ from lorakit.artifacts.quantization_error import (
 from lorakit.artifacts.quantization_view import check_plot, draw, quantization_view, save_plot
 from lorakit.hooks import QuantizedWeight, hookimpl
 from lorakit.hooks.manager import Plugins
+from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.plugins import default_plugins, load_plugins
 from lorakit.trainers.text_loss import mean_loss, read_loss_text
 

@@ -280,7 +280,7 @@ def test_merging_for_a_while_comes_back_bit_for_bit(dtype: torch.dtype, quant: s
 
 
 def test_requantizing_states_what_it_costs(caplog: pytest.LogCaptureFixture) -> None:
-    from lorakit.adapters.quantized_linear import QuantizedLinear
+    from lorakit.layers.quantized_linear import QuantizedLinear
 
     model = lorakit.apply("adapt q_proj rank 4 quant nf4 double", make_llama().eval())
     randomize(model)

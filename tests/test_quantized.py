@@ -12,7 +12,7 @@ from torch import nn
 
 import lorakit
 from helpers import make_llama
-from lorakit.adapters.quantized_linear import QuantizedLinear
+from lorakit.layers.quantized_linear import QuantizedLinear
 
 QUANTIZERS = ["nf4", "nf4 double", "nf4(blocksize=128) double", "fp4", "fp4 double", "int8"]
 # square, wide, and odd enough that the last block and the last byte are not full; the last in more than one piece

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import lorakit
 from architectures import ARCHITECTURES, Architecture
 from helpers import byte_tokenizer, make_gpt2, make_llama, randomize
-from lorakit.adapters.quantized_linear import QuantizedLinear
+from lorakit.layers.quantized_linear import QuantizedLinear
 
 QUANTIZERS = ["nf4", "nf4 double", "fp4", "fp4 double", "int8"]
 OWN_FORM = [

@@ -257,7 +257,7 @@ def test_a_trained_head_that_the_base_lacks(tmp_path: Path) -> None:
 
 
 def test_a_method_that_cannot_be_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lorakit.adapters.lora_layer import LoRALayer
+    from lorakit.layers.lora_layer import LoRALayer
 
     base = tmp_path / "base"
     make_llama().save_pretrained(base)  # type: ignore[operator]

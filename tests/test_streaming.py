@@ -18,13 +18,13 @@ from torch import Tensor, nn
 import lorakit
 from architectures import ARCHITECTURES, Architecture
 from helpers import make_gpt2, make_llama
-from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.application.apply import apply_plan
-from lorakit.builtin.shards import StoredTensor
 from lorakit.cli import terminal
 from lorakit.hooks.manager import Plugins
-from lorakit.hooks.protocols import ModelReference, QuantizedWeight
+from lorakit.huggingface.shards import StoredTensor
+from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.plugins import default_plugins, load_plugins
+from lorakit.values import ModelReference, QuantizedWeight
 
 SPEC = "quantize @linear nf4 double"
 
@@ -40,13 +40,11 @@ def streamed(folder: Path, spec: str, plugins: Plugins | None = None, **settings
     plugins = plugins or default_plugins()
     plan = lorakit.plan(lorakit.parse(spec, plugins=plugins), folder, plugins=plugins)
     reference = ModelReference(str(folder), plan=plan, plugins=plugins, **settings)
-    model: nn.Module = plugins.call("lorakit_load_model", reference=reference)
-    return model
+    return plugins.load_model(reference)
 
 
 def whole(folder: Path, **settings: Any) -> nn.Module:
-    model: nn.Module = default_plugins().call("lorakit_load_model", reference=ModelReference(str(folder), **settings))
-    return model
+    return default_plugins().load_model(ModelReference(str(folder), **settings))
 
 
 def assert_same(one: nn.Module, other: nn.Module) -> None:

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lorakit.adapters.lora_layer import LoRALayer
-from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.application.calibration import observe
 from lorakit.application.layers import (
     core_of,
@@ -27,9 +25,11 @@ from lorakit.application.state import DEFAULT, Adapted, NamedAdapter, adapted_st
 from lorakit.application.switching import remember_base, use
 from lorakit.errors import ModelError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
-from lorakit.hooks.protocols import InitContext
+from lorakit.layers.lora_layer import LoRALayer
+from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.inventory import Inventory, read_inventory, stored
 from lorakit.planning.plan import Plan, PlanEntry
+from lorakit.values import InitContext
 
 Progress = Callable[[Sequence[PlanEntry]], Iterable[PlanEntry]]
 
@@ -56,7 +56,7 @@ def apply_plan(
     """
     state = adapted_state(model)
     _check_name(state, name)
-    plugins.call("lorakit_before_apply", model=model, plan=plan)
+    plugins.before_apply(model, plan)
     modules = dict(model.named_modules())
     _check(plan, model, modules)
     # taken over before the model runs, since bitsandbytes' own layers may repack their weights when they do
@@ -90,7 +90,7 @@ def apply_plan(
     state.named[name] = adapter
     attach(model, state)
     use(model, state, {name: 1.0})
-    plugins.call("lorakit_model_ready", model=model, plan=plan)
+    plugins.model_ready(model, plan)
     return model
 
 
@@ -158,14 +158,14 @@ def _converted(model: nn.Module, plugins: Plugins) -> dict[nn.Module, nn.Module]
     for module in model.modules():
         if not module._parameters:
             continue
-        if (own := plugins.call("lorakit_convert_module", module=module, dtype=dtype)) is not None:
+        if (own := plugins.convert_module(module, dtype)) is not None:
             converted[module] = own
     return converted
 
 
 def _adapted(layer: nn.Module, entry: PlanEntry, plugins: Plugins, seed: int | None) -> nn.Module:
     assert entry.adapter is not None
-    adapter = plugins.call("lorakit_adapt_module", module=layer, entry=entry)
+    adapter = plugins.adapt_module(layer, entry, {})
     if adapter is None:
         adapter = plugins.method(entry.adapter.method).adapt(layer, entry)
     if not isinstance(adapter, nn.Module):

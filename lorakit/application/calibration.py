@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.application.layers import core_of
 from lorakit.errors import DataError, LorakitError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import CalibratedQuantizer
+from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.plan import Plan, PlanEntry
 
 

@@ -7,14 +7,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.application.dispatch import move_hook
 from lorakit.errors import ModelError, PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import call_of
-from lorakit.hooks.protocols import CalibratedQuantizer, QuantizedWeight
+from lorakit.hooks.protocols import CalibratedQuantizer
 from lorakit.language.printer import call_text
+from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.plan import PlanEntry
+from lorakit.values import QuantizedWeight
 
 
 def is_parameter(entry: PlanEntry) -> bool:

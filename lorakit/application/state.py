@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from lorakit.adapters.share import Share
 from lorakit.errors import ModelError
+from lorakit.layers.share import Share
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.plan import Plan
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.application.layers import base_at, own_parameters
 from lorakit.application.state import state_of, unwrapped
+from lorakit.layers.quantized_linear import QuantizedLinear
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lorakit.adapters.share import RowsError, Share
 from lorakit.application.layers import full_parameters, is_parameter, own_parameters
 from lorakit.application.state import Adapted, NamedAdapter
 from lorakit.errors import ModelError
+from lorakit.layers.share import RowsError, Share
 
 
 def use(model: nn.Module, state: Adapted, shares: Mapping[str, float]) -> None:

@@ -64,7 +64,7 @@ def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins, name: 
     for file_name, write in writers.items():
         write(aside := folder / f".{file_name}.new")
         aside.replace(folder / file_name)
-    plugins.call("lorakit_before_save", model=model, folder=folder)
+    plugins.before_save(model, folder)
 
 
 def _refuse_foreign(folder: Path, known: set[str]) -> None:

@@ -50,7 +50,7 @@ def load_adapter(
     apply_plan(plan, model, plugins, name=name, inventory=inventory, initialize=allow_missing)
     restore_tensors(model, files.tensors, plugins)
     model.eval()
-    plugins.call("lorakit_after_load", model=model, folder=folder)
+    plugins.after_load(model, folder)
     return model
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.application.layers import bare_parameter, base_at, core_of, holder_of, is_parameter, put
 from lorakit.application.state import Adapted, detach, state_of, unwrapped
 from lorakit.artifacts.rounding import Rounding
 from lorakit.errors import AdapterError, ModelError
 from lorakit.hooks.manager import Plugins
+from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.plan import PlanEntry
 
 
@@ -70,7 +70,7 @@ def merge_model(model: nn.Module, plugins: Plugins, *, requantize: bool = False)
     if folded.untied and hasattr(model, "config"):
         model.config.tie_word_embeddings = False  # type: ignore[union-attr]
     detach(model)
-    plugins.call("lorakit_model_merged", model=model)
+    plugins.model_merged(model)
     model.eval()
     return model, folded.report
 

@@ -21,9 +21,9 @@ from lorakit.artifacts.peft_names import PREFIX
 from lorakit.artifacts.reading import AdapterFiles
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
-from lorakit.hooks.protocols import ModelReference
 from lorakit.planning.inventory import Inventory, read_inventory
 from lorakit.planning.plan import Plan, PlanEntry
+from lorakit.values import ModelReference
 
 # a shard is in memory whole until it is written
 SHARD_BYTES = 10**9

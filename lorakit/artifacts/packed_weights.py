@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.artifacts.checkpoint import Reader
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
+from lorakit.layers.quantized_linear import QuantizedLinear
 
 FOUR_BIT = ".quant_state.bitsandbytes__"
 EIGHT_BIT_SCALES, EIGHT_BIT_LAYOUT = "SCB", "weight_format"
@@ -64,7 +64,7 @@ def packed_layer(
             layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, CB=weight, SCB=scales)
     except (ValueError, KeyError, AssertionError) as error:
         raise ModelError(f"the packed weight `{name}` cannot be read: {error}") from error
-    own = plugins.call("lorakit_convert_module", module=layer, dtype=dtype)
+    own = plugins.convert_module(layer, dtype)
     assert isinstance(own, QuantizedLinear)
     own.dequantized_dtype = dtype
     return own

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.application.layers import matrix, places, quantized_layer
 from lorakit.errors import ModelError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
-from lorakit.hooks.protocols import QuantizedWeight
 from lorakit.language.printer import call_text
+from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.plan import Plan, PlanEntry
+from lorakit.values import QuantizedWeight
 
 # float64 copies of a weight are made of so many values at a time
 CHUNK = 2**22

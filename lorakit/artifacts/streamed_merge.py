@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.artifacts.checkpoint import INDEX, Reader
 from lorakit.artifacts.merge_layout import Layout, Piece
 from lorakit.artifacts.model_folder import COMPANIONS, MODEL_WEIGHTS
@@ -22,6 +21,7 @@ from lorakit.artifacts.peft_names import file_names
 from lorakit.artifacts.rounding import Rounding
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
+from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.plan import PlanEntry
 
 Progress = Callable[[Sequence[Piece]], Iterable[Piece]]
@@ -110,7 +110,7 @@ def _merged(base: Tensor | QuantizedLinear, entry: PlanEntry, layout: Layout, pl
     assert entry.adapter is not None and entry.shape is not None
     path, _, name = entry.path.rpartition(".") if entry.shape.is_parameter else (entry.path, "", "weight")
     layer = base if isinstance(base, nn.Module) else _with_parameter(layout.model.get_submodule(path), name, base)
-    adapter: Any = plugins.call("lorakit_adapt_module", module=layer, entry=entry)
+    adapter: Any = plugins.adapt_module(layer, entry, {})
     if adapter is None:
         adapter = plugins.method(entry.adapter.method).adapt(layer, entry)
     for own, file_name in file_names(layout.plan, entry, plugins).items():

@@ -11,7 +11,6 @@ def plugins() -> dict[str, ModuleType]:
         bitsandbytes_layers,
         dispatched_models,
         factory_models,
-        huggingface_models,
         initializers,
         linear_layers,
         lora,
@@ -22,10 +21,10 @@ def plugins() -> dict[str, ModuleType]:
         rwkv,
         stacked_parameters,
     )
-    from lorakit.trainers import huggingface
+    from lorakit.huggingface import models, saving
 
     modules = (
         quantizers, initializers, optimizers, lora, roles, linear_layers, other_layers, bitsandbytes_layers,
-        stacked_parameters, rwkv, dispatched_models, factory_models, huggingface_models, huggingface,
+        stacked_parameters, rwkv, dispatched_models, factory_models, models, saving,
     )  # fmt: skip
     return {f"lorakit ({module.__name__.rpartition('.')[2]})": module for module in modules}

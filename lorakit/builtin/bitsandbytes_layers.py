@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lorakit.hooks.protocols import LayerShape, QuantizedWeight
 from lorakit.hooks.specs import hookimpl
+from lorakit.values import LayerShape, QuantizedWeight
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +54,8 @@ def _eight_bits(layer: Any) -> Quantizer | None:
 
 
 def _own_four_bits(layer: Any) -> nn.Module | None:
-    from lorakit.adapters.quantized_linear import QuantizedLinear
     from lorakit.builtin.fourbit import FP4, NF4
+    from lorakit.layers.quantized_linear import QuantizedLinear
 
     state = layer.weight.quant_state
     if state is None:
@@ -70,8 +70,8 @@ def _own_four_bits(layer: Any) -> nn.Module | None:
 
 
 def _own_eight_bits(layer: Any, dtype: torch.dtype) -> nn.Module | None:
-    from lorakit.adapters.quantized_linear import QuantizedLinear
     from lorakit.builtin.int8 import Int8
+    from lorakit.layers.quantized_linear import QuantizedLinear
 
     codes = layer.weight.CB if layer.weight.CB is not None else layer.state.CB
     scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB

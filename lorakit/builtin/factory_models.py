@@ -10,8 +10,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import ModelError
-from lorakit.hooks.protocols import ModelReference
 from lorakit.hooks.specs import hookimpl
+from lorakit.values import ModelReference
 
 if TYPE_CHECKING:
     from torch import nn

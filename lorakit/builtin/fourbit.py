@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lorakit.hooks.finite import require_finite
-from lorakit.hooks.protocols import QuantizedWeight, Quantizer
+from lorakit.hooks.protocols import Quantizer
+from lorakit.values import QuantizedWeight
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from lorakit.hooks.protocols import InitContext, Initializer
+from lorakit.hooks.protocols import Initializer
 from lorakit.hooks.specs import hookimpl
+from lorakit.values import InitContext
 
 if TYPE_CHECKING:
     from torch import Tensor

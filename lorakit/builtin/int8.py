@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorakit.builtin.fourbit import PIECE
 from lorakit.hooks.finite import require_finite
-from lorakit.hooks.protocols import QuantizedWeight
+from lorakit.values import QuantizedWeight
 
 if TYPE_CHECKING:
     import torch

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lorakit.hooks.protocols import LayerShape
 from lorakit.hooks.specs import hookimpl
+from lorakit.values import LayerShape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def lorakit_describe_module(module: nn.Module) -> LayerShape | None:
     from torch import nn
 
-    from lorakit.adapters.quantized_linear import QuantizedLinear
+    from lorakit.layers.quantized_linear import QuantizedLinear
 
     if isinstance(module, nn.Linear | QuantizedLinear) and _answers_like_a_linear(module):
         # nn.MultiheadAttention marks its output projection by this class, and multiplies with its weight by itself
@@ -36,7 +36,7 @@ def _answers_like_a_linear(module: nn.Module) -> bool:
     """
     from torch import nn
 
-    from lorakit.adapters.quantized_linear import QuantizedLinear
+    from lorakit.layers.quantized_linear import QuantizedLinear
 
     return type(module).forward in (nn.Linear.forward, QuantizedLinear.forward) or _one_vector(module)
 

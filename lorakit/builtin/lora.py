@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lorakit.hooks.protocols import LayerShape, Method
+from lorakit.hooks.protocols import Method
 from lorakit.hooks.specs import hookimpl
+from lorakit.values import LayerShape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,7 +91,7 @@ class LoRA:
             return None
         kind = KINDS[entry.shape.kind]
         module, _, name = kind.adapter.partition(".")
-        adapter = getattr(importlib.import_module(f"lorakit.adapters.{module}"), name)
+        adapter = getattr(importlib.import_module(f"lorakit.layers.{module}"), name)
         shape_A, shape_B = kind.shapes(entry.shape, entry.adapter.rank or 0)
         made: nn.Module = adapter.around(layer, entry, shape_A, shape_B)
         return made

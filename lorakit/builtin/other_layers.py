@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorakit.hooks.protocols import LayerShape
 from lorakit.hooks.specs import hookimpl
+from lorakit.values import LayerShape
 
 if TYPE_CHECKING:
     from torch import nn

@@ -37,10 +37,10 @@ def apply(
     from lorakit.cli.saving import base_writer
     from lorakit.cli.tasks import make_task
     from lorakit.cli.terminal import say, show, tracked
-    from lorakit.hooks.protocols import ModelReference
     from lorakit.planning.report import plan_view, show_bytes
     from lorakit.plugins import default_plugins
     from lorakit.trainers.settings import Settings
+    from lorakit.values import ModelReference
 
     folder = Path(output)
     check_output(folder, force)

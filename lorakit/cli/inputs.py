@@ -11,9 +11,9 @@ from lorakit.cli.terminal import measured, working
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorakit.hooks.protocols import ModelReference
     from lorakit.language.spec import Spec
     from lorakit.planning.plan import Plan
+    from lorakit.values import ModelReference
 
 
 def read_spec(path: str, variables: Sequence[str]) -> Spec | Plan:
@@ -43,7 +43,7 @@ def load_model(
     dtype: str | None = None,
 ) -> nn.Module:
     """Return the model that a reference names, in its own dtype or this one. Raises: ModelError."""
-    from lorakit.hooks.protocols import ModelReference
+    from lorakit.values import ModelReference
 
     with working(f"reading {text}"):
         return _load(ModelReference(text, None, with_weights, trust_remote_code, allow_pickle, dtype))
@@ -53,7 +53,7 @@ def load_planned(
     text: str, plan: Plan, *, device: str | None = None, trust_remote_code: bool = False, allow_pickle: bool = False
 ) -> nn.Module:
     """Return the model that a reference names, quantized as the plan says while it is read. Raises: ModelError."""
-    from lorakit.hooks.protocols import ModelReference
+    from lorakit.values import ModelReference
 
     with measured(f"reading {text}") as progress:
         return _load(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def base_writer(model: nn.Module, plugins: Plugins) -> Callable[[Path], None]:
     """Return what writes a model's quantized base into an adapter folder in the making, and says what form it has."""
-    from lorakit.artifacts.quantized_base import BASE, write_base
+    from lorakit.huggingface.quantized_base import BASE, write_base
 
     def write(folder: Path) -> None:
         with working("writing the quantized base"):

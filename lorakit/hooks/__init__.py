@@ -5,17 +5,14 @@ from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import (
     CalibratedQuantizer,
     Checkpointed,
-    InitContext,
     Initializer,
-    LayerShape,
     Method,
-    ModelReference,
     OptimizerFactory,
-    QuantizedWeight,
     Quantizer,
     Role,
 )
 from lorakit.hooks.specs import hookimpl, hookspec
+from lorakit.values import InitContext, LayerShape, ModelReference, QuantizedWeight
 
 __all__ = [
     "CalibratedQuantizer",

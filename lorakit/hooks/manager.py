@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import TracebackType
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from lorakit.errors import LorakitError, ModelError, PluginError
+from lorakit.errors import PluginError
+from lorakit.hooks.moments import Moments
 from lorakit.hooks.options import OptionError, configure
-from lorakit.hooks.protocols import Initializer, Method, ModelReference, OptimizerFactory, Quantizer, Role
+from lorakit.hooks.protocols import Initializer, Method, OptimizerFactory, Quantizer, Role
 from lorakit.hooks.registration import Added
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from lorakit.language.spec import PluginCall
 
 
@@ -32,7 +30,7 @@ class Failure:
         return f"{self.distribution} did not load: {self.reason}"
 
 
-class Plugins:
+class Plugins(Moments):
     """Everything that plugins add, by name, and the moments at which they are called."""
 
     def __init__(
@@ -42,7 +40,7 @@ class Plugins:
         failures: Sequence[Failure] = (),
         switched_off: Sequence[str] = (),
     ) -> None:
-        self._manager = manager
+        super().__init__(manager)
         self._origins: dict[int, str] = {}
         self._configured: dict[tuple[str, PluginCall], Any] = {}
         self.added = tuple(added)
@@ -54,6 +52,15 @@ class Plugins:
         self.optimizers: Mapping[str, type[OptimizerFactory]] = self._registry("optimizer")
         self.methods: Mapping[str, type[Method]] = self._registry("method")
         self.roles: Mapping[str, Role] = self._registry("role")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plugins:
+        # a value that no copy changes; a copy of a model keeps the very plugins that adapted it
+        return self
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        from lorakit.plugins import restored
+
+        return restored, (tuple(one.origin for one in self.added),)
 
     def quantizer(self, call: PluginCall) -> Quantizer:
         """Return the quantizer that a call names, configured. Raises: PluginError."""
@@ -70,45 +77,6 @@ class Plugins:
     def method(self, call: PluginCall) -> Method:
         """Return the method that a call names, configured. Raises: PluginError."""
         return self._configured_as("method", self.methods, call)  # type: ignore[no-any-return]
-
-    def call(self, hook: str, **arguments: Any) -> Any:
-        """Call a moment and return what it answers: one value for 'first result' hooks, else a list.
-
-        Raises: PluginError naming the plugin that raised, unless what it raised was a LorakitError.
-        """
-        caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
-        try:
-            return caller(**arguments)
-        except LorakitError:
-            raise
-        except Exception as error:
-            culprit = _running(caller, error.__traceback__)
-            raise PluginError(f"plugin {culprit} failed in {hook}: {type(error).__name__}: {error}") from error
-
-    def load_model(self, reference: ModelReference) -> nn.Module:
-        """Return the model that a reference names, loaded for these plugins. Raises: ModelError, PluginError."""
-        model: nn.Module | None = self.call("lorakit_load_model", reference=replace(reference, plugins=self))
-        if model is None:
-            raise ModelError(f"nothing here can load the model {reference.text}")
-        return model
-
-    def pass_through(self, hook: str, argument: str, value: Any) -> Any:
-        """Give a value to every plugin in turn, each the one that the plugin before made of it.
-
-        Raises: PluginError naming the plugin that raised.
-        """
-        caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
-        for impl in caller.get_hookimpls():
-            try:
-                changed = impl.function(**{argument: value})
-            except LorakitError:
-                raise
-            except Exception as error:
-                raise PluginError(
-                    f"plugin {impl.plugin_name} failed in {hook}: {type(error).__name__}: {error}"
-                ) from error
-            value = value if changed is None else changed
-        return value
 
     def distributions(self) -> Iterator[tuple[str, str]]:
         """Yield the name and version of every installed distribution whose plugins are loaded."""
@@ -182,13 +150,3 @@ def _claims(added: Sequence[Added]) -> Mapping[tuple[str, str], tuple[str, ...]]
             for name in plugins:
                 found.setdefault((kind, name), []).append(one.origin)
     return {key: tuple(origins) for key, origins in found.items()}
-
-
-def _running(caller: pluggy.HookCaller, traceback: TracebackType | None) -> str:
-    """Return the name of the plugin whose function is on this traceback."""
-    running = set()
-    while traceback is not None:
-        running.add(traceback.tb_frame.f_code)
-        traceback = traceback.tb_next
-    names = [impl.plugin_name for impl in caller.get_hookimpls() if getattr(impl.function, "__code__", None) in running]
-    return names[-1] if names else "(unknown)"

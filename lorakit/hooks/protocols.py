@@ -10,30 +10,17 @@ Nothing here imports torch, and a plugin should import it only inside its method
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from lorakit.values import InitContext, LayerShape, QuantizedWeight
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from lorakit.hooks.manager import Plugins
     from lorakit.planning.inventory import Inventory
-    from lorakit.planning.plan import Plan, PlanEntry
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizedWeight:
-    """A quantized matrix as plain tensors, named by its quantizer.
-
-    Shapes: stands for a weight (out_features, in_features) = `shape`. `dtype` is what dequantizing gives back.
-    """
-
-    tensors: Mapping[str, Tensor]
-    shape: tuple[int, int]
-    dtype: torch.dtype
+    from lorakit.planning.plan import PlanEntry
 
 
 class Quantizer(Protocol):
@@ -62,7 +49,7 @@ class Quantizer(Protocol):
 
         This one dequantizes for each product, and autograd keeps the quantized weight alone.
         """
-        from lorakit.adapters.kernels.dequantized import dequantized_linear
+        from lorakit.layers.kernels.dequantized import dequantized_linear
 
         return dequantized_linear(x, quantized, bias, self.dequantize)
 
@@ -103,21 +90,6 @@ class Checkpointed(Quantizer, Protocol):
         Every Linear but those at the paths `unquantized` is stored by this quantizer.
         Raises: ValueError with the reason if transformers cannot read what this quantizer's options give.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class InitContext:
-    """What an initializer may look at beside the two matrices.
-
-    `weight` returns the base weight as (outputs, inputs), dequantized if it is quantized; `generator` is seeded from
-    the run's seed and the module's path and lives on the CPU; `scaling` is alpha / rank (rsLoRA: / sqrt(rank)).
-    `fan_in` counts the inputs that add up in an entry of A·x: in_features, times the kernel's size; 1 for a lookup.
-    """
-
-    weight: Callable[[], Tensor]
-    generator: torch.Generator
-    scaling: float
-    fan_in: int
 
 
 class Initializer(Protocol):
@@ -187,85 +159,3 @@ class Role(Protocol):
 
     def select(self, inventory: Inventory) -> frozenset[str]:
         """Return the paths of the modules that play this role."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerShape:
-    """How an adaptable layer looks from outside.
-
-    A kind that begins with `linear` computes y (..., out_features) = x (..., in_features) Wᵀ + b and can be quantized.
-    A kind that begins with `stack` is a parameter of `stack` such matrices in one, named by its own path. `kernel` is
-    the size of a convolution's. `called` is False where the parent computes with the layer's weight, always or on some
-    devices, and does not call the layer itself; where the parent's code shows it, lorakit sees it by itself. `refusal`
-    says why this one layer of a known kind cannot be adapted. With `outright` a target has to name it: roles, globs and
-    other patterns look past it. `stored` is the quantizer that holds the weight already; a plan does not keep it.
-    """
-
-    kind: str
-    in_features: int
-    out_features: int
-    kernel: tuple[int, ...] = ()
-    stack: int = 0
-    called: bool = True
-    refusal: str = ""
-    stored: Quantizer | None = field(default=None, compare=False, repr=False)
-    outright: bool = False
-
-    @property
-    def is_linear(self) -> bool:
-        return self.kind.startswith("linear")
-
-    @property
-    def is_parameter(self) -> bool:
-        return self.stack > 0
-
-    @property
-    def inputs(self) -> int:
-        """The columns of the weight as a matrix: in_features, times the size of a kernel."""
-        return self.in_features * math.prod(self.kernel)
-
-    @property
-    def fan_in(self) -> int:
-        """How many inputs add up in one entry of A·x; a lookup picks a single one."""
-        return 1 if self.kind == "embedding" else self.inputs
-
-    @property
-    def is_flipped(self) -> bool:
-        """Whether the adapter's B is the matrix that sees the inputs, because files take the weight the other way."""
-        return self.kind.endswith("_flipped")
-
-    @property
-    def largest_rank(self) -> int:
-        """The largest rank that a change of the weight can have."""
-        return min(self.out_features, self.inputs)
-
-    def __str__(self) -> str:
-        matrix = " × ".join(map(str, (self.out_features, self.in_features, *self.kernel)))
-        return f"{self.stack} of {matrix}" if self.stack else matrix
-
-
-@dataclass(frozen=True, slots=True)
-class ModelReference:
-    """A model named in text or by a config object, and what loading it may do.
-
-    `with_weights=False` asks for the structure alone, on meta tensors. With a `plan`, a loader may store each weight as
-    the plan quantizes it while it reads, as a `QuantizedLinear` in the layer's place; the rest is quantized afterwards.
-    It quantizes on `device`, or where the weights lie; `plugins` are those that the plan was made with, or the default
-    ones; `progress` is told the bytes read and the bytes in all.
-    """
-
-    text: str
-    config: object | None = None
-    with_weights: bool = True
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-    dtype: str | None = None
-    plan: Plan | None = None
-    device: str | None = None
-    plugins: Plugins | None = field(default=None, compare=False, repr=False)
-    progress: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def is_factory(self) -> bool:
-        """Whether the text names code, `FILE.py:FACTORY`, and no stored weights."""
-        return self.config is None and ":" in self.text

@@ -53,6 +53,7 @@ def register(
         _check_version(plugin, origin)
         manager.register(plugin, name=origin)
         _check_hook_names(manager)
+        _check_no_wrapper(manager, plugin)
         return _read(manager, plugin, origin, taken)
     except Exception as error:
         discard(manager, origin)
@@ -92,6 +93,12 @@ def _check_hook_names(manager: pluggy.PluginManager) -> None:
                 continue
             near = nearest(name, (known for known in vars(specs) if known.startswith("lorakit_")))
             raise PluginError(f"there is no hook `{name}`" + (f"; did you mean `{near}`?" if near else ""))
+
+
+def _check_no_wrapper(manager: pluggy.PluginManager, plugin: Any) -> None:
+    for caller in manager.get_hookcallers(plugin) or []:
+        if any(impl.plugin is plugin and (impl.wrapper or impl.hookwrapper) for impl in caller.get_hookimpls()):
+            raise PluginError(f"`{caller.name}` is a wrapper; hooks of lorakit are asked one by one and not wrapped")
 
 
 def _read(

@@ -3,7 +3,9 @@
 A distribution takes part by an entry point in the group `lorakit` that names a module or object with functions marked
 `@lorakit.hookimpl`. Registries are asked once, when the plugins load. Moments are called as a run goes by; where a
 moment says 'first result', the plugins are asked in turn, the last registered first and the built-ins last, until one
-answers with something other than None. A plugin that raises stops the run with its name, distribution and version.
+answers with something other than None. A function names those of a hook's arguments that it needs; `plugins` are those
+of the run. A plugin that raises, or answers with something else than is said here, stops the run with its name and
+version.
 
 A module may state the protocol that it was written for, `lorakit_protocol = 1`; one that states none is taken to speak
 this one. A distribution that does not import, states another protocol, has a hook or an argument that is not here,
@@ -15,26 +17,20 @@ neither.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pluggy
 
-from lorakit.hooks.protocols import (
-    Initializer,
-    LayerShape,
-    Method,
-    ModelReference,
-    OptimizerFactory,
-    Quantizer,
-    Role,
-)
+from lorakit.hooks.protocols import Initializer, Method, OptimizerFactory, Quantizer, Role
+from lorakit.values import LayerShape, ModelReference
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from lorakit.hooks.manager import Plugins
     from lorakit.planning.plan import Plan, PlanEntry
 
 PROJECT = "lorakit"
@@ -76,12 +72,12 @@ def lorakit_roles() -> Sequence[Role]:  # type: ignore[empty-body]
 
 
 @hookspec(firstresult=True)
-def lorakit_load_model(reference: ModelReference) -> nn.Module | None:
+def lorakit_load_model(reference: ModelReference, plugins: Plugins) -> nn.Module | None:
     """Return the model that this reference names, or None if another plugin should try. First result."""
 
 
 @hookspec(firstresult=True)
-def lorakit_describe_module(module: nn.Module) -> LayerShape | None:
+def lorakit_describe_module(module: nn.Module, plugins: Plugins) -> LayerShape | None:
     """Return the shape of a layer that `lorakit_adapt_module` can adapt, or None for any other module. First result.
 
     Called for every module when a model is read, on meta tensors too: look at shapes and classes, never at values.
@@ -89,7 +85,7 @@ def lorakit_describe_module(module: nn.Module) -> LayerShape | None:
 
 
 @hookspec(firstresult=True)
-def lorakit_describe_parameter(module: nn.Module, name: str) -> LayerShape | None:
+def lorakit_describe_parameter(module: nn.Module, name: str, plugins: Plugins) -> LayerShape | None:
     """Return the shape of a parameter that an adapter fits although it is no layer of its own, or None. First result.
 
     Called for the parameters of two and three dimensions of every module that `lorakit_describe_module` does not know.
@@ -98,12 +94,12 @@ def lorakit_describe_parameter(module: nn.Module, name: str) -> LayerShape | Non
 
 
 @hookspec
-def lorakit_plan_ready(plan: Plan) -> Plan | None:
+def lorakit_plan_ready(plan: Plan, plugins: Plugins) -> Plan | None:
     """Return a changed plan, or None to leave it. Every plugin is asked, with the plan that the one before gave."""
 
 
 @hookspec
-def lorakit_estimate_memory(entry: PlanEntry) -> int | None:
+def lorakit_estimate_memory(entry: PlanEntry, plugins: Plugins) -> int | None:
     """Return bytes that this entry will hold on the accelerator beyond what the plan counts, or None."""
 
 
@@ -111,7 +107,7 @@ def lorakit_estimate_memory(entry: PlanEntry) -> int | None:
 
 
 @hookspec
-def lorakit_before_apply(model: nn.Module, plan: Plan) -> None:
+def lorakit_before_apply(model: nn.Module, plan: Plan, plugins: Plugins) -> None:
     """Called before anything of the model is read: bring it into a form that adapters fit, or raise a LorakitError.
 
     The work may fail after this: what the model computes must stay the same.
@@ -119,7 +115,7 @@ def lorakit_before_apply(model: nn.Module, plan: Plan) -> None:
 
 
 @hookspec(firstresult=True)
-def lorakit_convert_module(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
+def lorakit_convert_module(module: nn.Module, dtype: torch.dtype, plugins: Plugins) -> nn.Module | None:
     """Return lorakit's own layer for one that another library holds quantized, or None. First result.
 
     Called for every module with parameters; the packed weights are handed over as they are, never quantized anew.
@@ -128,7 +124,9 @@ def lorakit_convert_module(module: nn.Module, dtype: torch.dtype) -> nn.Module |
 
 
 @hookspec(firstresult=True)
-def lorakit_adapt_module(module: nn.Module, entry: PlanEntry) -> nn.Module | None:
+def lorakit_adapt_module(
+    module: nn.Module, entry: PlanEntry, parameters: Mapping[str, nn.Parameter], plugins: Plugins
+) -> nn.Module | None:
     """Return the adapter that takes the module's place and holds it as `base_layer`, or None. First result.
 
     Where every plugin answers None, the entry's method builds it. The module is already quantized where the entry says
@@ -137,12 +135,12 @@ def lorakit_adapt_module(module: nn.Module, entry: PlanEntry) -> nn.Module | Non
 
 
 @hookspec
-def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
+def lorakit_model_ready(model: nn.Module, plan: Plan, plugins: Plugins) -> None:
     """Called once after every adapter is in place and everything else is frozen."""
 
 
 @hookspec
-def lorakit_model_merged(model: nn.Module) -> None:
+def lorakit_model_merged(model: nn.Module, plugins: Plugins) -> None:
     """Called once after every adapter was folded in: undo here what `lorakit_model_ready` did to the model."""
 
 
@@ -150,10 +148,10 @@ def lorakit_model_merged(model: nn.Module) -> None:
 
 
 @hookspec
-def lorakit_before_save(model: nn.Module, folder: Path) -> None:
+def lorakit_before_save(model: nn.Module, folder: Path, plugins: Plugins) -> None:
     """Called with the folder in the making, after lorakit wrote its files and before it takes its final name."""
 
 
 @hookspec
-def lorakit_after_load(model: nn.Module, folder: Path) -> None:
+def lorakit_after_load(model: nn.Module, folder: Path, plugins: Plugins) -> None:
     """Called when an adapter folder has been put on the model."""

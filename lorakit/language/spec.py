@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 Value: TypeAlias = "bool | int | float | str | tuple[Value, ...]"
+# where words stood is no part of what is written to files
+UNWRITTEN = {"written": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Target:
     role: str | None = None
     class_name: str | None = None
     regex: str | None = None
-    span: Span | None = field(default=None, compare=False, repr=False)
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
     def __post_init__(self) -> None:
         # a slash means the same with a backslash before it and without
@@ -96,7 +98,7 @@ class PluginCall:
     name: str
     options: tuple[tuple[str, Value], ...] = ()
     double: bool = False
-    span: Span | None = field(default=None, compare=False, repr=False)
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
     def __post_init__(self) -> None:
         # options mean the same in any order
@@ -123,7 +125,7 @@ class Adapt:
     layers: tuple[IndexRange, ...] = ()
     excepts: tuple[Target, ...] = ()
     optional: bool = False
-    span: Span | None = field(default=None, compare=False, repr=False)
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
     rank_span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -136,7 +138,7 @@ class Quantize:
     layers: tuple[IndexRange, ...] = ()
     excepts: tuple[Target, ...] = ()
     optional: bool = False
-    span: Span | None = field(default=None, compare=False, repr=False)
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ class Train:
     layers: tuple[IndexRange, ...] = ()
     excepts: tuple[Target, ...] = ()
     optional: bool = False
-    span: Span | None = field(default=None, compare=False, repr=False)
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,7 @@ class Optimizer:
     call: PluginCall
     lr: float | None = None
     paged: bool = False
-    span: Span | None = field(default=None, compare=False, repr=False)
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,7 @@ class Quantity:
     """A figure that only the plan knows, by name: `trainable`, `peak_memory` or a plugin's."""
 
     name: str
-    span: Span | None = field(default=None, compare=False, repr=False)
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,7 @@ class Require:
     left: Expression
     comparison: str
     right: Expression
-    span: Span | None = field(default=None, compare=False, repr=False)
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 Rule: TypeAlias = "Adapt | Quantize | Train"

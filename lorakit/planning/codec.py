@@ -16,7 +16,7 @@ def to_plain(value: Any) -> Any:
         return {
             field.name: to_plain(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if field.compare
+            if _is_written(field)
         }  # fmt: skip
     if isinstance(value, tuple):
         return [to_plain(item) for item in value]
@@ -77,8 +77,15 @@ def _dataclass(wanted: type, plain: Any) -> Any:
 
 @cache
 def _hints(wanted: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(wanted, localns={"Value": _AnyValue})
-    return {field.name: hints[field.name] for field in dataclasses.fields(wanted) if field.compare}
+    written = {field.name: field.type for field in dataclasses.fields(wanted) if _is_written(field)}
+    # of these alone: what is never written may be of a type that only a type checker imports
+    holder = type(wanted.__name__, (), {"__annotations__": written, "__module__": wanted.__module__})
+    return typing.get_type_hints(holder, localns={"Value": _AnyValue})
+
+
+def _is_written(field: dataclasses.Field[Any]) -> bool:
+    """Return whether a field goes to JSON: all do, unless their metadata says `written=False`."""
+    return bool(field.metadata.get("written", True))
 
 
 class _AnyValue:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from lorakit.hooks.protocols import LayerShape
 from lorakit.planning.parents import weights_read_by
+from lorakit.values import LayerShape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -205,7 +205,7 @@ def _stacks(path: str, module: nn.Module, plugins: Plugins) -> dict[str, ModuleI
     for name, parameter in module._parameters.items():
         if parameter is None or parameter.ndim not in (2, 3):
             continue
-        shape: LayerShape | None = plugins.call("lorakit_describe_parameter", module=module, name=name)
+        shape: LayerShape | None = plugins.describe_parameter(module, name)
         if shape is not None:
             own = (_parameter("", parameter),)
             full = f"{path}.{name}".lstrip(".")
@@ -228,8 +228,7 @@ def _shape(module: nn.Module, plugins: Plugins) -> LayerShape | None:
     # a module without parameters of its own is a container or an activation: nothing to adapt
     if not module._parameters:
         return None
-    shape: LayerShape | None = plugins.call("lorakit_describe_module", module=module)
-    return shape
+    return plugins.describe_module(module)
 
 
 def _embedding_path(model: nn.Module, getter: str, names: Mapping[int, str]) -> str | None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorakit.errors import PlanError
-from lorakit.hooks.protocols import LayerShape
 from lorakit.language.spec import PluginCall
 from lorakit.planning import codec
+from lorakit.values import LayerShape
 
 FORMAT_VERSION = 1
 # dtypes of adapters, as a spec says them and as torch names them

@@ -36,7 +36,7 @@ def make_plan(spec: Spec, inventory: Inventory, plugins: Plugins, *, batch: int 
     )
     _raise([*decisions.findings, *problems, *_without_bias(decisions, inventory)], spec)
     plan = replace(plan, notes=tuple(_notes(spec, inventory, decisions, plugins)), source=spec.source)
-    changed: Plan = plugins.pass_through("lorakit_plan_ready", "plan", plan)
+    changed = plugins.plan_ready(plan)
     _raise(requirements.broken(spec, changed), spec)
     return changed
 
@@ -65,7 +65,7 @@ def plan_decisions(
         findings += problems
         if not problems:
             entry = _entry(module, adapt, quantize, train, plugins, factory)
-            extra = sum(filter(None, plugins.call("lorakit_estimate_memory", entry=entry)))
+            extra = plugins.estimate_memory(entry)
             entries.append(replace(entry, bytes=replace(entry.bytes, extra=extra)) if extra else entry)
     plan = Plan(
         model_class=inventory.model_class,

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorakit.hooks.protocols import InitContext
 from lorakit.testing.checks import Check, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.subjects import Subject, random_matrix, same_bits, subject_of
+from lorakit.values import InitContext
 
 # (outputs, inputs, rank): even, a wide one of odd rank, a single input, a single output, the full rank
 SHAPES = ((16, 24, 4), (7, 33, 3), (9, 1, 1), (1, 9, 1), (5, 6, 5))

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import lorakit
 from lorakit.application.state import NamedAdapter, adapter_of
-from lorakit.hooks.protocols import LayerShape
 from lorakit.language.printer import call_text
 from lorakit.planning.inventory import read_inventory
 from lorakit.planning.plan import PlanEntry
@@ -22,6 +21,7 @@ from lorakit.testing.checks import Check, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.layers import SAMPLES, Sample
 from lorakit.testing.subjects import Subject, on_devices, relative_error, same_bits, subject_of
+from lorakit.values import LayerShape
 
 RANK = 2
 TOLERANCE = 1e-4

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from lorakit.adapters.quantized_linear import QuantizedLinear
+from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.testing.checks import Check, expect, variants_of
 from lorakit.testing.subjects import DTYPES, Subject, on_devices, random_matrix, relative_error, same_bits
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorakit.hooks.protocols import CalibratedQuantizer, QuantizedWeight
+from lorakit.hooks.protocols import CalibratedQuantizer
 from lorakit.testing.checks import Check, CheckError, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.quantized_layers import layer_checks
@@ -24,6 +24,7 @@ from lorakit.testing.subjects import (
     same_bits,
     subject_of,
 )
+from lorakit.values import QuantizedWeight
 
 # square, a single weight, columns that fill no block or byte, and a layer without outputs
 SHAPES = ((64, 64), (1, 1), (3, 63), (5, 65), (0, 64))

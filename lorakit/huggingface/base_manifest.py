@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import call_of
-from lorakit.hooks.protocols import QuantizedWeight
 from lorakit.language.spec import PluginCall
+from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning import codec
+from lorakit.values import QuantizedWeight
 
 METHOD, VERSION = "lorakit", 1
 

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.application.state import state_of, unwrapped
-from lorakit.artifacts.base_manifest import manifest
 from lorakit.artifacts.model_folder import copy_companions, without_bars
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
-from lorakit.hooks.protocols import Checkpointed, ModelReference
+from lorakit.hooks.protocols import Checkpointed
+from lorakit.huggingface.base_manifest import manifest
+from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.inventory import read_inventory
+from lorakit.values import ModelReference
 
 BASE = "base"
 # a shard on its way from an accelerator is in memory whole
@@ -106,7 +107,7 @@ def _use_checkpoint(
         return f"its layers are stored in {len(quantizers)} ways"
     if not isinstance(quantizer, Checkpointed):
         return f"transformers has no form for `{quantizer.name}`"
-    shapes = {path: plugins.call("lorakit_describe_module", module=module) for path, module in modules.items()}
+    shapes = {path: plugins.describe_module(module) for path, module in modules.items()}
     unquantized = [path for path, shape in shapes.items() if shape and shape.is_linear and path not in layers]
     try:
         config.quantization_config = dict(quantizer.checkpoint_config(unquantized, dtype))

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import LorakitError, ModelError
-from lorakit.hooks.protocols import ModelReference
 from lorakit.hooks.specs import hookimpl
+from lorakit.values import ModelReference
 
 if TYPE_CHECKING:
     from torch import nn
@@ -119,7 +119,7 @@ def _structure(config: Any, reference: ModelReference) -> nn.Module:
 
 def _put_stored_layers(model: Any, config: Any, reference: ModelReference) -> None:
     """Give the structure of a quantized checkpoint the layers that it will have."""
-    from lorakit.builtin.checkpoints import stored_config
+    from lorakit.huggingface.checkpoints import stored_config
 
     if not (stored := stored_config(config, reference)):
         return
@@ -140,7 +140,7 @@ def _put_stored_layers(model: Any, config: Any, reference: ModelReference) -> No
 
 
 def _with_weights(reference: ModelReference, config: Any) -> nn.Module:
-    from lorakit.builtin.checkpoints import load_checkpoint
+    from lorakit.huggingface.checkpoints import load_checkpoint
 
     with _plain_errors(reference):
         if getattr(config, "auto_map", None) and reference.trust_remote_code:

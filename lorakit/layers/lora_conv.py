@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from lorakit.adapters.lora_layer import LoRALayer
+from lorakit.layers.lora_layer import LoRALayer
 
 
 class LoRAConv(LoRALayer):

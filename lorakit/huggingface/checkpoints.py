@@ -8,12 +8,12 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from lorakit.artifacts.base_manifest import METHOD
 from lorakit.artifacts.model_folder import without_bars
-from lorakit.builtin.shards import shard_paths, stored_tensors
-from lorakit.builtin.stored_layers import StoredConfig
-from lorakit.builtin.streaming import Halt, plan_config
-from lorakit.hooks.protocols import ModelReference
+from lorakit.huggingface.base_manifest import METHOD
+from lorakit.huggingface.shards import shard_paths, stored_tensors
+from lorakit.huggingface.stored_layers import StoredConfig
+from lorakit.huggingface.streaming import Halt, plan_config
+from lorakit.values import ModelReference
 
 
 def stored_config(config: Any, reference: ModelReference) -> Any:

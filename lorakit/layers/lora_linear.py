@@ -8,8 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from lorakit.adapters.lora_layer import LoRALayer
-from lorakit.adapters.quantized_linear import QuantizedLinear
+from lorakit.layers.lora_layer import LoRALayer
+from lorakit.layers.quantized_linear import QuantizedLinear
 
 
 def lora_delta(lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:

@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lorakit.artifacts.base_manifest import METHOD, StoredLayer, read_manifest
-from lorakit.builtin.shards import StoredTensor
-from lorakit.builtin.streaming import LayersQuantizer
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
+from lorakit.huggingface.base_manifest import METHOD, StoredLayer, read_manifest
+from lorakit.huggingface.shards import StoredTensor
+from lorakit.huggingface.streaming import LayersQuantizer
 
 
 def _installed() -> Plugins:

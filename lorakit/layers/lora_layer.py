@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from lorakit.adapters.quantized_linear import QuantizedLinear
-from lorakit.adapters.share import Share, factor, is_off, one_factor
+from lorakit.layers.quantized_linear import QuantizedLinear
+from lorakit.layers.share import Share, factor, is_off, one_factor
 
 if TYPE_CHECKING:
     from lorakit.planning.plan import PlanEntry

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from lorakit.hooks.protocols import QuantizedWeight
+from lorakit.values import QuantizedWeight
 
 if TYPE_CHECKING:
     from lorakit.hooks.protocols import Quantizer

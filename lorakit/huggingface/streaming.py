@@ -12,12 +12,13 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lorakit.adapters.quantized_linear import QuantizedLinear
 from lorakit.application.layers import places, quantized_weight
 from lorakit.errors import LorakitError, ModelError
 from lorakit.hooks.manager import Plugins
-from lorakit.hooks.protocols import CalibratedQuantizer, ModelReference, QuantizedWeight, Quantizer
+from lorakit.hooks.protocols import CalibratedQuantizer, Quantizer
+from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.plan import PlanEntry
+from lorakit.values import ModelReference, QuantizedWeight
 
 METHOD = "lorakit_plan"
 

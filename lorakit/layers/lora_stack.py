@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lorakit.adapters.share import Share, is_off, one_factor
+from lorakit.layers.share import Share, is_off, one_factor
 
 if TYPE_CHECKING:
     from lorakit.planning.plan import PlanEntry

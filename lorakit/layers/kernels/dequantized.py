@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lorakit.hooks.protocols import QuantizedWeight
+from lorakit.values import QuantizedWeight
 
 Dequantize = Callable[[QuantizedWeight], Tensor]
 

@@ -1,0 +1,1 @@
+"""The Hugging Face wing: everything that knows transformers."""
