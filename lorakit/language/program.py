@@ -56,7 +56,7 @@ def build(
             scope.definitions.setdefault(name, Definition(None, place.word_span(words)))
         _READERS[type(statement)](reader, statement, place)
     settings.report_unknown(scope)
-    return Spec(tuple(reader.rules), reader.optimizer, tuple(reader.requires), tuple(reader.uses))
+    return Spec(tuple(reader.rules), reader.optimizer, requires=tuple(reader.requires), uses=tuple(reader.uses))
 
 
 def _scope(program: Sequence[tuple[Place, StatementNode]], complete: bool) -> Scope:

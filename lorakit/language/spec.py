@@ -164,6 +164,19 @@ class Optimizer:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """`step`: how one training step runs; None is what nobody said.
+
+    `batch` counts rows on one device, `tokens` those of the longest row; `compute` is `bf16`, `fp16`, `fp32` or `fp8`.
+    """
+
+    batch: int | None = None
+    tokens: int | None = None
+    compute: str | None = None
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
+
+
+@dataclass(frozen=True, slots=True)
 class Number:
     """A number of an expression; `unit` is empty, `%`, or a unit of bytes."""
 
@@ -206,13 +219,14 @@ Rule: TypeAlias = "Adapt | Quantize | Train"
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A whole program: its rules in order of appearance, the optimizer, and what it requires.
+    """A whole program: its rules in order of appearance, the optimizer, how a step runs, and what it requires.
 
     `source` is the text that it was read from, and `sources` are the texts of all of its files, by the names in spans.
     """
 
     rules: tuple[Rule, ...] = ()
     optimizer: Optimizer | None = None
+    step: Step | None = None
     requires: tuple[Require, ...] = ()
     uses: tuple[tuple[str, str | None], ...] = ()
     source: str = field(default="", compare=False, repr=False)
