@@ -11,8 +11,9 @@ from lorakit.planning.plan import Memory, PlanEntry
 FLOAT32 = 4
 
 
-def forecast(inventory: Inventory, entries: Sequence[PlanEntry], batch: int, tokens: int) -> Memory:
-    """Return what one training step on batch × tokens holds, in bytes; nothing is recomputed in the backward pass."""
+def forecast(inventory: Inventory, entries: Sequence[PlanEntry], step: Memory) -> Memory:
+    """Return what one training step holds, in bytes, for the batch × tokens of `step`."""
+    batch, tokens = step.batch, step.tokens
     changed = sum(entry.bytes.weight_before - entry.bytes.weight_after for entry in entries)
     itemsize = max((parameter.itemsize for parameter in inventory.unique_parameters()), default=2)
     weight = max((entry.bytes.weight_before for entry in entries if entry.quant), default=0)
@@ -26,6 +27,7 @@ def forecast(inventory: Inventory, entries: Sequence[PlanEntry], batch: int, tok
         workspace=max(weight, batch * tokens * _loss_per_token(inventory, itemsize)),
         batch=batch,
         tokens=tokens,
+        recompute=step.recompute,
     )
 
 

@@ -132,7 +132,10 @@ class OptimizerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The forecast for one training step in bytes; `activations` is an estimate for batch × tokens."""
+    """The forecast for one training step in bytes; `activations` is an estimate for batch × tokens.
+
+    With `recompute` the backward pass computes each block again from its inputs (gradient checkpointing).
+    """
 
     weights_before: int
     weights: int
@@ -143,6 +146,12 @@ class Memory:
     workspace: int
     batch: int
     tokens: int
+    recompute: bool = False
+
+    @classmethod
+    def of_step(cls, batch: int, tokens: int, recompute: bool) -> Memory:
+        """Return the forecast of a step before anything is counted."""
+        return cls(0, 0, 0, 0, 0, 0, 0, batch, tokens, recompute)
 
     @property
     def peak(self) -> int:

@@ -12,17 +12,29 @@ from lorakit.hooks.protocols import CalibratedQuantizer, OptimizerFactory, Quant
 from lorakit.language.diagnostics import Diagnostic, at, render
 from lorakit.language.printer import call_text
 from lorakit.language.spec import Adapt, PluginCall, Quantize, Spec, Train
-from lorakit.planning import memory, requirements
+from lorakit.planning import requirements
 from lorakit.planning.cascade import Decisions, decide, place
+from lorakit.planning.figures import finished
 from lorakit.planning.inventory import Inventory, ModuleInfo
-from lorakit.planning.plan import DTYPES, AdapterPlan, Bytes, OptimizerPlan, Plan, PlanEntry
+from lorakit.planning.plan import DTYPES, AdapterPlan, Bytes, Memory, OptimizerPlan, Plan, PlanEntry
 
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 DEFAULT_OPTIMIZER = PluginCall("adamw")
 
 
-def make_plan(spec: Spec, inventory: Inventory, plugins: Plugins, *, batch: int = 1, tokens: int = 512) -> Plan:
-    """Return what the spec makes of this model; batch × tokens is the step that the memory forecast is for.
+def make_plan(
+    spec: Spec,
+    inventory: Inventory,
+    plugins: Plugins,
+    *,
+    batch: int = 1,
+    tokens: int = 512,
+    recompute: bool = False,
+) -> Plan:
+    """Return what the spec makes of this model, with the memory forecast for a step on batch × tokens.
+
+    Figures are counted once plugins have had the plan, and promises are held against those. With `recompute` the step
+    computes blocks again in its backward pass.
 
     Raises: PlanError holding every diagnostic: targets that match nothing, layers that no adapter fits, and so on.
     """
@@ -31,12 +43,11 @@ def make_plan(spec: Spec, inventory: Inventory, plugins: Plugins, *, batch: int 
             "this spec has no rules: nothing would change; write a line such as `adapt q_proj,v_proj rank 16`"
         )
     decisions = decide(spec, inventory, plugins.roles)
-    plan, problems = plan_decisions(
-        decisions, inventory, plugins, _optimizer(spec, plugins), batch=batch, tokens=tokens
-    )
+    step = Memory.of_step(batch, tokens, recompute)
+    plan, problems = plan_decisions(decisions, inventory, plugins, _optimizer(spec, plugins), step)
     _raise([*decisions.findings, *problems, *_without_bias(decisions, inventory)], spec)
     plan = replace(plan, notes=tuple(_notes(spec, inventory, decisions, plugins)), source=spec.source)
-    changed = plugins.plan_ready(plan)
+    changed = finished(plugins.plan_ready(plan), inventory, plugins)
     _raise(requirements.broken(spec, changed), spec)
     return changed
 
@@ -46,9 +57,7 @@ def plan_decisions(
     inventory: Inventory,
     plugins: Plugins,
     optimizer: OptimizerPlan | None = None,
-    *,
-    batch: int = 1,
-    tokens: int = 512,
+    step: Memory = Memory.of_step(1, 512, False),  # noqa: B008
 ) -> tuple[Plan, list[Diagnostic]]:
     """Return the plan of what was decided for each module, without the modules whose decision has a problem."""
     optimizer = optimizer or OptimizerPlan(
@@ -64,18 +73,16 @@ def plan_decisions(
         problems = list(_problems(module, adapt, quantize, train, inventory, plugins))
         findings += problems
         if not problems:
-            entry = _entry(module, adapt, quantize, train, plugins, factory)
-            extra = plugins.estimate_memory(entry)
-            entries.append(replace(entry, bytes=replace(entry.bytes, extra=extra)) if extra else entry)
+            entries.append(_entry(module, adapt, quantize, train, plugins, factory))
     plan = Plan(
         model_class=inventory.model_class,
         model_parameters=inventory.total_parameters,
         entries=tuple(entries),
         rules=decisions.rules,
         optimizer=optimizer,
-        memory=memory.forecast(inventory, entries, batch, tokens),
+        memory=step,
     )
-    return plan, findings
+    return finished(plan, inventory, plugins), findings
 
 
 def _raise(findings: Iterable[Diagnostic], spec: Spec) -> None:
