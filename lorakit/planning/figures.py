@@ -31,6 +31,7 @@ def finished(plan: Plan, inventory: Inventory, plugins: Plugins) -> Plan:
         entries=entries,
         rules=tuple(_recounted(plan.rules, entries)),
         memory=memory.forecast(inventory, entries, plan.memory),
+        groups=inventory.groups,
     )
 
 

@@ -160,7 +160,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A spec, decided for one model."""
+    """A spec, decided for one model; `groups` are the Linear-like layers, by path, that read one tensor each."""
 
     model_class: str
     model_parameters: int
@@ -171,6 +171,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     source: str = ""
     version: int = FORMAT_VERSION
+    groups: tuple[tuple[str, ...], ...] = ()
 
     @property
     def added(self) -> int:
