@@ -1,4 +1,4 @@
-"""One forward on meta tensors: which layers read one tensor, what the model keeps of it, and that it touches nothing."""
+"""One forward on meta tensors: which layers read one tensor, and that nothing of the model changes."""
 
 from __future__ import annotations
 
