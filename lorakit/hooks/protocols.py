@@ -114,7 +114,8 @@ class OptimizerFactory(Protocol):
 
     An optimizer that steps one set of weights and means another to be used has methods `train` and `eval` that switch
     between them: trainers call them around steps, and before weights are measured or saved. `constant_lr = True` on the
-    class asks trainers to leave the learning rate as it is after the warm-up.
+    class asks trainers to leave the learning rate as it is after the warm-up, and `pages_from = n` says that on CUDA
+    the state of tensors of n elements and more pages where a group asks for it; without it no state does.
     """
 
     name: ClassVar[str]
@@ -123,10 +124,10 @@ class OptimizerFactory(Protocol):
     def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the optimizer; each group has `params`, `lr` and `paged`."""
 
-    def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
-        """Return the bytes of optimizer state for one tensor of so many parameters of that width.
+    def state(self, shape: tuple[int, ...], dtype: str) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """Return the tensors that the optimizer keeps for one parameter, by name: (shape, dtype) of each.
 
-        Where the tensor's shape decides, the bytes that a vector takes: the most.
+        Dtypes are torch's by name, such as `float32`. The optimizer's step keeps these and no others.
         """
 
 

@@ -85,7 +85,7 @@ def _measured(entry: PlanEntry, inventory: Inventory, plugins: Plugins, factory:
         bits = plugins.quantizer(entry.quant).bits_per_weight((module.shape.out_features, module.shape.in_features))
         after = before - module.weight.bytes + round(bits * module.weight.numel / 8)
     gradient = size([*added, *kept])
-    optimizer = sum(factory.state_bytes(numel(shape), itemsize(dtype)) for shape, dtype in (*added, *kept))
+    optimizer = sum(size(factory.state(shape, dtype).values()) for shape, dtype in (*added, *kept))
     fresh = replace(
         entry,
         adapter=adapter,

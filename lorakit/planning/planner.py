@@ -228,7 +228,6 @@ def _entry(
             weight_after=after,
             adapter=added if adapt else 0,
             gradient=added,
-            optimizer=sum(factory.state_bytes(numel, itemsize) for numel, itemsize in trained),
         ),
     )
 
