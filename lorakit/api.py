@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,30 +37,39 @@ def parse(text_or_path: str | Path, variables: Mapping[str, str] | None = None, 
 
 
 def plan(
-    spec: Spec | str | Path,
+    spec: Spec | Plan | str | Path,
     model: Any,
     *,
-    batch: int = 1,
-    tokens: int = 512,
+    batch: int | None = None,
+    tokens: int | None = None,
+    recompute: bool | None = None,
     trust_remote_code: bool = False,
     plugins: Plugins | None = None,
 ) -> Plan:
     """Return what a spec makes of a model: an nn.Module (meta tensors are fine), a Hugging Face config, or a reference.
 
-    No weight is read. batch × tokens is the step that the memory forecast is for.
+    No weight is read. The memory forecast is for a step on batch × tokens, 1 × 512 unless given, which with `recompute`
+    computes blocks again in its backward pass (gradient checkpointing). A plan made elsewhere keeps its decisions and,
+    where nothing else is said, its step; its figures are counted again.
     Raises: SpecError, PlanError, ModelError.
     """
     from lorakit.application.state import adapted_state
+    from lorakit.planning.figures import finished
     from lorakit.planning.inventory import read_inventory
+    from lorakit.planning.plan import Plan
     from lorakit.planning.planner import make_plan
 
     plugins = plugins or default_plugins()
     module = _module(model, plugins, with_weights=False, trust_remote_code=trust_remote_code)
-    parsed = spec if isinstance(spec, Spec) else parse(spec, plugins=plugins)
     # a further adapter is planned for the layers that lie under those before it
     state = adapted_state(module)
     inventory = state.inventory if state else read_inventory(module, plugins)
-    return make_plan(parsed, inventory, plugins, batch=batch, tokens=tokens)
+    asked = {"batch": batch, "tokens": tokens, "recompute": recompute}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if isinstance(spec, Plan):
+        return finished(replace(spec, memory=replace(spec.memory, **given)), inventory, plugins)
+    parsed = spec if isinstance(spec, Spec) else parse(spec, plugins=plugins)
+    return make_plan(parsed, inventory, plugins, **given)
 
 
 def apply(

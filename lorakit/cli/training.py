@@ -63,7 +63,13 @@ def run(job: Job) -> Outcome:
     _check_places(job)
     plugins = default_plugins()
     structure = load_model(job.model, with_weights=False, trust_remote_code=job.trust_remote_code)
-    plan = decide(job.spec, structure, batch=job.settings.batch, tokens=job.settings.tokens)
+    plan = decide(
+        job.spec,
+        structure,
+        batch=job.settings.batch,
+        tokens=job.settings.tokens,
+        recompute=job.settings.gradient_checkpointing,
+    )
     task = make_task(job.data, structure, job.model, job.settings, job.loss, job.trust_remote_code)
     calibration = task
     if job.calibration is not None:

@@ -138,7 +138,8 @@ class OptimizerFactory(Protocol):
 
     An optimizer that steps one set of weights and means another to be used has methods `train` and `eval` that switch
     between them: trainers call them around steps, and before weights are measured or saved. `constant_lr = True` on the
-    class asks trainers to leave the learning rate as it is after the warm-up.
+    class asks trainers to leave the learning rate as it is after the warm-up, and `pages_from = n` says that on CUDA
+    the state of tensors of n elements and more pages where a group asks for it; without it no state does.
     """
 
     name: ClassVar[str]
