@@ -70,6 +70,7 @@ class LoRA:
     """Low-rank adaptation: the change of a weight is a product of two thin matrices."""
 
     name: ClassVar[str] = "lora"
+    clauses: ClassVar[frozenset[str]] = frozenset({"rank", "alpha", "scaling", "dropout", "init", "lr_ratio"})
     needs_rank: ClassVar[bool] = True
 
     def parameter_shapes(self, layer: LayerShape, rank: int | None) -> Mapping[str, tuple[int, ...]]:

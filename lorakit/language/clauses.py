@@ -15,16 +15,17 @@ from lorakit.language.spec import PluginCall, Span
 from lorakit.language.suggestions import listed
 from lorakit.language.syntax import Clause, RuleNode
 from lorakit.language.targets import read_ranges, read_targets
-from lorakit.language.words import NOT_YET
+from lorakit.language.words import NOT_YET, SETTINGS
 
 
 @dataclass(frozen=True)
 class Context:
-    """The statement whose clauses are being read, and what `rank` is worth in it."""
+    """The statement whose clauses are being read, what `rank` is worth in it, and the method of a rule that has one."""
 
     calls: Calls
     place: Place
     rank: Rank = None
+    method: Any = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ClauseKind:
 def read_clauses(node: RuleNode, context: Context) -> dict[str, Any]:
     """Return the fields that the clauses of a statement fill; those at fault are reported and left out."""
     fields: dict[str, Any] = {}
-    for clause in _checked(node, context.place).values():
+    for clause in _checked(node, context).values():
         kind = CLAUSE_KINDS[clause.keyword.value]
         value = kind.read(clause, context)
         if value is not None:
@@ -71,9 +72,11 @@ def _whole(clause: Clause, context: Context, code: Code, what: str) -> Amount | 
     return amount
 
 
-def _checked(node: RuleNode, place: Place) -> Mapping[str, Clause]:
+def _checked(node: RuleNode, context: Context) -> Mapping[str, Clause]:
     """Return the clauses by keyword, without those that are given twice or do not belong here."""
     clauses: dict[str, Clause] = {}
+    place, method = context.place, context.method
+    foreign = SETTINGS.difference(method.clauses) if method is not None else frozenset()
     for clause in node.clauses:
         keyword, statement = clause.keyword.value, node.keyword.value
         if statement not in CLAUSE_KINDS[keyword].statements:
@@ -82,6 +85,11 @@ def _checked(node: RuleNode, place: Place) -> Mapping[str, Clause]:
             ]
             message = f"`{statement}` takes no `{keyword}`"
             place.report_word(Code.FOREIGN_CLAUSE, message, clause.keyword, None, f"it takes {listed(takes, 'and')}")
+        elif keyword in foreign:
+            takes = [name for name in CLAUSE_KINDS if name in SETTINGS - foreign]
+            note = [f"it takes {listed(takes, 'and')}"] if takes else []
+            message = f"`{method.name}` takes no `{keyword}`"
+            place.report_word(Code.NOT_TAKEN, message, clause.keyword, None, *note)
         elif keyword in clauses:
             first: Span = place.word_span(clauses[keyword].keyword)
             message = f"`{keyword}` is given twice"

@@ -53,7 +53,7 @@ class Code(StrEnum):
     BAD_UNIT = "L045"
     DIVISION_BY_ZERO = "L046"
     REVERSED_RANGE = "L047"
-    NO_RANK_TAKEN = "L048"
+    NOT_TAKEN = "L048"
     NOT_YET = "L049"
 
     # whole programs

@@ -67,9 +67,10 @@ VALUES = (
         "adapt q_proj rank 16 layers 0..7",
     ),
     Page(
-        Code.NO_RANK_TAKEN,
-        "a rank that the method does not take",
-        "The method of this rule adds no matrices of a rank.",
+        Code.NOT_TAKEN,
+        "a setting that the method does not take",
+        "`rank`, `alpha`, `scaling`, `dropout`, `init` and `lr_ratio` are settings of a rule's method, and the method "
+        "of this rule has no such setting: one that adds no matrices of a rank takes no `rank`.",
         "adapt q_proj rank 16 method rankless",
         "adapt q_proj method rankless",
     ),

@@ -15,9 +15,10 @@ from lorakit.language.names import Definition, LetValue, Rank, Scope, evaluate
 from lorakit.language.problems import Place
 from lorakit.language.requires import Requires
 from lorakit.language.settings import Settings
-from lorakit.language.spec import Adapt, Optimizer, PluginCall, Quantize, Require, Rule, Span, Spec, Step, Train
+from lorakit.language.spec import Adapt, Optimizer, Quantize, Require, Rule, Span, Spec, Step, Train
 from lorakit.language.syntax import (
     BrokenNode,
+    Call,
     LetNode,
     RequireNode,
     RuleNode,
@@ -95,32 +96,26 @@ class _Reader:
 
     def adapt(self, node: RuleNode, place: Place) -> None:
         targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
+        method = self._method(node)
+        ranked = method is None or "rank" in method.clauses
         clause = rank_clause(node)
-        rank: Rank = "unknown" if node.unread else None
-        if clause is not None:
+        rank: Rank = "unknown" if node.unread or clause is not None else None
+        if clause is not None and ranked:
             rank = read_rank(clause, Context(self.calls, place)) or "unknown"
-        fields = read_clauses(node, Context(self.calls, place, rank))
-        self._check_rank(node, fields, place)
+        fields = read_clauses(node, Context(self.calls, place, rank, method))
+        if method is not None and ranked and clause is None and not node.unread:
+            message = f"this rule has no rank, and `{method.name}` needs one"
+            place.report_word(Code.RANK_MISSING, message, node.keyword, None, "help: add a clause such as `rank 16`")
         if targets is not None:
             argument: Any = clause.argument if clause is not None else None
             rank_span = place.span(argument.start, argument.end) if argument is not None else None
             self.rules.append(Adapt(targets, **fields, span=place.span(node.start, node.end), rank_span=rank_span))
 
-    def _check_rank(self, node: RuleNode, fields: Mapping[str, Any], place: Place) -> None:
-        """Report a rank that is missing or too much; where the method is at fault nobody can tell."""
-        given = {clause.keyword.value: clause for clause in node.clauses}
-        if "method" in given and "method" not in fields:
-            return
-        call: PluginCall = fields.get("method", Adapt.__dataclass_fields__["method"].default)
-        method = self.calls.plugins.methods.get(call.name)
-        if method is None:
-            return
-        if method.needs_rank and "rank" not in given and not node.unread:
-            message = f"this rule has no rank, and `{call.name}` needs one"
-            place.report_word(Code.RANK_MISSING, message, node.keyword, None, "help: add a clause such as `rank 16`")
-        if not method.needs_rank and "rank" in given:
-            message = f"`{call.name}` takes no rank"
-            place.report_word(Code.NO_RANK_TAKEN, message, given["rank"].keyword)
+    def _method(self, node: RuleNode) -> Any:
+        """Return the method of a rule, or None where no plugin has its name: then nobody can tell what it takes."""
+        given = next((clause.argument for clause in node.clauses if clause.keyword.type == "METHOD"), None)
+        default: Any = Adapt.__dataclass_fields__["method"].default
+        return self.calls.plugins.methods.get(given.name.value if isinstance(given, Call) else default.name)
 
     def quantize(self, node: RuleNode, place: Place) -> None:
         targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)

@@ -14,6 +14,9 @@ CLAUSES = (
     "layers", "except", "optional", "batch", "tokens", "memory", "compute", "capture",
 )  # fmt: skip
 
+# Clauses of `adapt` that are settings of its method: each method says which of them it takes
+SETTINGS = frozenset({"rank", "alpha", "scaling", "dropout", "init", "lr_ratio"})
+
 # Clauses of which lorakit knows only the word so far, each with what to write instead
 NOT_YET = {
     "memory": "leave it out; `require peak_memory <= 24GiB` says what a step may need",

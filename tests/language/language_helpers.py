@@ -96,6 +96,7 @@ class Rankless:
 
     name: ClassVar[str] = "rankless"
     needs_rank: ClassVar[bool] = False
+    clauses: ClassVar[frozenset[str]] = frozenset({"dropout"})
 
     def parameter_shapes(self, layer: LayerShape, rank: int | None) -> dict[str, tuple[int, ...]]:
         return {}

@@ -280,3 +280,4 @@ def test_options() -> None:
     )
     assert rule("adapt q rank 4 init strict(level=3)").init == PluginCall("strict", (("level", 3),))
     assert rule("adapt q method rankless").rank is None
+    assert rule("adapt q method rankless dropout 5% quant nf4 lr 1").dropout == 0.05
