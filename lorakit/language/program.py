@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lorakit.language.calls import OPTIMIZER, QUANTIZER, Calls, unquoted
+from lorakit.language.calls import Calls, unquoted
 from lorakit.language.clauses import Context, rank_clause, read_clauses, read_rank
 from lorakit.language.codes import Code
 from lorakit.language.distributions import is_installed
@@ -29,6 +29,7 @@ from lorakit.language.syntax import (
     Word,
 )
 from lorakit.language.targets import read_targets
+from lorakit.language.words import OPTIMIZER, QUANTIZER
 
 if TYPE_CHECKING:
     from lorakit.hooks import Plugins

@@ -6,8 +6,7 @@ import pytest
 from lsp_helpers import Editor
 from lsprotocol import types
 
-from lorakit.language.clauses import CLAUSE_KINDS
-from lorakit.language.words import STATEMENTS
+from lorakit.language.words import STATEMENTS, clauses_of
 from lorakit.plugins import default_plugins
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -20,7 +19,7 @@ RULE = ["except", "layers", "optional"]
 
 
 def without(*words: str) -> list[str]:
-    return sorted({clause for clause, kind in CLAUSE_KINDS.items() if "adapt" in kind.statements} - set(words))
+    return sorted(clauses_of("adapt").keys() - set(words))
 
 
 @pytest.mark.parametrize(
