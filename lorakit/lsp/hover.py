@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorakit.language.catalogue import PAGES
+from lorakit.language.catalogue import page_of
+from lorakit.language.codes import Code
 from lorakit.language.diagnostics import Diagnostic
 from lorakit.language.problems import Place, Problems
 from lorakit.language.quantities import MEANINGS
@@ -64,7 +65,7 @@ def _pages(document: Document, found: Iterable[Diagnostic], offset: int) -> Iter
     for one in found:
         start, end = source.offset(one.line, one.column), source.offset(one.end_line, one.end_column)
         if one.file == source.name and start <= offset < end:
-            page = PAGES[one.code]
+            page = page_of(Code(one.code))
             yield Hint(f"**{page.code}: {page.title}**\n\n{page.explanation}", start, end)
 
 
