@@ -98,7 +98,7 @@ def quantized_layer(layer: nn.Module, entry: PlanEntry, plugins: Plugins, seen: 
             "quantize an unquantized base, or leave `quant` out for it"
         )
     quantized = quantized_weight(layer.weight.detach(), entry, plugins, seen)  # type: ignore[operator]
-    result = QuantizedLinear(quantized, quantizer, getattr(layer, "bias", None))
+    result = QuantizedLinear(quantized, quantizer, getattr(layer, "bias", None), plugins.kernels)
     result.train(layer.training)
     return result
 

@@ -6,20 +6,25 @@ from lorakit.hooks.protocols import (
     CalibratedQuantizer,
     Checkpointed,
     Initializer,
+    Kernel,
+    Linear,
     Method,
     OptimizerFactory,
     Quantizer,
     Role,
 )
 from lorakit.hooks.specs import hookimpl, hookspec
-from lorakit.values import InitContext, LayerShape, ModelReference, QuantizedWeight
+from lorakit.values import InitContext, LayerShape, LowRank, ModelReference, QuantizedWeight, Storage
 
 __all__ = [
     "CalibratedQuantizer",
     "Checkpointed",
     "InitContext",
     "Initializer",
+    "Kernel",
     "LayerShape",
+    "Linear",
+    "LowRank",
     "Method",
     "ModelReference",
     "OptimizerFactory",
@@ -27,6 +32,7 @@ __all__ = [
     "QuantizedWeight",
     "Quantizer",
     "Role",
+    "Storage",
     "hookimpl",
     "hookspec",
     "require_finite",
