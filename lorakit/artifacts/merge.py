@@ -153,9 +153,7 @@ def _merged(adapter: nn.Module, entry: PlanEntry, rounding: Rounding, requantize
         layer, exact = adapter.merged()  # type: ignore[operator]
         _check_finite(layer.weight, entry)
         if requantize and isinstance(core, QuantizedLinear):
-            layer = QuantizedLinear(
-                core.quantizer.quantize(layer.weight), core.quantizer, core.bias, core.kernels
-            )
+            layer = QuantizedLinear(core.quantizer.quantize(layer.weight), core.quantizer, core.bias, core.kernels)
         rounding.add(exact, layer.weight)
     layer.train(adapter.training)
     return layer  # type: ignore[no-any-return]

@@ -94,7 +94,8 @@ class FourBit(Quantizer):
         state = bnb.QuantState(
             absmax=stored["absmax"],
             shape=torch.Size(quantized.shape),
-            code=levels(self.name, device),
+            # each file has its own
+            code=levels(self.name, device).clone(),
             blocksize=self.blocksize,
             quant_type=self.name,
             dtype=quantized.dtype,

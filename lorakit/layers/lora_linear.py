@@ -12,6 +12,7 @@ from torch import Tensor
 from lorakit.layers.kernels.low_rank import add_low_rank
 from lorakit.layers.lora_layer import LoRALayer
 from lorakit.layers.quantized_linear import QuantizedLinear
+from lorakit.layers.share import factor
 from lorakit.values import LowRank
 
 
@@ -51,16 +52,19 @@ class LoRALinear(LoRALayer):
 
         What adapters around this one add comes in `low_rank`, and goes on to a base layer that adds it itself.
         """
+        base = self.base_layer
         if not self.is_off:
             low_rank = (self.low_rank(x), *low_rank)
-        base = self.base_layer
-        if low_rank and type(base).forward in _ADDING:
+        if not low_rank:
+            return base(x)  # type: ignore[no-any-return]
+        if type(base).forward in _ADDING:
             return base(x, low_rank)  # type: ignore[no-any-return]
         return add_low_rank(base(x), x, low_rank)
 
     def low_rank(self, x: Tensor) -> LowRank:
         """Return what this adapter adds to a product with x (..., in_features)."""
-        return LowRank(self.lora_A, self.lora_B, self.scaling_of(x), self.dropout if self.training else 0.0)
+        scaling = self.scaling * factor(self, self.share, x)
+        return LowRank(self.lora_A, self.lora_B, scaling, self.dropout if self.training else 0.0)
 
 
 # the layers whose forward takes what adapters add

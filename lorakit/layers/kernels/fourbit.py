@@ -55,7 +55,8 @@ def four_bit(storage: Storage) -> Linear:
     form = (quantizer.blocksize, quantizer.name, list(storage.shape), storage.dtype)
 
     def dequantize(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        return dequantize_4bit(tensors, *form).to(dtype)
+        weight = dequantize_4bit(tensors, *form)
+        return weight if weight.dtype == dtype else weight.to(dtype)
 
     return functools.partial(dequantized_linear, dequantize=dequantize)
 
