@@ -85,9 +85,8 @@ def _distribution(origin: str, parts: list[Any]) -> DistributionInfo:
 def _plugin(kind: str, item: Any) -> PluginInfo:
     if kind in INSTANCES:
         summary = getattr(item, "summary", "") or inspect.getdoc(type(item)) or ""
-        return PluginInfo(
-            kind, f"@{item.name}" if kind == "role" else item.name, str(summary).partition("\n")[0], False, ()
-        )
+        name = f"@{item.name}" if kind == "role" else item.name
+        return PluginInfo(kind, name, str(summary).partition("\n")[0], False, ())
     summary = (inspect.getdoc(item) or "").partition("\n")[0]
     double = kind == "quantizer" and supports_double(item)
     return PluginInfo(kind, item.name, summary, double, tuple(map(_option, options_of(item))))

@@ -82,7 +82,7 @@ class LoRALayer(nn.Module, ABC):
     def scaling_of(self, x: Tensor) -> float | Tensor:
         """Return what A · x is multiplied by: a number, or a tensor (rows, 1, …) for x (rows, …).
 
-        Raises: RowsError where each row of the batch has a factor and the first dimension of x is not that of the batch.
+        Raises: RowsError where rows have a factor each and the first dimension of x is not that of the batch.
         """
         return self.scaling * factor(self, self.share, x)
 

@@ -77,7 +77,13 @@ class LoRAStack(nn.Module):
         """Return the effective weight (stack, rows, columns)."""
         if is_off(self.share):
             return weight
-        return weight + (one_factor(self, self.share) * self.delta()).to(weight.dtype)
+        # in the weight's dtype, and in one pass over the stack, which is much larger than the matrices
+        lora_A = self.lora_A.to(weight.dtype).view(self.stack, -1, self.lora_A.shape[1])
+        lora_B = self.lora_B.to(weight.dtype).view(self.lora_B.shape[0], -1, self.stack).permute(2, 0, 1)
+        first, second = (lora_A.mT, lora_B.mT) if self.transposed else (lora_B, lora_A)
+        stacked = weight.view(self.stack, *weight.shape[-2:])
+        factor = self.scaling * one_factor(self, self.share)
+        return torch.baddbmm(stacked, first, second, alpha=factor).view(weight.shape)
 
     def exact_weight(self, weight: Tensor) -> Tensor:
         """Return the effective weight in float32 from a weight in float32, with no rounding on the way."""

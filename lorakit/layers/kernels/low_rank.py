@@ -1,6 +1,6 @@
 """What adapters add to a product, in one pass over the outputs: scaling lies on the narrow side.
 
-Adapters are multiplied in the dtype of the inputs, as the frozen weight is; their own matrices are narrow enough to cast.
+Adapters are multiplied in the dtype of the inputs, as the frozen weight is: their matrices are narrow enough to cast.
 Source: Hu et al. 2021, "LoRA", arXiv:2106.09685, section 4.1.
 """
 
@@ -15,7 +15,7 @@ from lorakit.values import LowRank
 
 
 def add_low_rank(result: Tensor, x: Tensor, low_rank: Sequence[LowRank]) -> Tensor:
-    """Return result (..., out_features) + Σ scaling · B · A · dropout(x), in the result's dtype; x (..., in_features)."""
+    """Return result (..., out_features) + Σ scaling · B · A · dropout(x) in its dtype; x (..., in_features)."""
     for lora_A, lora_B, scaling, dropout in low_rank:
         seen = functional.dropout(x, dropout) if dropout else x
         thin = functional.linear(seen, lora_A if lora_A.dtype == x.dtype else lora_A.to(x.dtype))
