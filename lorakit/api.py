@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from lorakit.application.starting import Starter
     from lorakit.application.summary import Summary
     from lorakit.named_adapters import Adapters
     from lorakit.planning.plan import Plan
@@ -87,15 +88,17 @@ def apply(
     def decide(structure: nn.Module) -> Plan:
         return spec_or_plan if isinstance(spec_or_plan, Plan) else plan(spec_or_plan, structure, plugins=plugins)
 
-    module, decided = _with_plan(model, decide, plugins, trust_remote_code=trust_remote_code)
-    return apply_plan(decided, module, plugins, seed=seed, name=name, calibration=calibration)
+    module, starter = _with_plan(model, decide, plugins, seed, trust_remote_code=trust_remote_code)
+    return apply_plan(
+        starter.plan, module, plugins, seed=seed, name=name, calibration=calibration, started=starter.started
+    )
 
 
-def optimizer(model: nn.Module, lr: float | None = None, *, plugins: Plugins | None = None) -> torch.optim.Optimizer:
+def optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Optimizer:
     """Return the optimizer that the spec names, with its groups, over everything that trains. Raises: ModelError."""
     from lorakit.application.optimizer import build_optimizer
 
-    return build_optimizer(model, plugins or default_plugins(), lr)
+    return build_optimizer(model, lr)
 
 
 def save(
@@ -104,7 +107,6 @@ def save(
     with_base: bool = False,
     *,
     name: str | None = None,
-    plugins: Plugins | None = None,
 ) -> Path:
     """Write the adapter as a folder that PEFT and lorakit load, replacing whole the adapter that it may hold.
 
@@ -112,10 +114,11 @@ def save(
     `base` in it, for transformers to read where it can.
     Raises: ModelError, OutputError if the folder holds anything but an adapter, WriteError if the disk fails.
     """
+    from lorakit.application.state import state_of
     from lorakit.artifacts.adapter_folder import save_adapter
     from lorakit.huggingface.quantized_base import BASE, write_base
 
-    plugins = plugins or default_plugins()
+    plugins = state_of(model).plugins
     if not with_base:
         return save_adapter(model, Path(folder), plugins, name=name)
 
@@ -141,12 +144,11 @@ def load(
     The base is quantized again as the adapter's plan.json says, unless `quantize` is False.
     Raises: AdapterError, ModelError; the model is untouched then.
     """
-    from lorakit.artifacts.loading import load_adapter
-    from lorakit.artifacts.reading import read_plan
+    from lorakit.artifacts.loading import load_adapter, starter_of
 
     plugins = plugins or default_plugins()
-    saved = read_plan(Path(folder)) if quantize else None
-    module = _module(model_or_ref, plugins, with_weights=True, trust_remote_code=trust_remote_code, plan=saved)
+    starter = starter_of(Path(folder), plugins, initialize=allow_missing) if quantize else None
+    module = _module(model_or_ref, plugins, with_weights=True, trust_remote_code=trust_remote_code, starter=starter)
     return load_adapter(
         Path(folder),
         module,
@@ -155,10 +157,11 @@ def load(
         quantize=quantize,
         allow_missing=allow_missing,
         allow_pickle=allow_pickle,
+        started=starter.started if starter else None,
     )
 
 
-def merge(model: nn.Module, *, requantize: bool = False, plugins: Plugins | None = None) -> nn.Module:
+def merge(model: nn.Module, *, requantize: bool = False) -> nn.Module:
     """Return the model, in evaluation mode, with the adapters in use folded into its weights and no adapter left.
 
     A quantized weight comes back dequantized, in the dtype that it computes in, and no class of lorakit is left; with
@@ -167,7 +170,7 @@ def merge(model: nn.Module, *, requantize: bool = False, plugins: Plugins | None
     """
     from lorakit.artifacts.merge import merge_model
 
-    merged, report = merge_model(model, plugins or default_plugins(), requantize=requantize)
+    merged, report = merge_model(model, requantize=requantize)
     logger.info(
         "merged %d modules; %s cost %.3g at most, %.3g relative",
         report.modules,
@@ -178,11 +181,11 @@ def merge(model: nn.Module, *, requantize: bool = False, plugins: Plugins | None
     return merged
 
 
-def adapters(model: nn.Module, *, plugins: Plugins | None = None) -> Adapters:
+def adapters(model: nn.Module) -> Adapters:
     """Return the adapters of a model by name: which are in use, and how far. Raises: ModelError if it has none."""
     from lorakit.named_adapters import Adapters
 
-    return Adapters(model, plugins or default_plugins())
+    return Adapters(model)
 
 
 def summary(model: nn.Module) -> Summary:
@@ -193,26 +196,30 @@ def summary(model: nn.Module) -> Summary:
 
 
 def _with_plan(
-    model: Any, decide: Callable[[nn.Module], Plan], plugins: Plugins, *, trust_remote_code: bool
-) -> tuple[nn.Module, Plan]:
-    """Return a model and its plan, which for a stored one is made first, so that it is quantized while it is read."""
+    model: Any, decide: Callable[[nn.Module], Plan], plugins: Plugins, seed: int, *, trust_remote_code: bool
+) -> tuple[nn.Module, Starter]:
+    """Return a model and what starts its plan, made first for a stored model, which is quantized while it is read."""
+    from lorakit.application.starting import Starter
+    from lorakit.planning.entries import completed
+
     is_stored = isinstance(model, str | Path) and not ModelReference(str(model)).is_factory
     first = _module(model, plugins, with_weights=not is_stored, trust_remote_code=trust_remote_code)
-    decided = decide(first)
+    starter = Starter(completed(decide(first), plugins), plugins, seed)
     if not is_stored:
-        return first, decided
-    return _module(model, plugins, with_weights=True, trust_remote_code=trust_remote_code, plan=decided), decided
+        return first, starter
+    return _module(model, plugins, with_weights=True, trust_remote_code=trust_remote_code, starter=starter), starter
 
 
 def _module(
-    model: Any, plugins: Plugins, *, with_weights: bool, trust_remote_code: bool, plan: Plan | None = None
+    model: Any, plugins: Plugins, *, with_weights: bool, trust_remote_code: bool, starter: Starter | None = None
 ) -> nn.Module:
     from torch import nn
 
     if isinstance(model, nn.Module):
         return model
     if isinstance(model, str | Path):
-        reference = ModelReference(str(model), None, with_weights, trust_remote_code, plan=plan)
+        plan = starter.plan if starter else None
+        reference = ModelReference(str(model), None, with_weights, trust_remote_code, plan=plan, starter=starter)
     elif hasattr(model, "to_dict") and hasattr(model, "model_type"):
         if with_weights:
             raise ModelError("a config has no weights; give the model itself, or its folder or hub id")

@@ -24,11 +24,11 @@ def calibration_batches(
 
     `data` is what the user named for it, if anything: a task without it holds the training data.
     """
-    from lorakit.application.calibration import calibrated
+    from lorakit.application.observing import watched
 
-    wanting = sorted({quantizer.name for quantizer in calibrated(plan, model, plugins).values()})
+    wanting = sorted({one.name for one in watched(plan, model, plugins)})
     if data is not None and not wanting:
-        say(f"{data} is left alone: no quantizer of this plan needs calibration data")
+        say(f"{data} is left alone: nothing in this plan needs calibration data")
     if task is None or not wanting:
         return None
     batches = task.calibration(rows)

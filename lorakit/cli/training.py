@@ -92,7 +92,7 @@ def run(job: Job) -> Outcome:
         progress=lambda entries: tracked(entries, "applying"),
         calibration=batches,
     )
-    outcome = task.train(model, job.checkpoints, plugins, Display(console(stderr=True), say), resume=job.resume)
+    outcome = task.train(model, job.checkpoints, Display(console(stderr=True), say), resume=job.resume)
     if outcome.stopped:
         return outcome
     _sample(job, task, model, "after")

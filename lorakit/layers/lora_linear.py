@@ -12,7 +12,7 @@ from torch import Tensor
 from lorakit.layers.kernels.low_rank import add_low_rank
 from lorakit.layers.lora_layer import LoRALayer
 from lorakit.layers.quantized_linear import QuantizedLinear
-from lorakit.layers.share import factor
+from lorakit.layers.strength import factor
 from lorakit.values import LowRank
 
 
@@ -43,10 +43,6 @@ class LoRALinear(LoRALayer):
         """Return the change of the weight (out_features, in_features)."""
         return lora_delta(lora_A, lora_B, self.scaling)
 
-    def base_matrix(self) -> Tensor:
-        """Return the base weight (out_features, in_features)."""
-        return self.core.weight.detach()  # type: ignore[operator]
-
     def forward(self, x: Tensor, low_rank: Sequence[LowRank] = ()) -> Tensor:
         """Return h (..., out_features) from x (..., in_features), in the base layer's dtype.
 
@@ -63,7 +59,7 @@ class LoRALinear(LoRALayer):
 
     def low_rank(self, x: Tensor) -> LowRank:
         """Return what this adapter adds to a product with x (..., in_features)."""
-        scaling = self.scaling * factor(self, self.share, x)
+        scaling = self.scaling * factor(self, self.strength, x)
         return LowRank(self.lora_A, self.lora_B, scaling, self.dropout if self.training else 0.0)
 
 
@@ -74,16 +70,5 @@ _ADDING = (LoRALinear.forward, QuantizedLinear.forward)
 class LoRATransposedLinear(LoRALinear):
     """The same around transformers' Conv1D, whose weight lies as (in_features, out_features) unless it is quantized."""
 
-    @property
-    def _lies_transposed(self) -> bool:
-        return not isinstance(self.core, QuantizedLinear)
-
-    def change(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
-        """Return the change of the weight in the layout of the base layer's."""
-        delta = super().change(lora_A, lora_B)
-        return delta.T if self._lies_transposed else delta
-
-    def base_matrix(self) -> Tensor:
-        """Return the base weight (out_features, in_features)."""
-        weight = super().base_matrix()
-        return weight.T if self._lies_transposed else weight
+    def _as_held(self, weight: Tensor) -> Tensor:
+        return weight if isinstance(self.core, QuantizedLinear) else weight.T
