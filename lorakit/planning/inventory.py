@@ -170,7 +170,7 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example | None =
                     for name, parameter in module._parameters.items()
                     if parameter is not None
                     and not _stands_alone(stacks.get(f"{path}.{name}".lstrip(".")))
-                    and not (name == "weight" and shape and shape.stored)
+                    and not (shape and shape.stored and _is_of_weight(name))
                 ),
             ),
             holds_modules=bool(module._modules),
@@ -235,6 +235,11 @@ def _stored_weight(module: nn.Module, shape: LayerShape | None) -> Iterator[Para
         size = (shape.out_features, shape.in_features)
         stored = round(shape.stored.bits_per_weight(size) * size[0] * size[1] / 8)
         yield ParameterInfo("weight", size, shape.stored.name, 1, id(module), stored)
+
+
+def _is_of_weight(name: str) -> bool:
+    """Whether a parameter of a quantized layer is its weight or, packed, a part of it."""
+    return name == "weight" or name.startswith("weight_")
 
 
 def _stacks(path: str, module: nn.Module, plugins: Plugins) -> dict[str, ModuleInfo]:
