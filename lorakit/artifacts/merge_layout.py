@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorakit.artifacts.checkpoint import Reader, Stored, model_names, stored_tensors
+from lorakit.artifacts.checkpoint import StoredTensor, stored_tensors
+from lorakit.artifacts.checkpoint_names import model_names
 from lorakit.artifacts.loading import planned_files
 from lorakit.artifacts.packed_weights import packed_dtype, packed_weights
 from lorakit.artifacts.peft_names import PREFIX
@@ -65,7 +66,7 @@ class Layout:
 
     base: Path
     model: nn.Module
-    stored: Mapping[str, Stored]
+    stored: Mapping[str, StoredTensor]
     files: AdapterFiles
     plan: Plan
     pieces: tuple[Piece, ...]
@@ -134,7 +135,7 @@ def _unquantized(model: Any, plugins: Plugins) -> nn.Module:
     return plugins.load_model(ModelReference(type(model).__name__, config, with_weights=False))
 
 
-def _packed(model: nn.Module, stored: Mapping[str, Stored]) -> dict[str, tuple[str, ...]]:
+def _packed(model: nn.Module, stored: Mapping[str, StoredTensor]) -> dict[str, tuple[str, ...]]:
     settings: Any = getattr(getattr(model, "config", None), "quantization_config", None) or {}
     method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
     if method is None:
@@ -150,12 +151,11 @@ class _Dtypes:
     def __init__(
         self,
         model: nn.Module,
-        stored: Mapping[str, Stored],
+        stored: Mapping[str, StoredTensor],
         packed: Mapping[str, tuple[str, ...]],
         wanted: torch.dtype | None,
     ) -> None:
         self.wanted, self._stored, self._packed = wanted, stored, packed
-        self._reader = Reader(stored)
         self._usual = getattr(getattr(model, "config", None), "dtype", None) or torch.float16
         # what transformers keeps in float32 whatever the rest of the model is in
         kept: dict[str, torch.dtype] = getattr(model, "_get_dtype_plan", lambda _: {})(wanted) if wanted else {}
@@ -164,7 +164,7 @@ class _Dtypes:
     def of(self, source: str, parameter: str) -> torch.dtype | None:
         own = self._stored[source].dtype
         if source in self._packed:
-            return self.wanted or packed_dtype(self._packed[source], self._reader, self._usual)
+            return self.wanted or packed_dtype(self._packed[source], self._stored, self._usual)
         if self.wanted is None or own not in CASTABLE:
             return own
         return torch.float32 if any(re.search(pattern, parameter) for pattern in self._kept) else self.wanted
@@ -178,7 +178,7 @@ class _Layouter:
         inventory: Inventory,
         files: AdapterFiles,
         plan: Plan,
-        stored: Mapping[str, Stored],
+        stored: Mapping[str, StoredTensor],
         packed: Mapping[str, tuple[str, ...]],
         names: Mapping[str, str],
         dtypes: _Dtypes,

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lorakit.artifacts.checkpoint import INDEX, Reader
+from lorakit.artifacts.checkpoint import INDEX, MODEL_WEIGHTS
 from lorakit.artifacts.merge_layout import Layout, Piece
-from lorakit.artifacts.model_folder import COMPANIONS, MODEL_WEIGHTS
+from lorakit.artifacts.model_folder import COMPANIONS
 from lorakit.artifacts.packed_weights import packed_layer
 from lorakit.artifacts.peft_names import file_names
 from lorakit.artifacts.rounding import Rounding
@@ -35,19 +35,17 @@ def write_merged(layout: Layout, folder: Path, plugins: Plugins, progress: Progr
     Raises: AdapterError naming the module whose merged weight is not finite; ModelError for a damaged file.
     """
     rounding = Rounding()
-    reader = Reader(layout.stored)
     shards = layout.shards
     last = {shard[-1].name: number for number, shard in enumerate(shards, start=1)}
     places: dict[str, str] = {}
     pending: dict[str, Tensor] = {}
     for piece in progress(layout.pieces):
-        pending[piece.name] = _value(piece, layout, reader, plugins, rounding)
+        pending[piece.name] = _value(piece, layout, plugins, rounding)
         if number := last.get(piece.name):
             file = MODEL_WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
             save_file(pending, folder / file, metadata={"format": "pt"})
             places |= dict.fromkeys(pending, file)
             pending.clear()
-            reader.release()
     if len(shards) > 1:
         index = {"metadata": {"total_size": layout.bytes}, "weight_map": places}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -58,15 +56,13 @@ def write_merged(layout: Layout, folder: Path, plugins: Plugins, progress: Progr
     return rounding
 
 
-def _value(piece: Piece, layout: Layout, reader: Reader, plugins: Plugins, rounding: Rounding) -> Tensor:
+def _value(piece: Piece, layout: Layout, plugins: Plugins, rounding: Rounding) -> Tensor:
     base: Tensor | QuantizedLinear
-    if piece.entry is not None:
-        reader.release()
     if piece.trained is not None:
         base = layout.files.tensors[piece.trained]
     else:
         assert piece.source is not None
-        base = reader[piece.source] if not piece.parts else _packed(piece, layout, reader, plugins)
+        base = layout.stored[piece.source][...] if not piece.parts else _packed(piece, layout, plugins)
     if piece.entry is None:
         plain = base if isinstance(base, Tensor) else _lying(base.weight.detach(), piece, layout)
         plain = (plain.to(piece.dtype) if piece.dtype else plain).contiguous()
@@ -75,9 +71,8 @@ def _value(piece: Piece, layout: Layout, reader: Reader, plugins: Plugins, round
     with torch.no_grad():
         exact = _merged(base, piece.entry, layout, plugins)
     exact = exact if isinstance(base, Tensor) else _lying(exact, piece, layout)
-    # what was read goes out of memory now; tensors that wait to be written keep a mapping of their own
+    # what was read goes out of memory now
     del base
-    reader.release()
     rounded = exact.to(piece.dtype).contiguous()
     if not bool(torch.isfinite(rounded).all()):
         raise AdapterError(
@@ -87,10 +82,10 @@ def _value(piece: Piece, layout: Layout, reader: Reader, plugins: Plugins, round
     return rounded
 
 
-def _packed(piece: Piece, layout: Layout, reader: Reader, plugins: Plugins) -> QuantizedLinear:
+def _packed(piece: Piece, layout: Layout, plugins: Plugins) -> QuantizedLinear:
     assert piece.source is not None and piece.dtype is not None
     rows, columns = piece.shape if not _lies_transposed(piece, layout) else reversed(piece.shape)
-    return packed_layer(piece.source, piece.parts, (rows, columns), piece.dtype, reader, plugins)
+    return packed_layer(piece.source, piece.parts, (rows, columns), piece.dtype, layout.stored, plugins)
 
 
 def _lying(weight: Tensor, piece: Piece, layout: Layout) -> Tensor:

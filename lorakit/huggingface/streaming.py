@@ -16,6 +16,7 @@ from lorakit.application.layers import places, quantized_weight
 from lorakit.errors import LorakitError, ModelError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import CalibratedQuantizer, Quantizer
+from lorakit.huggingface import marks
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.plan import PlanEntry
 from lorakit.values import ModelReference, QuantizedWeight
@@ -42,11 +43,7 @@ class LayersQuantizer(HfQuantizer):
         return True
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
-        self.remove_quantization_config(model)
-        vars(model).pop("is_quantized", None)
-        for module in model.modules():
-            if isinstance(module, PreTrainedModel):
-                vars(module.config).pop("_is_quantized", None)
+        marks.clear(model)
         return model
 
 
