@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit.artifacts.json_files import read_object
 from lorakit.dtypes import stored_dtype
 from lorakit.errors import ModelError
 
@@ -122,13 +122,13 @@ def _files(folder: Path) -> Mapping[str, Sequence[str]]:
         return {MODEL_WEIGHTS: ()}
     if not (index := folder / INDEX).is_file():
         return {}
-    try:
-        files: dict[str, list[str]] = {}
-        for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
-            # the name alone: an index must not lead out of its folder
-            files.setdefault(Path(file).name, []).append(name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} is no index of weights: {error}") from error
+    places = read_object(index, "index of weights", ModelError).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise ModelError(f"{index} is no index of weights: it has no `weight_map` of names")
+    files: dict[str, list[str]] = {}
+    for name, file in places.items():
+        # the name alone: an index must not lead out of its folder
+        files.setdefault(Path(file).name, []).append(name)
     return {file: files[file] for file in sorted(files)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.artifacts.checkpoint import stored_tensors
+from lorakit.artifacts.json_files import read_object
 from lorakit.errors import LorakitError, ModelError
 from lorakit.hooks.specs import hookimpl
 from lorakit.values import ModelReference
@@ -62,12 +62,7 @@ def _check_folder(folder: Path, reference: ModelReference) -> None:
         if (folder / "adapter_config.json").is_file():
             hint = "; it holds an adapter: give its base model here"
         raise ModelError(f"{folder} is no model: it has no config.json{hint}")
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{config} is no JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ModelError(f"{config} is no model config: it is a JSON {type(settings).__name__}")
+    read_object(config, "model config", ModelError)
     if not reference.with_weights:
         return
     if any(folder.glob("*.safetensors")):
