@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,17 +48,11 @@ def plan(
     No weight is read. batch × tokens is the step that the memory forecast is for.
     Raises: SpecError, PlanError, ModelError.
     """
-    from lorakit.application.state import adapted_state
-    from lorakit.planning.inventory import read_inventory
-    from lorakit.planning.planner import make_plan
+    from lorakit.pipeline import decide, read_structure
 
     plugins = plugins or default_plugins()
-    module = _module(model, plugins, with_weights=False, trust_remote_code=trust_remote_code)
-    parsed = spec if isinstance(spec, Spec) else parse(spec, plugins=plugins)
-    # a further adapter is planned for the layers that lie under those before it
-    state = adapted_state(module)
-    inventory = state.inventory if state else read_inventory(module, plugins)
-    return make_plan(parsed, inventory, plugins, batch=batch, tokens=tokens)
+    structure = read_structure(_source(model, trust_remote_code), plugins)
+    return decide(_decisions(spec, plugins), structure, plugins, batch=batch, tokens=tokens)
 
 
 def apply(
@@ -80,14 +74,13 @@ def apply(
     Raises: SpecError, PlanError, ModelError, DataError; the model is untouched then.
     """
     from lorakit.application.apply import apply_plan
-    from lorakit.planning.plan import Plan
+    from lorakit.pipeline import decide, read_first, read_planned
 
     plugins = plugins or default_plugins()
-
-    def decide(structure: nn.Module) -> Plan:
-        return spec_or_plan if isinstance(spec_or_plan, Plan) else plan(spec_or_plan, structure, plugins=plugins)
-
-    module, decided = _with_plan(model, decide, plugins, trust_remote_code=trust_remote_code)
+    source = _with_weights(model, trust_remote_code)
+    first = read_first(source, plugins)
+    decided = decide(_decisions(spec_or_plan, plugins), first, plugins)
+    module = read_planned(source, first, decided, plugins)
     return apply_plan(decided, module, plugins, seed=seed, name=name, calibration=calibration)
 
 
@@ -143,10 +136,11 @@ def load(
     """
     from lorakit.artifacts.loading import load_adapter
     from lorakit.artifacts.reading import read_plan
+    from lorakit.pipeline import read_model
 
     plugins = plugins or default_plugins()
     saved = read_plan(Path(folder)) if quantize else None
-    module = _module(model_or_ref, plugins, with_weights=True, trust_remote_code=trust_remote_code, plan=saved)
+    module = read_model(_with_weights(model_or_ref, trust_remote_code), plugins, plan=saved)
     return load_adapter(
         Path(folder),
         module,
@@ -192,31 +186,24 @@ def summary(model: nn.Module) -> Summary:
     return summarize(model)
 
 
-def _with_plan(
-    model: Any, decide: Callable[[nn.Module], Plan], plugins: Plugins, *, trust_remote_code: bool
-) -> tuple[nn.Module, Plan]:
-    """Return a model and its plan, which for a stored one is made first, so that it is quantized while it is read."""
-    is_stored = isinstance(model, str | Path) and not ModelReference(str(model)).is_factory
-    first = _module(model, plugins, with_weights=not is_stored, trust_remote_code=trust_remote_code)
-    decided = decide(first)
-    if not is_stored:
-        return first, decided
-    return _module(model, plugins, with_weights=True, trust_remote_code=trust_remote_code, plan=decided), decided
+def _decisions(spec: Spec | Plan | str | Path, plugins: Plugins) -> Spec | Plan:
+    return parse(spec, plugins=plugins) if isinstance(spec, str | Path) else spec
 
 
-def _module(
-    model: Any, plugins: Plugins, *, with_weights: bool, trust_remote_code: bool, plan: Plan | None = None
-) -> nn.Module:
+def _source(model: Any, trust_remote_code: bool) -> nn.Module | ModelReference:
     from torch import nn
 
     if isinstance(model, nn.Module):
         return model
     if isinstance(model, str | Path):
-        reference = ModelReference(str(model), None, with_weights, trust_remote_code, plan=plan)
-    elif hasattr(model, "to_dict") and hasattr(model, "model_type"):
-        if with_weights:
-            raise ModelError("a config has no weights; give the model itself, or its folder or hub id")
-        reference = ModelReference(type(model).__name__, model, False, trust_remote_code)
-    else:
-        raise ModelError(f"a model is an nn.Module, a Hugging Face config or a reference, not a {type(model).__name__}")
-    return plugins.load_model(reference)
+        return ModelReference(str(model), trust_remote_code=trust_remote_code)
+    if hasattr(model, "to_dict") and hasattr(model, "model_type"):
+        return ModelReference(type(model).__name__, model, trust_remote_code=trust_remote_code)
+    raise ModelError(f"a model is an nn.Module, a Hugging Face config or a reference, not a {type(model).__name__}")
+
+
+def _with_weights(model: Any, trust_remote_code: bool) -> nn.Module | ModelReference:
+    source = _source(model, trust_remote_code)
+    if isinstance(source, ModelReference) and source.config is not None:
+        raise ModelError("a config has no weights; give the model itself, or its folder or hub id")
+    return source
