@@ -19,9 +19,9 @@ from lorakit.application.optimizer import build_optimizer, keeps_lr
 from lorakit.artifacts.adapter_folder import WEIGHTS, write_adapter_files
 from lorakit.artifacts.folders import new_folder
 from lorakit.artifacts.loading import restore_tensors
-from lorakit.builtin.factory_models import named_object
 from lorakit.errors import DataError
 from lorakit.hooks.manager import Plugins
+from lorakit.named_objects import named_object
 from lorakit.trainers.display import Display
 from lorakit.trainers.modes import to_evaluation, to_training
 from lorakit.trainers.settings import Outcome, Settings
