@@ -23,6 +23,7 @@ from lorakit.artifacts.reading import AdapterFiles
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.inventory import Inventory, read_inventory
+from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan, PlanEntry
 from lorakit.values import ModelReference
 
@@ -40,7 +41,8 @@ class Piece:
     """One tensor of the merged model: where it comes from, what changes it, and how it is written.
 
     `source` is the checkpoint's name, `parts` what belongs to it if it is packed, `parameter` the model's name, `entry`
-    the adapter on it, `trained` the tensor of the adapter's file that replaces it.
+    the adapter on it, `trained` the tensor of the adapter's file that replaces it. `is_transposed` says that its layer
+    holds it as (in_features, out_features).
     """
 
     name: str
@@ -51,6 +53,7 @@ class Piece:
     trained: str | None
     shape: tuple[int, ...]
     dtype: torch.dtype | None
+    is_transposed: bool = False
 
     @property
     def bytes(self) -> int:
@@ -190,11 +193,11 @@ class _Layouter:
         self._names = {source: first.get(name, name) for source, name in names.items()}
         self._ids = {name: key for key, owners in inventory.owners.items() for name in owners}
         self._shapes = {
-            f"{module.path}.{parameter.name}".strip("."): parameter.shape
+            Place(module.path).inside(parameter.name): parameter.shape
             for module in inventory.modules.values()
             for parameter in module.parameters
         }
-        self._adapted = {_weight_of(entry): entry for entry in plan.entries if entry.adapter is not None}
+        self._adapted = {Place.of(entry).weight: entry for entry in plan.entries if entry.adapter is not None}
         self._trained = {name: file for entry in plan.entries for name, file in _trained(entry, inventory, files)}
 
     def pieces(self, converts: bool) -> tuple[tuple[Piece, ...], tuple[str, ...]]:
@@ -242,7 +245,12 @@ class _Layouter:
             self._replacing(parameter),
             shape,
             self._dtypes.of(source, parameter or source),
+            self._is_transposed(parameter),
         )
+
+    def _is_transposed(self, parameter: str | None) -> bool:
+        layer = self._inventory.modules.get(Place(parameter, is_parameter=True).holder) if parameter else None
+        return layer is not None and layer.shape is not None and layer.shape.kind == "linear_transposed"
 
     def _replacing(self, parameter: str | None) -> str | None:
         """Return the trained tensor that takes a parameter's place: its own, or that of another end of its tie."""
@@ -280,17 +288,13 @@ def _first_names(inventory: Inventory) -> Iterator[tuple[str, str]]:
     for module in inventory.modules.values():
         for path in module.other_paths:
             for parameter in module.parameters:
-                yield f"{path}.{parameter.name}", f"{module.path}.{parameter.name}"
-
-
-def _weight_of(entry: PlanEntry) -> str:
-    return entry.path if entry.shape is not None and entry.shape.is_parameter else f"{entry.path}.weight"
+                yield Place(path).inside(parameter.name), Place(module.path).inside(parameter.name)
 
 
 def _trained(entry: PlanEntry, inventory: Inventory, files: AdapterFiles) -> Iterator[tuple[str, str]]:
     """Yield the parameters that an entry trained in full, with the names of their tensors in the adapter's file."""
     for parameter in inventory.modules[entry.path].parameters:
-        name = f"{entry.path}.{parameter.name}".rstrip(".")
+        name = Place(entry.path).inside(parameter.name)
         for file_name in (f"{PREFIX}{name}", f"{PREFIX}{entry.path}.base_layer.{parameter.name}"):
             if file_name in files.tensors:
                 yield name, file_name

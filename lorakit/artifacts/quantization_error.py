@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.application.layers import matrix, places, quantized_layer
+from lorakit.dtypes import name_of
 from lorakit.errors import ModelError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.language.printer import call_text
@@ -202,5 +203,5 @@ def _quantized(
         raise PluginError(f"quantizer `{entry.quant.name}` gives values that are not finite on `{entry.path}`")
     for parent, name in held.pop(original, ()):
         setattr(parent, name, made.to(matrix(original, entry).device))
-    dtype = str(weight.dtype).removeprefix("torch.")
+    dtype = name_of(weight.dtype)
     return QuantizedModule(entry.path, call_text(entry.quant), dtype, weight.shape[0], weight.shape[1], error)

@@ -19,9 +19,11 @@ from lorakit.artifacts.model_folder import COMPANIONS
 from lorakit.artifacts.packed_weights import packed_layer
 from lorakit.artifacts.peft_names import file_names
 from lorakit.artifacts.rounding import Rounding
+from lorakit.dtypes import name_of
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
 from lorakit.layers.quantized_linear import QuantizedLinear
+from lorakit.planning.place import Place
 from lorakit.planning.plan import PlanEntry
 
 Progress = Callable[[Sequence[Piece]], Iterable[Piece]]
@@ -64,13 +66,13 @@ def _value(piece: Piece, layout: Layout, plugins: Plugins, rounding: Rounding) -
         assert piece.source is not None
         base = layout.stored[piece.source][...] if not piece.parts else _packed(piece, layout, plugins)
     if piece.entry is None:
-        plain = base if isinstance(base, Tensor) else _lying(base.weight.detach(), piece, layout)
+        plain = base if isinstance(base, Tensor) else _lying(base.weight.detach(), piece)
         plain = (plain.to(piece.dtype) if piece.dtype else plain).contiguous()
         # safetensors refuses what shares memory, and other ends of a tie are read from one stored tensor
         return plain if piece.name == piece.source else plain.clone()
     with torch.no_grad():
         exact = _merged(base, piece.entry, layout, plugins)
-    exact = exact if isinstance(base, Tensor) else _lying(exact, piece, layout)
+    exact = exact if isinstance(base, Tensor) else _lying(exact, piece)
     # what was read goes out of memory now
     del base
     rounded = exact.to(piece.dtype).contiguous()
@@ -84,34 +86,31 @@ def _value(piece: Piece, layout: Layout, plugins: Plugins, rounding: Rounding) -
 
 def _packed(piece: Piece, layout: Layout, plugins: Plugins) -> QuantizedLinear:
     assert piece.source is not None and piece.dtype is not None
-    rows, columns = piece.shape if not _lies_transposed(piece, layout) else reversed(piece.shape)
+    rows, columns = piece.shape if not piece.is_transposed else reversed(piece.shape)
     return packed_layer(piece.source, piece.parts, (rows, columns), piece.dtype, layout.stored, plugins)
 
 
-def _lying(weight: Tensor, piece: Piece, layout: Layout) -> Tensor:
+def _lying(weight: Tensor, piece: Piece) -> Tensor:
     """Return a weight (out_features, in_features) as its layer holds it when it is not packed."""
-    return weight.T if _lies_transposed(piece, layout) else weight
-
-
-def _lies_transposed(piece: Piece, layout: Layout) -> bool:
-    from lorakit.builtin.linear_layers import is_conv1d
-
-    assert piece.parameter is not None
-    return is_conv1d(layout.model.get_submodule(piece.parameter.rpartition(".")[0]))
+    return weight.T if piece.is_transposed else weight
 
 
 def _merged(base: Tensor | QuantizedLinear, entry: PlanEntry, layout: Layout, plugins: Plugins) -> Tensor:
     """Return the changed weight in float32, by the adapter's own merge."""
     assert entry.adapter is not None and entry.shape is not None
-    path, _, name = entry.path.rpartition(".") if entry.shape.is_parameter else (entry.path, "", "weight")
-    layer = base if isinstance(base, nn.Module) else _with_parameter(layout.model.get_submodule(path), name, base)
+    place = Place.of(entry)
+    layer: nn.Module
+    if isinstance(base, Tensor):
+        layer = _with_parameter(layout.model.get_submodule(place.module), place.parameter, base)
+    else:
+        layer = base
     adapter: Any = plugins.adapt_module(layer, entry, {})
     if adapter is None:
         adapter = plugins.method(entry.adapter.method).adapt(layer, entry)
     for own, file_name in file_names(layout.plan, entry, plugins).items():
         adapter.get_parameter(own).copy_(layout.files.tensors[file_name])
-    if entry.shape.is_parameter:
-        weight: Tensor = adapter.exact_weight(layer.get_parameter(name).float())
+    if place.is_parameter:
+        weight: Tensor = adapter.exact_weight(layer.get_parameter(place.parameter).float())
         return weight
     if not hasattr(adapter, "merged"):
         raise AdapterError(
@@ -133,7 +132,7 @@ def _write_config(layout: Layout, folder: Path) -> None:
     settings: dict[str, Any] = json.loads((layout.base / "config.json").read_text(encoding="utf-8"))
     if layout.is_packed or layout.wanted is not None:
         settings.pop("quantization_config", None)
-        name = str(layout.dtype).removeprefix("torch.")
+        name = name_of(layout.dtype)
         _set(settings, ("dtype", "torch_dtype"), name)
         settings.setdefault("dtype", name)
     if layout.untied:

@@ -18,6 +18,7 @@ from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import CalibratedQuantizer, Quantizer
 from lorakit.huggingface import marks
 from lorakit.layers.quantized_linear import QuantizedLinear
+from lorakit.planning.place import Place
 from lorakit.planning.plan import PlanEntry
 from lorakit.values import ModelReference, QuantizedWeight
 
@@ -80,11 +81,11 @@ class PlanQuantizer(LayersQuantizer):
         self.quantized: dict[str, QuantizedWeight] = {}
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
-        path, _, name = param_name.rpartition(".")
+        place = Place(param_name, is_parameter=True)
         # transformers casts to the model's dtype first: a layer with another one is left to `apply_plan`
         return (
-            name == "weight"
-            and path in self.quantization_config.entries
+            place.leaf == "weight"
+            and place.holder in self.quantization_config.entries
             and model.get_parameter(param_name).dtype == model.config.dtype
         )
 
@@ -93,7 +94,7 @@ class PlanQuantizer(LayersQuantizer):
 
     def quantize(self, model: PreTrainedModel, name: str, weight: Tensor) -> Tensor:
         """Keep a weight quantized, and return what stands for it until all is read: one element, under its shape."""
-        path = name.rpartition(".")[0]
+        path = Place(name, is_parameter=True).holder
         expected = model.get_parameter(name)
         if weight.shape != expected.shape:
             raise ModelError(f"`{name}` is {tuple(weight.shape)} in the files and {tuple(expected.shape)} in the model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping
 
+from lorakit.language.amounts import UNITS
 from lorakit.language.diagnostics import Diagnostic, at
 from lorakit.language.spec import Expression, Number, Operation, Quantity, Spec
 from lorakit.planning.plan import Plan
@@ -13,11 +14,6 @@ QUANTITIES: Mapping[str, Callable[[Plan], float]] = {
     "trainable": lambda plan: plan.trainable_share,
     "peak_memory": lambda plan: float(plan.memory.peak),
 }
-UNITS = {
-    "": 1, "%": 0.01, "B": 1,
-    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
-}  # fmt: skip
 ARITHMETIC: Mapping[str, Callable[[float, float], float]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
 }  # fmt: skip
@@ -47,7 +43,7 @@ def broken(spec: Spec, plan: Plan) -> Iterable[Diagnostic]:
 
 def _value(expression: Expression, plan: Plan) -> float:
     if isinstance(expression, Number):
-        return expression.value * UNITS[expression.unit]
+        return expression.value * float(UNITS[expression.unit]) if expression.unit else expression.value
     if isinstance(expression, Quantity):
         return QUANTITIES[expression.name](plan)
     return ARITHMETIC[expression.operator](_value(expression.left, plan), _value(expression.right, plan))
