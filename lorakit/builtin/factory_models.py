@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lorakit.dtypes import dtype_of
 from lorakit.errors import ModelError
 from lorakit.hooks.specs import hookimpl
 from lorakit.named_objects import named_object
@@ -30,4 +31,4 @@ def lorakit_load_model(reference: ModelReference) -> nn.Module | None:
         raise ModelError(f"{reference.text} failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"{reference.text} returned a {type(model).__name__}, not a torch.nn.Module")
-    return model.to(getattr(torch, reference.dtype)) if reference.dtype else model
+    return model.to(dtype_of(reference.dtype)) if reference.dtype else model
