@@ -74,21 +74,23 @@ def apply(
     Raises: SpecError, PlanError, ModelError, DataError; the model is untouched then.
     """
     from lorakit.application.apply import apply_plan
-    from lorakit.pipeline import decide, read_first, read_planned
+    from lorakit.pipeline import decide, read_first, read_started
 
     plugins = plugins or default_plugins()
     source = _with_weights(model, trust_remote_code)
     first = read_first(source, plugins)
     decided = decide(_decisions(spec_or_plan, plugins), first, plugins)
-    module = read_planned(source, first, decided, plugins)
-    return apply_plan(decided, module, plugins, seed=seed, name=name, calibration=calibration)
+    module, starter = read_started(source, first, decided, plugins, seed=seed)
+    return apply_plan(
+        starter.plan, module, plugins, seed=seed, name=name, calibration=calibration, started=starter.started
+    )
 
 
-def optimizer(model: nn.Module, lr: float | None = None, *, plugins: Plugins | None = None) -> torch.optim.Optimizer:
+def optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Optimizer:
     """Return the optimizer that the spec names, with its groups, over everything that trains. Raises: ModelError."""
     from lorakit.application.optimizer import build_optimizer
 
-    return build_optimizer(model, plugins or default_plugins(), lr)
+    return build_optimizer(model, lr)
 
 
 def save(
@@ -97,7 +99,6 @@ def save(
     with_base: bool = False,
     *,
     name: str | None = None,
-    plugins: Plugins | None = None,
 ) -> Path:
     """Write the adapter as a folder that PEFT and lorakit load, replacing whole the adapter that it may hold.
 
@@ -105,10 +106,11 @@ def save(
     `base` in it, for transformers to read where it can.
     Raises: ModelError, OutputError if the folder holds anything but an adapter, WriteError if the disk fails.
     """
+    from lorakit.application.state import state_of
     from lorakit.artifacts.adapter_folder import save_adapter
     from lorakit.huggingface.quantized_base import BASE, write_base
 
-    plugins = plugins or default_plugins()
+    plugins = state_of(model).plugins
     if not with_base:
         return save_adapter(model, Path(folder), plugins, name=name)
 
@@ -134,13 +136,12 @@ def load(
     The base is quantized again as the adapter's plan.json says, unless `quantize` is False.
     Raises: AdapterError, ModelError; the model is untouched then.
     """
-    from lorakit.artifacts.loading import load_adapter
-    from lorakit.artifacts.reading import read_plan
+    from lorakit.artifacts.loading import load_adapter, starter_of
     from lorakit.pipeline import read_model
 
     plugins = plugins or default_plugins()
-    saved = read_plan(Path(folder)) if quantize else None
-    module = read_model(_with_weights(model_or_ref, trust_remote_code), plugins, plan=saved)
+    starter = starter_of(Path(folder), plugins, initialize=allow_missing) if quantize else None
+    module = read_model(_with_weights(model_or_ref, trust_remote_code), plugins, starter=starter)
     return load_adapter(
         Path(folder),
         module,
@@ -149,10 +150,11 @@ def load(
         quantize=quantize,
         allow_missing=allow_missing,
         allow_pickle=allow_pickle,
+        started=starter.started if starter else None,
     )
 
 
-def merge(model: nn.Module, *, requantize: bool = False, plugins: Plugins | None = None) -> nn.Module:
+def merge(model: nn.Module, *, requantize: bool = False) -> nn.Module:
     """Return the model, in evaluation mode, with the adapters in use folded into its weights and no adapter left.
 
     A quantized weight comes back dequantized, in the dtype that it computes in, and no class of lorakit is left; with
@@ -161,7 +163,7 @@ def merge(model: nn.Module, *, requantize: bool = False, plugins: Plugins | None
     """
     from lorakit.artifacts.merge import merge_model
 
-    merged, report = merge_model(model, plugins or default_plugins(), requantize=requantize)
+    merged, report = merge_model(model, requantize=requantize)
     logger.info(
         "merged %d modules; %s cost %.3g at most, %.3g relative",
         report.modules,
@@ -172,11 +174,11 @@ def merge(model: nn.Module, *, requantize: bool = False, plugins: Plugins | None
     return merged
 
 
-def adapters(model: nn.Module, *, plugins: Plugins | None = None) -> Adapters:
+def adapters(model: nn.Module) -> Adapters:
     """Return the adapters of a model by name: which are in use, and how far. Raises: ModelError if it has none."""
     from lorakit.named_adapters import Adapters
 
-    return Adapters(model, plugins or default_plugins())
+    return Adapters(model)
 
 
 def summary(model: nn.Module) -> Summary:

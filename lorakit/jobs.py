@@ -18,7 +18,7 @@ from lorakit.pipeline import (
     device_words,
     read_first,
     read_model,
-    read_planned,
+    read_started,
     read_structure,
 )
 from lorakit.reporter import SILENT, Reporter
@@ -89,11 +89,19 @@ def adapt(job: Job, plugins: Plugins, reporter: Reporter = SILENT, *, seed: int 
     require_space(job.output, plan.memory.gradients + job.with_base * plan.memory.weights)
     reporter.show_plan(plan)
     reporter.say(f"\n{device_words()}")
-    model = read_planned(job.model, first, plan, plugins, reporter)
+    model, starter = read_started(job.model, first, plan, plugins, reporter, seed=seed)
     batches = calibration_batches(
-        plan, model, plugins, data, reporter, named=job.calibration, rows=job.calibration_rows
+        starter.plan, model, plugins, data, reporter, named=job.calibration, rows=job.calibration_rows
     )
-    apply_plan(plan, model, plugins, seed=seed, progress=_applying(reporter), calibration=batches)
+    apply_plan(
+        starter.plan,
+        model,
+        plugins,
+        seed=seed,
+        progress=_applying(reporter),
+        calibration=batches,
+        started=starter.started,
+    )
     _save(job, model, plugins, reporter)
     held = summarize(model)
     reporter.say(
@@ -124,17 +132,25 @@ def train(job: Job, training: Training, plugins: Plugins, display: Display, repo
     reporter.say(f"\n{device_words()}")
     reporter.say(task.description)
     device = accelerator()
-    model = read_planned(job.model, first, plan, plugins, reporter, device=device)
+    model, starter = read_started(job.model, first, plan, plugins, reporter, seed=settings.seed, device=device)
     if device is not None:
         model.to(device)
     _sample(training.sample, task, model, "before", reporter)
     batches = calibration_batches(
-        plan, model, plugins, calibrating, reporter, named=job.calibration, rows=job.calibration_rows
+        starter.plan, model, plugins, calibrating, reporter, named=job.calibration, rows=job.calibration_rows
     )
     if not training.resume:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
-    apply_plan(plan, model, plugins, seed=settings.seed, progress=_applying(reporter), calibration=batches)
-    outcome = task.train(model, job.checkpoints, plugins, display, resume=training.resume)
+    apply_plan(
+        starter.plan,
+        model,
+        plugins,
+        seed=settings.seed,
+        progress=_applying(reporter),
+        calibration=batches,
+        started=starter.started,
+    )
+    outcome = task.train(model, job.checkpoints, display, resume=training.resume)
     if outcome.stopped:
         return outcome
     _sample(training.sample, task, model, "after", reporter)

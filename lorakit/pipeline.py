@@ -12,6 +12,7 @@ from lorakit.reporter import SILENT, Reporter
 if TYPE_CHECKING:
     from torch import nn
 
+    from lorakit.application.starting import Starter
     from lorakit.hooks.manager import Plugins
     from lorakit.planning.plan import Plan
     from lorakit.values import ModelReference
@@ -67,40 +68,50 @@ def read_model(
     plugins: Plugins,
     reporter: Reporter = SILENT,
     *,
-    plan: Plan | None = None,
+    starter: Starter | None = None,
     device: str | None = None,
 ) -> nn.Module:
-    """Return a model with its weights, quantized on `device` as a plan says while they are read. Raises: ModelError."""
+    """Return a model with its weights, started and quantized on `device` while they are read, if a starter is given.
+
+    Raises: ModelError.
+    """
     from torch import nn
 
     if isinstance(model, nn.Module):
         return model
     what = f"reading {model.text}"
-    if plan is None:
+    if starter is None:
         with reporter.working(what):
             return plugins.load_model(replace(model, with_weights=True))
     with reporter.measured(what) as progress:
-        return plugins.load_model(replace(model, with_weights=True, plan=plan, device=device, progress=progress))
+        return plugins.load_model(
+            replace(model, with_weights=True, plan=starter.plan, starter=starter, device=device, progress=progress)
+        )
 
 
-def read_planned(
+def read_started(
     model: nn.Module | ModelReference,
     first: nn.Module,
     plan: Plan,
     plugins: Plugins,
     reporter: Reporter = SILENT,
     *,
+    seed: int = 0,
     device: str | None = None,
-) -> nn.Module:
-    """Return the model that a plan was made for, after `read_first` gave `first`, ready for `apply_plan`.
+) -> tuple[nn.Module, Starter]:
+    """Return the model that a plan was made for, after `read_first` gave `first`, and what has started of the plan.
 
     Raises: ModelError.
     """
     from torch import nn
 
+    from lorakit.application.starting import Starter
+    from lorakit.planning.entries import completed
+
+    starter = Starter(completed(plan, plugins), plugins, seed)
     if isinstance(model, nn.Module) or model.is_factory:
-        return first
-    return read_model(model, plugins, reporter, plan=plan, device=device)
+        return first, starter
+    return read_model(model, plugins, reporter, starter=starter, device=device), starter
 
 
 def calibration_batches(
@@ -117,11 +128,11 @@ def calibration_batches(
 
     `named` is the data that the user named for it, if any: without it, `data` is what the run trains on.
     """
-    from lorakit.application.calibration import calibrated
+    from lorakit.application.observing import watched
 
-    wanting = sorted({quantizer.name for quantizer in calibrated(plan, model, plugins).values()})
+    wanting = sorted({one.name for one in watched(plan, model, plugins)})
     if named is not None and not wanting:
-        reporter.say(f"{named} is left alone: no quantizer of this plan needs calibration data")
+        reporter.say(f"{named} is left alone: nothing in this plan needs calibration data")
     if data is None or not wanting:
         return None
     batches = data.calibration(rows)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from lorakit.application.starting import Starter
     from lorakit.hooks.manager import Plugins
     from lorakit.hooks.protocols import Quantizer
     from lorakit.planning.plan import Plan
@@ -29,21 +30,6 @@ class QuantizedWeight:
     tensors: Mapping[str, Tensor]
     shape: tuple[int, int]
     dtype: torch.dtype
-
-
-@dataclass(frozen=True, slots=True)
-class InitContext:
-    """What an initializer may look at beside the two matrices.
-
-    `weight` returns the base weight as (outputs, inputs), dequantized if it is quantized; `generator` is seeded from
-    the run's seed and the module's path and lives on the CPU; `scaling` is alpha / rank (rsLoRA: / sqrt(rank)).
-    `fan_in` counts the inputs that add up in an entry of A·x: in_features, times the kernel's size; 1 for a lookup.
-    """
-
-    weight: Callable[[], Tensor]
-    generator: torch.Generator
-    scaling: float
-    fan_in: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +94,8 @@ class ModelReference:
     `with_weights=False` asks for the structure alone, on meta tensors. With a `plan`, a loader may store each weight as
     the plan quantizes it while it reads, as a `QuantizedLinear` in the layer's place; the rest is quantized afterwards.
     It quantizes on `device`, or where the weights lie; `plugins` are those that the plan was made with, or the default
-    ones; `progress` is told the bytes read and the bytes in all.
+    ones. `starter` starts the plan's adapters while their weights are at hand; `progress` is told the bytes read and
+    the bytes in all.
     """
 
     text: str
@@ -120,6 +107,7 @@ class ModelReference:
     plan: Plan | None = None
     device: str | None = None
     plugins: Plugins | None = field(default=None, compare=False, repr=False)
+    starter: Starter | None = field(default=None, compare=False, repr=False)
     progress: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
 
     @property

@@ -67,7 +67,7 @@ def export_adapter(
     files, plan = planned_files(adapter, inventory, plugins, quantize=False, allow_pickle=allow_pickle)
     _refuse(plan, inventory, files)
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, family.architecture), config.num_hidden_layers)
-    pairs = [pair for entry in plan.entries for pair in _pairs(entry, plan, files, family, config, names, plugins)]
+    pairs = [pair for entry in plan.entries for pair in _pairs(entry, plan, files, family, config, names)]
     alpha = _alpha(pairs)
     architecture = gguf.MODEL_ARCH_NAMES[getattr(gguf.MODEL_ARCH, family.architecture)]
     with new_file(target) as aside:
@@ -97,6 +97,8 @@ def _gguf() -> Any:
 
 def _refuse(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
     """Raise for what an adapter of llama.cpp has no place for, every module of it named."""
+    if files.taken:
+        raise AdapterError(f"{files.folder} starts from a part of the base weights; `lorakit merge` folds it in")
     trained = [entry.path for entry in plan.entries if entry.train]
     biases = [entry.path for entry in plan.entries if entry.adapter and entry.adapter.bias_parameters]
     for paths, what in ((trained, "weights trained in full"), (biases, "trained biases")):
@@ -125,12 +127,12 @@ def _some(paths: list[str]) -> str:
 
 
 def _pairs(
-    entry: PlanEntry, plan: Plan, files: AdapterFiles, family: Family, config: Any, names: Any, plugins: Plugins
+    entry: PlanEntry, plan: Plan, files: AdapterFiles, family: Family, config: Any, names: Any
 ) -> Iterator[Pair]:
     assert entry.adapter is not None and entry.shape is not None
-    stored = file_names(plan, entry, plugins)
+    stored = file_names(plan, entry)
     lora_A, lora_B = (files.tensors[stored[name]].float() for name in ("lora_A", "lora_B"))
-    factor, shape = entry.adapter.factor, entry.shape
+    factor, shape = entry.adapter.settings.factor, entry.shape
     if shape.stack:
         # PEFT's layout of a stack: see LoRAStack
         lora_A = lora_A.view(shape.stack, -1, lora_A.shape[1])

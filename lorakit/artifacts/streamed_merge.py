@@ -13,6 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lorakit.application.building import build_adapter
+from lorakit.application.effective import effective
+from lorakit.application.storing import as_weight, canonical, layer_weight
 from lorakit.artifacts.checkpoint import INDEX, MODEL_WEIGHTS
 from lorakit.artifacts.merge_layout import Layout, Piece
 from lorakit.artifacts.model_folder import COMPANIONS
@@ -104,20 +107,18 @@ def _merged(base: Tensor | QuantizedLinear, entry: PlanEntry, layout: Layout, pl
         layer = _with_parameter(layout.model.get_submodule(place.module), place.parameter, base)
     else:
         layer = base
-    adapter: Any = plugins.adapt_module(layer, entry, {})
-    if adapter is None:
-        adapter = plugins.method(entry.adapter.method).adapt(layer, entry)
-    for own, file_name in file_names(layout.plan, entry, plugins).items():
-        adapter.get_parameter(own).copy_(layout.files.tensors[file_name])
+    files = file_names(layout.plan, entry)
+    values = {one.name: layout.files.tensors[files[one.name]].float() for one in entry.adapter.parameters}
+    adapter = build_adapter(layer, entry, values, {}, plugins)
     if place.is_parameter:
-        weight: Tensor = adapter.exact_weight(layer.get_parameter(place.parameter).float())
-        return weight
-    if not hasattr(adapter, "merged"):
-        raise AdapterError(
-            f"method `{entry.adapter.method.name}` on `{entry.path}` cannot be merged: it has no `merged`"
-        )
-    exact: Tensor = adapter.merged()[1]
-    return exact
+        return effective([adapter], layer.get_parameter(place.parameter), entry)[0]
+    weight = layer_weight(layer, entry.shape).float()
+    if (pair := layout.files.taken.get(entry.path)) is not None:
+        lora_A, lora_B = (one.float() for one in pair)
+        weight = weight - as_weight(entry.adapter.settings.factor * (lora_B @ lora_A), entry.shape)
+        weight = weight.to(layer_weight(layer, entry.shape).dtype)
+    exact, _ = effective([adapter], weight, entry)
+    return exact if isinstance(base, nn.Module) else canonical(exact, entry.shape)
 
 
 def _with_parameter(module: nn.Module, name: str, value: Tensor) -> nn.Module:

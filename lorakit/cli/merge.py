@@ -116,7 +116,7 @@ def _in_memory(
     say(f"merging into the weights of {model}: {show_bytes(size)} in {held}")
     plugins = default_plugins()
     load_adapter(Path(adapter), loaded, plugins, quantize=False, allow_pickle=allow_pickle)
-    merged, report = merge_model(loaded, plugins)
+    merged, report = merge_model(loaded)
     _say_cost(report.modules, held, report.max_error, report.relative_error, report.untied)
     with working(f"writing {folder}"), new_folder(folder) as aside:
         write_model(merged, aside, base)

@@ -7,7 +7,7 @@ answers with something other than None. A function names those of a hook's argum
 of the run. A plugin that raises, or answers with something else than is said here, stops the run with its name and
 version.
 
-A module may state the protocol that it was written for, `lorakit_protocol = 1`; one that states none is taken to speak
+A module may state the protocol that it was written for, `lorakit_protocol = 2`; one that states none is taken to speak
 this one. A distribution that does not import, states another protocol, has a hook or an argument that is not here,
 adds a name of a built-in, or a class that lacks what `lorakit.hooks.protocols` asks for, is left out whole: `lorakit
 plugins` says why, and so does a spec that misses what it would have added. A name that two distributions add belongs to
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PROJECT = "lorakit"
 # what this lorakit asks of plugins; it goes up when a plugin written before would no longer work
-PROTOCOL = 1
+PROTOCOL = 2
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -129,8 +129,9 @@ def lorakit_adapt_module(
 ) -> nn.Module | None:
     """Return the adapter that takes the module's place and holds it as `base_layer`, or None. First result.
 
-    Where every plugin answers None, the entry's method builds it. The module is already quantized where the entry says
-    so. The model itself is changed only after all of its adapters were built.
+    Where every plugin answers None, the entry's method builds it, and the same holds for both: see `Method.adapt` and
+    `Adapter`. The module is already quantized where the entry says so. The model itself is changed only after all of
+    its adapters were built.
     """
 
 

@@ -35,6 +35,11 @@ def write_base(model: nn.Module, folder: Path, plugins: Plugins) -> str:
     """
     state = state_of(model)
     state.check_apart()
+    if any(adapter.taken for adapter in state.named.values()):
+        raise ModelError(
+            "this adapter's start was taken from the base weights: a base without that part is no model of its own; "
+            "save the adapter alone, or merge"
+        )
     model = unwrapped(model)
     adapters = {module for adapter in state.named.values() for module in adapter.modules.values()}
     modules = dict(_base_modules(model, adapters))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from lorakit.artifacts.checkpoint import MODEL_WEIGHTS
@@ -19,7 +19,6 @@ from lorakit.hooks.specs import hookimpl
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorakit.hooks.manager import Plugins
     from lorakit.planning.plan import Plan
 
 # transformers.trainer_utils.PREFIX_CHECKPOINT_DIR
@@ -27,7 +26,7 @@ CHECKPOINT_PREFIX = "checkpoint-"
 
 
 @hookimpl
-def lorakit_model_ready(model: nn.Module, plan: Plan, plugins: Plugins) -> None:
+def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
     from lorakit.application.state import adapter_of
     from lorakit.artifacts.peft_names import adapter_tensors
     from lorakit.huggingface import marks
@@ -36,11 +35,11 @@ def lorakit_model_ready(model: nn.Module, plan: Plan, plugins: Plugins) -> None:
         return
     # Trainer refuses models that transformers holds quantized, and so does `model.to`; by now the layers are lorakit's
     marks.set_plain(model)
-    trained = {inner for _, inner, _ in adapter_tensors(model, adapter_of(model), plugins)}
+    trained = {one.inner for one in adapter_tensors(model, adapter_of(model))}
     left_out = [name for name in model.state_dict() if name not in trained]
-    marks.set_saving(model, partial(_save_adapter, model, plugins), left_out)
+    marks.set_saving(model, MethodType(_save_adapter, model), left_out)
     if not any(_translates(hook) for hook in model._load_state_dict_pre_hooks.values()):
-        model.register_load_state_dict_pre_hook(partial(_translate_names, plugins))
+        model.register_load_state_dict_pre_hook(_translate_names)
 
 
 @hookimpl
@@ -53,17 +52,16 @@ def lorakit_model_merged(model: nn.Module) -> None:
             del model._load_state_dict_pre_hooks[key]
 
 
-def _save_adapter(
-    model: nn.Module, plugins: Plugins, save_directory: str | Path, is_main_process: bool = True, **_: Any
-) -> None:
+def _save_adapter(model: nn.Module, save_directory: str | Path, is_main_process: bool = True, **_: Any) -> None:
     """Write the adapter into a folder that Trainer may have made already."""
+    from lorakit.application.state import state_of
     from lorakit.artifacts.adapter_folder import WEIGHTS, write_adapter_files
 
     if not is_main_process:
         return
     folder = Path(save_directory)
     folder.mkdir(parents=True, exist_ok=True)
-    write_adapter_files(model, folder, plugins)
+    write_adapter_files(model, folder, state_of(model).plugins)
     if folder.name.startswith(CHECKPOINT_PREFIX):
         _name_twice(folder / WEIGHTS, folder / MODEL_WEIGHTS)
 
@@ -77,16 +75,20 @@ def _name_twice(file: Path, other: Path) -> None:
         shutil.copyfile(file, other)
 
 
-def _translate_names(plugins: Plugins, model: nn.Module, state_dict: dict[str, Any], *_: Any) -> None:
+def _translate_names(model: nn.Module, state_dict: dict[str, Any], *_: Any) -> None:
     """Give the tensors of an adapter file the names that they have in the model."""
     from lorakit.application.state import adapter_of
     from lorakit.artifacts.peft_names import adapter_tensors
 
-    own = {name: inner for name, inner, _ in adapter_tensors(model, adapter_of(model), plugins)}
+    own: dict[str, list[str]] = {}
+    for one in adapter_tensors(model, adapter_of(model)):
+        own.setdefault(one.file_name, []).append(one.inner)
     for name in [name for name in state_dict if name in own]:
-        state_dict[own[name]] = state_dict.pop(name)
+        value = state_dict.pop(name)
+        # what layers share has a name in each of them
+        state_dict.update(dict.fromkeys(own[name], value))
 
 
 def _translates(hook: Any) -> bool:
     # torch wraps a hook
-    return getattr(getattr(hook, "hook", hook), "func", None) is _translate_names
+    return getattr(hook, "hook", hook) is _translate_names

@@ -12,10 +12,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lorakit.application.layers import places, quantized_weight
+from lorakit.application.places import parents_of
+from lorakit.application.starting import Starter
+from lorakit.application.storing import canonical
 from lorakit.errors import LorakitError, ModelError
-from lorakit.hooks.manager import Plugins
-from lorakit.hooks.protocols import CalibratedQuantizer, Quantizer
+from lorakit.hooks.protocols import Observer, Quantizer
 from lorakit.huggingface import marks
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.place import Place
@@ -50,17 +51,17 @@ class LayersQuantizer(HfQuantizer):
 
 @register_quantization_config(METHOD)
 class PlanConfig(QuantizationConfigMixin):
-    """The entries of a plan whose weights are quantized while they are read, by path."""
+    """The entries of a plan whose adapters start, and whose weights are quantized, while they are read, by path."""
 
-    def __init__(self, entries: Mapping[str, PlanEntry], plugins: Plugins, device: str | None) -> None:
+    def __init__(self, entries: Mapping[str, PlanEntry], starter: Starter, device: str | None) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
-        self.entries, self.plugins, self.device = entries, plugins, device
+        self.entries, self.starter, self.device = entries, starter, device
 
     def quantizer(self, path: str) -> Quantizer:
         """Return the quantizer of the layer at a path."""
         call = self.entries[path].quant
         assert call is not None
-        return self.plugins.quantizer(call)
+        return self.starter.plugins.quantizer(call)
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": METHOD}
@@ -98,14 +99,17 @@ class PlanQuantizer(LayersQuantizer):
         expected = model.get_parameter(name)
         if weight.shape != expected.shape:
             raise ModelError(f"`{name}` is {tuple(weight.shape)} in the files and {tuple(expected.shape)} in the model")
-        entry = self.quantization_config.entries[path]
-        self.quantized[path] = quantized_weight(
-            weight.to(self.quantization_config.device), entry, self.quantization_config.plugins
-        )
+        config = self.quantization_config
+        entry = config.entries[path]
+        assert entry.shape is not None
+        seen = canonical(weight.to(config.device), entry.shape)
+        quantized = config.starter.start(entry, lambda: seen).quantized
+        assert quantized is not None
+        self.quantized[path] = quantized
         return weight.new_empty(1).expand(weight.shape)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        held = places(model)
+        held = parents_of(model)
         for path, quantized in self.quantized.items():
             original = model.get_submodule(path)
             quantizer = self.quantization_config.quantizer(path)
@@ -141,10 +145,15 @@ def plan_config(reference: ModelReference) -> PlanConfig | None:
     plugins = reference.plugins
     if reference.plan is None or plugins is None:
         return None
-    entries = {
-        entry.path: entry
-        for entry in reference.plan.entries
-        # a calibrated quantizer first sees what goes into the whole model
-        if entry.quant and not isinstance(plugins.quantizer(entry.quant), CalibratedQuantizer)
-    }
-    return PlanConfig(entries, plugins, reference.device) if entries else None
+    starter = reference.starter or Starter(reference.plan, plugins, initialize=False)
+    # what looks at inputs first needs the whole model
+    entries = {entry.path: entry for entry in reference.plan.entries if entry.quant and not _observes(entry, starter)}
+    return PlanConfig(entries, starter, reference.device) if entries else None
+
+
+def _observes(entry: PlanEntry, starter: Starter) -> bool:
+    assert entry.quant is not None
+    init = entry.adapter.settings.init if entry.adapter and starter.initialize else None
+    plugins = starter.plugins
+    lookers = [plugins.quantizer(entry.quant), *([plugins.initializer(init)] if init else [])]
+    return any(isinstance(one, Observer) for one in lookers)

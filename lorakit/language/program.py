@@ -112,10 +112,10 @@ class _Reader:
         method = self.calls.plugins.methods.get(call.name)
         if method is None:
             return
-        if method.needs_rank and "rank" not in given and not node.unread:
+        if "rank" in method.clauses and "rank" not in given and not node.unread:
             message = f"this rule has no rank, and `{call.name}` needs one"
             place.report_word(Code.RANK_MISSING, message, node.keyword, None, "help: add a clause such as `rank 16`")
-        if not method.needs_rank and "rank" in given:
+        if "rank" not in method.clauses and "rank" in given:
             message = f"`{call.name}` takes no rank"
             place.report_word(Code.NO_RANK_TAKEN, message, given["rank"].keyword)
 

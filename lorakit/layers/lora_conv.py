@@ -19,10 +19,6 @@ class LoRAConv(LoRALayer):
         product = lora_B.flatten(1) @ lora_A.flatten(1)
         return self.scaling * product.view(lora_B.shape[0], *lora_A.shape[1:])
 
-    def base_matrix(self) -> Tensor:
-        """Return the base weight (out_channels, in_channels · kernel)."""
-        return self.core.weight.detach().flatten(1)  # type: ignore[operator]
-
     def forward(self, x: Tensor) -> Tensor:
         """Return h (batch, out_channels, *space) from x (batch, in_channels, *space), in the base layer's dtype."""
         result: Tensor = self.base_layer(x)

@@ -23,10 +23,6 @@ class LoRAEmbedding(LoRALayer):
         """Return the change of the weight (num_embeddings, embedding_dim)."""
         return self.scaling * (lora_B @ lora_A).T
 
-    def base_matrix(self) -> Tensor:
-        """Return the base weight (embedding_dim, num_embeddings)."""
-        return self.core.weight.detach().T  # type: ignore[operator]
-
     @property
     def bias(self) -> None:
         """A lookup has no bias."""

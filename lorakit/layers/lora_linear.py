@@ -39,10 +39,6 @@ class LoRALinear(LoRALayer):
         """Return the change of the weight (out_features, in_features)."""
         return lora_delta(lora_A, lora_B, self.scaling)
 
-    def base_matrix(self) -> Tensor:
-        """Return the base weight (out_features, in_features)."""
-        return self.core.weight.detach()  # type: ignore[operator]
-
     def forward(self, x: Tensor) -> Tensor:
         """Return h (..., out_features) from x (..., in_features), in the base layer's dtype."""
         result: Tensor = self.base_layer(x)
@@ -56,16 +52,5 @@ class LoRALinear(LoRALayer):
 class LoRATransposedLinear(LoRALinear):
     """The same around transformers' Conv1D, whose weight lies as (in_features, out_features) unless it is quantized."""
 
-    @property
-    def _lies_transposed(self) -> bool:
-        return not isinstance(self.core, QuantizedLinear)
-
-    def change(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
-        """Return the change of the weight in the layout of the base layer's."""
-        delta = super().change(lora_A, lora_B)
-        return delta.T if self._lies_transposed else delta
-
-    def base_matrix(self) -> Tensor:
-        """Return the base weight (out_features, in_features)."""
-        weight = super().base_matrix()
-        return weight.T if self._lies_transposed else weight
+    def _as_held(self, weight: Tensor) -> Tensor:
+        return weight if isinstance(self.core, QuantizedLinear) else weight.T

@@ -47,7 +47,7 @@ def _saved_per_token(inventory: Inventory, entries: Sequence[PlanEntry], itemsiz
             total += weight.numel * (FLOAT32 if "rms" in module.class_name.lower() else itemsize)
     inputs = {(_parent(entry.path), entry.shape.in_features) for entry in entries if entry.adapter and entry.shape}
     total += itemsize * sum(in_features for _, in_features in inputs)
-    total += itemsize * sum(entry.adapter.rank for entry in entries if entry.adapter and entry.adapter.rank)
+    total += itemsize * sum(entry.adapter.settings.rank or 0 for entry in entries if entry.adapter)
     return total + FLOAT32 * _vocabulary(inventory)
 
 
