@@ -28,9 +28,10 @@ from lorakit.values import ModelReference
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorakit.application.apply import Progress
+    from lorakit.application.starting import Starter
     from lorakit.artifacts.quantization_error import QuantizationReport
     from lorakit.hooks.manager import Plugins
+    from lorakit.pipeline import Calibrating
     from lorakit.planning.plan import Plan
     from lorakit.trainers.display import Display
     from lorakit.trainers.tasks import Task
@@ -74,7 +75,6 @@ class Training:
 
 def adapt(job: Job, plugins: Plugins, reporter: Reporter = SILENT, *, seed: int = 0) -> nn.Module:
     """Write a fresh adapter, and return the model that it is on. Raises: LorakitError, WriteError."""
-    from lorakit.application.apply import apply_plan
     from lorakit.application.summary import summarize
     from lorakit.artifacts.folders import check_output, require_space
     from lorakit.planning.report import show_bytes
@@ -90,18 +90,7 @@ def adapt(job: Job, plugins: Plugins, reporter: Reporter = SILENT, *, seed: int 
     reporter.show_plan(plan)
     reporter.say(f"\n{device_words()}")
     model, starter = read_started(job.model, first, plan, plugins, reporter, seed=seed)
-    batches = calibration_batches(
-        starter.plan, model, plugins, data, reporter, named=job.calibration, rows=job.calibration_rows
-    )
-    apply_plan(
-        starter.plan,
-        model,
-        plugins,
-        seed=seed,
-        progress=_applying(reporter),
-        calibration=batches,
-        started=starter.started,
-    )
+    _apply(job, starter, model, data, reporter)
     _save(job, model, plugins, reporter)
     held = summarize(model)
     reporter.say(
@@ -113,7 +102,6 @@ def adapt(job: Job, plugins: Plugins, reporter: Reporter = SILENT, *, seed: int 
 
 def train(job: Job, training: Training, plugins: Plugins, display: Display, reporter: Reporter = SILENT) -> Outcome:
     """Train an adapter and write it; a stopped run leaves checkpoints alone. Raises: LorakitError, WriteError."""
-    from lorakit.application.apply import apply_plan
     from lorakit.artifacts.folders import require_space
     from lorakit.planning.report import show_bytes
     from lorakit.trainers.tasks import make_task
@@ -136,20 +124,9 @@ def train(job: Job, training: Training, plugins: Plugins, display: Display, repo
     if device is not None:
         model.to(device)
     _sample(training.sample, task, model, "before", reporter)
-    batches = calibration_batches(
-        starter.plan, model, plugins, calibrating, reporter, named=job.calibration, rows=job.calibration_rows
-    )
     if not training.resume:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
-    apply_plan(
-        starter.plan,
-        model,
-        plugins,
-        seed=settings.seed,
-        progress=_applying(reporter),
-        calibration=batches,
-        started=starter.started,
-    )
+    _apply(job, starter, model, calibrating, reporter)
     outcome = task.train(model, job.checkpoints, display, resume=training.resume)
     if outcome.stopped:
         return outcome
@@ -216,8 +193,22 @@ def measure(
     return QuantizationReport(plan.model_class, modules, together(module.error for module in modules), loss)
 
 
-def _applying(reporter: Reporter) -> Progress:
-    return lambda entries: reporter.tracked(entries, "applying")
+def _apply(job: Job, starter: Starter, model: nn.Module, data: Calibrating | None, reporter: Reporter) -> None:
+    """Put on a model what its starter has begun, calibrated where the plan needs it."""
+    from lorakit.application.apply import apply_plan
+
+    batches = calibration_batches(
+        starter.plan, model, starter.plugins, data, reporter, named=job.calibration, rows=job.calibration_rows
+    )
+    apply_plan(
+        starter.plan,
+        model,
+        starter.plugins,
+        seed=starter.seed,
+        progress=lambda entries: reporter.tracked(entries, "applying"),
+        calibration=batches,
+        started=starter.started,
+    )
 
 
 def _save(
