@@ -47,6 +47,9 @@ class Gain(nn.Module):
     def exact_weight(self, weight: Tensor) -> Tensor:
         return weight * (1 + self.strength * (self.gain.detach().float() - 1))[:, None]
 
+    def exact_bias(self, bias: Tensor) -> Tensor:
+        return bias * (1 + self.strength * (self.gain.detach().float() - 1))
+
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.base_layer(x)
         strength = self.strength
