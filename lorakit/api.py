@@ -35,24 +35,27 @@ def parse(text_or_path: str | Path, variables: Mapping[str, str] | None = None, 
 
 
 def plan(
-    spec: Spec | str | Path,
+    spec: Spec | Plan | str | Path,
     model: Any,
     *,
-    batch: int = 1,
-    tokens: int = 512,
+    batch: int | None = None,
+    tokens: int | None = None,
+    recompute: bool | None = None,
     trust_remote_code: bool = False,
     plugins: Plugins | None = None,
 ) -> Plan:
     """Return what a spec makes of a model: an nn.Module (meta tensors are fine), a Hugging Face config, or a reference.
 
-    No weight is read. batch × tokens is the step that the memory forecast is for.
+    No weight is read. The memory forecast is for a step on batch × tokens, 1 × 512 unless given, which with `recompute`
+    computes blocks again in its backward pass (gradient checkpointing). A plan made elsewhere keeps its decisions and,
+    where nothing else is said, its step; its figures are counted again.
     Raises: SpecError, PlanError, ModelError.
     """
     from lorakit.pipeline import decide, read_structure
 
     plugins = plugins or default_plugins()
     structure = read_structure(_source(model, trust_remote_code), plugins)
-    return decide(_decisions(spec, plugins), structure, plugins, batch=batch, tokens=tokens)
+    return decide(_decisions(spec, plugins), structure, plugins, batch=batch, tokens=tokens, recompute=recompute)
 
 
 def apply(

@@ -109,7 +109,10 @@ def train(job: Job, training: Training, plugins: Plugins, display: Display, repo
     settings = training.settings
     _check_places(job, training.resume)
     first = read_first(job.model, plugins, reporter)
-    plan = decide(job.spec, first, plugins, batch=settings.batch, tokens=settings.tokens)
+    plan = decide(
+        job.spec, first, plugins,
+        batch=settings.batch, tokens=settings.tokens, recompute=settings.gradient_checkpointing,
+    )  # fmt: skip
     task = make_task(training.data, first, job.model, settings, training.loss)
     calibrating = task
     if job.calibration is not None:

@@ -49,18 +49,33 @@ def read_first(model: nn.Module | ModelReference, plugins: Plugins, reporter: Re
     return read_model(model, plugins, reporter)
 
 
-def decide(spec: Spec | Plan, structure: nn.Module, plugins: Plugins, *, batch: int = 1, tokens: int = 512) -> Plan:
-    """Return what a spec makes of a model; a plan stays as it is. Raises: PlanError."""
+def decide(
+    spec: Spec | Plan,
+    structure: nn.Module,
+    plugins: Plugins,
+    *,
+    batch: int | None = None,
+    tokens: int | None = None,
+    recompute: bool | None = None,
+) -> Plan:
+    """Return what a spec makes of a model, for a step of 1 × 512 tokens that keeps all, unless something else is said.
+
+    A plan made elsewhere keeps its decisions, and its step where nothing is said; its figures are counted again.
+    Raises: PlanError.
+    """
     from lorakit.application.state import adapted_state
+    from lorakit.planning.figures import finished
     from lorakit.planning.inventory import read_inventory
     from lorakit.planning.planner import make_plan
 
-    if not isinstance(spec, Spec):
-        return spec
     # a further adapter is planned for the layers that lie under those before it
     state = adapted_state(structure)
     inventory = state.inventory if state else read_inventory(structure, plugins)
-    return make_plan(spec, inventory, plugins, batch=batch, tokens=tokens)
+    asked = {"batch": batch, "tokens": tokens, "recompute": recompute}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if not isinstance(spec, Spec):
+        return finished(replace(spec, memory=replace(spec.memory, **given)), inventory, plugins)
+    return make_plan(spec, inventory, plugins, **given)
 
 
 def read_model(

@@ -235,7 +235,8 @@ class Forgetful(torch.optim.SGD):
         ("learning-rates", {"build": built(Deaf)}, "scaled by group['lr']"),
         ("without-gradient", {"build": built(Deaf)}, "whose gradient is None moved"),
         ("resumes", {"build": built(Forgetful)}, "state_dict() has to hold everything"),
-        ("state-bytes", {"state_bytes": lambda self, count, width: count}, "takes 0 bytes"),
+        ("state", {"state": lambda self, shape, dtype: {"mean": (shape, dtype)}}, "after a step the state holds {}"),
+        ("state", {"state": lambda self, shape, dtype: 3}, "is no mapping"),
     ],
 )
 def test_optimizers(name: str, changes: dict[str, Any], words: str) -> None:

@@ -157,7 +157,7 @@ def _merged(module: nn.Module, entry: PlanEntry, rounding: Rounding, requantize:
         layer, exact = merged_layer(module, entry)
         _check_finite(layer.weight, entry)  # type: ignore[arg-type]
         if requantize and isinstance(base, QuantizedLinear):
-            layer = QuantizedLinear(base.quantizer.quantize(layer.weight), base.quantizer, layer.bias)  # type: ignore[arg-type]
+            layer = QuantizedLinear(base.quantizer.quantize(layer.weight), base.quantizer, layer.bias, base.kernels)  # type: ignore[arg-type]
         rounded: Tensor = layer.weight  # type: ignore[assignment]
         rounding.add(exact, rounded if isinstance(base, QuantizedLinear) else canonical(rounded, entry.shape))
     layer.train(module.training)

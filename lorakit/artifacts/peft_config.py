@@ -14,6 +14,8 @@ from lorakit.planning.plan import Plan, PlanEntry
 
 # PEFT knows no type of such a name, and says so instead of computing something else
 FOREIGN_TYPE, ON_CHANGED_BASE = "LORAKIT_", "_ON_CHANGED_BASE"
+# where a layer is named by its weight, among `target_parameters`
+WEIGHT = r"(\.weight)?"
 
 
 def peft_config(plan: Plan, model: nn.Module, plugins: Plugins, *, changes_base: bool = False) -> dict[str, Any]:
@@ -23,16 +25,14 @@ def peft_config(plan: Plan, model: nn.Module, plugins: Plugins, *, changes_base:
     one adapter, or a start that was taken from the base weight.
     """
     adapted = [entry for entry in plan.entries if entry.adapter is not None]
-    calls = list(dict.fromkeys(entry.adapter.method for entry in adapted if entry.adapter is not None))
     common = {
         "task_type": _task(model),
         "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
         "inference_mode": True,
     }
-    fields = _fields(adapted, plugins) if not changes_base else None
-    if fields is None:
-        name = "_".join(call.name for call in calls).upper()
-        return {"peft_type": f"{FOREIGN_TYPE}{name}{ON_CHANGED_BASE * changes_base}", **common}
+    fields = method_fields(plan, plugins, changes_base=changes_base)
+    if str(fields["peft_type"]).startswith(FOREIGN_TYPE):
+        return {**fields, **common}
     parameters = [entry.path for entry in adapted if entry.is_parameter]
     modules = [entry.path for entry in adapted if not entry.is_parameter]
     misread = misread_by_peft(modules, model)
@@ -48,6 +48,30 @@ def peft_config(plan: Plan, model: nn.Module, plugins: Plugins, *, changes_base:
         trains_biases = any(entry.adapter and entry.adapter.bias == "adapter" for entry in adapted)
         config["bias"] = "lora_only" if trains_biases else "none"
     return config
+
+
+def method_fields(plan: Plan, plugins: Plugins, *, changes_base: bool = False) -> Mapping[str, Any]:
+    """Return `peft_type`, and where PEFT can compute a plan's adapters what else of its config says how."""
+    adapted = [entry for entry in plan.entries if entry.adapter is not None]
+    if not changes_base and (fields := _fields(adapted, plugins)) is not None:
+        return fields
+    names = dict.fromkeys(entry.adapter.method.name for entry in adapted if entry.adapter is not None)
+    return {"peft_type": f"{FOREIGN_TYPE}{'_'.join(names).upper()}{ON_CHANGED_BASE * changes_base}"}
+
+
+def disagreement(plan: Plan, config: Mapping[str, Any], plugins: Plugins, *, changes_base: bool) -> str:
+    """Return in which field a plan and a config do not say the same, in words; nothing if they agree."""
+    fields = method_fields(plan, plugins, changes_base=changes_base)
+    if config.get("peft_type") != fields["peft_type"]:
+        return f"is of PEFT type {config.get('peft_type')!r}, and the plan beside it of {fields['peft_type']!r}"
+    for name, value in fields.items():
+        written = config.get(name)
+        if name.endswith("_pattern") and isinstance(value, Mapping) and isinstance(written, Mapping):
+            value = {_pattern(path, ()): one for path, one in value.items()}
+            written = {str(path).removesuffix(WEIGHT): one for path, one in written.items()}
+        if not name.endswith("_modules") and written != value:
+            return f"says {name}={config.get(name)!r}, and the plan beside it {value!r}"
+    return ""
 
 
 def _fields(adapted: Sequence[PlanEntry], plugins: Plugins) -> Mapping[str, Any] | None:
@@ -74,7 +98,7 @@ def _written(name: str, value: Any, model: nn.Module, misread: Collection[str]) 
 
 
 def _pattern(path: str, misread: Collection[str]) -> str:
-    return re.escape(path) + r"(\.weight)?" * (path in misread)
+    return re.escape(path) + WEIGHT * (path in misread)
 
 
 def _task(model: nn.Module) -> str | None:

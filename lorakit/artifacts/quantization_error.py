@@ -193,7 +193,8 @@ def _quantized(
     layer = original if device in (None, weight.device) else copy.deepcopy(original).to(device)
     weight = layer_weight(layer, entry.shape)
     stored = quantized_weight(weight, entry, plugins)
-    made = QuantizedLinear(stored, plugins.quantizer(entry.quant), getattr(layer, "bias", None)).train(layer.training)
+    bias = getattr(layer, "bias", None)
+    made = QuantizedLinear(stored, plugins.quantizer(entry.quant), bias, plugins.kernels).train(layer.training)
     restored = made.weight
     if restored.shape != weight.shape:
         shapes = f"{tuple(weight.shape)} to {tuple(restored.shape)}"

@@ -23,12 +23,19 @@ def read_spec(path: str, variables: Sequence[str]) -> Spec | Plan:
     return parse(Path(path), variables_of(variables))
 
 
-def decide(spec: Spec | Plan, model: nn.Module, *, batch: int = 1, tokens: int = 512) -> Plan:
-    """Return what a spec makes of a model; a plan stays as it is. Raises: PlanError."""
+def decide(
+    spec: Spec | Plan,
+    model: nn.Module,
+    *,
+    batch: int | None = None,
+    tokens: int | None = None,
+    recompute: bool | None = None,
+) -> Plan:
+    """Return what a spec makes of a model; a plan keeps its decisions, and is counted again. Raises: PlanError."""
     from lorakit import pipeline
     from lorakit.plugins import default_plugins
 
-    return pipeline.decide(spec, model, default_plugins(), batch=batch, tokens=tokens)
+    return pipeline.decide(spec, model, default_plugins(), batch=batch, tokens=tokens, recompute=recompute)
 
 
 def load_model(

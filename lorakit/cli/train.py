@@ -31,9 +31,7 @@ def train(
         int, typer.Option(min=0, help="Steps between held-out losses; 0 measures at the ends.")
     ] = 0,
     save_every: Annotated[int, typer.Option(min=0, help="Steps between checkpoints; 0 keeps none on the way.")] = 0,
-    gradient_checkpointing: Annotated[
-        bool, typer.Option(help="Recompute activations: less memory, more time.")
-    ] = False,
+    gradient_checkpointing: options.GradientCheckpointing = False,
     calibration: options.Calibration = None,
     calibration_rows: options.CalibrationRows = CALIBRATION_ROWS,
     loss: Annotated[str | None, typer.Option(metavar="FILE.py:FUNCTION", help="Loss of a PyTorch model.")] = None,

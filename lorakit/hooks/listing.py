@@ -8,6 +8,7 @@ from typing import Any
 
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import Option, describe_type, options_of, supports_double
+from lorakit.hooks.registration import INSTANCES
 from lorakit.version import __version__
 
 
@@ -82,9 +83,10 @@ def _distribution(origin: str, parts: list[Any]) -> DistributionInfo:
 
 
 def _plugin(kind: str, item: Any) -> PluginInfo:
-    if kind == "role":
+    if kind in INSTANCES:
         summary = getattr(item, "summary", "") or inspect.getdoc(type(item)) or ""
-        return PluginInfo(kind, f"@{item.name}", str(summary).partition("\n")[0], False, ())
+        name = f"@{item.name}" if kind == "role" else item.name
+        return PluginInfo(kind, name, str(summary).partition("\n")[0], False, ())
     summary = (inspect.getdoc(item) or "").partition("\n")[0]
     double = kind == "quantizer" and supports_double(item)
     return PluginInfo(kind, item.name, summary, double, tuple(map(_option, options_of(item))))

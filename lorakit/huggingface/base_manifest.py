@@ -45,7 +45,7 @@ class StoredLayer:
         """Return the layer without its values. Raises: PluginError if its quantizer is not installed, ValueError."""
         tensors = {name: form.empty() for name, form in self.tensors.items()}
         quantized = QuantizedWeight(tensors, self.shape, dtype_of(self.dtype))
-        return QuantizedLinear(quantized, plugins.quantizer(self.quant), bias)
+        return QuantizedLinear(quantized, plugins.quantizer(self.quant), bias, plugins.kernels)
 
 
 def manifest(layers: Mapping[str, QuantizedLinear]) -> dict[str, Any]:

@@ -113,7 +113,8 @@ class PlanQuantizer(LayersQuantizer):
         for path, quantized in self.quantized.items():
             original = model.get_submodule(path)
             quantizer = self.quantization_config.quantizer(path)
-            layer = QuantizedLinear(quantized, quantizer, getattr(original, "bias", None))
+            bias, kernels = getattr(original, "bias", None), self.quantization_config.starter.plugins.kernels
+            layer = QuantizedLinear(quantized, quantizer, bias, kernels)
             layer.train(original.training)
             for parent, name in held[original]:
                 setattr(parent, name, layer)

@@ -17,24 +17,10 @@ from lorakit.language.problems import Place
 from lorakit.language.spec import PluginCall, Value
 from lorakit.language.suggestions import listed
 from lorakit.language.syntax import Call, NameUse, StringLiteral, Truth, TupleNode, ValueNode, Word
-from lorakit.language.words import CLAUSES
+from lorakit.language.words import CLAUSES, INITIALIZER, PluginKind
 
 if TYPE_CHECKING:
     from lorakit.hooks import Plugins
-
-
-@dataclass(frozen=True)
-class PluginKind:
-    """One of the registries of plugins, and what its members are called."""
-
-    noun: str
-    registry: str
-
-
-QUANTIZER = PluginKind("quantizer", "quantizers")
-INITIALIZER = PluginKind("initializer", "initializers")
-OPTIMIZER = PluginKind("optimizer", "optimizers")
-METHOD = PluginKind("method", "methods")
 
 
 class _Faulty:

@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable
 
 from lorakit.language.codes import Code
+from lorakit.language.expectations import expected_name
 from lorakit.language.misspelled import wrong_character, wrong_number, wrong_string, wrong_target
 from lorakit.language.scene import Complaint, Scene, shown
-from lorakit.language.suggestions import nearest
+from lorakit.language.suggestions import listed, nearest
 from lorakit.language.syntax import Word
-from lorakit.language.words import CLAUSES, STATEMENTS, expected_name
+from lorakit.language.words import CLAUSES, STATEMENTS
 
 _CLOSING = {"LPAR": ")", "_LPAR": ")", "LSQB": "]", "LBRACE": "}"}
 
@@ -52,7 +53,7 @@ def _statement(scene: Scene) -> Complaint | None:
     if not found[:1].isalnum():
         return scene.complain(Code.UNKNOWN_STATEMENT, f"expected a statement, found {shown(found)}")
     near = nearest(found, STATEMENTS)
-    note = f"a statement begins with {', '.join(STATEMENTS[:-1])} or {STATEMENTS[-1]}"
+    note = f"a statement begins with {listed(STATEMENTS).replace('`', '')}"
     return scene.complain(Code.UNKNOWN_STATEMENT, f"{shown(found)} is no statement", near, *(() if near else (note,)))
 
 

@@ -13,10 +13,8 @@ from lorakit.language.layout import INDENT, Comment, Piece, lay_out, pieces
 from lorakit.language.parser import parse_syntax
 from lorakit.language.source import SourceText
 from lorakit.language.syntax import MAX_DEPTH, SyntaxTree, Word
-from lorakit.language.words import CLAUSES, STATEMENTS
+from lorakit.language.words import CLAUSE_TERMINALS, STATEMENT_TERMINALS
 
-_STATEMENTS = frozenset(word.upper() for word in STATEMENTS)
-_CLAUSES = frozenset(word.upper() for word in CLAUSES)
 _GAP = re.compile(r"#[^\n]*|\n")
 
 
@@ -60,7 +58,8 @@ def _units(tree: SyntaxTree) -> list[_Unit]:
     for word in words:
         gap = text[end : word.start_pos]
         end = word.end_pos
-        begins = word.type in _STATEMENTS or word.type == "RBRACE" or (inside and not depth and word.type in _CLAUSES)
+        begins = word.type in STATEMENT_TERMINALS or word.type == "RBRACE"
+        begins = begins or (inside and not depth and word.type in CLAUSE_TERMINALS)
         depth += _depth_change(word, depth, tree.source)
         if begins:
             units.append(_Unit(inside=inside and word.type != "RBRACE"))

@@ -9,9 +9,9 @@ from functools import cached_property
 
 from lorakit.language.codes import Code
 from lorakit.language.diagnostics import Diagnostic, advised, at
+from lorakit.language.expectations import expectation, expected_name
 from lorakit.language.source import SourceText
 from lorakit.language.syntax import Word
-from lorakit.language.words import expectation, expected_name
 
 _FOUND = re.compile(r'\w+|"(?:\\.|[^"\\\n])*"?|\'[^\'\n]*\'|\.\.|[<>=!]=|.', re.DOTALL)
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from lorakit.hooks import Plugins, Role
 from lorakit.hooks.options import Option, describe_type, options_of, supports_double
-from lorakit.language.calls import PluginKind
 from lorakit.language.spec import Target
-from lorakit.lsp.keywords import Keyword
+from lorakit.language.words import Keyword, PluginKind
 from lorakit.lsp.model import Model
 from lorakit.lsp.names import Name
+
+# what `rank` says in the other clauses of its rule
+RANK = Keyword("rank", "rank N", "The rank of this rule.")
 
 # So many paths of a target's modules are shown
 _SHOWN = 4

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 
 from lorakit.language.machine import Machine, ignored, matcher
 from lorakit.language.syntax import SyntaxTree, Word
-from lorakit.language.words import CLAUSES, STATEMENTS
-
-STATEMENT_TYPES = frozenset(word.upper() for word in STATEMENTS)
-CLAUSE_TYPES = frozenset(word.upper() for word in CLAUSES)
+from lorakit.language.words import CLAUSES, STATEMENT_TERMINALS
 
 _OPENING, _CLOSING = ("LPAR", "_LPAR", "LSQB"), ("RPAR", "RSQB")
 _RESUME = re.compile(rf'"(?:\\.|[^"\\\n])*"?|#[^\n]*|(?<![^\s;{{)])(?P<clause>{"|".join(CLAUSES)})\b')
@@ -44,7 +41,7 @@ def statements(tokens: Sequence[Word]) -> Iterator[list[Word]]:
     inside = False
     for token in tokens:
         ends = token.type == "_END" and not inside
-        if (ends or token.type in STATEMENT_TYPES) and current:
+        if (ends or token.type in STATEMENT_TERMINALS) and current:
             yield current
             current = []
         if not ends:
@@ -171,7 +168,7 @@ def _read_before(tree: SyntaxTree, stop: int) -> tuple[list[Word], int]:
         if token.start_pos >= stop:
             break
         ends = token.type == "_END" and not inside
-        if ends or token.type in STATEMENT_TYPES:
+        if ends or token.type in STATEMENT_TERMINALS:
             words, inside, broken = [], False, False
         if not ends and token.end_pos > stop:
             break

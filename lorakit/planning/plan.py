@@ -194,7 +194,10 @@ class OptimizerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The forecast for one training step in bytes; `activations` is an estimate for batch × tokens."""
+    """The forecast for one training step in bytes; `activations` is an estimate for batch × tokens.
+
+    With `recompute` the backward pass computes each block again from its inputs (gradient checkpointing).
+    """
 
     weights_before: int
     weights: int
@@ -205,6 +208,12 @@ class Memory:
     workspace: int
     batch: int
     tokens: int
+    recompute: bool = False
+
+    @classmethod
+    def of_step(cls, batch: int, tokens: int, recompute: bool) -> Memory:
+        """Return the forecast of a step before anything is counted."""
+        return cls(0, 0, 0, 0, 0, 0, 0, batch, tokens, recompute)
 
     @property
     def peak(self) -> int:
@@ -213,7 +222,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A spec, decided for one model."""
+    """A spec, decided for one model; `groups` are the Linear-like layers, by path, that read one tensor each."""
 
     model_class: str
     model_parameters: int
@@ -224,6 +233,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     source: str = ""
     version: int = FORMAT_VERSION
+    groups: tuple[tuple[str, ...], ...] = ()
 
     @property
     def added(self) -> int:

@@ -12,17 +12,29 @@ from lorakit.hooks.protocols import CalibratedQuantizer, Quantizer
 from lorakit.language.diagnostics import Diagnostic, at, render
 from lorakit.language.printer import call_text
 from lorakit.language.spec import Adapt, PluginCall, Quantize, Spec, Train
-from lorakit.planning import memory, requirements
+from lorakit.planning import requirements
 from lorakit.planning.cascade import Decisions, decide
 from lorakit.planning.entries import ITEMSIZE, UnfitError, make_entry, with_shared
+from lorakit.planning.figures import finished
 from lorakit.planning.inventory import Inventory, ModuleInfo
-from lorakit.planning.plan import OptimizerPlan, Plan, PlanEntry
+from lorakit.planning.plan import Memory, OptimizerPlan, Plan, PlanEntry
 
 DEFAULT_OPTIMIZER = PluginCall("adamw")
 
 
-def make_plan(spec: Spec, inventory: Inventory, plugins: Plugins, *, batch: int = 1, tokens: int = 512) -> Plan:
-    """Return what the spec makes of this model; batch × tokens is the step that the memory forecast is for.
+def make_plan(
+    spec: Spec,
+    inventory: Inventory,
+    plugins: Plugins,
+    *,
+    batch: int = 1,
+    tokens: int = 512,
+    recompute: bool = False,
+) -> Plan:
+    """Return what the spec makes of this model, with the memory forecast for a step on batch × tokens.
+
+    Figures are counted once plugins have had the plan, and promises are held against those. With `recompute` the step
+    computes blocks again in its backward pass.
 
     Raises: PlanError holding every diagnostic: targets that match nothing, layers that no adapter fits, and so on.
     """
@@ -31,12 +43,11 @@ def make_plan(spec: Spec, inventory: Inventory, plugins: Plugins, *, batch: int 
             "this spec has no rules: nothing would change; write a line such as `adapt q_proj,v_proj rank 16`"
         )
     decisions = decide(spec, inventory, plugins.roles)
-    plan, problems = plan_decisions(
-        decisions, inventory, plugins, _optimizer(spec, plugins), batch=batch, tokens=tokens
-    )
+    step = Memory.of_step(batch, tokens, recompute)
+    plan, problems = plan_decisions(decisions, inventory, plugins, _optimizer(spec, plugins), step)
     _raise([*decisions.findings, *problems, *_without_bias(decisions, inventory)], spec)
     plan = replace(plan, notes=tuple(_notes(spec, inventory, decisions, plugins)), source=spec.source)
-    changed = plugins.plan_ready(plan)
+    changed = finished(plugins.plan_ready(plan), inventory, plugins)
     _raise(requirements.broken(spec, changed), spec)
     return changed
 
@@ -46,15 +57,12 @@ def plan_decisions(
     inventory: Inventory,
     plugins: Plugins,
     optimizer: OptimizerPlan | None = None,
-    *,
-    batch: int = 1,
-    tokens: int = 512,
+    step: Memory = Memory.of_step(1, 512, False),  # noqa: B008
 ) -> tuple[Plan, list[Diagnostic]]:
     """Return the plan of what was decided for each module, without the modules whose decision has a problem."""
     optimizer = optimizer or OptimizerPlan(
         DEFAULT_OPTIMIZER, plugins.optimizers[DEFAULT_OPTIMIZER.name].default_lr, False
     )
-    factory = plugins.optimizer(optimizer.call)
     decided: list[PlanEntry] = []
     findings: list[Diagnostic] = []
     for path, module in inventory.modules.items():
@@ -66,23 +74,19 @@ def plan_decisions(
         if problems:
             continue
         try:
-            entry = make_entry(module, adapt, quantize, train, plugins, factory)
+            decided.append(make_entry(module, adapt, quantize, train, plugins))
         except UnfitError as error:
             assert adapt is not None
             findings.append(at("L107", str(error), adapt.span))
-            continue
-        extra = plugins.estimate_memory(entry)
-        decided.append(replace(entry, bytes=replace(entry.bytes, extra=extra)) if extra else entry)
-    entries = with_shared(decided, factory)
     plan = Plan(
         model_class=inventory.model_class,
         model_parameters=inventory.total_parameters,
-        entries=entries,
+        entries=with_shared(decided),
         rules=decisions.rules,
         optimizer=optimizer,
-        memory=memory.forecast(inventory, entries, batch, tokens),
+        memory=step,
     )
-    return plan, findings
+    return finished(plan, inventory, plugins), findings
 
 
 def _raise(findings: Iterable[Diagnostic], spec: Spec) -> None:
