@@ -24,6 +24,7 @@ class Code(StrEnum):
     MISPLACED_DOUBLE = "L013"
     BAD_OPTION_FORM = "L014"
     BAD_COMPARISON = "L015"
+    TOO_LARGE = "L016"
 
     # names
     UNKNOWN_NAME = "L020"
