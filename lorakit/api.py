@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,30 +35,27 @@ def parse(text_or_path: str | Path, variables: Mapping[str, str] | None = None, 
 
 
 def plan(
-    spec: Spec | str | Path,
+    spec: Spec | Plan | str | Path,
     model: Any,
     *,
-    batch: int = 1,
-    tokens: int = 512,
+    batch: int | None = None,
+    tokens: int | None = None,
+    recompute: bool | None = None,
     trust_remote_code: bool = False,
     plugins: Plugins | None = None,
 ) -> Plan:
     """Return what a spec makes of a model: an nn.Module (meta tensors are fine), a Hugging Face config, or a reference.
 
-    No weight is read. batch × tokens is the step that the memory forecast is for.
+    No weight is read. The memory forecast is for a step on batch × tokens, 1 × 512 unless given, which with `recompute`
+    computes blocks again in its backward pass (gradient checkpointing). A plan made elsewhere keeps its decisions and,
+    where nothing else is said, its step; its figures are counted again.
     Raises: SpecError, PlanError, ModelError.
     """
-    from lorakit.application.state import adapted_state
-    from lorakit.planning.inventory import read_inventory
-    from lorakit.planning.planner import make_plan
+    from lorakit.pipeline import decide, read_structure
 
     plugins = plugins or default_plugins()
-    module = _module(model, plugins, with_weights=False, trust_remote_code=trust_remote_code)
-    parsed = spec if isinstance(spec, Spec) else parse(spec, plugins=plugins)
-    # a further adapter is planned for the layers that lie under those before it
-    state = adapted_state(module)
-    inventory = state.inventory if state else read_inventory(module, plugins)
-    return make_plan(parsed, inventory, plugins, batch=batch, tokens=tokens)
+    structure = read_structure(_source(model, trust_remote_code), plugins)
+    return decide(_decisions(spec, plugins), structure, plugins, batch=batch, tokens=tokens, recompute=recompute)
 
 
 def apply(
@@ -80,22 +77,23 @@ def apply(
     Raises: SpecError, PlanError, ModelError, DataError; the model is untouched then.
     """
     from lorakit.application.apply import apply_plan
-    from lorakit.planning.plan import Plan
+    from lorakit.pipeline import decide, read_first, read_started
 
     plugins = plugins or default_plugins()
+    source = _with_weights(model, trust_remote_code)
+    first = read_first(source, plugins)
+    decided = decide(_decisions(spec_or_plan, plugins), first, plugins)
+    module, starter = read_started(source, first, decided, plugins, seed=seed)
+    return apply_plan(
+        starter.plan, module, plugins, seed=seed, name=name, calibration=calibration, started=starter.started
+    )
 
-    def decide(structure: nn.Module) -> Plan:
-        return spec_or_plan if isinstance(spec_or_plan, Plan) else plan(spec_or_plan, structure, plugins=plugins)
 
-    module, decided = _with_plan(model, decide, plugins, trust_remote_code=trust_remote_code)
-    return apply_plan(decided, module, plugins, seed=seed, name=name, calibration=calibration)
-
-
-def optimizer(model: nn.Module, lr: float | None = None, *, plugins: Plugins | None = None) -> torch.optim.Optimizer:
+def optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Optimizer:
     """Return the optimizer that the spec names, with its groups, over everything that trains. Raises: ModelError."""
     from lorakit.application.optimizer import build_optimizer
 
-    return build_optimizer(model, plugins or default_plugins(), lr)
+    return build_optimizer(model, lr)
 
 
 def save(
@@ -104,7 +102,6 @@ def save(
     with_base: bool = False,
     *,
     name: str | None = None,
-    plugins: Plugins | None = None,
 ) -> Path:
     """Write the adapter as a folder that PEFT and lorakit load, replacing whole the adapter that it may hold.
 
@@ -112,10 +109,11 @@ def save(
     `base` in it, for transformers to read where it can.
     Raises: ModelError, OutputError if the folder holds anything but an adapter, WriteError if the disk fails.
     """
+    from lorakit.application.state import state_of
     from lorakit.artifacts.adapter_folder import save_adapter
     from lorakit.huggingface.quantized_base import BASE, write_base
 
-    plugins = plugins or default_plugins()
+    plugins = state_of(model).plugins
     if not with_base:
         return save_adapter(model, Path(folder), plugins, name=name)
 
@@ -141,12 +139,12 @@ def load(
     The base is quantized again as the adapter's plan.json says, unless `quantize` is False.
     Raises: AdapterError, ModelError; the model is untouched then.
     """
-    from lorakit.artifacts.loading import load_adapter
-    from lorakit.artifacts.reading import read_plan
+    from lorakit.artifacts.loading import load_adapter, starter_of
+    from lorakit.pipeline import read_model
 
     plugins = plugins or default_plugins()
-    saved = read_plan(Path(folder)) if quantize else None
-    module = _module(model_or_ref, plugins, with_weights=True, trust_remote_code=trust_remote_code, plan=saved)
+    starter = starter_of(Path(folder), plugins, initialize=allow_missing) if quantize else None
+    module = read_model(_with_weights(model_or_ref, trust_remote_code), plugins, starter=starter)
     return load_adapter(
         Path(folder),
         module,
@@ -155,10 +153,11 @@ def load(
         quantize=quantize,
         allow_missing=allow_missing,
         allow_pickle=allow_pickle,
+        started=starter.started if starter else None,
     )
 
 
-def merge(model: nn.Module, *, requantize: bool = False, plugins: Plugins | None = None) -> nn.Module:
+def merge(model: nn.Module, *, requantize: bool = False) -> nn.Module:
     """Return the model, in evaluation mode, with the adapters in use folded into its weights and no adapter left.
 
     A quantized weight comes back dequantized, in the dtype that it computes in, and no class of lorakit is left; with
@@ -167,7 +166,7 @@ def merge(model: nn.Module, *, requantize: bool = False, plugins: Plugins | None
     """
     from lorakit.artifacts.merge import merge_model
 
-    merged, report = merge_model(model, plugins or default_plugins(), requantize=requantize)
+    merged, report = merge_model(model, requantize=requantize)
     logger.info(
         "merged %d modules; %s cost %.3g at most, %.3g relative",
         report.modules,
@@ -178,11 +177,11 @@ def merge(model: nn.Module, *, requantize: bool = False, plugins: Plugins | None
     return merged
 
 
-def adapters(model: nn.Module, *, plugins: Plugins | None = None) -> Adapters:
+def adapters(model: nn.Module) -> Adapters:
     """Return the adapters of a model by name: which are in use, and how far. Raises: ModelError if it has none."""
     from lorakit.named_adapters import Adapters
 
-    return Adapters(model, plugins or default_plugins())
+    return Adapters(model)
 
 
 def summary(model: nn.Module) -> Summary:
@@ -192,31 +191,24 @@ def summary(model: nn.Module) -> Summary:
     return summarize(model)
 
 
-def _with_plan(
-    model: Any, decide: Callable[[nn.Module], Plan], plugins: Plugins, *, trust_remote_code: bool
-) -> tuple[nn.Module, Plan]:
-    """Return a model and its plan, which for a stored one is made first, so that it is quantized while it is read."""
-    is_stored = isinstance(model, str | Path) and not ModelReference(str(model)).is_factory
-    first = _module(model, plugins, with_weights=not is_stored, trust_remote_code=trust_remote_code)
-    decided = decide(first)
-    if not is_stored:
-        return first, decided
-    return _module(model, plugins, with_weights=True, trust_remote_code=trust_remote_code, plan=decided), decided
+def _decisions(spec: Spec | Plan | str | Path, plugins: Plugins) -> Spec | Plan:
+    return parse(spec, plugins=plugins) if isinstance(spec, str | Path) else spec
 
 
-def _module(
-    model: Any, plugins: Plugins, *, with_weights: bool, trust_remote_code: bool, plan: Plan | None = None
-) -> nn.Module:
+def _source(model: Any, trust_remote_code: bool) -> nn.Module | ModelReference:
     from torch import nn
 
     if isinstance(model, nn.Module):
         return model
     if isinstance(model, str | Path):
-        reference = ModelReference(str(model), None, with_weights, trust_remote_code, plan=plan)
-    elif hasattr(model, "to_dict") and hasattr(model, "model_type"):
-        if with_weights:
-            raise ModelError("a config has no weights; give the model itself, or its folder or hub id")
-        reference = ModelReference(type(model).__name__, model, False, trust_remote_code)
-    else:
-        raise ModelError(f"a model is an nn.Module, a Hugging Face config or a reference, not a {type(model).__name__}")
-    return plugins.load_model(reference)
+        return ModelReference(str(model), trust_remote_code=trust_remote_code)
+    if hasattr(model, "to_dict") and hasattr(model, "model_type"):
+        return ModelReference(type(model).__name__, model, trust_remote_code=trust_remote_code)
+    raise ModelError(f"a model is an nn.Module, a Hugging Face config or a reference, not a {type(model).__name__}")
+
+
+def _with_weights(model: Any, trust_remote_code: bool) -> nn.Module | ModelReference:
+    source = _source(model, trust_remote_code)
+    if isinstance(source, ModelReference) and source.config is not None:
+        raise ModelError("a config has no weights; give the model itself, or its folder or hub id")
+    return source

@@ -16,19 +16,17 @@ from lorakit.artifacts.merge import MergeReport, merge_for_now, unmerge
 from lorakit.artifacts.swapping import swap
 
 if TYPE_CHECKING:
-    from lorakit.hooks.manager import Plugins
-    from lorakit.layers.share import Share
+    from lorakit.layers.strength import Strength
     from lorakit.planning.plan import Plan
 
 
 class Adapters:
     """The adapters of one model. Nothing here loads a base weight or trains."""
 
-    def __init__(self, model: nn.Module, plugins: Plugins) -> None:
+    def __init__(self, model: nn.Module) -> None:
         """Raises: ModelError if the model has no adapters."""
         self._state: Adapted = state_of(model)
         self._model = unwrapped(model)
-        self._plugins = plugins
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -36,9 +34,9 @@ class Adapters:
         return tuple(self._state.named)
 
     @property
-    def used(self) -> Mapping[str, Share]:
+    def used(self) -> Mapping[str, Strength]:
         """The adapters in use and their factors; inside `rows` a tensor with a factor for each row."""
-        return {adapter.name: adapter.share for adapter in self._state.used}
+        return {adapter.name: adapter.strength for adapter in self._state.used}
 
     def plan(self, name: str) -> Plan:
         """Return the plan that made an adapter. Raises: ModelError."""
@@ -73,7 +71,7 @@ class Adapters:
         Ranks may be smaller than those in place; a scaling that differs goes into lora_B.
         Raises: AdapterError if the folder adapts other modules, or has a larger rank; nothing is changed then.
         """
-        swap(self._model, self._state, name, Path(folder), self._plugins, allow_pickle=allow_pickle)
+        swap(self._model, self._state, name, Path(folder), self._state.plugins, allow_pickle=allow_pickle)
 
     def remove(self, name: str) -> None:
         """Take an adapter off the model. Raises: ModelError if it is the only one: `lorakit.merge` ends that."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from lorakit.application.starting import Starter
     from lorakit.hooks.manager import Plugins
     from lorakit.hooks.protocols import Quantizer
     from lorakit.planning.plan import Plan
@@ -32,18 +33,29 @@ class QuantizedWeight:
 
 
 @dataclass(frozen=True, slots=True)
-class InitContext:
-    """What an initializer may look at beside the two matrices.
+class Storage:
+    """How and where a layer holds its quantized weight (out_features, in_features) = `shape`: what chooses its kernel.
 
-    `weight` returns the base weight as (outputs, inputs), dequantized if it is quantized; `generator` is seeded from
-    the run's seed and the module's path and lives on the CPU; `scaling` is alpha / rank (rsLoRA: / sqrt(rank)).
-    `fan_in` counts the inputs that add up in an entry of A·x: in_features, times the kernel's size; 1 for a lookup.
+    `dtype` is what dequantizing gives.
     """
 
-    weight: Callable[[], Tensor]
-    generator: torch.Generator
-    scaling: float
-    fan_in: int
+    quantizer: Quantizer
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+
+
+class LowRank(NamedTuple):
+    """What an adapter adds to a product: scaling · B · A · dropout(x).
+
+    Shapes: A (rank, in_features); B (out_features, rank); `scaling` a number, or a tensor (rows, 1, …) with one for
+    every row of the batch, of as many dimensions as x. `dropout` is 0 outside of training.
+    """
+
+    A: Tensor
+    B: Tensor
+    scaling: float | Tensor
+    dropout: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +120,8 @@ class ModelReference:
     `with_weights=False` asks for the structure alone, on meta tensors. With a `plan`, a loader may store each weight as
     the plan quantizes it while it reads, as a `QuantizedLinear` in the layer's place; the rest is quantized afterwards.
     It quantizes on `device`, or where the weights lie; `plugins` are those that the plan was made with, or the default
-    ones; `progress` is told the bytes read and the bytes in all.
+    ones. `starter` starts the plan's adapters while their weights are at hand; `progress` is told the bytes read and
+    the bytes in all.
     """
 
     text: str
@@ -120,6 +133,7 @@ class ModelReference:
     plan: Plan | None = None
     device: str | None = None
     plugins: Plugins | None = field(default=None, compare=False, repr=False)
+    starter: Starter | None = field(default=None, compare=False, repr=False)
     progress: Callable[[int, int], None] | None = field(default=None, compare=False, repr=False)
 
     @property

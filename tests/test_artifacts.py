@@ -246,14 +246,13 @@ def test_the_config_is_plain_json(tmp_path: Path) -> None:
 def test_merging_states_the_error_that_it_makes() -> None:
     from helpers import randomize
     from lorakit.artifacts.merge import merge_model
-    from lorakit.plugins import default_plugins
 
     torch.manual_seed(0)
     model = lorakit.apply("adapt 0 rank 4 quant nf4", nn.Sequential(nn.Linear(64, 64).to(torch.bfloat16)))
     randomize(model)
     layer = model[0]
     exact = layer.base_layer.weight.double() + layer.scaling * layer.lora_B.double() @ layer.lora_A.double()
-    merged, report = merge_model(model, default_plugins())
+    merged, report = merge_model(model)
     error = merged[0].weight.double() - exact
     assert report.max_error == pytest.approx(float(error.detach().abs().max()), rel=1e-3)
     assert report.relative_error == pytest.approx(float((error.norm() / exact.norm()).detach()), rel=1e-3)

@@ -14,7 +14,7 @@ from lorakit.builtin.initializers import Gaussian
 from lorakit.builtin.int8 import Int8
 from lorakit.builtin.lora import LoRA
 from lorakit.builtin.optimizers import SGD
-from lorakit.hooks import InitContext, QuantizedWeight
+from lorakit.hooks import QuantizedWeight, StartContext
 from lorakit.layers.lora_linear import LoRALinear
 from lorakit.testing import (
     Check,
@@ -139,37 +139,37 @@ def test_calibration() -> None:
     assert "no inputs at all" in failures(quantizer_checks(variant(Int8, **silent)), "calibration")[0]
 
 
-def ones(self: Any, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+def ones(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
     lora_A.fill_(1)
     lora_B.fill_(1)
 
 
-def nothing(self: Any, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+def nothing(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
     lora_A.zero_()
     lora_B.zero_()
 
 
-def undrawn(self: Any, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+def undrawn(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
     lora_A.normal_()
     lora_B.zero_()
 
 
-def half_filled(self: Any, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+def half_filled(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
     lora_A[:1].zero_()
     lora_B.zero_()
 
 
-def viewed(self: Any, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+def viewed(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
     lora_A.view(-1).zero_()
     lora_B.zero_()
 
 
-def by_fan_in(self: Any, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+def by_fan_in(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
     lora_A.fill_(1 / (context.fan_in - 1) if context.fan_in != 1 else torch.inf)
     lora_B.zero_()
 
 
-def in_float32(self: Any, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+def in_float32(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
     lora_A.copy_((context.weight()[:1] @ torch.ones(lora_A.shape[1])).sum() * torch.ones(lora_A.shape))
     lora_B.zero_()
 
@@ -235,7 +235,8 @@ class Forgetful(torch.optim.SGD):
         ("learning-rates", {"build": built(Deaf)}, "scaled by group['lr']"),
         ("without-gradient", {"build": built(Deaf)}, "whose gradient is None moved"),
         ("resumes", {"build": built(Forgetful)}, "state_dict() has to hold everything"),
-        ("state-bytes", {"state_bytes": lambda self, count, width: count}, "takes 0 bytes"),
+        ("state", {"state": lambda self, shape, dtype: {"mean": (shape, dtype)}}, "after a step the state holds {}"),
+        ("state", {"state": lambda self, shape, dtype: 3}, "is no mapping"),
     ],
 )
 def test_optimizers(name: str, changes: dict[str, Any], words: str) -> None:

@@ -6,7 +6,7 @@ import importlib.metadata
 import inspect
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -133,8 +133,8 @@ def test_lorakit_optimizers() -> None:
         def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
             return torch.optim.Rprop([{"params": group["params"], "lr": group["lr"]} for group in groups])
 
-        def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
-            return 7
+        def state(self, shape: tuple[int, ...], dtype: str) -> Mapping[str, tuple[tuple[int, ...], str]]:
+            return {"odd": ((3,), "float16"), "flags": ((1,), "bool")}
 
     plugins = plugins_of(lorakit_optimizers=lambda: [Rprop])
     model = run("adapt 0 rank 2\noptimizer rprop", one(), plugins)
@@ -279,6 +279,40 @@ def test_lorakit_plan_ready() -> None:
 
     plan = lorakit.plan(lorakit.parse("adapt 0 rank 2"), one(), plugins=plugins_of(lorakit_plan_ready=halve))
     assert plan.notes[-1] == "seen"
+
+
+def test_figures_are_those_of_the_entries_that_a_plugin_leaves() -> None:
+    def shrink(plan: Plan) -> Plan:
+        first = plan.entries[0]
+        assert first.adapter is not None
+        return replace(plan, entries=(replace(first, adapter=replace(first.adapter, rank=1), quant=None),))
+
+    text = "adapt 0 rank 4 quant nf4\nadapt 1 rank 4"
+    model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
+    plugins = plugins_of(lorakit_plan_ready=shrink)
+    changed = lorakit.plan(lorakit.parse(text), model, plugins=plugins)
+    # bf16, since the rule asked for a quantized base; AdamW keeps two moments, and counts the steps of each tensor
+    assert (changed.added, changed.memory.adapters, changed.memory.optimizer) == (128, 256, 2 * (256 + 4))
+    assert changed.memory.weights == changed.memory.weights_before == 2 * 64 * 64 * 4
+    assert [rule.modules for rule in changed.rules] == [1, 0]
+    # promises are held against these figures
+    assert lorakit.plan(lorakit.parse(f"{text}\nrequire trainable < 2%"), model, plugins=plugins).added == 128
+    with pytest.raises(lorakit.PlanError, match="`trainable` is 12.500%"):
+        lorakit.plan(f"{text}\nrequire trainable < 2%", model)
+
+
+def test_a_plan_made_elsewhere_is_counted_again() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    plan = lorakit.plan("adapt 0,1 rank 4 quant nf4", model, batch=2)
+    read = Plan.from_json(plan.to_json())
+    assert lorakit.plan(read, model) == plan
+    assert lorakit.plan(replace(read, entries=read.entries[:1]), model) == lorakit.plan(
+        replace(plan, entries=plan.entries[:1]), model
+    )
+    half = lorakit.plan(replace(read, entries=read.entries[:1]), model)
+    assert 2 * half.memory.optimizer == plan.memory.optimizer and [rule.modules for rule in half.rules] == [1]
+    with pytest.raises(lorakit.PlanError, match="for another model: it decides `1`, which Sequential lacks"):
+        lorakit.plan(read, nn.Sequential(nn.Linear(64, 64)))
 
 
 def test_lorakit_estimate_memory() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +82,8 @@ class Averaged:
         BUILT.append(Averaging(groups))
         return BUILT[-1]
 
-    def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
-        return bytes_per_parameter * parameters
+    def state(self, shape: tuple[int, ...], dtype: str) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        return {"other": (shape, dtype)}
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_the_plain_loop_uses_the_average_and_resumes_exactly(
     settings = Settings(steps=6, warmup=2, batch=4, held_out=0.2, evaluate_every=2, save_every=3)
     whole = adapted(text, make_net(), plugins)
     with measured_with_the_average(whole) as seen:
-        PairsTask(data, None, settings).train(whole, tmp_path / "work", plugins, display(), resume=False)
+        PairsTask(data, None, settings).train(whole, tmp_path / "work", display(), resume=False)
     assert len(seen) >= 4 and all(seen)
     assert [round(rate, 3) for rate in BUILT[-1].rates] == [0.05, 0.1, 0.1, 0.1, 0.1, 0.1]
     assert not any(group["stepping"] for group in BUILT[-1].param_groups)
@@ -136,7 +136,7 @@ def test_the_plain_loop_uses_the_average_and_resumes_exactly(
     checkpoint = tmp_path / "work" / "checkpoint-3"
     assert json.loads((checkpoint / "trainer_state.json").read_text())["groups"][0]["steps"] == 3
     again = adapted(text, make_net(), plugins)
-    PairsTask(data, None, settings).train(again, tmp_path / "work", plugins, display(), resume=True)
+    PairsTask(data, None, settings).train(again, tmp_path / "work", display(), resume=True)
     ends = adapters(again)
     assert all(torch.equal(value, ends[name]) for name, value in adapters(whole).items())
 
@@ -150,7 +150,7 @@ def test_transformers_trainer_saves_the_average(
     model = adapted("adapt q_proj rank 2 dtype fp32\noptimizer averaged", make_llama(vocab_size=320), plugins)
     after: dict[int, dict[str, Tensor]] = {}
     with measured_with_the_average(model) as seen:
-        task.train(model, tmp_path / "work", plugins, display(), resume=False)
+        task.train(model, tmp_path / "work", display(), resume=False)
     assert len(seen) >= 3 and all(seen)
     assert BUILT[-1].rates == [0.1] * 4
     for step in (2, 4):

@@ -40,7 +40,7 @@ def test_json_round_trip(llama: nn.Module) -> None:
         ({"entries": 3}, "expected a list"),
         ({"model_parameters": "many"}, "model_parameters: expected int"),
         ({"entries.adapter.dtype": "load"}, "dtype is one of bfloat16, float16, float32, not 'load'"),
-        ({"entries.adapter.rank": -4}, "rank must be 1 or more"),
+        ({"entries.adapter.settings.rank": -4}, "rank must be 1 or more"),
     ],
 )
 def test_a_plan_that_is_none_is_refused(llama: nn.Module, change: dict[str, object], complaint: str) -> None:
@@ -69,7 +69,11 @@ def test_later_rules_replace_earlier_ones_whole(llama: nn.Module) -> None:
     )
     query, key = plan.entry("model.layers.0.self_attn.q_proj"), plan.entry("model.layers.0.self_attn.k_proj")
     gate = plan.entry("model.layers.0.mlp.gate_proj")
-    assert query is not None and query.adapter is not None and (query.adapter.rank, query.adapter.factor) == (4, 2.0)
+    assert (
+        query is not None
+        and query.adapter is not None
+        and (query.adapter.settings.rank, query.adapter.settings.factor) == (4, 2.0)
+    )
     assert query.quant is None and query.decided_by == ("<text>:2",)
     assert key is not None and key.quant is not None and key.quant.name == "nf4"
     assert gate is not None and gate.adapter is None and gate.quant is not None and gate.decided_by == ("<text>:3",)
@@ -144,4 +148,4 @@ def test_adapter_dtype_follows_the_base(llama: nn.Module) -> None:
 
 def test_rslora_scales_by_the_root_of_the_rank(llama: nn.Module) -> None:
     entry = lorakit.plan("adapt q_proj rank 16 alpha 8 scaling rslora", llama).entries[0]
-    assert entry.adapter is not None and entry.adapter.factor == 2.0
+    assert entry.adapter is not None and entry.adapter.settings.factor == 2.0

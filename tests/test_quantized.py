@@ -102,9 +102,9 @@ def test_evaluation_changes_nothing_that_is_stored(quant: str) -> None:
 @pytest.mark.parametrize("quant", ["nf4 double", "int8"])
 def test_casting_a_model_leaves_the_scales_alone(quant: str) -> None:
     model, layer = quantized(quant, (64, 96), torch.float32)
-    before = {name: value.clone() for name, value in layer.named_buffers()}
+    before = {name: value.clone() for name, value in layer.tensors.items()}
     model.half()
-    for name, value in layer.named_buffers():
+    for name, value in layer.tensors.items():
         assert value.dtype == before[name].dtype
         assert torch.equal(value, before[name])
     assert layer.bias.dtype == torch.float16

@@ -262,7 +262,7 @@ def test_a_method_that_cannot_be_merged(tmp_path: Path, monkeypatch: pytest.Monk
     base = tmp_path / "base"
     make_llama().save_pretrained(base)  # type: ignore[operator]
     adapter = adapted(base, "adapt q_proj rank 2", tmp_path / "adapter")
-    monkeypatch.delattr(LoRALayer, "merged")
+    monkeypatch.delattr(LoRALayer, "exact_weight")
     done = command(adapter, base, "-o", tmp_path / "merged", code=2)
     assert "method `lora` on `model.layers.0.self_attn.q_proj` cannot be merged" in done.stderr
 

@@ -1,35 +1,37 @@
-"""Apply a Plan to a model, in two phases: build every replacement, then swap them in."""
+"""Apply a Plan to a model: observe, start, store and build with the model as it is, then commit all or nothing."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lorakit.application.calibration import observe
-from lorakit.application.layers import (
-    core_of,
+from lorakit.application.building import build_adapter
+from lorakit.application.observing import observe
+from lorakit.application.places import (
+    adapt_parameter,
+    base_layer_of,
+    full_parameters,
     holder_of,
-    is_parameter,
-    matrix,
-    own_parameters,
-    put,
-    put_on_parameter,
-    quantized_layer,
+    replace_modules,
 )
+from lorakit.application.snapshot import unchanged_on_failure
+from lorakit.application.starting import Pair, Started, Starter
 from lorakit.application.state import DEFAULT, Adapted, NamedAdapter, adapted_state, attach
+from lorakit.application.storing import check_stored, layer_weight, quantized_layer, with_weight
 from lorakit.application.switching import remember_base, use
-from lorakit.errors import ModelError, PlanError, PluginError
+from lorakit.errors import ModelError, PlanError
 from lorakit.hooks.manager import Plugins
-from lorakit.layers.lora_layer import LoRALayer
 from lorakit.layers.quantized_linear import QuantizedLinear
+from lorakit.planning.entries import completed
+from lorakit.planning.figures import finished
 from lorakit.planning.inventory import Inventory, read_inventory, stored
+from lorakit.planning.moving import moved
 from lorakit.planning.plan import Plan, PlanEntry
-from lorakit.values import InitContext
 
 Progress = Callable[[Sequence[PlanEntry]], Iterable[PlanEntry]]
 
@@ -45,69 +47,135 @@ def apply_plan(
     initialize: bool = True,
     progress: Progress = iter,
     calibration: Iterable[Any] | None = None,
+    taken: Mapping[str, Pair] | None = None,
+    started: Mapping[str, Started] | None = None,
 ) -> nn.Module:
-    """Return the model, adapted in place under a name; a failure while replacements are built leaves it untouched.
+    """Return the model, adapted in place under a name; if anything fails, hooks included, it is as it was before.
 
     The same plan, weights and seed give the same bits on every device: each adapter draws from a generator of its own.
     On a model that has adapters already, the new ones stand around those, and alone are in use. `calibration` holds
-    batches for quantizers that see inputs first.
+    batches for plugins that see inputs first; an initializer that has seen them may move ranks, and the model then
+    remembers the plan with these. `taken` and `started` are what an earlier start of the same adapter took from the
+    base, and what was started while the model was read.
     Raises: ModelError if the name is taken or the model holds meta tensors, PlanError if it is not the planned one or
-    a quantizer lacks calibration data.
+    a plugin lacks calibration data.
     """
     state = adapted_state(model)
     _check_name(state, name)
-    plugins.before_apply(model, plan)
-    modules = dict(model.named_modules())
-    _check(plan, model, modules)
-    # taken over before the model runs, since bitsandbytes' own layers may repack their weights when they do
-    layers = _converted(model, plugins)
-    seen = observe(plan, model, plugins, calibration)
-    made: dict[str, nn.Module] = {}
-    for entry in progress(plan.entries):
-        start = seed if initialize else None
-        if is_parameter(entry):
-            if entry.adapter is not None:
-                made[entry.path] = _adapted(holder_of(model, entry)[0], entry, plugins, start)
-            continue
-        original = modules[entry.path]
-        layer: nn.Module = layers.get(original) or original
-        if entry.quant is not None:
-            layer = _stored(layer, entry, plugins, state, seen.pop(entry.path, None))
-        if entry.adapter is not None:
-            made[entry.path] = layer = _adapted(layer, entry, plugins, start)
-        layers[original] = layer
-    if state is None:
-        state = Adapted(inventory or read_inventory(model, plugins))
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    put(model, layers)
-    for entry in plan.entries:
-        if is_parameter(entry) and entry.path in made:
-            put_on_parameter(*holder_of(model, entry), made[entry.path])
-    adapter = NamedAdapter(name, plan, seed, made, _fixed(made))
-    remember_base(model, state, adapter)
-    state.inventory = stored(state.inventory, plan, plugins)
-    state.named[name] = adapter
-    attach(model, state)
-    use(model, state, {name: 1.0})
-    plugins.model_ready(model, plan)
+    with unchanged_on_failure(model, _values_at_risk(model, state)):
+        earlier = None if state is None else state.copied()
+        try:
+            plan = completed(plan, plugins)
+            plugins.before_apply(model, plan)
+            modules = dict(model.named_modules())
+            _check(plan, model, modules)
+            # taken over before the model runs, since bitsandbytes' own layers may repack their weights when they do
+            converted = _converted(model, plugins)
+            seen = observe(plan, model, plugins, calibration, initialize=initialize)
+            inventory = state.inventory if state else inventory or read_inventory(model, plugins)
+            if initialize and (after := moved(plan, seen, plugins)) is not plan:
+                plan = finished(after, inventory, plugins)
+            starter = Starter(plan, plugins, seed, initialize, seen, taken or {}, dict(started or {}))
+            built = _build(plan, model, modules, converted, state, starter, progress)
+            if state is None:
+                state = Adapted(inventory, plugins)
+            _commit(model, state, NamedAdapter(name, plan, seed, built.adapters, taken=built.taken), built)
+            plugins.model_ready(model, plan)
+        except BaseException:
+            if state is not None and earlier is not None:
+                state.restore(earlier)
+            raise
     return model
 
 
-def _fixed(made: Mapping[str, nn.Module]) -> frozenset[tuple[str, str]]:
-    """Return the parameters of new adapters that are made not to train, as (path, name)."""
-    return frozenset(
-        (path, name)
-        for path, module in made.items()
-        for name, parameter in own_parameters(module).items()
-        if not parameter.requires_grad
-    )
+@dataclass
+class _Built:
+    """What takes the place of what, and the adapters by the path of their entry; nothing of it is in the model yet."""
+
+    layers: dict[nn.Module, nn.Module]
+    adapters: dict[str, nn.Module] = field(default_factory=dict)
+    taken: dict[str, Pair] = field(default_factory=dict)
 
 
-def module_generator(seed: int, path: str) -> torch.Generator:
-    """Return the generator of one module, seeded by the run's seed and the module's path, whatever else is adapted."""
-    digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+def _build(
+    plan: Plan,
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    converted: dict[nn.Module, nn.Module],
+    state: Adapted | None,
+    starter: Starter,
+    progress: Progress,
+) -> _Built:
+    built = _Built(converted)
+    shared: dict[str, nn.Parameter] = {}
+    for entry in progress(plan.entries):
+        if entry.is_parameter:
+            holder, _ = holder_of(model, entry)
+            if entry.adapter is not None:
+                values = starter.start(entry, None).values
+                built.adapters[entry.path] = build_adapter(holder, entry, values, shared, starter.plugins)
+            continue
+        original = modules[entry.path]
+        layer: nn.Module = converted.get(original) or original
+        if entry.quant is not None or entry.adapter is not None:
+            begun, layer = _stored(layer, entry, state, starter)
+            if begun.taken is not None:
+                built.taken[entry.path] = begun.taken
+            if entry.adapter is not None:
+                layer = build_adapter(layer, entry, begun.values, shared, starter.plugins)
+                built.adapters[entry.path] = layer
+        built.layers[original] = layer
+    return built
+
+
+def _stored(layer: nn.Module, entry: PlanEntry, state: Adapted | None, starter: Starter) -> tuple[Started, nn.Module]:
+    """Return what an entry begins with, and its layer with the weight as it will be stored.
+
+    Under other adapters, and in a base that came quantized, the weight stays as it is.
+    """
+    base, shape = base_layer_of(layer), entry.shape
+    assert shape is not None
+    is_stored = isinstance(base, QuantizedLinear)
+    if entry.quant is not None:
+        if isinstance(base, QuantizedLinear):
+            check_stored(base, entry, starter.plugins)
+        elif state is not None:
+            raise ModelError(
+                f"the plan quantizes `{entry.path}`, which would change what {', '.join(state.named)} on it compute: "
+                "leave `quant` out, or load with quantize=False"
+            )
+    begun = starter.start(entry, lambda: layer_weight(base, shape), stores=state is None and not is_stored)
+    if begun.quantized is not None and not is_stored:
+        layer = quantized_layer(layer, entry, begun.quantized, starter.plugins)
+    elif begun.weight is not None and not is_stored:
+        layer = with_weight(layer, begun.weight, shape)
+    return begun, layer
+
+
+def _commit(model: nn.Module, state: Adapted, adapter: NamedAdapter, built: _Built) -> None:
+    """Put everything that was built into the model, and freeze the rest."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    replace_modules(model, built.layers)
+    for entry in adapter.plan.entries:
+        if entry.is_parameter and entry.path in built.adapters:
+            adapt_parameter(*holder_of(model, entry), built.adapters[entry.path])
+    remember_base(model, state, adapter)
+    state.inventory = stored(state.inventory, adapter.plan, state.plugins)
+    state.named[adapter.name] = adapter
+    attach(model, state)
+    use(model, state, {adapter.name: 1.0})
+
+
+def _values_at_risk(model: nn.Module, state: Adapted | None) -> list[Tensor]:
+    """Return what stands differently once another adapter is in use: what adapters train in full."""
+    adapters = state.named.values() if state is not None else ()
+    return [
+        parameter
+        for adapter in adapters
+        for entry in adapter.plan.entries
+        for parameter in full_parameters(model, entry).values()
+    ]
 
 
 def _check_name(state: Adapted | None, name: str) -> None:
@@ -118,14 +186,16 @@ def _check_name(state: Adapted | None, name: str) -> None:
         )
     if state is not None:
         state.check_apart()
+        for adapter in state.used:
+            adapter.check_switch()
     if not name or "." in name or "/" in name:
         raise ModelError(f"an adapter's name is a word, not {name!r}")
 
 
 def _check(plan: Plan, model: nn.Module, modules: dict[str, nn.Module]) -> None:
     for entry in plan.entries:
-        module = modules.get(entry.path.rpartition(".")[0] if is_parameter(entry) else entry.path)
-        if module is None or (is_parameter(entry) and not _holds(module, entry.path.rpartition(".")[2])):
+        module = modules.get(entry.path.rpartition(".")[0] if entry.is_parameter else entry.path)
+        if module is None or (entry.is_parameter and not _holds(module, entry.path.rpartition(".")[2])):
             raise PlanError(
                 f"the plan is for another model: it decides `{entry.path}`, which {type(model).__name__} lacks"
             )
@@ -135,20 +205,6 @@ def _check(plan: Plan, model: nn.Module, modules: dict[str, nn.Module]) -> None:
 
 def _holds(module: nn.Module, name: str) -> bool:
     return name in module._parameters or parametrize.is_parametrized(module, name)
-
-
-def _stored(layer: nn.Module, entry: PlanEntry, plugins: Plugins, state: Adapted | None, seen: Any) -> nn.Module:
-    """Return the layer with its weight quantized; under other adapters it may only be so already."""
-    core = core_of(layer)
-    if state is None:
-        return quantized_layer(core, entry, plugins, seen)
-    if not isinstance(core, QuantizedLinear):
-        raise ModelError(
-            f"the plan quantizes `{entry.path}`, which would change what {', '.join(state.named)} on it compute: "
-            "leave `quant` out, or load with quantize=False"
-        )
-    quantized_layer(core, entry, plugins)
-    return layer
 
 
 def _converted(model: nn.Module, plugins: Plugins) -> dict[nn.Module, nn.Module]:
@@ -161,53 +217,3 @@ def _converted(model: nn.Module, plugins: Plugins) -> dict[nn.Module, nn.Module]
         if (own := plugins.convert_module(module, dtype)) is not None:
             converted[module] = own
     return converted
-
-
-def _adapted(layer: nn.Module, entry: PlanEntry, plugins: Plugins, seed: int | None) -> nn.Module:
-    assert entry.adapter is not None
-    adapter = plugins.adapt_module(layer, entry, {})
-    if adapter is None:
-        adapter = plugins.method(entry.adapter.method).adapt(layer, entry)
-    if not isinstance(adapter, nn.Module):
-        raise PluginError(
-            f"method `{entry.adapter.method.name}` has no adapter for `{entry.path}`, a {entry.class_name}"
-        )
-    adapter.train(layer.training)
-    if seed is not None:
-        _initialize(adapter, layer, entry, plugins, seed)
-    return adapter
-
-
-def _initialize(adapter: nn.Module, layer: nn.Module, entry: PlanEntry, plugins: Plugins, seed: int) -> None:
-    assert entry.adapter is not None and entry.shape is not None
-    lora_A, lora_B = adapter.get_parameter("lora_A"), adapter.get_parameter("lora_B")
-    # float32 on the CPU first, so that every device and dtype rounds the same numbers
-    start_A, start_B = torch.empty(lora_A.flatten(1).shape), torch.empty(lora_B.flatten(1).shape)
-    first, second = (start_B.T, start_A.T) if entry.shape.is_flipped else (start_A, start_B)
-    context = InitContext(
-        weight=lambda: _base_matrix(adapter, layer, entry),
-        generator=module_generator(seed, entry.path),
-        scaling=entry.adapter.factor,
-        fan_in=entry.shape.fan_in,
-    )
-    with torch.no_grad():
-        try:
-            plugins.initializer(entry.adapter.init).initialize(first, second, context)
-        except Exception as error:
-            origin = plugins.origin(plugins.initializers[entry.adapter.init.name])
-            raise PluginError(
-                f"initializer `{entry.adapter.init.name}` of {origin} failed on `{entry.path}` at rank "
-                f"{entry.adapter.rank}: {type(error).__name__}: {error}"
-            ) from error
-        lora_A.copy_(start_A.view(lora_A.shape))
-        lora_B.copy_(start_B.view(lora_B.shape))
-
-
-def _base_matrix(adapter: nn.Module, layer: nn.Module, entry: PlanEntry) -> Tensor:
-    assert entry.adapter is not None and entry.shape is not None
-    if is_parameter(entry):
-        raise PlanError(
-            f"`init {entry.adapter.init.name}` looks at the weight as one matrix, and `{entry.path}` is "
-            f"{entry.shape}: give it another `init`"
-        )
-    return adapter.base_matrix() if isinstance(adapter, LoRALayer) else matrix(core_of(layer), entry)

@@ -7,36 +7,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorakit.application.layers import full_parameters, own_parameters
+from lorakit.application.places import full_parameters, own_parameters
 from lorakit.application.state import NamedAdapter, state_of, unwrapped
 from lorakit.errors import ModelError
-from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import OptimizerFactory
 
 
-def build_optimizer(model: nn.Module, plugins: Plugins, lr: float | None = None) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Optimizer:
     """Return the optimizer that the plan names, over everything that trains: the adapters in use.
 
-    `lr` replaces the optimizer's own learning rate; a rule's `lr` stays, and `lr_ratio` multiplies that of lora_B
-    (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
+    `lr` replaces the optimizer's own learning rate; a rule's `lr` stays, and a method may multiply that of single
+    parameters, as LoRA does by `lr_ratio`.
     Raises: ModelError if the model is not adapted, or the adapters in use name different optimizers.
     """
-    return _factory(model, plugins).build(parameter_groups(model, lr))
+    return _factory(model).build(parameter_groups(model, lr))
 
 
-def keeps_lr(model: nn.Module, plugins: Plugins) -> bool:
+def keeps_lr(model: nn.Module) -> bool:
     """Return whether the plan's optimizer asks for a learning rate that does not fall."""
-    return bool(getattr(_factory(model, plugins), "constant_lr", False))
+    return bool(getattr(_factory(model), "constant_lr", False))
 
 
-def _factory(model: nn.Module, plugins: Plugins) -> OptimizerFactory:
-    used = state_of(model).used
+def _factory(model: nn.Module) -> OptimizerFactory:
+    state = state_of(model)
+    used = state.used
     calls = {adapter.plan.optimizer.call for adapter in used}
     if len(calls) > 1:
         raise ModelError(f"the adapters in use, {', '.join(one.name for one in used)}, name different optimizers")
     if not used:
         raise ModelError("no adapter of this model is in use: nothing trains")
-    return plugins.optimizer(calls.pop())
+    return state.plugins.optimizer(calls.pop())
 
 
 def parameter_groups(model: nn.Module, lr: float | None = None) -> list[dict[str, Any]]:
@@ -58,10 +58,9 @@ def _collect(
         adapter = entry.adapter
         rate = (adapter.lr if adapter else entry.train_lr) or default
         paged = named.plan.optimizer.paged or bool(adapter and adapter.paged)
-        own = own_parameters(named.modules[entry.path]) if adapter else {}
+        own = own_parameters(named.modules[entry.path], entry) if adapter else {}
+        rates = {one.name: one.rate for one in adapter.parameters} if adapter else {}
         for name, parameter in (own | full_parameters(model, entry)).items():
-            if not parameter.requires_grad or parameter in seen:
-                continue
-            seen.add(parameter)
-            ratio = adapter.lr_ratio if adapter and adapter.lr_ratio and name == "lora_B" else 1.0
-            groups.setdefault((rate * ratio, paged), []).append(parameter)
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
+                groups.setdefault((rate * rates.get(name, 1.0), paged), []).append(parameter)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from lorakit.application.layers import bare_parameter, holder_of, is_parameter, put, put_on_parameter
+from lorakit.application.places import (
+    adapt_parameter,
+    adapters_of_parameter,
+    free_parameter,
+    holder_of,
+    replace_modules,
+)
 from lorakit.application.state import Adapted
 from lorakit.application.switching import use
 from lorakit.errors import ModelError
@@ -19,19 +25,20 @@ def remove(model: nn.Module, state: Adapted, name: str) -> None:
     adapter = state.get(name)
     if len(state.named) == 1:
         raise ModelError(f"`{name}` is the only adapter: lorakit.merge folds it in, or load the model without it")
-    use(model, state, {one.name: one.share for one in state.used if one is not adapter})  # type: ignore[misc]
+    adapter.check_switch()
+    use(model, state, {one.name: one.strength for one in state.used if one is not adapter})  # type: ignore[misc]
     layers = {
         module: module.get_submodule("base_layer")
         for path, module in adapter.modules.items()
         if module._modules.get("base_layer") is not None
     }
-    put(model, layers)
+    replace_modules(model, layers)
     for entry in adapter.plan.entries:
-        if is_parameter(entry) and entry.adapter is not None:
+        if entry.is_parameter and entry.adapter is not None:
             holder, parameter = holder_of(model, entry)
-            others = list(holder.get_submodule(f"parametrizations.{parameter}").children())
-            bare_parameter(holder, parameter)
+            others = list(adapters_of_parameter(holder, parameter))
+            free_parameter(holder, parameter)
             for other in others:
                 if other is not adapter.modules[entry.path]:
-                    put_on_parameter(holder, parameter, other)
+                    adapt_parameter(holder, parameter, other)
     del state.named[name]

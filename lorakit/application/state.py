@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from torch import Tensor, nn
 
 from lorakit.errors import ModelError
-from lorakit.layers.share import Share
+from lorakit.hooks.manager import Plugins
+from lorakit.layers.strength import Strength
 from lorakit.planning.inventory import Inventory
-from lorakit.planning.plan import Plan
+from lorakit.planning.plan import Plan, PlanEntry
 
 ATTRIBUTE = "lorakit_state"
 # the name of an adapter that was given none
@@ -20,34 +23,43 @@ DEFAULT = "default"
 class NamedAdapter:
     """One plan on a model: the adapters that it put there, by the path of their entry.
 
-    `kept` are its own values of what it trains in full, by path, while another's stand in the model. `fixed` are the
-    parameters that its method never trains, as (path, name).
+    `kept` are its own values of what it trains in full, by path, while another's stand in the model. `taken` are lora_A
+    and lora_B of a start that was taken from the base weight, by path, on the CPU. `is_told` is set once a user was
+    told that PEFT cannot load it.
     """
 
     name: str
     plan: Plan
     seed: int
     modules: dict[str, nn.Module]
-    fixed: frozenset[tuple[str, str]] = frozenset()
-    share: Share = 0.0
+    strength: Strength = 0.0
     kept: dict[str, Tensor] = field(default_factory=dict)
+    taken: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    is_told: bool = False
 
     def check_switch(self) -> None:
-        """Raise ModelError if the method made a module that cannot be put out of use or weighted."""
-        for path, module in self.modules.items():
-            if not hasattr(module, "share"):
-                raise ModelError(
-                    f"the adapter of `{path}` has no `share`: its method cannot be put out of use or weighted"
-                )
+        """Raise ModelError if the adapter cannot be put out of use or weighted: its base is no longer the model's."""
+        if self.taken:
+            path = next(iter(self.taken))
+            raise ModelError(
+                f"the start of `{self.name}` was taken from the base weight of `{path}` and of {len(self.taken) - 1} "
+                "more: without it the base does not answer as the model did; load the model once more for that"
+            )
+
+    def entries(self) -> Iterator[tuple[PlanEntry, nn.Module]]:
+        """Yield the entries that have an adapter, each with it."""
+        for entry in self.plan.entries:
+            if entry.adapter is not None:
+                yield entry, self.modules[entry.path]
 
     @property
     def is_used(self) -> bool:
-        return isinstance(self.share, Tensor) or self.share != 0.0
+        return isinstance(self.strength, Tensor) or self.strength != 0.0
 
 
 @dataclass(eq=False, slots=True)
 class Adapted:
-    """The adapters of a model in the order in which they came, and what the model was without them.
+    """The adapters of a model in the order in which they came, what made them, and what the model was without them.
 
     `base` are the base model's own values of what any adapter trains in full, on the CPU; `standing` names the adapter
     whose values stand in the model instead. `merged` holds the base's own layers and parameters, by path, while the
@@ -55,10 +67,26 @@ class Adapted:
     """
 
     inventory: Inventory
+    plugins: Plugins
     named: dict[str, NamedAdapter] = field(default_factory=dict)
     base: dict[str, Tensor] = field(default_factory=dict)
     standing: dict[str, str] = field(default_factory=dict)
     merged: dict[str, nn.Module | nn.Parameter] = field(default_factory=dict)
+
+    def copied(self) -> dict[str, Any]:
+        """Return what this state holds now, for `restore`."""
+        held = {one.name: getattr(self, one.name) for one in fields(self)}
+        strengths = {name: (adapter.strength, dict(adapter.kept)) for name, adapter in self.named.items()}
+        return {name: dict(value) if isinstance(value, dict) else value for name, value in held.items()} | {
+            "adapters": strengths
+        }
+
+    def restore(self, copied: dict[str, Any]) -> None:
+        """Bring back what `copied` returned."""
+        for name, (strength, kept) in copied.pop("adapters").items():
+            self.named[name].strength, self.named[name].kept = strength, kept
+        for name, value in copied.items():
+            setattr(self, name, value)
 
     def get(self, name: str) -> NamedAdapter:
         """Return the adapter of this name. Raises: ModelError listing those that there are."""

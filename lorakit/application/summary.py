@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lorakit.application.layers import base_at, own_parameters
+from lorakit.application.places import base_of, own_parameters
 from lorakit.application.state import state_of, unwrapped
 from lorakit.layers.quantized_linear import QuantizedLinear
 
@@ -46,11 +46,12 @@ def summarize(model: nn.Module) -> Summary:
     bases: dict[str, nn.Module | Tensor] = {}
     for adapter in state.named.values():
         for entry in adapter.plan.entries:
-            own = own_parameters(adapter.modules[entry.path]) if entry.adapter else {}
+            own = own_parameters(adapter.modules[entry.path], entry) if entry.adapter else {}
             added.setdefault(entry.path, []).extend(own.values())
-            bases[entry.path] = base_at(model, entry)
+            bases[entry.path] = base_of(model, entry)
     modules = [_module(path, base, added[path]) for path, base in bases.items()]
-    adapters = [tensor for tensors in added.values() for tensor in tensors]
+    # what layers share is one tensor
+    adapters = list({id(tensor): tensor for tensors in added.values() for tensor in tensors}.values())
     adapter_bytes = _bytes(adapters)
     return Summary(
         total_parameters=state.inventory.total_parameters + sum(tensor.numel() for tensor in adapters),

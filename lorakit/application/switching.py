@@ -8,24 +8,26 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lorakit.application.layers import full_parameters, is_parameter, own_parameters
+from lorakit.application.places import full_parameters, own_parameters
 from lorakit.application.state import Adapted, NamedAdapter
 from lorakit.errors import ModelError
-from lorakit.layers.share import RowsError, Share
+from lorakit.layers.strength import RowsError, Strength
 
 
-def use(model: nn.Module, state: Adapted, shares: Mapping[str, float]) -> None:
+def use(model: nn.Module, state: Adapted, strengths: Mapping[str, float]) -> None:
     """Put these adapters in use, each by its factor, and all others out of it; those in use train, the others do not.
 
     Raises: ModelError for an unknown name or factors that cannot be; the model is unchanged then.
     """
-    if any(isinstance(adapter.share, Tensor) for adapter in state.used):
+    if any(isinstance(adapter.strength, Tensor) for adapter in state.used):
         raise ModelError("rows have adapters of their own inside this block: leave it before choosing others")
-    _switch(model, state, {state.get(name).name: float(share) for name, share in shares.items()})
+    _switch(model, state, {state.get(name).name: float(strength) for name, strength in strengths.items()})
     for adapter in state.named.values():
-        for path, module in adapter.modules.items():
-            for name, parameter in own_parameters(module).items():
-                parameter.requires_grad_(adapter.is_used and (path, name) not in adapter.fixed)
+        for entry, module in adapter.entries():
+            assert entry.adapter is not None
+            own = own_parameters(module, entry)
+            for one in entry.adapter.parameters:
+                own[one.name].requires_grad_(adapter.is_used and one.trains)
         for parameter in _full(model, adapter).values():
             parameter.requires_grad_(False)
     for adapter in state.used:
@@ -36,7 +38,7 @@ def use(model: nn.Module, state: Adapted, shares: Mapping[str, float]) -> None:
 @contextmanager
 def disabled(model: nn.Module, state: Adapted) -> Iterator[None]:
     """Let the base model alone answer inside the block."""
-    before = {adapter.name: adapter.share for adapter in state.used}
+    before = {adapter.name: adapter.strength for adapter in state.used}
     _switch(model, state, {})
     try:
         yield
@@ -53,9 +55,9 @@ def rows(model: nn.Module, state: Adapted, names: Sequence[str | None]) -> Itera
     wanted = {name: state.get(name) for name in names if name is not None}
     for adapter in wanted.values():
         _check_by_row(adapter)
-    before = {adapter.name: adapter.share for adapter in state.used}
-    shares = {name: torch.tensor([float(row == name) for row in names]) for name in wanted}
-    _switch(model, state, shares)
+    before = {adapter.name: adapter.strength for adapter in state.used}
+    strengths = {name: torch.tensor([float(row == name) for row in names]) for name in wanted}
+    _switch(model, state, strengths)
     try:
         yield
     except RowsError as error:
@@ -74,7 +76,7 @@ def _check_by_row(adapter: NamedAdapter) -> None:
                 f"`{adapter.name}` trained `{entry.path}` in full, which serves all rows at once: "
                 "use adapters by row without `train` and `bias adapter`"
             )
-        if entry.adapter and entry.shape and (is_parameter(entry) or not entry.shape.called):
+        if entry.adapter and entry.shape and (entry.is_parameter or not entry.shape.called):
             raise ModelError(
                 f"`{adapter.name}` adapts `{entry.path}`, whose weight serves all rows at once; "
                 "leave it out of adapters that are used by row"
@@ -86,33 +88,33 @@ def _check_by_row(adapter: NamedAdapter) -> None:
             )
 
 
-def _switch(model: nn.Module, state: Adapted, shares: Mapping[str, Share]) -> None:
-    """Give each adapter its share, 0 where none is given, and let the parameters that it trained in full stand."""
+def _switch(model: nn.Module, state: Adapted, strengths: Mapping[str, Strength]) -> None:
+    """Give each adapter its strength, 0 where none is given, and let the parameters that it trained in full stand."""
     state.check_apart()
     standing: dict[str, str] = {}
-    for name, share in shares.items():
+    for name, strength in strengths.items():
         adapter = state.get(name)
-        if isinstance(share, float) and share == 0.0:
+        if isinstance(strength, float) and strength == 0.0:
             continue
         for path in _full(model, adapter):
             if path in standing:
                 raise ModelError(f"`{standing[path]}` and `{name}` both trained `{path}` in full: use one of them")
-            if not isinstance(share, Tensor) and share != 1.0:
-                raise ModelError(f"`{name}` trained `{path}` in full: use it with the factor 1, not {share:g}")
+            if not isinstance(strength, Tensor) and strength != 1.0:
+                raise ModelError(f"`{name}` trained `{path}` in full: use it with the factor 1, not {strength:g}")
             standing[path] = name
     for adapter in state.named.values():
-        share = shares.get(adapter.name, 0.0)
-        if isinstance(share, Tensor) or share != 1.0:
+        strength = strengths.get(adapter.name, 0.0)
+        if isinstance(strength, Tensor) or strength != 1.0:
             adapter.check_switch()
     _stand(model, state, standing)
     for adapter in state.named.values():
-        adapter.share = shares.get(adapter.name, 0.0)
+        adapter.strength = strengths.get(adapter.name, 0.0)
         for module in adapter.modules.values():
-            if isinstance(adapter.share, Tensor):
+            if isinstance(adapter.strength, Tensor):
                 device = next(module.parameters(recurse=False)).device
-                module.share = adapter.share.to(device)
+                module.strength = adapter.strength.to(device)
             else:
-                module.share = adapter.share  # type: ignore[assignment]
+                module.strength = adapter.strength  # type: ignore[assignment]
 
 
 def _stand(model: nn.Module, state: Adapted, standing: Mapping[str, str]) -> None:

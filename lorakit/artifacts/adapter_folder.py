@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lorakit.application.state import adapter_of, unwrapped
+from lorakit.application.state import NamedAdapter, adapter_of, unwrapped
 from lorakit.artifacts.folders import new_folder
-from lorakit.artifacts.peft_config import peft_config
+from lorakit.artifacts.peft_config import FOREIGN_TYPE, peft_config
 from lorakit.artifacts.peft_names import adapter_tensors
+from lorakit.artifacts.saved_plan import check_tensors, plan_to_save
 from lorakit.errors import OutputError
 from lorakit.hooks.manager import Plugins
 
 WEIGHTS, CONFIG, PLAN = "adapter_model.safetensors", "adapter_config.json", "plan.json"
+# what a start took from the base weights, for an adapter that has such a start
+START = "start.safetensors"
+logger = logging.getLogger(__name__)
 # what a trainer or a model card may put beside an adapter, and `save` may replace with it
 COMPANIONS = {
-    WEIGHTS, CONFIG, PLAN, "adapter_model.bin", "README.md", ".gitattributes", "training_args.bin",
+    WEIGHTS, CONFIG, PLAN, START, "adapter_model.bin", "README.md", ".gitattributes", "training_args.bin",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
     "merges.txt", "added_tokens.json",
 }  # fmt: skip
@@ -51,20 +57,48 @@ def save_adapter(
 
 
 def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins, name: str | None = None) -> None:
-    """Write an adapter's files into a folder that exists, each aside first, so that none is ever half there."""
+    """Write an adapter's files into a folder that exists, each aside first, so that none is ever half there.
+
+    Raises: ModelError if a tensor is not finite, or its shape is not one that its method gives.
+    """
     adapter = adapter_of(model, name)
     model = unwrapped(model)
-    tensors = {file_name: _ready(tensor) for file_name, _, tensor in adapter_tensors(model, adapter, plugins)}
-    config = json.dumps(peft_config(adapter.plan, model), indent=2) + "\n"
+    plan = plan_to_save(adapter, plugins)
+    tensors = list(adapter_tensors(model, replace(adapter, plan=plan)))
+    check_tensors(tensors)
+    ready = {one.file_name: _ready(one.tensor) for one in tensors}
+    fields = peft_config(plan, model, plugins, changes_base=bool(adapter.taken))
+    _say_if_foreign(adapter, str(fields["peft_type"]))
+    config = json.dumps(fields, indent=2) + "\n"
     writers: dict[str, Callable[[Path], object]] = {
-        WEIGHTS: lambda path: save_file(_unshared(tensors), path, metadata={"format": "pt"}),
+        WEIGHTS: lambda path: save_file(_unshared(ready), path, metadata={"format": "pt"}),
         CONFIG: lambda path: path.write_text(config, encoding="utf-8"),
-        PLAN: lambda path: path.write_text(adapter.plan.to_json() + "\n", encoding="utf-8"),
+        PLAN: lambda path: path.write_text(plan.to_json() + "\n", encoding="utf-8"),
     }
+    if adapter.taken:
+        starts = {f"{path}.{matrix}": value for path, pair in adapter.taken.items() for matrix, value in _named(pair)}
+        writers[START] = lambda path: save_file(starts, path, metadata={"format": "pt"})
     for file_name, write in writers.items():
         write(aside := folder / f".{file_name}.new")
         aside.replace(folder / file_name)
     plugins.before_save(model, folder)
+
+
+def _named(pair: tuple[Tensor, Tensor]) -> Iterable[tuple[str, Tensor]]:
+    return zip(("lora_A", "lora_B"), (one.contiguous() for one in pair), strict=True)
+
+
+def _say_if_foreign(adapter: NamedAdapter, peft_type: str) -> None:
+    """Say once that PEFT will refuse an adapter, and why."""
+    if not peft_type.startswith(FOREIGN_TYPE) or adapter.is_told:
+        return
+    adapter.is_told = True
+    why = "starts from a part of the base weight" if adapter.taken else "is of a method that PEFT cannot compute"
+    logger.warning(
+        "the adapter `%s` %s: its folder is of the type %s, which PEFT refuses; lorakit loads it, and "
+        "`lorakit.merge` makes a plain model of it",
+        adapter.name, why, peft_type,
+    )  # fmt: skip
 
 
 def _refuse_foreign(folder: Path, known: set[str]) -> None:

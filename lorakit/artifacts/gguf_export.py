@@ -19,6 +19,7 @@ from lorakit.artifacts.reading import AdapterFiles
 from lorakit.errors import AdapterError, PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.inventory import Inventory, read_inventory
+from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan, PlanEntry
 
 KINDS = ("linear", "linear_transposed", "embedding", "stack")
@@ -66,7 +67,7 @@ def export_adapter(
     files, plan = planned_files(adapter, inventory, plugins, quantize=False, allow_pickle=allow_pickle)
     _refuse(plan, inventory, files)
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, family.architecture), config.num_hidden_layers)
-    pairs = [pair for entry in plan.entries for pair in _pairs(entry, plan, files, family, config, names, plugins)]
+    pairs = [pair for entry in plan.entries for pair in _pairs(entry, plan, files, family, config, names)]
     alpha = _alpha(pairs)
     architecture = gguf.MODEL_ARCH_NAMES[getattr(gguf.MODEL_ARCH, family.architecture)]
     with new_file(target) as aside:
@@ -96,6 +97,8 @@ def _gguf() -> Any:
 
 def _refuse(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
     """Raise for what an adapter of llama.cpp has no place for, every module of it named."""
+    if files.taken:
+        raise AdapterError(f"{files.folder} starts from a part of the base weights; `lorakit merge` folds it in")
     trained = [entry.path for entry in plan.entries if entry.train]
     biases = [entry.path for entry in plan.entries if entry.adapter and entry.adapter.bias_parameters]
     for paths, what in ((trained, "weights trained in full"), (biases, "trained biases")):
@@ -124,12 +127,12 @@ def _some(paths: list[str]) -> str:
 
 
 def _pairs(
-    entry: PlanEntry, plan: Plan, files: AdapterFiles, family: Family, config: Any, names: Any, plugins: Plugins
+    entry: PlanEntry, plan: Plan, files: AdapterFiles, family: Family, config: Any, names: Any
 ) -> Iterator[Pair]:
     assert entry.adapter is not None and entry.shape is not None
-    stored = file_names(plan, entry, plugins)
+    stored = file_names(plan, entry)
     lora_A, lora_B = (files.tensors[stored[name]].float() for name in ("lora_A", "lora_B"))
-    factor, shape = entry.adapter.factor, entry.shape
+    factor, shape = entry.adapter.settings.factor, entry.shape
     if shape.stack:
         # PEFT's layout of a stack: see LoRAStack
         lora_A = lora_A.view(shape.stack, -1, lora_A.shape[1])
@@ -149,7 +152,8 @@ def _pairs(
 
 def _projections(path: str, lora_B: Tensor, family: Family) -> Iterator[tuple[str, Tensor]]:
     """Yield the projections that a stack of experts holds, with their rows of lora_B; gate and up lie in one."""
-    holder, _, name = path.rpartition(".")
+    place = Place(path, is_parameter=True)
+    holder, name = place.holder, place.leaf
     if not family.experts or not holder.endswith(family.experts) or name not in ("gate_up_proj", "down_proj"):
         raise AdapterError(
             f"`{path}` is a stack of matrices that llama.cpp holds otherwise; `lorakit merge` folds it in"

@@ -11,9 +11,11 @@ from rich.text import Text
 from torch import Tensor
 
 from lorakit.artifacts.foreign import FIRST, LORA, scaling_of
-from lorakit.artifacts.peft_names import PREFIX
+from lorakit.artifacts.peft_names import PREFIX, file_names
 from lorakit.artifacts.reading import AdapterFiles, read_adapter
-from lorakit.planning.report import SHORT, layers_alike, plain_table, show_bytes
+from lorakit.dtypes import name_of, short_name
+from lorakit.planning.plan import Plan
+from lorakit.planning.report import layers_alike, plain_table, show_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,10 @@ class AdapterRow:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """An adapter folder: its adapters, what else it holds, and its size in bytes."""
+    """An adapter folder: its adapters, what else it holds, and its size in bytes.
+
+    `other_methods` counts the tensors of methods that do not multiply two thin matrices, by method.
+    """
 
     folder: str
     base_model: str
@@ -40,15 +45,20 @@ class Inspection:
     bytes: int
     adapters: tuple[AdapterRow, ...]
     trained_in_full: tuple[str, ...]
+    other_methods: tuple[tuple[str, int], ...] = ()
 
 
 def inspect_adapter(folder: Path, allow_pickle: bool = False) -> Inspection:
     """Return what an adapter folder holds. Raises: AdapterError."""
     files = read_adapter(folder, allow_pickle)
     rows, others = [], []
+    planned = _planned(files.plan) if files.plan else {}
+    methods: dict[str, int] = {}
     for name, tensor in files.tensors.items():
         found = LORA.fullmatch(name.removeprefix(PREFIX))
-        if found is None:
+        if found is None and name in planned:
+            methods[planned[name]] = methods.get(planned[name], 0) + 1
+        elif found is None:
             others.append(name.removeprefix(PREFIX))
         elif found["matrix"] in FIRST:
             other = f"{name[: found.start('matrix') - len(found[0])]}{found['matrix'].replace('_A', '_B')}"
@@ -61,7 +71,18 @@ def inspect_adapter(folder: Path, allow_pickle: bool = False) -> Inspection:
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in files.tensors.values()),
         adapters=tuple(rows),
         trained_in_full=tuple(others),
+        other_methods=tuple(methods.items()),
     )
+
+
+def _planned(plan: Plan) -> dict[str, str]:
+    """Return the method of every tensor that a plan's tables name, by its name in the file."""
+    return {
+        name: entry.adapter.method.name
+        for entry in plan.entries
+        if entry.adapter is not None
+        for name in file_names(plan, entry).values()
+    }
 
 
 def _row(path: str, lora_A: Tensor, lora_B: Tensor, files: AdapterFiles) -> AdapterRow:
@@ -69,7 +90,7 @@ def _row(path: str, lora_A: Tensor, lora_B: Tensor, files: AdapterFiles) -> Adap
     # ‖BA‖² = tr((BᵀB)(AAᵀ)), without the full-sized product
     gram_A, gram_B = lora_A.double() @ lora_A.double().T, lora_B.double().T @ lora_B.double()
     norm = scaling * float((gram_B * gram_A).sum().clamp(min=0).sqrt())
-    dtype = str(lora_A.dtype).removeprefix("torch.")
+    dtype = name_of(lora_A.dtype)
     return AdapterRow(path, lora_A.shape[0], lora_B.shape[0], lora_A.shape[1], scaling, dtype, norm)
 
 
@@ -92,10 +113,11 @@ def adapter_view(found: Inspection, *, every_module: bool = False) -> Renderable
             f"{row.out_features} × {row.in_features}",
             str(row.rank),
             f"{row.scaling:g}",
-            SHORT.get(row.dtype, row.dtype),
+            short_name(row.dtype),
             f"{sum(one.update_norm for one in rows) / len(rows):.4g}",
         )
     head = f"{found.folder}: {found.parameters:,} parameters, {show_bytes(found.bytes)}, written by {found.written_by}"
     base = f", for {found.base_model}" if found.base_model else ""
     others = [Text(f"trained in full: {', '.join(found.trained_in_full)}")] if found.trained_in_full else []
-    return Group(Text(head + base), Text(), table, *others)
+    other = [Text(f"{count} tensors of the method {name}") for name, count in found.other_methods]
+    return Group(Text(head + base), Text(), *([table] if found.adapters else []), *other, *others)

@@ -10,13 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.application.apply import apply_plan
-from lorakit.application.calibration import calibrated
+from lorakit.application.observing import watched
+from lorakit.application.snapshot import unchanged_on_failure
+from lorakit.application.starting import Started, Starter
 from lorakit.application.state import DEFAULT, adapted_state, adapter_of
+from lorakit.artifacts.adapter_folder import CONFIG, PLAN
 from lorakit.artifacts.foreign import plan_of_files
-from lorakit.artifacts.peft_names import PREFIX, adapter_tensors, file_names
-from lorakit.artifacts.reading import AdapterFiles, read_adapter
+from lorakit.artifacts.peft_config import disagreement, method_fields
+from lorakit.artifacts.peft_names import adapter_tensors, file_names, full_name
+from lorakit.artifacts.reading import AdapterFiles, check_fields, read_adapter, read_plan, read_taken
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
+from lorakit.planning.entries import UnfitError, completed
 from lorakit.planning.inventory import Inventory, read_inventory
 from lorakit.planning.plan import Plan
 
@@ -30,28 +35,44 @@ def load_adapter(
     quantize: bool = True,
     allow_missing: bool = False,
     allow_pickle: bool = False,
+    started: Mapping[str, Started] | None = None,
 ) -> nn.Module:
     """Return the model with the folder's adapter on it, in evaluation mode; the model is unchanged if anything fails.
 
     The base is quantized again as plan.json says, unless `quantize` is False. Where the model has adapters already, the
-    new one alone is in use. Raises: AdapterError, ModelError.
+    new one alone is in use. `started` is what `starter_of` the folder stored while the model was read.
+    Raises: AdapterError, ModelError.
     """
     state = adapted_state(model)
     inventory = state.inventory if state else read_inventory(model, plugins)
     files, plan = planned_files(
         folder, inventory, plugins, quantize=quantize, allow_missing=allow_missing, allow_pickle=allow_pickle
     )
-    if wanting := calibrated(plan, model, plugins):
-        quantizer = next(iter(wanting.values())).name
+    if wanting := watched(plan, model, plugins, initialize=False):
         raise AdapterError(
-            f"{files.folder} sits on a base that {quantizer} quantized for its calibration data, which cannot be done "
-            "again here: give the base that --with-base saved, or quantize=False for an unquantized one"
+            f"{files.folder} sits on a base that {wanting[0].name} quantized for its calibration data, which cannot be "
+            "done again here: give the base that --with-base saved, or quantize=False for an unquantized one"
         )
-    apply_plan(plan, model, plugins, name=name, inventory=inventory, initialize=allow_missing)
-    restore_tensors(model, files.tensors, plugins)
-    model.eval()
-    plugins.after_load(model, folder)
+    with unchanged_on_failure(model):
+        apply_plan(
+            plan, model, plugins, name=name, inventory=inventory, initialize=allow_missing,
+            taken=files.taken, started=started,
+        )  # fmt: skip
+        restore_tensors(model, files.tensors)
+        model.eval()
+        plugins.after_load(model, folder)
     return model
+
+
+def starter_of(folder: Path, plugins: Plugins, *, initialize: bool = False) -> Starter | None:
+    """Return what stores the base weights of a folder's adapter while they are read; None if lorakit did not write it.
+
+    With `initialize` adapters start anew, for tensors that may be missing. Raises: AdapterError.
+    """
+    plan = read_plan(folder)
+    if plan is None:
+        return None
+    return Starter(_completed(folder, plan, plugins), plugins, initialize=initialize, taken=read_taken(folder))
 
 
 def planned_files(
@@ -68,21 +89,39 @@ def planned_files(
     Without `quantize` the plan leaves out what would only be quantized. Raises: AdapterError.
     """
     files = read_adapter(folder, allow_pickle)
-    plan = files.plan or plan_of_files(files, inventory, plugins)
+    plan = _own_plan(files, plugins) if files.plan else plan_of_files(files, inventory, plugins)
     if not quantize:
         plan = replace(plan, entries=tuple(replace(entry, quant=None) for entry in plan.entries))
         plan = replace(plan, entries=tuple(entry for entry in plan.entries if entry.adapter or entry.train))
     _check_model(plan, inventory, files)
-    _check_tensors(_expected_shapes(plan, inventory, plugins), files, allow_missing)
+    _check_tensors(_expected_shapes(plan, inventory), files, allow_missing)
     return files, plan
 
 
-def restore_tensors(model: nn.Module, tensors: Mapping[str, Tensor], plugins: Plugins) -> None:
+def _own_plan(files: AdapterFiles, plugins: Plugins) -> Plan:
+    """Return the plan that lorakit wrote, held against the config that it wrote beside it. Raises: AdapterError."""
+    assert files.plan is not None
+    plan, path = _completed(files.folder, files.plan, plugins), files.folder / CONFIG
+    changes_base = bool(files.taken)
+    if fault := disagreement(plan, files.config, plugins, changes_base=changes_base):
+        raise AdapterError(f"{path} {fault}: one of the two was changed by hand; mend it, or leave {PLAN} out")
+    check_fields(path, files.config, method_fields(plan, plugins, changes_base=changes_base))
+    return plan
+
+
+def _completed(folder: Path, plan: Plan, plugins: Plugins) -> Plan:
+    try:
+        return completed(plan, plugins)
+    except UnfitError as error:
+        raise AdapterError(f"{folder}: {error}") from error
+
+
+def restore_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put saved tensors, by PEFT's names, into the adapter that is in use; what is not among them stays."""
     with torch.no_grad():
-        for name, _, parameter in adapter_tensors(model, adapter_of(model), plugins):
-            if name in tensors:
-                parameter.copy_(tensors[name])
+        for one in adapter_tensors(model, adapter_of(model)):
+            if one.file_name in tensors:
+                one.tensor.copy_(tensors[one.file_name])
 
 
 def _check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
@@ -107,21 +146,19 @@ def _check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
             )
 
 
-def _expected_shapes(plan: Plan, inventory: Inventory, plugins: Plugins) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(plan: Plan, inventory: Inventory) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor that the folder must hold, by PEFT's names."""
     shapes: dict[str, tuple[int, ...]] = {}
     for entry in plan.entries:
         module = inventory.modules[entry.path]
         parameters = {parameter.name: parameter.shape for parameter in module.parameters}
-        if entry.adapter is not None and entry.shape is not None:
-            names = file_names(plan, entry, plugins)
-            method = plugins.method(entry.adapter.method)
-            for name, shape in method.parameter_shapes(entry.shape, entry.adapter.rank).items():
-                shapes[names[name]] = shape
+        if entry.adapter is not None:
+            names = file_names(plan, entry)
+            shapes |= {names[one.name]: one.shape for one in entry.adapter.parameters}
             if entry.adapter.bias_parameters:
-                shapes[f"{PREFIX}{entry.path}.base_layer.bias"] = parameters["bias"]
+                shapes[full_name(entry, "bias")] = parameters["bias"]
         if entry.train:
-            shapes |= {f"{PREFIX}{entry.path}.{name}".rstrip("."): shape for name, shape in parameters.items()}
+            shapes |= {full_name(entry, name): shape for name, shape in parameters.items()}
     return shapes
 
 

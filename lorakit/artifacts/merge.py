@@ -7,11 +7,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lorakit.application.layers import bare_parameter, base_at, core_of, holder_of, is_parameter, put
+from lorakit.application.effective import effective, merged_layer
+from lorakit.application.places import (
+    adapters_of_parameter,
+    bare_parameter,
+    base_layer_of,
+    free_parameter,
+    holder_of,
+    replace_modules,
+)
+from lorakit.application.snapshot import unchanged_on_failure
 from lorakit.application.state import Adapted, detach, state_of, unwrapped
+from lorakit.application.storing import canonical
 from lorakit.artifacts.rounding import Rounding
 from lorakit.errors import AdapterError, ModelError
-from lorakit.hooks.manager import Plugins
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.plan import PlanEntry
 
@@ -44,7 +53,7 @@ class _Folded:
         return MergeReport(rounding.modules, rounding.largest, rounding.relative, tuple(self.untied))
 
 
-def merge_model(model: nn.Module, plugins: Plugins, *, requantize: bool = False) -> tuple[nn.Module, MergeReport]:
+def merge_model(model: nn.Module, *, requantize: bool = False) -> tuple[nn.Module, MergeReport]:
     """Return the model, in evaluation mode, with the adapters in use folded into its weights and no adapter left.
 
     A quantized weight comes back dequantized, in the dtype that it had before, and no class of lorakit is left; with
@@ -58,20 +67,21 @@ def merge_model(model: nn.Module, plugins: Plugins, *, requantize: bool = False)
     folded = _fold(model, state, requantize)
     plain = {model.get_submodule(path): layer for path, layer in folded.layers.items()}
     if not requantize:
-        adapted = {core_of(module) for module in plain}
+        adapted = {base_layer_of(module) for module in plain}
         for module in model.modules():
             if isinstance(module, QuantizedLinear) and module not in adapted:
                 plain[module] = module.plain(module.weight)
-    put(model, plain)
-    for entry, weight in folded.parameters.values():
-        holder, name = holder_of(model, entry)
-        bare_parameter(holder, name)
-        holder._parameters[name] = weight
-    if folded.untied and hasattr(model, "config"):
-        model.config.tie_word_embeddings = False  # type: ignore[union-attr]
-    detach(model)
-    plugins.model_merged(model)
-    model.eval()
+    with unchanged_on_failure(model):
+        replace_modules(model, plain)
+        for entry, weight in folded.parameters.values():
+            holder, name = holder_of(model, entry)
+            free_parameter(holder, name)
+            holder._parameters[name] = weight
+        if folded.untied and hasattr(model, "config"):
+            model.config.tie_word_embeddings = False  # type: ignore[union-attr]
+        detach(model)
+        state.plugins.model_merged(model)
+        model.eval()
     return model, folded.report
 
 
@@ -81,8 +91,6 @@ def merge_for_now(model: nn.Module, state: Adapted) -> MergeReport:
     Raises: ModelError if they are merged already or one cannot be put out of use, AdapterError as `merge_model`.
     """
     state.check_apart()
-    for adapter in state.named.values():
-        adapter.check_switch()
     folded = _fold(model, state, requantize=False)
     for path, layer in folded.layers.items():
         state.merged[path] = _exchange_core(model.get_submodule(path), layer)
@@ -90,7 +98,7 @@ def merge_for_now(model: nn.Module, state: Adapted) -> MergeReport:
         state.merged[path] = _exchange_parameter(model, entry, weight)
     for adapter in state.named.values():
         for module in adapter.modules.values():
-            module.share = 0.0  # type: ignore[assignment]
+            module.strength = 0.0  # type: ignore[assignment]
     return folded.report
 
 
@@ -107,12 +115,12 @@ def unmerge(model: nn.Module, state: Adapted) -> None:
             else:
                 _exchange_core(model.get_submodule(entry.path), original)
         for module in adapter.modules.values():
-            module.share = adapter.share  # type: ignore[assignment]
+            module.strength = adapter.strength  # type: ignore[assignment]
 
 
 def _exchange_core(adapter: nn.Module, core: nn.Module) -> nn.Module:
     """Put another layer under the adapters of one, and return that which was there."""
-    old = core_of(adapter)
+    old = base_layer_of(adapter)
     while (below := adapter.get_submodule("base_layer")) is not old:
         adapter = below
     adapter.base_layer = core
@@ -132,41 +140,35 @@ def _fold(model: nn.Module, state: Adapted, requantize: bool) -> _Folded:
     shared = _shared_weights(model)
     entries = {entry.path: entry for adapter in state.named.values() for entry in adapter.plan.entries if entry.adapter}
     for path, entry in entries.items():
-        if is_parameter(entry):
+        if entry.is_parameter:
             folded.parameters[path] = (entry, _merged_parameter(model, entry, folded.rounding))
             continue
         module = model.get_submodule(path)
         folded.layers[path] = _merged(module, entry, folded.rounding, requantize)
-        if id(core_of(module)._parameters.get("weight")) in shared:
+        if id(base_layer_of(module)._parameters.get("weight")) in shared:
             folded.untied.append(path)
     return folded
 
 
-def _merged(adapter: nn.Module, entry: PlanEntry, rounding: Rounding, requantize: bool) -> nn.Module:
-    assert entry.adapter is not None
-    if not hasattr(adapter, "merged"):
-        raise AdapterError(
-            f"method `{entry.adapter.method.name}` on `{entry.path}` cannot be merged: it has no `merged`"
-        )
-    core = core_of(adapter)
+def _merged(module: nn.Module, entry: PlanEntry, rounding: Rounding, requantize: bool) -> nn.Module:
+    assert entry.shape is not None
+    base = base_layer_of(module)
     with torch.no_grad():
-        layer, exact = adapter.merged()  # type: ignore[operator]
-        _check_finite(layer.weight, entry)
-        if requantize and isinstance(core, QuantizedLinear):
-            layer = QuantizedLinear(core.quantizer.quantize(layer.weight), core.quantizer, core.bias)
-        rounding.add(exact, layer.weight)
-    layer.train(adapter.training)
-    return layer  # type: ignore[no-any-return]
+        layer, exact = merged_layer(module, entry)
+        _check_finite(layer.weight, entry)  # type: ignore[arg-type]
+        if requantize and isinstance(base, QuantizedLinear):
+            layer = QuantizedLinear(base.quantizer.quantize(layer.weight), base.quantizer, layer.bias, base.kernels)  # type: ignore[arg-type]
+        rounded: Tensor = layer.weight  # type: ignore[assignment]
+        rounding.add(exact, rounded if isinstance(base, QuantizedLinear) else canonical(rounded, entry.shape))
+    layer.train(module.training)
+    return layer
 
 
 def _merged_parameter(model: nn.Module, entry: PlanEntry, rounding: Rounding) -> nn.Parameter:
     holder, name = holder_of(model, entry)
-    original = base_at(model, entry)
-    assert isinstance(original, Tensor)
+    original = bare_parameter(holder, name)
     with torch.no_grad():
-        exact = original.float()
-        for adapter in holder.get_submodule(f"parametrizations.{name}").children():
-            exact = adapter.exact_weight(exact)  # type: ignore[operator]
+        exact, _ = effective(adapters_of_parameter(holder, name), original, entry)
         rounded = exact.to(original.dtype)
     _check_finite(rounded, entry)
     rounding.add(exact, rounded)

@@ -1,8 +1,7 @@
-"""adapter_config.json: a Plan as PEFT's LoraConfig."""
+"""adapter_config.json: a Plan as PEFT's config, each method's fields as the method gives them."""
 
 from __future__ import annotations
 
-import collections
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -10,57 +9,96 @@ from typing import Any
 from torch import nn
 
 from lorakit.artifacts.peft_experts import misread_by_peft
-from lorakit.planning.plan import AdapterPlan, Plan, PlanEntry
+from lorakit.hooks.manager import Plugins
+from lorakit.planning.plan import Plan, PlanEntry
+
+# PEFT knows no type of such a name, and says so instead of computing something else
+FOREIGN_TYPE, ON_CHANGED_BASE = "LORAKIT_", "_ON_CHANGED_BASE"
+# where a layer is named by its weight, among `target_parameters`
+WEIGHT = r"(\.weight)?"
 
 
-def peft_config(plan: Plan, model: nn.Module) -> dict[str, Any]:
-    """Return the LoraConfig with which PEFT computes what the plan's adapters compute.
+def peft_config(plan: Plan, model: nn.Module, plugins: Plugins, *, changes_base: bool = False) -> dict[str, Any]:
+    """Return the config with which PEFT computes what the plan's adapters compute.
 
-    PEFT knows one scaling rule for the whole adapter: where rules differ, rsLoRA goes in as the alpha that equals it.
+    Where it cannot, `peft_type` is one that PEFT refuses by name: a method that it does not know, several methods in
+    one adapter, or a start that was taken from the base weight.
     """
     adapted = [entry for entry in plan.entries if entry.adapter is not None]
-    adapters = {entry.path: entry.adapter for entry in adapted if entry.adapter is not None}
-    parameters = [entry.path for entry in adapted if entry.shape is not None and entry.shape.is_parameter]
-    modules = [path for path in adapters if path not in parameters]
-    misread = misread_by_peft(modules, model)
-    parameters += [f"{path}.weight" for path in modules if path in misread]
-    rslora = bool(adapters) and all(adapter.scaling == "rslora" for adapter in adapters.values())
-    alphas = {path: _alpha(adapter, rslora) for path, adapter in adapters.items()}
-    ranks = {path: adapter.rank or 0 for path, adapter in adapters.items()}
-    rank, alpha = _commonest(ranks.values(), 8), _commonest(alphas.values(), 8.0)
-    return {
-        "peft_type": "LORA",
+    common = {
         "task_type": _task(model),
         "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
         "inference_mode": True,
-        "r": rank,
-        "lora_alpha": alpha,
-        # with a dropout PEFT refuses to load adapters of parameters; plan.json keeps it
-        "lora_dropout": 0.0 if parameters else _commonest((adapter.dropout for adapter in adapters.values()), 0.0),
-        "use_rslora": rslora,
-        "target_modules": _short_names([path for path in modules if path not in misread], model),
-        "target_parameters": parameters or None,
-        "rank_pattern": {_pattern(path, misread): value for path, value in ranks.items() if value != rank},
-        "alpha_pattern": {_pattern(path, misread): value for path, value in alphas.items() if value != alpha},
-        "bias": "lora_only" if any(adapter.bias == "adapter" for adapter in adapters.values()) else "none",
-        "fan_in_fan_out": {entry.shape.kind for entry in adapted if entry.shape} == {"linear_transposed"},
-        "modules_to_save": _trained(plan.entries) or None,
-        "init_lora_weights": True,
     }
+    fields = method_fields(plan, plugins, changes_base=changes_base)
+    if str(fields["peft_type"]).startswith(FOREIGN_TYPE):
+        return {**fields, **common}
+    parameters = [entry.path for entry in adapted if entry.is_parameter]
+    modules = [entry.path for entry in adapted if not entry.is_parameter]
+    misread = misread_by_peft(modules, model)
+    parameters += [f"{path}.weight" for path in modules if path in misread]
+    config = {
+        **common,
+        **{name: _written(name, value, model, misread) for name, value in fields.items()},
+        "target_modules": _short_names([path for path in modules if path not in misread], model),
+        "modules_to_save": [entry.path for entry in plan.entries if entry.train] or None,
+    }
+    if fields["peft_type"] == "LORA":
+        config["target_parameters"] = parameters or None
+        trains_biases = any(entry.adapter and entry.adapter.bias == "adapter" for entry in adapted)
+        config["bias"] = "lora_only" if trains_biases else "none"
+    return config
+
+
+def method_fields(plan: Plan, plugins: Plugins, *, changes_base: bool = False) -> Mapping[str, Any]:
+    """Return `peft_type`, and where PEFT can compute a plan's adapters what else of its config says how."""
+    adapted = [entry for entry in plan.entries if entry.adapter is not None]
+    if not changes_base and (fields := _fields(adapted, plugins)) is not None:
+        return fields
+    names = dict.fromkeys(entry.adapter.method.name for entry in adapted if entry.adapter is not None)
+    return {"peft_type": f"{FOREIGN_TYPE}{'_'.join(names).upper()}{ON_CHANGED_BASE * changes_base}"}
+
+
+def disagreement(plan: Plan, config: Mapping[str, Any], plugins: Plugins, *, changes_base: bool) -> str:
+    """Return in which field a plan and a config do not say the same, in words; nothing if they agree."""
+    fields = method_fields(plan, plugins, changes_base=changes_base)
+    if config.get("peft_type") != fields["peft_type"]:
+        return f"is of PEFT type {config.get('peft_type')!r}, and the plan beside it of {fields['peft_type']!r}"
+    for name, value in fields.items():
+        written = config.get(name)
+        if name.endswith("_pattern") and isinstance(value, Mapping) and isinstance(written, Mapping):
+            value = {_pattern(path, ()): one for path, one in value.items()}
+            written = {str(path).removesuffix(WEIGHT): one for path, one in written.items()}
+        if not name.endswith("_modules") and written != value:
+            return f"says {name}={config.get(name)!r}, and the plan beside it {value!r}"
+    return ""
+
+
+def _fields(adapted: Sequence[PlanEntry], plugins: Plugins) -> Mapping[str, Any] | None:
+    """Return the fields of the one method that all of these have; without any, those of a LoRA of no layer."""
+    calls = {entry.adapter.method for entry in adapted if entry.adapter is not None}
+    if len(calls) > 1:
+        return None
+    if not calls:
+        from lorakit.hooks.low_rank import low_rank_fields
+
+        return low_rank_fields(())
+    fields = plugins.method(calls.pop()).peft(adapted)
+    beyond_lora = any(entry.is_parameter or (entry.adapter and entry.adapter.bias == "adapter") for entry in adapted)
+    return None if fields is not None and fields["peft_type"] != "LORA" and beyond_lora else fields
+
+
+def _written(name: str, value: Any, model: nn.Module, misread: Collection[str]) -> Any:
+    """Return a method's field as PEFT writes it: patterns by path as regexes, lists of modules by their short names."""
+    if name.endswith("_pattern") and isinstance(value, Mapping):
+        return {_pattern(path, misread): one for path, one in value.items()}
+    if name.endswith("_modules") and isinstance(value, list):
+        return _short_names(value, model)
+    return value
 
 
 def _pattern(path: str, misread: Collection[str]) -> str:
-    return re.escape(path) + r"(\.weight)?" * (path in misread)
-
-
-def _alpha(adapter: AdapterPlan, rslora: bool) -> float:
-    value = adapter.alpha if rslora else adapter.factor * (adapter.rank or 1)
-    return int(value) if float(value).is_integer() else value
-
-
-def _commonest(values: Iterable[Any], default: Any) -> Any:
-    counted = collections.Counter(values).most_common(1)
-    return counted[0][0] if counted else default
+    return re.escape(path) + WEIGHT * (path in misread)
 
 
 def _task(model: nn.Module) -> str | None:
@@ -74,10 +112,6 @@ def _task(model: nn.Module) -> str | None:
     if config is None or not generates or getattr(model, "main_input_name", "") != "input_ids":
         return None
     return "SEQ_2_SEQ_LM" if getattr(config, "is_encoder_decoder", False) else "CAUSAL_LM"
-
-
-def _trained(entries: Sequence[PlanEntry]) -> list[str]:
-    return [entry.path for entry in entries if entry.train]
 
 
 def _short_names(paths: list[str], model: nn.Module) -> list[str]:

@@ -3,51 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lorakit.application.layers import adapter_path, full_parameters, is_parameter
+from lorakit.application.places import adapter_path, full_parameters
 from lorakit.application.state import NamedAdapter
-from lorakit.hooks.manager import Plugins
 from lorakit.planning.plan import Plan, PlanEntry
 
-PREFIX = "base_model.model."
+ROOT, PREFIX = "base_model.", "base_model.model."
 
 
-def adapter_tensors(model: nn.Module, adapter: NamedAdapter, plugins: Plugins) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield (name in the file, name in the model, tensor) of everything that an adapter folder holds."""
+@dataclass(frozen=True, slots=True)
+class AdapterTensor:
+    """One tensor of an adapter folder: what the file and the model call it, and the shape that the plan gives it."""
+
+    file_name: str
+    inner: str
+    tensor: Tensor
+    shape: tuple[int, ...]
+
+
+def adapter_tensors(model: nn.Module, adapter: NamedAdapter) -> Iterator[AdapterTensor]:
+    """Yield everything that an adapter folder holds; what layers share comes once for each of them, under one name."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for entry in adapter.plan.entries:
         if entry.adapter is not None:
             module = adapter.modules[entry.path]
-            inner = adapter_path(model, entry, module)
-            for name, file_name in file_names(adapter.plan, entry, plugins).items():
-                yield file_name, f"{inner}.{name}", module.get_parameter(name).data
+            inner, files = adapter_path(model, entry, module), file_names(adapter.plan, entry)
+            for one in entry.adapter.parameters:
+                tensor = module.get_parameter(one.name).data
+                yield AdapterTensor(files[one.name], f"{inner}.{one.name}", tensor, one.shape)
         for name, parameter in full_parameters(model, entry).items():
-            between = "" if entry.train else "base_layer."
-            path = f"{entry.path}.{between}{name}".rstrip(".")
-            yield (
-                f"{PREFIX}{path}",
-                names[id(parameter)],
-                adapter.kept.get(f"{entry.path}.{name}".rstrip("."), parameter.data),
-            )
+            tensor = adapter.kept.get(f"{entry.path}.{name}".rstrip("."), parameter.data)
+            yield AdapterTensor(full_name(entry, name), names[id(parameter)], tensor, tuple(parameter.shape))
 
 
-def file_names(plan: Plan, entry: PlanEntry, plugins: Plugins) -> dict[str, str]:
+def full_name(entry: PlanEntry, name: str) -> str:
+    """Return the name in the file of what an entry trains in full, by its name behind the entry's path."""
+    between = "" if entry.train else "base_layer."
+    return f"{PREFIX}{entry.path}.{between}{name}".rstrip(".")
+
+
+def file_names(plan: Plan, entry: PlanEntry) -> dict[str, str]:
     """Return the names in the file of an adapter's parameters, by their own.
 
     PEFT wraps a module once for each of its parameters that are adapted, the last one outermost, and names the
     adapters of the inner ones behind so many `base_layer`s.
     """
-    assert entry.adapter is not None and entry.shape is not None
-    names = plugins.method(entry.adapter.method).file_names(entry.shape)
+    assert entry.adapter is not None
     path = entry.path
-    if is_parameter(entry):
+    if entry.is_parameter:
         path = path.rpartition(".")[0]
         beside = [
-            one.path
-            for one in plan.entries
-            if one.adapter and one.shape and one.shape.is_parameter and one.path.rpartition(".")[0] == path
+            one.path for one in plan.entries if one.adapter and one.is_parameter and one.path.rpartition(".")[0] == path
         ]
         path += ".base_layer" * (len(beside) - 1 - beside.index(entry.path))
-    return {name: f"{PREFIX}{path}.{file_name}" for name, file_name in names.items()}
+    return {
+        one.name: f"{ROOT}{one.file_name}" if one.shared else f"{PREFIX}{path}.{one.file_name}"
+        for one in entry.adapter.parameters
+    }

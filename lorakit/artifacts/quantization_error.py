@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lorakit.application.layers import matrix, places, quantized_layer
+from lorakit.application.places import parents_of
+from lorakit.application.storing import layer_weight, quantized_weight
+from lorakit.dtypes import name_of
 from lorakit.errors import ModelError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.language.printer import call_text
@@ -154,7 +156,7 @@ def quantize_and_measure(
     Raises: PlanError if nothing is quantized, ModelError if a weight is no plain one, PluginError if a quantizer fails.
     """
     entries = quantized_entries(plan)
-    held = places(model) if keep else {}
+    held = parents_of(model) if keep else {}
     return tuple(_quantized(entry, model, plugins, device, held) for entry in progress(entries))
 
 
@@ -177,20 +179,22 @@ def _quantized(
     device: torch.device | None,
     held: dict[nn.Module, list[tuple[nn.Module, str]]],
 ) -> QuantizedModule:
-    assert entry.quant is not None
+    assert entry.quant is not None and entry.shape is not None
     try:
         original = model.get_submodule(entry.path)
     except AttributeError:
         raise PlanError(
             f"the plan is for another model: it decides `{entry.path}`, which {type(model).__name__} lacks"
         ) from None
-    weight = matrix(original, entry)
+    weight = layer_weight(original, entry.shape)
     if isinstance(original, QuantizedLinear) or not weight.is_floating_point():
         raise ModelError(f"`{entry.path}` is stored quantized already: there is no weight to compare with")
     # a layer at a time on the accelerator, while the model stays where it is
     layer = original if device in (None, weight.device) else copy.deepcopy(original).to(device)
-    weight = matrix(layer, entry)
-    made = quantized_layer(layer, entry, plugins)
+    weight = layer_weight(layer, entry.shape)
+    stored = quantized_weight(weight, entry, plugins)
+    bias = getattr(layer, "bias", None)
+    made = QuantizedLinear(stored, plugins.quantizer(entry.quant), bias, plugins.kernels).train(layer.training)
     restored = made.weight
     if restored.shape != weight.shape:
         shapes = f"{tuple(weight.shape)} to {tuple(restored.shape)}"
@@ -201,6 +205,6 @@ def _quantized(
     if not math.isfinite(error.error_square):
         raise PluginError(f"quantizer `{entry.quant.name}` gives values that are not finite on `{entry.path}`")
     for parent, name in held.pop(original, ()):
-        setattr(parent, name, made.to(matrix(original, entry).device))
-    dtype = str(weight.dtype).removeprefix("torch.")
+        setattr(parent, name, made.to(layer_weight(original, entry.shape).device))
+    dtype = name_of(weight.dtype)
     return QuantizedModule(entry.path, call_text(entry.quant), dtype, weight.shape[0], weight.shape[1], error)

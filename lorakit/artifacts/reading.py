@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lorakit.artifacts.adapter_folder import CONFIG, PLAN, WEIGHTS
+from lorakit.artifacts.adapter_folder import CONFIG, PLAN, START, WEIGHTS
+from lorakit.artifacts.peft_config import ON_CHANGED_BASE
 from lorakit.errors import AdapterError, PlanError
 from lorakit.planning.plan import Plan
 
@@ -37,23 +38,30 @@ BASE_CHANGING_STARTS = ("pissa", "olora", "loftq", "corda")
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """An adapter folder as read: its config, its tensors by PEFT's names, and the plan if lorakit wrote it."""
+    """An adapter folder as read: its config, its tensors by PEFT's names, and the plan if lorakit wrote it.
+
+    `taken` are lora_A and lora_B, by path, that the adapter's start took from the base weights.
+    """
 
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     plan: Plan | None
+    taken: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 def read_adapter(folder: Path, allow_pickle: bool = False) -> AdapterFiles:
     """Return what an adapter folder holds. Raises: AdapterError for anything missing, damaged, unsafe or not known."""
     if not folder.is_dir():
         raise AdapterError(f"no such adapter folder: {folder}")
-    config = _config(folder)
-    return AdapterFiles(folder, config, _tensors(folder, allow_pickle), read_plan(folder))
+    plan = read_plan(folder)
+    config, taken = _config(folder, has_plan=plan is not None), read_taken(folder)
+    if not taken and str(config.get("peft_type")).endswith(ON_CHANGED_BASE):
+        raise AdapterError(f"{folder} starts from a part of the base weights, and its {START} is missing")
+    return AdapterFiles(folder, config, _tensors(folder, allow_pickle), plan, taken)
 
 
-def _config(folder: Path) -> Mapping[str, Any]:
+def _config(folder: Path, has_plan: bool) -> Mapping[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise AdapterError(f"{folder} is no adapter: it has no {CONFIG}")
@@ -63,12 +71,12 @@ def _config(folder: Path) -> Mapping[str, Any]:
         raise AdapterError(f"{path} is no JSON: {error}") from error
     if not isinstance(config, dict):
         raise AdapterError(f"{path} is no adapter config: it is a JSON {type(config).__name__}")
+    if has_plan:
+        # lorakit wrote it, and holds it against the plan
+        return config
     if config.get("peft_type") != "LORA":
         raise AdapterError(f"{path} is of PEFT type {config.get('peft_type')!r}; lorakit reads LORA")
-    for name, value in config.items():
-        # PEFT writes every field that it knows; one that is off changes nothing
-        if value and name not in READ | INERT:
-            raise AdapterError(f"{path} sets `{name}` to {value!r}, which lorakit cannot honour")
+    check_fields(path, config)
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(BASE_CHANGING_STARTS):
         raise AdapterError(
@@ -76,6 +84,29 @@ def _config(folder: Path) -> Mapping[str, Any]:
             "convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…) first"
         )
     return config
+
+
+def check_fields(path: Path, config: Mapping[str, Any], known: Iterable[str] = ()) -> None:
+    """Raise AdapterError for a field that changes what an adapter computes and is not known here.
+
+    PEFT writes every field that it knows; one that is off changes nothing.
+    """
+    for name, value in config.items():
+        if value and name not in {*READ, *INERT, *known}:
+            raise AdapterError(f"{path} sets `{name}` to {value!r}, which lorakit cannot honour")
+
+
+def read_taken(folder: Path) -> Mapping[str, tuple[Tensor, Tensor]]:
+    """Return lora_A and lora_B, by path, that an adapter's start took from the base weights. Raises: AdapterError."""
+    path = folder / START
+    if not path.is_file():
+        return {}
+    try:
+        tensors = load_file(path)
+        paths = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+        return {path: (tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"]) for path in paths}
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise AdapterError(f"{path} is damaged or cut short: {error}") from error
 
 
 def _tensors(folder: Path, allow_pickle: bool) -> Mapping[str, Tensor]:

@@ -5,7 +5,6 @@ Source: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314, sections 2 and 3.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -47,7 +46,7 @@ class FourBit(Quantizer):
             offset = absmax.mean()
             tensors["absmax"], nested = bnb.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCKSIZE)
             tensors["nested_absmax"] = nested.absmax
-            tensors["nested_offset"] = offset
+            tensors["nested_offset"] = offset.view(1)
         return QuantizedWeight(tensors, (weight.shape[0], weight.shape[1]), weight.dtype)
 
     def _packed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,23 +67,9 @@ class FourBit(Quantizer):
 
     def dequantize(self, quantized: QuantizedWeight) -> Tensor:
         """Return the weight (out_features, in_features)."""
-        import bitsandbytes  # noqa: F401  (registers torch.ops.bitsandbytes)
-        import torch
+        from lorakit.layers.kernels.fourbit import dequantize_4bit
 
-        absmax = quantized.tensors["absmax"]
-        if self.double:
-            absmax = torch.ops.bitsandbytes.dequantize_blockwise(
-                absmax,
-                quantized.tensors["nested_absmax"],
-                _nested_code(absmax.device),
-                NESTED_BLOCKSIZE,
-                torch.float32,
-            )
-            absmax = absmax + quantized.tensors["nested_offset"]
-        weight: Tensor = torch.ops.bitsandbytes.dequantize_4bit(
-            quantized.tensors["packed"], absmax, self.blocksize, self.name, list(quantized.shape), quantized.dtype
-        )
-        return weight
+        return dequantize_4bit(quantized.tensors, self.blocksize, self.name, list(quantized.shape), quantized.dtype)
 
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         """Return 4 bits and the share of the scales; odd sizes pay for the last, unfilled block."""
@@ -102,19 +87,23 @@ class FourBit(Quantizer):
         import bitsandbytes.functional as bnb
         import torch
 
+        from lorakit.layers.kernels.fourbit import DOUBLE, levels
+
         stored = quantized.tensors
         device = stored["packed"].device
         state = bnb.QuantState(
             absmax=stored["absmax"],
             shape=torch.Size(quantized.shape),
-            code=bnb.get_4bit_type(self.name, device=device),
+            # each file has its own
+            code=levels(self.name, device).clone(),
             blocksize=self.blocksize,
             quant_type=self.name,
             dtype=quantized.dtype,
-            offset=stored.get("nested_offset"),
+            # bitsandbytes holds it without a dimension
+            offset=stored["nested_offset"].view(()) if self.double else None,
             state2=bnb.QuantState(
                 absmax=stored["nested_absmax"],
-                code=_nested_code(device),
+                code=levels(DOUBLE, device),
                 blocksize=NESTED_BLOCKSIZE,
                 dtype=torch.float32,
             )
@@ -154,12 +143,3 @@ class FP4(FourBit):
     """Four-bit floating point: one sign, two exponent and one mantissa bit."""
 
     name: ClassVar[str] = "fp4"
-
-
-@functools.cache
-def _nested_code(device: torch.device) -> Tensor:
-    """Return the 256 levels of the eight-bit scales: a constant, so no module has to hold it."""
-    import bitsandbytes.functional as bnb
-
-    levels: Tensor = bnb.create_dynamic_map()
-    return levels.to(device)

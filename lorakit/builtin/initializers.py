@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lorakit.hooks.protocols import Initializer
 from lorakit.hooks.specs import hookimpl
-from lorakit.values import InitContext
+from lorakit.hooks.starting import StartContext
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ class Gaussian:
         if self.sigma is not None and not 0 < self.sigma < math.inf:
             raise ValueError("sigma must be a positive number")
 
-    def initialize(self, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+    def initialize(self, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
         """Fill lora_A (rank, inputs) with Gaussian values and lora_B (outputs, rank) with zeros."""
         sigma = self.sigma if self.sigma is not None else 1 / math.sqrt(context.fan_in)
         lora_A.normal_(0.0, sigma, generator=context.generator)
@@ -46,7 +46,7 @@ class Kaiming:
 
     name: ClassVar[str] = "kaiming"
 
-    def initialize(self, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+    def initialize(self, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
         """Fill lora_A (rank, inputs) with uniform values and lora_B (outputs, rank) with zeros."""
         bound = 1 / math.sqrt(context.fan_in)
         lora_A.uniform_(-bound, bound, generator=context.generator)

@@ -1,33 +1,78 @@
-"""Hooks: what plugins can add to lorakit, and how they are found."""
+"""Hooks: what plugins can add to lorakit, how they are found, and every value that they are given or give back."""
 
 from lorakit.hooks.finite import require_finite
+from lorakit.hooks.low_rank import low_rank_fields, low_rank_table, start_low_rank
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import (
+    Adapter,
     CalibratedQuantizer,
     Checkpointed,
     Initializer,
+    Kernel,
+    Linear,
     Method,
+    Observer,
     OptimizerFactory,
     Quantizer,
+    RankMover,
     Role,
 )
 from lorakit.hooks.specs import hookimpl, hookspec
-from lorakit.values import InitContext, LayerShape, ModelReference, QuantizedWeight
+from lorakit.hooks.starting import StartContext
+from lorakit.language.spec import PluginCall
+from lorakit.planning.inventory import Inventory, ModuleInfo, ParameterInfo
+from lorakit.planning.plan import (
+    AdapterPlan,
+    Bytes,
+    Memory,
+    OptimizerPlan,
+    ParameterPlan,
+    Plan,
+    PlanEntry,
+    RuleSummary,
+    SelectorCount,
+    Settings,
+)
+from lorakit.values import LayerShape, LowRank, ModelReference, QuantizedWeight, Storage
 
 __all__ = [
+    "Adapter",
+    "AdapterPlan",
+    "Bytes",
     "CalibratedQuantizer",
     "Checkpointed",
-    "InitContext",
     "Initializer",
+    "Inventory",
+    "Kernel",
     "LayerShape",
+    "Linear",
+    "LowRank",
+    "Memory",
     "Method",
     "ModelReference",
+    "ModuleInfo",
+    "Observer",
     "OptimizerFactory",
+    "OptimizerPlan",
+    "ParameterInfo",
+    "ParameterPlan",
+    "Plan",
+    "PlanEntry",
+    "PluginCall",
     "Plugins",
     "QuantizedWeight",
     "Quantizer",
+    "RankMover",
     "Role",
+    "RuleSummary",
+    "SelectorCount",
+    "Settings",
+    "StartContext",
+    "Storage",
     "hookimpl",
     "hookspec",
+    "low_rank_fields",
+    "low_rank_table",
     "require_finite",
+    "start_low_rank",
 ]

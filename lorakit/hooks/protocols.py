@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from lorakit.values import InitContext, LayerShape, QuantizedWeight
+from lorakit.values import LayerShape, LowRank, QuantizedWeight, Storage
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from lorakit.hooks.starting import StartContext
     from lorakit.planning.inventory import Inventory
-    from lorakit.planning.plan import PlanEntry
+    from lorakit.planning.plan import ParameterPlan, PlanEntry, Settings
 
 
 class Quantizer(Protocol):
@@ -30,7 +31,9 @@ class Quantizer(Protocol):
     infinity is refused with a ValueError that says `not finite` (`lorakit.hooks.require_finite` raises it), or just
     those values come back not finite; what they share a block with is never lost in silence.
 
-    A class that names this one as its base inherits `linear`; `lorakit.hooks.packing` packs codes of a few bits.
+    Its products are computed by a `Kernel`: without one of its own, by dequantizing for each product. What is stored
+    is held as frozen parameters: tensors of at least one dimension, which can be sharded. `lorakit.hooks.packing` packs
+    codes of a few bits.
     """
 
     name: ClassVar[str]
@@ -44,15 +47,6 @@ class Quantizer(Protocol):
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         """Return the bits that one weight of a matrix of this shape takes, scales included."""
 
-    def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
-        """Return x (..., in_features) times the transposed weight plus bias; differentiable in x.
-
-        This one dequantizes for each product, and autograd keeps the quantized weight alone.
-        """
-        from lorakit.layers.kernels.dequantized import dequantized_linear
-
-        return dequantized_linear(x, quantized, bias, self.dequantize)
-
 
 @runtime_checkable
 class CalibratedQuantizer(Quantizer, Protocol):
@@ -62,10 +56,7 @@ class CalibratedQuantizer(Quantizer, Protocol):
     """
 
     def observe(self, x: Tensor, seen: Any) -> Any:
-        """Return what is known of a layer's inputs after a batch x (..., in_features); `seen` is None before the first.
-
-        It is kept for every layer at once until the layer is quantized: sums, not samples.
-        """
+        """Return what is known of a layer's inputs after a batch, as an `Observer`."""
 
     def quantize_observed(self, weight: Tensor, seen: Any) -> QuantizedWeight:
         """Return weight (out_features, in_features) quantized for the inputs that were seen.
@@ -92,21 +83,75 @@ class Checkpointed(Quantizer, Protocol):
         """
 
 
+class Linear(Protocol):
+    """Multiplies inputs with a quantized weight; what a `Kernel` gives a layer."""
+
+    def __call__(
+        self, x: Tensor, base: Mapping[str, Tensor], bias: Tensor | None, low_rank: Sequence[LowRank]
+    ) -> Tensor:
+        """Return x (..., in_features) times the transposed weight, plus bias, plus what every adapter adds.
+
+        `base` are the quantizer's tensors by name. The result has the dtype that a plain Linear would give, under
+        autocast too. Gradients reach x, the bias and the adapters; autograd keeps no dequantized weight.
+        """
+
+
+class Kernel(Protocol):
+    """A way to multiply with weights of some storage. A kernel is an instance, since it has no options."""
+
+    @property
+    def name(self) -> str:
+        """What the lists of plugins call it."""
+
+    def linear(self, storage: Storage) -> Linear | None:
+        """Return what multiplies with a weight stored so, or None if this kernel does not fit.
+
+        Asked when a layer is built, and again when it moves to another device or dtype; never in a forward. What it
+        returns is called in forwards alone: let it make no tensor that it could have made here, nor look at values.
+        """
+
+
 class Initializer(Protocol):
-    """Sets the start values of an adapter.
+    """Sets the start values of lora_A and lora_B.
 
     A fresh adapter changes nothing: B·A is 0, while A and B are not both. A class variable `changes_start = True` says
-    that this one's does, such as one that starts from what quantizing lost. Every random number comes from the
+    that this one's does, such as one that starts from what quantizing lost. `changes_base = True` says that it starts
+    from a part of the weight, which is then taken from the base, W₀ - scaling · B·A, before that is stored: a fresh
+    adapter changes nothing still (PiSSA, Meng et al. 2024, arXiv:2404.02948). Every random number comes from the
     context's generator, so that the same run gives the same bits.
     """
 
     name: ClassVar[str]
 
-    def initialize(self, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+    def initialize(self, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
         """Fill lora_A (rank, inputs) and lora_B (outputs, rank), float32 on the CPU, in place.
 
         Inputs are in_features, in_channels · kernel or num_embeddings, outputs the base layer's.
         """
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """An initializer or a quantizer that sees what goes into its layers first: one without `observe` does not.
+
+    The model runs over the calibration data once, before anything changes; whoever gives none gets a PlanError.
+    """
+
+    name: ClassVar[str]
+
+    def observe(self, x: Tensor, seen: Any) -> Any:
+        """Return what is known of a layer's inputs after a batch x (..., in_features); `seen` is None before the first.
+
+        It is kept for every layer at once until the layer is done: sums, not samples.
+        """
+
+
+@runtime_checkable
+class RankMover(Observer, Protocol):
+    """An initializer that decides the ranks itself once it has seen the inputs (EVA, arXiv:2410.07170)."""
+
+    def ranks(self, planned: Mapping[str, int], seen: Mapping[str, Any]) -> Mapping[str, int]:
+        """Return the rank of every layer by path, given the planned ones; 0 leaves a layer without an adapter."""
 
 
 class OptimizerFactory(Protocol):
@@ -114,7 +159,8 @@ class OptimizerFactory(Protocol):
 
     An optimizer that steps one set of weights and means another to be used has methods `train` and `eval` that switch
     between them: trainers call them around steps, and before weights are measured or saved. `constant_lr = True` on the
-    class asks trainers to leave the learning rate as it is after the warm-up.
+    class asks trainers to leave the learning rate as it is after the warm-up, and `pages_from = n` says that on CUDA
+    the state of tensors of n elements and more pages where a group asks for it; without it no state does.
     """
 
     name: ClassVar[str]
@@ -123,30 +169,70 @@ class OptimizerFactory(Protocol):
     def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the optimizer; each group has `params`, `lr` and `paged`."""
 
-    def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
-        """Return the bytes of optimizer state for one tensor of so many parameters of that width.
+    def state(self, shape: tuple[int, ...], dtype: str) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """Return the tensors that the optimizer keeps for one parameter, by name: (shape, dtype) of each.
 
-        Where the tensor's shape decides, the bytes that a vector takes: the most.
+        Dtypes are torch's by name, such as `float32`. The optimizer's step keeps these and no others.
         """
 
 
 class Method(Protocol):
-    """A way to parametrize the change of a layer; `lora` is one."""
+    """A way to parametrize the change of a layer; `lora` is one.
+
+    Of the clauses of `adapt`, `clauses` names those that are settings of this method: any of `rank`, `alpha`,
+    `scaling`, `dropout`, `init` and `lr_ratio`. A rule that gives another is refused; one without a `rank` too, where
+    the method takes one.
+    """
 
     name: ClassVar[str]
-    needs_rank: ClassVar[bool]
+    clauses: ClassVar[frozenset[str]]
 
-    def parameter_shapes(self, layer: LayerShape, rank: int | None) -> Mapping[str, tuple[int, ...]]:
-        """Return the shape of every parameter that the method adds to this layer, by name; none if it cannot."""
+    def parameters(self, layer: LayerShape, settings: Settings) -> Sequence[ParameterPlan]:
+        """Return what the method adds to this layer: none if it cannot.
 
-    def file_names(self, layer: LayerShape) -> Mapping[str, str]:
-        """Return the name in an adapter file, behind the layer's path, of every parameter by its own name."""
+        Counting, starting, optimizing, saving, loading and checking all go by this table. Raises: ValueError with the
+        reason if these settings do not fit the layer.
+        """
 
-    def adapt(self, layer: nn.Module, entry: PlanEntry) -> nn.Module | None:
-        """Return the module that takes the layer's place and holds it as `base_layer`, or None if it cannot.
+    def start(self, parameters: Mapping[str, Tensor], context: StartContext) -> None:
+        """Fill the parameters of one layer, float32 on the CPU, in place, by their names.
 
-        Its attribute `share`, 1.0 at first, multiplies the change of the outputs: at 0.0 the base layer alone answers,
-        a tensor (rows,) has one factor for every row of the batch. The layer may itself be an adapter.
+        A shared parameter is among those of the first layer that has it, and of no other. The same weight, inputs
+        and generator give the same bits. `context.initialize(lora_A, lora_B)` does what the rule's `init` says.
+        """
+
+    def adapt(self, layer: nn.Module, entry: PlanEntry, parameters: Mapping[str, nn.Parameter]) -> nn.Module | None:
+        """Return the adapter, an `Adapter`, that takes the layer's place; None if this kind of layer is not known.
+
+        It holds the layer as `base_layer` and registers the very `parameters` that it is given under their names. The
+        layer may be an adapter itself, and its weight quantized. Where the entry decides a parameter, `layer` is the
+        module that holds it, and the adapter maps the parameter to its effective value.
+        """
+
+    def peft(self, entries: Sequence[PlanEntry]) -> Mapping[str, Any] | None:
+        """Return `peft_type` and what else of PEFT's config says how these adapters compute, or None.
+
+        None means that PEFT cannot compute them: the folder then carries a type that PEFT refuses by name.
+        """
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """The module that a method puts in a layer's place. An adapter on a parameter has no `base_layer`.
+
+    Weights come and go as matrices (out_features, in_features) for linear layers whatever way they lie in memory, and
+    as the layer holds them for all others.
+    """
+
+    base_layer: nn.Module
+    strength: float | Tensor
+    """What the change of the outputs is multiplied by, 1.0 at first: at 0.0 the base layer alone answers, a tensor
+    (rows,) has a factor for every row of the batch. Never looked at by value inside a forward."""
+
+    def exact_weight(self, weight: Tensor) -> Tensor:
+        """Return the weight that computes what this adapter does over a base layer of that weight, in float32.
+
+        `weight` is float32 too. A method whose change is no change of a weight has no such function.
         """
 
 

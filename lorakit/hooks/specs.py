@@ -7,7 +7,7 @@ answers with something other than None. A function names those of a hook's argum
 of the run. A plugin that raises, or answers with something else than is said here, stops the run with its name and
 version.
 
-A module may state the protocol that it was written for, `lorakit_protocol = 1`; one that states none is taken to speak
+A module may state the protocol that it was written for, `lorakit_protocol = 2`; one that states none is taken to speak
 this one. A distribution that does not import, states another protocol, has a hook or an argument that is not here,
 adds a name of a built-in, or a class that lacks what `lorakit.hooks.protocols` asks for, is left out whole: `lorakit
 plugins` says why, and so does a spec that misses what it would have added. A name that two distributions add belongs to
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from lorakit.hooks.protocols import Initializer, Method, OptimizerFactory, Quantizer, Role
+from lorakit.hooks.protocols import Initializer, Kernel, Method, OptimizerFactory, Quantizer, Role
 from lorakit.values import LayerShape, ModelReference
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 PROJECT = "lorakit"
 # what this lorakit asks of plugins; it goes up when a plugin written before would no longer work
-PROTOCOL = 1
+PROTOCOL = 2
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
-# Registries: what the words of a spec can name
+# Registries: what the words of a spec can name, and what computes behind them
 
 
 @hookspec
@@ -66,6 +66,14 @@ def lorakit_methods() -> Sequence[type[Method]]:  # type: ignore[empty-body]
 @hookspec
 def lorakit_roles() -> Sequence[Role]:  # type: ignore[empty-body]
     """Return roles, for targets such as `@attention`."""
+
+
+@hookspec
+def lorakit_kernels() -> Sequence[Kernel]:  # type: ignore[empty-body]
+    """Return kernels, which multiply with quantized weights; no spec names them.
+
+    A layer asks them when it is built, the last registered first and the built-ins last, until one fits.
+    """
 
 
 # Moments: before a model changes
@@ -129,8 +137,9 @@ def lorakit_adapt_module(
 ) -> nn.Module | None:
     """Return the adapter that takes the module's place and holds it as `base_layer`, or None. First result.
 
-    Where every plugin answers None, the entry's method builds it. The module is already quantized where the entry says
-    so. The model itself is changed only after all of its adapters were built.
+    Where every plugin answers None, the entry's method builds it, and the same holds for both: see `Method.adapt` and
+    `Adapter`. The module is already quantized where the entry says so. The model itself is changed only after all of
+    its adapters were built.
     """
 
 

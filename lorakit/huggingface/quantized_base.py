@@ -16,6 +16,7 @@ from lorakit.artifacts.model_folder import copy_companions, without_bars
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import Checkpointed
+from lorakit.huggingface import marks
 from lorakit.huggingface.base_manifest import manifest
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.inventory import read_inventory
@@ -34,11 +35,16 @@ def write_base(model: nn.Module, folder: Path, plugins: Plugins) -> str:
     """
     state = state_of(model)
     state.check_apart()
+    if any(adapter.taken for adapter in state.named.values()):
+        raise ModelError(
+            "this adapter's start was taken from the base weights: a base without that part is no model of its own; "
+            "save the adapter alone, or merge"
+        )
     model = unwrapped(model)
     adapters = {module for adapter in state.named.values() for module in adapter.modules.values()}
     modules = dict(_base_modules(model, adapters))
     layers = {path: module for path, module in modules.items() if isinstance(module, QuantizedLinear)}
-    if not hasattr(model, "save_pretrained"):
+    if not marks.is_pretrained(model):
         raise ModelError(
             f"a base is saved as a Hugging Face folder, and this {type(model).__name__} is a plain PyTorch model: "
             "keep what makes it, and save the adapter alone"
@@ -124,11 +130,10 @@ def _use_checkpoint(
 def _save(model: nn.Module, folder: Path, config: Any, tensors: dict[str, Tensor], original_names: bool) -> None:
     # a twin has a config of its own, and nothing of what an adapted model carries to have only its adapter saved
     twin = copy.copy(model)
-    for name in ("save_pretrained", "_keys_to_ignore_on_save", "hf_quantizer"):
-        vars(twin).pop(name, None)
-    if hasattr(model.config, "quantization_config"):
-        # transformers cannot turn back how it read packed tensors; without that record it goes by the model's class
-        vars(twin).pop("_weight_conversions", None)
+    marks.clear_saving(twin)
+    marks.set_plain(twin)
+    if marks.stored_quantized(model) is not None:
+        marks.forget_reading(twin)
     twin.config, dtype = config, config.dtype
     with without_bars():
         twin.save_pretrained(  # type: ignore[operator]

@@ -12,11 +12,14 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lorakit.application.layers import places, quantized_weight
+from lorakit.application.places import parents_of
+from lorakit.application.starting import Starter
+from lorakit.application.storing import canonical
 from lorakit.errors import LorakitError, ModelError
-from lorakit.hooks.manager import Plugins
-from lorakit.hooks.protocols import CalibratedQuantizer, Quantizer
+from lorakit.hooks.protocols import Observer, Quantizer
+from lorakit.huggingface import marks
 from lorakit.layers.quantized_linear import QuantizedLinear
+from lorakit.planning.place import Place
 from lorakit.planning.plan import PlanEntry
 from lorakit.values import ModelReference, QuantizedWeight
 
@@ -42,27 +45,23 @@ class LayersQuantizer(HfQuantizer):
         return True
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
-        self.remove_quantization_config(model)
-        vars(model).pop("is_quantized", None)
-        for module in model.modules():
-            if isinstance(module, PreTrainedModel):
-                vars(module.config).pop("_is_quantized", None)
+        marks.clear(model)
         return model
 
 
 @register_quantization_config(METHOD)
 class PlanConfig(QuantizationConfigMixin):
-    """The entries of a plan whose weights are quantized while they are read, by path."""
+    """The entries of a plan whose adapters start, and whose weights are quantized, while they are read, by path."""
 
-    def __init__(self, entries: Mapping[str, PlanEntry], plugins: Plugins, device: str | None) -> None:
+    def __init__(self, entries: Mapping[str, PlanEntry], starter: Starter, device: str | None) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
-        self.entries, self.plugins, self.device = entries, plugins, device
+        self.entries, self.starter, self.device = entries, starter, device
 
     def quantizer(self, path: str) -> Quantizer:
         """Return the quantizer of the layer at a path."""
         call = self.entries[path].quant
         assert call is not None
-        return self.plugins.quantizer(call)
+        return self.starter.plugins.quantizer(call)
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": METHOD}
@@ -83,11 +82,11 @@ class PlanQuantizer(LayersQuantizer):
         self.quantized: dict[str, QuantizedWeight] = {}
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
-        path, _, name = param_name.rpartition(".")
+        place = Place(param_name, is_parameter=True)
         # transformers casts to the model's dtype first: a layer with another one is left to `apply_plan`
         return (
-            name == "weight"
-            and path in self.quantization_config.entries
+            place.leaf == "weight"
+            and place.holder in self.quantization_config.entries
             and model.get_parameter(param_name).dtype == model.config.dtype
         )
 
@@ -96,22 +95,26 @@ class PlanQuantizer(LayersQuantizer):
 
     def quantize(self, model: PreTrainedModel, name: str, weight: Tensor) -> Tensor:
         """Keep a weight quantized, and return what stands for it until all is read: one element, under its shape."""
-        path = name.rpartition(".")[0]
+        path = Place(name, is_parameter=True).holder
         expected = model.get_parameter(name)
         if weight.shape != expected.shape:
             raise ModelError(f"`{name}` is {tuple(weight.shape)} in the files and {tuple(expected.shape)} in the model")
-        entry = self.quantization_config.entries[path]
-        self.quantized[path] = quantized_weight(
-            weight.to(self.quantization_config.device), entry, self.quantization_config.plugins
-        )
+        config = self.quantization_config
+        entry = config.entries[path]
+        assert entry.shape is not None
+        seen = canonical(weight.to(config.device), entry.shape)
+        quantized = config.starter.start(entry, lambda: seen).quantized
+        assert quantized is not None
+        self.quantized[path] = quantized
         return weight.new_empty(1).expand(weight.shape)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        held = places(model)
+        held = parents_of(model)
         for path, quantized in self.quantized.items():
             original = model.get_submodule(path)
             quantizer = self.quantization_config.quantizer(path)
-            layer = QuantizedLinear(quantized, quantizer, getattr(original, "bias", None))
+            bias, kernels = getattr(original, "bias", None), self.quantization_config.starter.plugins.kernels
+            layer = QuantizedLinear(quantized, quantizer, bias, kernels)
             layer.train(original.training)
             for parent, name in held[original]:
                 setattr(parent, name, layer)
@@ -143,10 +146,15 @@ def plan_config(reference: ModelReference) -> PlanConfig | None:
     plugins = reference.plugins
     if reference.plan is None or plugins is None:
         return None
-    entries = {
-        entry.path: entry
-        for entry in reference.plan.entries
-        # a calibrated quantizer first sees what goes into the whole model
-        if entry.quant and not isinstance(plugins.quantizer(entry.quant), CalibratedQuantizer)
-    }
-    return PlanConfig(entries, plugins, reference.device) if entries else None
+    starter = reference.starter or Starter(reference.plan, plugins, initialize=False)
+    # what looks at inputs first needs the whole model
+    entries = {entry.path: entry for entry in reference.plan.entries if entry.quant and not _observes(entry, starter)}
+    return PlanConfig(entries, starter, reference.device) if entries else None
+
+
+def _observes(entry: PlanEntry, starter: Starter) -> bool:
+    assert entry.quant is not None
+    init = entry.adapter.settings.init if entry.adapter and starter.initialize else None
+    plugins = starter.plugins
+    lookers = [plugins.quantizer(entry.quant), *([plugins.initializer(init)] if init else [])]
+    return any(isinstance(one, Observer) for one in lookers)

@@ -19,19 +19,17 @@ class LoRAConv(LoRALayer):
         product = lora_B.flatten(1) @ lora_A.flatten(1)
         return self.scaling * product.view(lora_B.shape[0], *lora_A.shape[1:])
 
-    def base_matrix(self) -> Tensor:
-        """Return the base weight (out_channels, in_channels · kernel)."""
-        return self.core.weight.detach().flatten(1)  # type: ignore[operator]
-
     def forward(self, x: Tensor) -> Tensor:
         """Return h (batch, out_channels, *space) from x (batch, in_channels, *space), in the base layer's dtype."""
         result: Tensor = self.base_layer(x)
         if self.is_off:
             return result
-        x = functional.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
+        # in the dtype that the frozen weight is multiplied in
+        x = functional.dropout(x, self.dropout, self.training)
         # the base layer's own convolution, so that its padding mode and dilation hold for A as well
-        thin = self.core._conv_forward(x, self.lora_A, None)  # type: ignore[operator]
+        thin = self.core._conv_forward(x, self.lora_A.to(x.dtype), None)  # type: ignore[operator]
+        thin = thin * self.scaling_of(thin)
         # channels lie before as many dimensions as the kernel has, behind a batch or not
         channels = 1 - self.lora_A.ndim
-        update = functional.linear(thin.movedim(channels, -1), self.lora_B.flatten(1)).movedim(-1, channels)
-        return self.added(result, update)
+        wide = functional.linear(thin.movedim(channels, -1), self.lora_B.flatten(1).to(thin.dtype))
+        return result + wide.movedim(-1, channels).to(result.dtype)

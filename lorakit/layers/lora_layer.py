@@ -5,19 +5,11 @@ Source: Hu et al. 2021, "LoRA", arXiv:2106.09685, section 4.1.
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
 
-import torch
 from torch import Tensor, nn
 
-from lorakit.layers.quantized_linear import QuantizedLinear
-from lorakit.layers.share import Share, factor, is_off, one_factor
-
-if TYPE_CHECKING:
-    from lorakit.planning.plan import PlanEntry
+from lorakit.layers.strength import Strength, factor, is_off, one_factor
 
 
 class LoRALayer(nn.Module, ABC):
@@ -32,29 +24,19 @@ class LoRALayer(nn.Module, ABC):
     def __init__(
         self,
         base_layer: nn.Module,
-        shape_A: Sequence[int],
-        shape_B: Sequence[int],
+        lora_A: nn.Parameter,
+        lora_B: nn.Parameter,
         *,
         scaling: float,
-        dropout: float,
-        dtype: torch.dtype,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        device = next((tensor.device for tensor in (*base_layer.parameters(), *base_layer.buffers())), None)
         self.base_layer = base_layer
         self.scaling = scaling
         self.dropout = dropout
-        self.share: Share = 1.0
-        self.lora_A = nn.Parameter(torch.empty(tuple(shape_A), dtype=dtype, device=device))
-        self.lora_B = nn.Parameter(torch.empty(tuple(shape_B), dtype=dtype, device=device))
-
-    @classmethod
-    def around(cls, layer: nn.Module, entry: PlanEntry, shape_A: Sequence[int], shape_B: Sequence[int]) -> Self:
-        """Return the adapter that a plan's entry asks for, its parameters not yet set."""
-        adapter = entry.adapter
-        assert adapter is not None
-        dtype: torch.dtype = getattr(torch, adapter.dtype)
-        return cls(layer, shape_A, shape_B, scaling=adapter.factor, dropout=adapter.dropout, dtype=dtype)
+        self.strength: Strength = 1.0
+        self.lora_A = lora_A
+        self.lora_B = lora_B
 
     @property
     def rank(self) -> int:
@@ -62,11 +44,10 @@ class LoRALayer(nn.Module, ABC):
 
     @abstractmethod
     def change(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
-        """Return the change of the base weight that two matrices make, in the base weight's own layout."""
+        """Return the change of the base weight that two matrices make.
 
-    def delta(self) -> Tensor:
-        """Return the change of the base weight, in its own layout and the adapter's dtype."""
-        return self.change(self.lora_A, self.lora_B)
+        Shapes: (out_features, in_features) for a linear layer, as the layer holds its weight for any other.
+        """
 
     @property
     def core(self) -> nn.Module:
@@ -77,19 +58,18 @@ class LoRALayer(nn.Module, ABC):
     @property
     def is_off(self) -> bool:
         """Whether the adapter is out of use, so that its base layer alone answers."""
-        return is_off(self.share)
+        return is_off(self.strength)
 
-    def added(self, result: Tensor, update: Tensor) -> Tensor:
-        """Return result + scaling · share · update, in the result's dtype."""
-        return result + (update * (self.scaling * factor(self, self.share, update))).to(result.dtype)
+    def scaling_of(self, x: Tensor) -> float | Tensor:
+        """Return what A · x is multiplied by: a number, or a tensor (rows, 1, …) for x (rows, …).
 
-    @abstractmethod
-    def base_matrix(self) -> Tensor:
-        """Return the base weight as (outputs, inputs), dequantized if it is quantized."""
+        Raises: RowsError where rows have a factor each and the first dimension of x is not that of the batch.
+        """
+        return self.scaling * factor(self, self.strength, x)
 
     @property
     def weight(self) -> Tensor:
-        """The effective weight, in the base layer's orientation; dropout does not show in it.
+        """The effective weight as the base layer holds its own; dropout does not show in it.
 
         Some modules compute with the weights of their children instead of calling them (nn.TransformerEncoderLayer and
         nn.MultiheadAttention in evaluation mode); through this they still see the adapter.
@@ -97,7 +77,12 @@ class LoRALayer(nn.Module, ABC):
         base: Tensor = self.base_layer.weight  # type: ignore[assignment]
         if self.is_off:
             return base
-        return base + (one_factor(self, self.share) * self.delta()).to(base.dtype)
+        change = one_factor(self, self.strength) * self.change(self.lora_A, self.lora_B)
+        return base + self._as_held(change).to(base.dtype)
+
+    def _as_held(self, weight: Tensor) -> Tensor:
+        """Return a weight (out_features, in_features) as the base layer holds its own."""
+        return weight
 
     @property
     def bias(self) -> Tensor | None:
@@ -105,29 +90,12 @@ class LoRALayer(nn.Module, ABC):
         bias: Tensor | None = self.base_layer.bias  # type: ignore[assignment]
         return bias
 
-    def exact_weight(self) -> Tensor:
-        """Return the effective weight in float32, in the base layer's orientation, with no rounding on the way."""
-        base = self.base_layer
-        below = base.exact_weight() if isinstance(base, LoRALayer) else base.weight.detach().float()  # type: ignore[operator]
+    def exact_weight(self, weight: Tensor) -> Tensor:
+        """Return the effective weight over a base layer of this weight, both float32, with no rounding on the way."""
         if self.is_off:
-            return below
-        share = one_factor(self, self.share)
-        return below + share * self.change(self.lora_A.detach().float(), self.lora_B.detach().float())
-
-    def merged(self) -> tuple[nn.Module, Tensor]:
-        """Return a plain layer of the same function without dropout, and its weight before rounding, in float32.
-
-        What lies under the adapters stays as it is. A quantized weight comes back as a Linear in the dtype that it had
-        before, so that the model around it still runs.
-        """
-        exact, core = self.exact_weight(), self.core
-        if isinstance(core, QuantizedLinear):
-            return core.plain(exact.to(core.dequantized_dtype)), exact
-        layer = copy.copy(core)
-        layer._parameters = dict(core._parameters)
-        # a new parameter: where the base weight is tied, the other end keeps its own
-        layer.weight = nn.Parameter(exact.to(core.weight.dtype), requires_grad=False)  # type: ignore[arg-type]
-        return layer, exact
+            return weight
+        change = self.change(self.lora_A.detach().float(), self.lora_B.detach().float())
+        return weight + one_factor(self, self.strength) * change
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scaling={self.scaling:g}, dtype={self.lora_A.dtype}"

@@ -5,11 +5,15 @@ Source: Hu et al. 2021, "LoRA", arXiv:2106.09685, section 4.1.
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn import functional
+from collections.abc import Sequence
 
+from torch import Tensor
+
+from lorakit.layers.kernels.low_rank import add_low_rank
 from lorakit.layers.lora_layer import LoRALayer
 from lorakit.layers.quantized_linear import QuantizedLinear
+from lorakit.layers.strength import factor
+from lorakit.values import LowRank
 
 
 def lora_delta(lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
@@ -39,33 +43,32 @@ class LoRALinear(LoRALayer):
         """Return the change of the weight (out_features, in_features)."""
         return lora_delta(lora_A, lora_B, self.scaling)
 
-    def base_matrix(self) -> Tensor:
-        """Return the base weight (out_features, in_features)."""
-        return self.core.weight.detach()  # type: ignore[operator]
+    def forward(self, x: Tensor, low_rank: Sequence[LowRank] = ()) -> Tensor:
+        """Return h (..., out_features) from x (..., in_features), in the base layer's dtype.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return h (..., out_features) from x (..., in_features), in the base layer's dtype."""
-        result: Tensor = self.base_layer(x)
-        if self.is_off:
-            return result
-        x = functional.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
-        update = functional.linear(functional.linear(x, self.lora_A), self.lora_B)
-        return self.added(result, update)
+        What adapters around this one add comes in `low_rank`, and goes on to a base layer that adds it itself.
+        """
+        base = self.base_layer
+        if not self.is_off:
+            low_rank = (self.low_rank(x), *low_rank)
+        if not low_rank:
+            return base(x)  # type: ignore[no-any-return]
+        if type(base).forward in _ADDING:
+            return base(x, low_rank)  # type: ignore[no-any-return]
+        return add_low_rank(base(x), x, low_rank)
+
+    def low_rank(self, x: Tensor) -> LowRank:
+        """Return what this adapter adds to a product with x (..., in_features)."""
+        scaling = self.scaling * factor(self, self.strength, x)
+        return LowRank(self.lora_A, self.lora_B, scaling, self.dropout if self.training else 0.0)
+
+
+# the layers whose forward takes what adapters add
+_ADDING = (LoRALinear.forward, QuantizedLinear.forward)
 
 
 class LoRATransposedLinear(LoRALinear):
     """The same around transformers' Conv1D, whose weight lies as (in_features, out_features) unless it is quantized."""
 
-    @property
-    def _lies_transposed(self) -> bool:
-        return not isinstance(self.core, QuantizedLinear)
-
-    def change(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
-        """Return the change of the weight in the layout of the base layer's."""
-        delta = super().change(lora_A, lora_B)
-        return delta.T if self._lies_transposed else delta
-
-    def base_matrix(self) -> Tensor:
-        """Return the base weight (out_features, in_features)."""
-        weight = super().base_matrix()
-        return weight.T if self._lies_transposed else weight
+    def _as_held(self, weight: Tensor) -> Tensor:
+        return weight if isinstance(self.core, QuantizedLinear) else weight.T

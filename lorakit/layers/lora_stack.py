@@ -5,17 +5,10 @@ The adapter is a parametrization: whoever reads the parameter reads W₀ + scali
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
-
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from lorakit.layers.share import Share, is_off, one_factor
-
-if TYPE_CHECKING:
-    from lorakit.planning.plan import PlanEntry
+from lorakit.layers.strength import Strength, is_off, one_factor
 
 
 class LoRAStack(nn.Module):
@@ -27,42 +20,20 @@ class LoRAStack(nn.Module):
 
     def __init__(
         self,
-        stack: int,
-        shape_A: Sequence[int],
-        shape_B: Sequence[int],
+        lora_A: nn.Parameter,
+        lora_B: nn.Parameter,
         *,
+        stack: int,
         scaling: float,
-        dtype: torch.dtype,
-        device: torch.device,
         transposed: bool,
     ) -> None:
         super().__init__()
         self.stack = stack
         self.scaling = scaling
-        self.share: Share = 1.0
+        self.strength: Strength = 1.0
         self.transposed = transposed
-        self.lora_A = nn.Parameter(torch.empty(tuple(shape_A), dtype=dtype, device=device))
-        self.lora_B = nn.Parameter(torch.empty(tuple(shape_B), dtype=dtype, device=device))
-
-    @classmethod
-    def around(cls, holder: nn.Module, entry: PlanEntry, shape_A: Sequence[int], shape_B: Sequence[int]) -> Self:
-        """Return the adapter that a plan's entry asks for on a parameter of `holder`, its matrices not yet set."""
-        assert entry.adapter is not None and entry.shape is not None
-        name = entry.path.rpartition(".")[2]
-        below = f"parametrizations.{name}.original" if parametrize.is_parametrized(holder, name) else name
-        return cls(
-            entry.shape.stack,
-            shape_A,
-            shape_B,
-            scaling=entry.adapter.factor,
-            dtype=getattr(torch, entry.adapter.dtype),
-            device=holder.get_parameter(below).device,
-            transposed=entry.shape.kind == "stack_transposed",
-        )
-
-    def delta(self) -> Tensor:
-        """Return the change of the weight (stack, rows, columns), in the adapter's dtype."""
-        return self.change(self.lora_A, self.lora_B)
+        self.lora_A = lora_A
+        self.lora_B = lora_B
 
     def change(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         """Return the change of the weight that two matrices make."""
@@ -75,16 +46,22 @@ class LoRAStack(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the effective weight (stack, rows, columns)."""
-        if is_off(self.share):
+        if is_off(self.strength):
             return weight
-        return weight + (one_factor(self, self.share) * self.delta()).to(weight.dtype)
+        # in the weight's dtype, and in one pass over the stack, which is much larger than the matrices
+        lora_A = self.lora_A.to(weight.dtype).view(self.stack, -1, self.lora_A.shape[1])
+        lora_B = self.lora_B.to(weight.dtype).view(self.lora_B.shape[0], -1, self.stack).permute(2, 0, 1)
+        first, second = (lora_A.mT, lora_B.mT) if self.transposed else (lora_B, lora_A)
+        stacked = weight.view(self.stack, *weight.shape[-2:])
+        factor = self.scaling * one_factor(self, self.strength)
+        return torch.baddbmm(stacked, first, second, alpha=factor).view(weight.shape)
 
     def exact_weight(self, weight: Tensor) -> Tensor:
         """Return the effective weight in float32 from a weight in float32, with no rounding on the way."""
-        if is_off(self.share):
+        if is_off(self.strength):
             return weight
         change = self.change(self.lora_A.detach().float(), self.lora_B.detach().float())
-        return weight + one_factor(self, self.share) * change
+        return weight + one_factor(self, self.strength) * change
 
     def extra_repr(self) -> str:
         return f"stack={self.stack}, rank={self.lora_A.shape[0] // self.stack}, scaling={self.scaling:g}"

@@ -66,22 +66,27 @@ def _words(entry: PlanEntry) -> dict[str, str]:
     """Return what a spec can say of a module, in the spec's own words."""
     words = {"quant": call_text(entry.quant)} if entry.quant else {}
     if adapter := entry.adapter:
+        settings = adapter.settings
         words |= {
             "method": call_text(adapter.method),
-            "rank": str(adapter.rank or ""),
-            "alpha": f"{adapter.alpha:g}",
-            "scaling": adapter.scaling,
-            "dropout": f"{adapter.dropout:g}",
-            "init": call_text(adapter.init),
+            "rank": str(settings.rank or ""),
+            "alpha": _number(settings.alpha),
+            "scaling": settings.scaling or "",
+            "dropout": _number(settings.dropout),
+            "init": call_text(settings.init) if settings.init else "",
             "dtype": SHORT.get(adapter.dtype, adapter.dtype),
             "bias": adapter.bias,
-            "lr": f"{adapter.lr:g}" if adapter.lr else "",
-            "lr_ratio": f"{adapter.lr_ratio:g}" if adapter.lr_ratio else "",
+            "lr": _number(adapter.lr),
+            "lr_ratio": _number(settings.lr_ratio),
             "paged": "yes" if adapter.paged else "",
         }
     if entry.train:
         words |= {"train": "in full", "lr": f"{entry.train_lr:g}" if entry.train_lr else ""}
     return words
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
 
 
 def _totals(plan: Plan) -> dict[str, str]:

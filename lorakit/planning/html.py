@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from lorakit.language.printer import call_text
-from lorakit.planning.plan import Plan
+from lorakit.planning.plan import Plan, PlanEntry
 from lorakit.planning.report import SHORT, grouped, memory_rows, show_bytes
 
 STYLE = "text-align: left; padding: 2px 12px 2px 0"
@@ -35,7 +35,7 @@ def _modules(plan: Plan) -> str:
                 str(len(row.entries)),
                 str(entry.shape or ""),
                 escape(f"{weight} → {call_text(entry.quant)}" if entry.quant else weight),
-                f"rank {entry.adapter.rank}" if entry.adapter and entry.adapter.rank else "trains" * entry.train,
+                _what(entry),
                 f"{entry.added:,}" if entry.added else "",
                 _bars(entry.bytes.weight_before, entry.bytes.weight_after, largest),
                 escape(", ".join(entry.decided_by)),
@@ -73,3 +73,10 @@ def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f'<th style="{STYLE}">{header}</th>' for header in headers)
     body = "".join("<tr>" + "".join(f'<td style="{STYLE}">{cell}</td>' for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _what(entry: PlanEntry) -> str:
+    if entry.adapter is None:
+        return "trains" * entry.train
+    rank = entry.adapter.settings.rank
+    return f"rank {rank}" if rank else entry.adapter.method.name

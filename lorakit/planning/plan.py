@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lorakit.errors import PlanError
 from lorakit.language.spec import PluginCall
 from lorakit.planning import codec
+from lorakit.planning.migration import migrated
 from lorakit.values import LayerShape
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # dtypes of adapters, as a spec says them and as torch names them
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -34,41 +36,95 @@ class Bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterPlan:
-    """The adapter of one module; `parameters` counts what it adds, `bias_parameters` the base layer's that train."""
+class Settings:
+    """The clauses of `adapt` that are settings of its method; None is one that the method does not take.
 
-    method: PluginCall
-    rank: int | None
-    alpha: float
-    scaling: str
-    dropout: float
-    init: PluginCall
-    dtype: str
-    bias: str
-    lr: float | None
-    lr_ratio: float | None
-    paged: bool
-    parameters: int
-    bias_parameters: int = 0
+    `scaling` is `standard` or `rslora`; `lr_ratio` is the learning rate of B over that of A.
+    """
+
+    rank: int | None = None
+    alpha: float | None = None
+    scaling: str | None = None
+    dropout: float | None = None
+    init: PluginCall | None = None
+    lr_ratio: float | None = None
 
     def __post_init__(self) -> None:
         # a plan may come from a file that anyone wrote
-        for name, value, allowed in (
-            ("dtype", self.dtype, DTYPES.values()),
-            ("scaling", self.scaling, ("standard", "rslora")),
-            ("bias", self.bias, ("none", "adapter")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} is one of {', '.join(allowed)}, not {value!r}")
-        if (self.rank is not None and self.rank < 1) or not 0 <= self.dropout < 1 or not math.isfinite(self.alpha):
-            raise ValueError("rank must be 1 or more, dropout at least 0 and below 1, alpha finite")
+        _one_of("scaling", self.scaling, (None, "standard", "rslora"))
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank must be 1 or more, not {self.rank}")
+        if self.alpha is not None and not math.isfinite(self.alpha):
+            raise ValueError("alpha must be finite")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        if self.lr_ratio is not None and not 0 < self.lr_ratio < math.inf:
+            raise ValueError("lr_ratio must be above 0 and finite")
 
     @property
     def factor(self) -> float:
         """What B·A·x is multiplied by: alpha / rank, and alpha / sqrt(rank) for rsLoRA (arXiv:2312.03732)."""
-        if self.rank is None:
+        if self.rank is None or self.alpha is None:
             return 1.0
         return self.alpha / (math.sqrt(self.rank) if self.scaling == "rslora" else self.rank)
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterPlan:
+    """One parameter that a method adds to a layer.
+
+    `name` is the adapter's attribute. Layers that name the same `shared` tensor hold one together, which is as large as
+    the largest of them asks for in each dimension. `rate` multiplies the rule's learning rate. `file_name` is what
+    adapter files call it, behind the layer's path, or alone if it is shared; its own name unless given.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    trains: bool = True
+    shared: str = ""
+    rate: float = 1.0
+    file_name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.file_name:
+            object.__setattr__(self, "file_name", self.name)
+        if any(size < 0 for size in self.shape) or not 0 < self.rate < math.inf:
+            raise ValueError(f"`{self.name}` has the shape {self.shape} and the rate {self.rate}")
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPlan:
+    """The adapter of one module: its method with the settings, and the table of the parameters that it adds.
+
+    `bias_parameters` counts those of the base layer that train with it.
+    """
+
+    method: PluginCall
+    settings: Settings
+    parameters: tuple[ParameterPlan, ...]
+    dtype: str
+    bias: str = "none"
+    lr: float | None = None
+    paged: bool = False
+    bias_parameters: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, tuple(DTYPES.values()))
+        _one_of("bias", self.bias, ("none", "adapter"))
+
+    @property
+    def own(self) -> tuple[ParameterPlan, ...]:
+        """The parameters that no other layer shares."""
+        return tuple(parameter for parameter in self.parameters if not parameter.shared)
+
+
+def _one_of(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is one of {', '.join(filter(None, allowed))}, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +144,21 @@ class PlanEntry:
     bytes: Bytes
 
     @property
+    def is_parameter(self) -> bool:
+        """Whether the entry decides a parameter of a module, and not a module."""
+        return self.shape is not None and self.shape.is_parameter
+
+    @property
     def added(self) -> int:
-        """Parameters that the entry adds to the model."""
-        return self.adapter.parameters if self.adapter else 0
+        """Parameters that the entry alone adds to the model; what layers share is the plan's."""
+        return sum(parameter.numel for parameter in self.adapter.own) if self.adapter else 0
 
     @property
     def trainable(self) -> int:
-        """Parameters of the entry that train."""
+        """Parameters of the entry alone that train."""
         if self.adapter:
-            return self.adapter.parameters + self.adapter.bias_parameters
+            trained = sum(parameter.numel for parameter in self.adapter.own if parameter.trains)
+            return trained + self.adapter.bias_parameters
         return self.parameters if self.train else 0
 
 
@@ -132,7 +194,10 @@ class OptimizerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The forecast for one training step in bytes; `activations` is an estimate for batch × tokens."""
+    """The forecast for one training step in bytes; `activations` is an estimate for batch × tokens.
+
+    With `recompute` the backward pass computes each block again from its inputs (gradient checkpointing).
+    """
 
     weights_before: int
     weights: int
@@ -143,6 +208,12 @@ class Memory:
     workspace: int
     batch: int
     tokens: int
+    recompute: bool = False
+
+    @classmethod
+    def of_step(cls, batch: int, tokens: int, recompute: bool) -> Memory:
+        """Return the forecast of a step before anything is counted."""
+        return cls(0, 0, 0, 0, 0, 0, 0, batch, tokens, recompute)
 
     @property
     def peak(self) -> int:
@@ -151,7 +222,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A spec, decided for one model."""
+    """A spec, decided for one model; `groups` are the Linear-like layers, by path, that read one tensor each."""
 
     model_class: str
     model_parameters: int
@@ -162,16 +233,24 @@ class Plan:
     notes: tuple[str, ...] = ()
     source: str = ""
     version: int = FORMAT_VERSION
+    groups: tuple[tuple[str, ...], ...] = ()
 
     @property
     def added(self) -> int:
         """Parameters that the plan adds."""
-        return sum(entry.added for entry in self.entries)
+        return sum(entry.added for entry in self.entries) + sum(one.numel for one in self.shared.values())
+
+    @property
+    def shared(self) -> Mapping[str, ParameterPlan]:
+        """The tensors that layers share, by name."""
+        every = (one for entry in self.entries if entry.adapter for one in entry.adapter.parameters if one.shared)
+        return {one.shared: one for one in every}
 
     @property
     def trainable(self) -> int:
         """Parameters that train: what is added, and what `train` keeps trainable."""
-        return sum(entry.trainable for entry in self.entries)
+        shared = sum(one.numel for one in self.shared.values() if one.trains)
+        return sum(entry.trainable for entry in self.entries) + shared
 
     @property
     def trainable_share(self) -> float:
@@ -194,7 +273,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Return the plan that `to_json` wrote.
+        """Return the plan that `to_json` wrote, of this version or an earlier one.
 
         Raises: PlanError if the text is no plan, has an unknown field, or is of a newer version.
         """
@@ -204,10 +283,8 @@ class Plan:
             raise PlanError(f"this is no plan: {error}") from error
         if not isinstance(plain, dict):
             raise PlanError("this is no plan: a plan is a JSON object")
-        if plain.get("version") != FORMAT_VERSION:
-            raise PlanError(f"this plan is of version {plain.get('version')}; this lorakit reads {FORMAT_VERSION}")
         try:
-            plan: Plan = codec.from_plain(cls, plain)
+            plan: Plan = codec.from_plain(cls, migrated(plain, FORMAT_VERSION))
         except (TypeError, ValueError) as error:
             raise PlanError(f"this is no plan: {error}") from error
         return plan

@@ -8,21 +8,33 @@ from dataclasses import replace
 from lorakit.errors import PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import call_of
-from lorakit.hooks.protocols import CalibratedQuantizer, OptimizerFactory, Quantizer
+from lorakit.hooks.protocols import CalibratedQuantizer, Quantizer
 from lorakit.language.diagnostics import Diagnostic, at, render
 from lorakit.language.printer import call_text
 from lorakit.language.spec import Adapt, PluginCall, Quantize, Spec, Train
-from lorakit.planning import memory, requirements
-from lorakit.planning.cascade import Decisions, decide, place
+from lorakit.planning import requirements
+from lorakit.planning.cascade import Decisions, decide
+from lorakit.planning.entries import ITEMSIZE, UnfitError, make_entry, with_shared
+from lorakit.planning.figures import finished
 from lorakit.planning.inventory import Inventory, ModuleInfo
-from lorakit.planning.plan import DTYPES, AdapterPlan, Bytes, OptimizerPlan, Plan, PlanEntry
+from lorakit.planning.plan import Memory, OptimizerPlan, Plan, PlanEntry
 
-ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 DEFAULT_OPTIMIZER = PluginCall("adamw")
 
 
-def make_plan(spec: Spec, inventory: Inventory, plugins: Plugins, *, batch: int = 1, tokens: int = 512) -> Plan:
-    """Return what the spec makes of this model; batch × tokens is the step that the memory forecast is for.
+def make_plan(
+    spec: Spec,
+    inventory: Inventory,
+    plugins: Plugins,
+    *,
+    batch: int = 1,
+    tokens: int = 512,
+    recompute: bool = False,
+) -> Plan:
+    """Return what the spec makes of this model, with the memory forecast for a step on batch × tokens.
+
+    Figures are counted once plugins have had the plan, and promises are held against those. With `recompute` the step
+    computes blocks again in its backward pass.
 
     Raises: PlanError holding every diagnostic: targets that match nothing, layers that no adapter fits, and so on.
     """
@@ -31,12 +43,11 @@ def make_plan(spec: Spec, inventory: Inventory, plugins: Plugins, *, batch: int 
             "this spec has no rules: nothing would change; write a line such as `adapt q_proj,v_proj rank 16`"
         )
     decisions = decide(spec, inventory, plugins.roles)
-    plan, problems = plan_decisions(
-        decisions, inventory, plugins, _optimizer(spec, plugins), batch=batch, tokens=tokens
-    )
+    step = Memory.of_step(batch, tokens, recompute)
+    plan, problems = plan_decisions(decisions, inventory, plugins, _optimizer(spec, plugins), step)
     _raise([*decisions.findings, *problems, *_without_bias(decisions, inventory)], spec)
     plan = replace(plan, notes=tuple(_notes(spec, inventory, decisions, plugins)), source=spec.source)
-    changed = plugins.plan_ready(plan)
+    changed = finished(plugins.plan_ready(plan), inventory, plugins)
     _raise(requirements.broken(spec, changed), spec)
     return changed
 
@@ -46,16 +57,13 @@ def plan_decisions(
     inventory: Inventory,
     plugins: Plugins,
     optimizer: OptimizerPlan | None = None,
-    *,
-    batch: int = 1,
-    tokens: int = 512,
+    step: Memory = Memory.of_step(1, 512, False),  # noqa: B008
 ) -> tuple[Plan, list[Diagnostic]]:
     """Return the plan of what was decided for each module, without the modules whose decision has a problem."""
     optimizer = optimizer or OptimizerPlan(
         DEFAULT_OPTIMIZER, plugins.optimizers[DEFAULT_OPTIMIZER.name].default_lr, False
     )
-    factory = plugins.optimizer(optimizer.call)
-    entries: list[PlanEntry] = []
+    decided: list[PlanEntry] = []
     findings: list[Diagnostic] = []
     for path, module in inventory.modules.items():
         adapt, quantize, train = decisions.adapt.get(path), decisions.quantize.get(path), decisions.train.get(path)
@@ -63,19 +71,22 @@ def plan_decisions(
             continue
         problems = list(_problems(module, adapt, quantize, train, inventory, plugins))
         findings += problems
-        if not problems:
-            entry = _entry(module, adapt, quantize, train, plugins, factory)
-            extra = plugins.estimate_memory(entry)
-            entries.append(replace(entry, bytes=replace(entry.bytes, extra=extra)) if extra else entry)
+        if problems:
+            continue
+        try:
+            decided.append(make_entry(module, adapt, quantize, train, plugins))
+        except UnfitError as error:
+            assert adapt is not None
+            findings.append(at("L107", str(error), adapt.span))
     plan = Plan(
         model_class=inventory.model_class,
         model_parameters=inventory.total_parameters,
-        entries=tuple(entries),
+        entries=with_shared(decided),
         rules=decisions.rules,
         optimizer=optimizer,
-        memory=memory.forecast(inventory, entries, batch, tokens),
+        memory=step,
     )
-    return plan, findings
+    return finished(plan, inventory, plugins), findings
 
 
 def _raise(findings: Iterable[Diagnostic], spec: Spec) -> None:
@@ -181,83 +192,6 @@ def _without_bias(decisions: Decisions, inventory: Inventory) -> Iterable[Diagno
                 rule.span,
                 suggestion="leave out `bias adapter`",
             )
-
-
-def _entry(
-    module: ModuleInfo,
-    adapt: Adapt | None,
-    quantize: Quantize | None,
-    train: Train | None,
-    plugins: Plugins,
-    factory: OptimizerFactory,
-) -> PlanEntry:
-    quant = adapt.quant if adapt else quantize.quant if quantize else None
-    weight, shape = module.weight, module.shape
-    before = sum(parameter.bytes for parameter in module.parameters)
-    after = before
-    if quant and weight and shape:
-        bits = plugins.quantizer(quant).bits_per_weight((shape.out_features, shape.in_features))
-        after = before - weight.bytes + round(bits * weight.numel / 8)
-    adapter: AdapterPlan | None = None
-    trained: list[tuple[int, int]] = []
-    if adapt:
-        adapter, trained = _adapter(module, adapt, plugins)
-    elif train:
-        trained = [(parameter.numel, parameter.itemsize) for parameter in module.parameters]
-    added = sum(numel * itemsize for numel, itemsize in trained)
-    return PlanEntry(
-        path=module.path,
-        class_name=module.class_name,
-        shape=shape,
-        dtype=weight.dtype if weight else module.parameters[0].dtype,
-        parameters=sum(parameter.numel for parameter in module.parameters),
-        quant=quant,
-        adapter=adapter,
-        train=train is not None,
-        train_lr=train.lr if train else None,
-        decided_by=tuple(place(rule) for rule in (adapt, quantize, train) if rule is not None),
-        bytes=Bytes(
-            weight_before=before,
-            weight_after=after,
-            adapter=added if adapt else 0,
-            gradient=added,
-            optimizer=sum(factory.state_bytes(numel, itemsize) for numel, itemsize in trained),
-        ),
-    )
-
-
-def _adapter(module: ModuleInfo, adapt: Adapt, plugins: Plugins) -> tuple[AdapterPlan, list[tuple[int, int]]]:
-    """Return the adapter of a module, and (numel, itemsize) of every tensor that it trains."""
-    weight = module.weight
-    base = weight.dtype if weight and weight.dtype in ITEMSIZE else "bfloat16"
-    dtype = DTYPES[adapt.dtype] if adapt.dtype else "bfloat16" if adapt.quant else base
-    method = plugins.method(adapt.method)
-    trained = []
-    assert module.shape is not None
-    for shape in method.parameter_shapes(module.shape, adapt.rank).values():
-        numel = 1
-        for size in shape:
-            numel *= size
-        trained.append((numel, ITEMSIZE[dtype]))
-    added = sum(numel for numel, _ in trained)
-    biases = [parameter for parameter in module.parameters if parameter.name == "bias" and adapt.bias == "adapter"]
-    trained += [(bias.numel, bias.itemsize) for bias in biases]
-    plan = AdapterPlan(
-        method=adapt.method,
-        rank=adapt.rank,
-        alpha=adapt.alpha if adapt.alpha is not None else float(adapt.rank or 1),
-        scaling=adapt.scaling,
-        dropout=adapt.dropout,
-        init=adapt.init,
-        dtype=dtype,
-        bias=adapt.bias,
-        lr=adapt.lr,
-        lr_ratio=adapt.lr_ratio,
-        paged=adapt.paged,
-        parameters=added,
-        bias_parameters=sum(bias.numel for bias in biases),
-    )
-    return plan, trained
 
 
 def _notes(spec: Spec, inventory: Inventory, decisions: Decisions, plugins: Plugins) -> Iterable[str]:

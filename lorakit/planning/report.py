@@ -102,14 +102,15 @@ def _describe(entry: PlanEntry, keyword: str) -> str:
     words = []
     if keyword == "adapt" and entry.adapter:
         adapter = entry.adapter
-        words.append(call_text(adapter.method) + (f" rank {adapter.rank}" if adapter.rank else ""))
-        words.append(f"alpha {adapter.alpha:g} (update × {adapter.factor:g})")
-        words.append(f"init {call_text(adapter.init)}")
+        words.append(call_text(adapter.method) + (f" rank {adapter.settings.rank}" if adapter.settings.rank else ""))
+        settings = adapter.settings
+        words += [f"alpha {settings.alpha:g} (update × {settings.factor:g})"] if settings.alpha is not None else []
+        words += [f"init {call_text(settings.init)}"] if settings.init else []
         words.append(f"adapters {SHORT.get(adapter.dtype, adapter.dtype)}")
-        words += [f"dropout {adapter.dropout:g}"] if adapter.dropout else []
+        words += [f"dropout {settings.dropout:g}"] if settings.dropout else []
         words += ["biases train"] if adapter.bias == "adapter" else []
         words += [f"lr {adapter.lr:g}"] if adapter.lr else []
-        words += [f"lr of B × {adapter.lr_ratio:g}"] if adapter.lr_ratio else []
+        words += [f"lr of B × {settings.lr_ratio:g}"] if settings.lr_ratio else []
         words += ["optimizer state paged"] if adapter.paged else []
     if entry.quant:
         words.append(f"base weight {call_text(entry.quant)}")
@@ -190,7 +191,8 @@ def memory_rows(memory: Memory) -> Iterable[tuple[str, int, str]]:
     yield "adapters", memory.adapters, ""
     yield "gradients", memory.gradients, ""
     yield "optimizer state", memory.optimizer, ""
-    yield "activations", memory.activations, f"estimate for {memory.batch} × {memory.tokens} tokens, none recomputed"
+    policy = "blocks recomputed" if memory.recompute else "none recomputed"
+    yield "activations", memory.activations, f"estimate for {memory.batch} × {memory.tokens} tokens, {policy}"
     yield (
         "workspace",
         memory.workspace,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from importlib import resources
 from string import Template
 
-import lorakit
 from lorakit.errors import PluginError
 from lorakit.language.words import name_fault
+from lorakit.version import __version__
 
 # how a spec uses a plugin of each kind
 EXAMPLES: Mapping[str, str] = {
@@ -72,7 +72,7 @@ def files_of(names: Names) -> dict[str, str]:
         "class_name": names.class_name,
         "example": names.example,
         "with_article": names.with_article,
-        "lorakit": lorakit.__version__,
+        "lorakit": __version__,
     }
     files = {f"{names.package}/py.typed": ""}
     for folder in ("common", names.kind):

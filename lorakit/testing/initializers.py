@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorakit.testing.checks import Check, expect, require_all, variants_of
+from lorakit.hooks.starting import StartContext
+from lorakit.planning.plan import Settings
+from lorakit.testing.checks import Check, CheckError, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.subjects import Subject, random_matrix, same_bits, subject_of
-from lorakit.values import InitContext
+from lorakit.values import LayerShape
 
 # (outputs, inputs, rank): even, a wide one of odd rank, a single input, a single output, the full rank
 SHAPES = ((16, 24, 4), (7, 33, 3), (9, 1, 1), (1, 9, 1), (5, 6, 5))
@@ -117,6 +119,19 @@ def _initialized(subject: Subject, weight: Tensor, rank: int) -> tuple[Tensor, T
     return lora_A, lora_B
 
 
-def _context(weight: Tensor, fan_in: int | None = None) -> InitContext:
-    generator = torch.Generator().manual_seed(7)
-    return InitContext(lambda: weight, generator, SCALING, weight.shape[1] if fan_in is None else fan_in)
+def _context(weight: Tensor, fan_in: int | None = None) -> StartContext:
+    outputs, inputs = weight.shape
+    shape = LayerShape("embedding" if fan_in == 1 else "linear", inputs, outputs)
+
+    def nothing(lora_A: Tensor, lora_B: Tensor) -> None:
+        raise CheckError("an initializer fills the matrices itself; `context.initialize` is for methods")
+
+    return StartContext(
+        path="layer",
+        shape=shape,
+        settings=Settings(rank=1, alpha=SCALING),
+        weight=lambda: weight.float(),
+        stored=lambda: weight.float(),
+        initialize=nothing,
+        generator=torch.Generator().manual_seed(7),
+    )

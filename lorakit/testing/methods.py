@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 import lorakit
 from lorakit.application.state import NamedAdapter, adapter_of
 from lorakit.language.printer import call_text
+from lorakit.language.spec import PluginCall
 from lorakit.planning.inventory import read_inventory
-from lorakit.planning.plan import PlanEntry
+from lorakit.planning.plan import ParameterPlan, PlanEntry, Settings
 from lorakit.testing.checks import Check, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.layers import SAMPLES, Sample
@@ -30,7 +32,7 @@ TOLERANCE = 1e-4
 def method_checks(method_class: type, **options: Any) -> list[Check]:
     """Return every check of a method, configured with these options; each has an `id` and is called.
 
-    Every kind of layer is tried for which `parameter_shapes` names parameters.
+    Every kind of layer is tried for which `parameters` names parameters.
     """
     subject = subject_of(method_class, "method", options)
     return [*configured_checks(subject), *_adapter_checks(subject)]
@@ -56,7 +58,7 @@ def _adapter_checks(subject: Subject) -> Iterator[Check]:
     yield from variants_of(start, subject, anywhere)
     yield from variants_of(gradients, subject, anywhere)
     yield from variants_of(merged, subject, anywhere)
-    yield from variants_of(share, subject, each)
+    yield from variants_of(strength, subject, each)
     yield from variants_of(file_names, subject, each)
     yield from variants_of(saved, subject, each)
     yield from variants_of(determinism, subject, each)
@@ -66,24 +68,30 @@ def _adapter_checks(subject: Subject) -> Iterator[Check]:
 
 
 def kinds(subject: Subject) -> None:
-    """`needs_rank` is True or False, and `parameter_shapes` names parameters for one kind of layer at least."""
-    needs_rank = getattr(subject.plugin, "needs_rank", None)
-    expect(isinstance(needs_rank, bool), f"`needs_rank` is {needs_rank!r}; write `needs_rank: ClassVar[bool] = True`")
-    expect(bool(_fitting(subject)), f"`parameter_shapes` names no parameter for any of {', '.join(SAMPLES)}")
+    """`clauses` are clauses of `adapt`, and `parameters` names parameters for one kind of layer at least."""
+    known = {field.name for field in dataclasses.fields(Settings)}
+    clauses = getattr(subject.plugin, "clauses", None)
+    expect(
+        isinstance(clauses, frozenset) and clauses <= known,
+        f"`clauses` is {clauses!r}; write `clauses: ClassVar[frozenset[str]] = frozenset(…)` with any of "
+        f"{', '.join(sorted(known))}",
+    )
+    expect(bool(_fitting(subject)), f"`parameters` names no parameter for any of {', '.join(SAMPLES)}")
 
 
 def parameters(subject: Subject, sample: Sample, dtype: str) -> None:
-    """The adapter holds the parameters that `parameter_shapes` promised, in the planned dtype, around its layer."""
+    """The adapter holds the parameters that `parameters` promised, in the planned dtype, around its layer."""
     case = _Case(subject, sample, dtype)
     promised = case.shapes
     own = case.own
     found = {name: tuple(parameter.shape) for name, parameter in own.items()}
-    expect(found == promised, f"the adapter holds {found}, and `parameter_shapes` promised {promised}")
+    expect(found == promised, f"the adapter holds {found}, and `parameters` promised {promised}")
     wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     others = [f"{name} {parameter.dtype}" for name, parameter in own.items() if parameter.dtype != wanted]
     expect(not others, f"the plan says {wanted}, and the adapter holds {', '.join(others)}")
-    frozen = [name for name, parameter in own.items() if not parameter.requires_grad]
-    expect(not frozen, f"{', '.join(frozen)} do not require a gradient and would never train")
+    trains = {one.name: one.trains for one in case.table}
+    frozen = [name for name, parameter in own.items() if parameter.requires_grad != trains[name]]
+    expect(not frozen, f"{', '.join(frozen)} do not train as the table says")
     if not sample.is_parameter:
         expect(
             getattr(case.adapter, "base_layer", None) is case.layer,
@@ -120,28 +128,28 @@ def gradients(subject: Subject, sample: Sample, device: str) -> None:
 
 
 def merged(subject: Subject, sample: Sample, device: str) -> None:
-    """What `merged` returns computes what the adapter does; a method that cannot be merged has no `merged`."""
+    """The merged layer computes what the adapter does; a method that cannot be merged has no `exact_weight`."""
     case = _Case(subject, sample, "fp32", device)
-    if not sample.is_parameter and not hasattr(case.adapter, "merged"):
+    if not sample.is_parameter and not hasattr(case.adapter, "exact_weight"):
         return
     case.randomize()
     x = sample.inputs(3).to(device)
     before = case.model.eval()(x).detach()
     fresh = sample.model().to(device)(x)
     expect(relative_error(before, fresh) > TOLERANCE, "with random values in its parameters the adapter does nothing")
-    after = lorakit.merge(case.model, plugins=case.plugins)(x)
+    after = lorakit.merge(case.model)(x)
     error = relative_error(after, before)
     expect(error < TOLERANCE, f"merging moved the outputs by {error:.2g} of their norm")
 
 
-def share(subject: Subject, sample: Sample) -> None:
-    """The adapter's attribute `share` puts it out of use at 0.0, weights its change, and gives each row its own."""
+def strength(subject: Subject, sample: Sample) -> None:
+    """The adapter's attribute `strength` puts it out of use at 0.0, weights its change, and gives each row its own."""
     case = _Case(subject, sample, "fp32")
     adapter = case.adapter
-    at_first: Any = getattr(adapter, "share", None)
+    at_first: Any = getattr(adapter, "strength", None)
     expect(
         isinstance(at_first, float) and at_first == 1.0,
-        f"the adapter's attribute `share` is {at_first!r}, not 1.0. Set `self.share = 1.0` when it is made, and "
+        f"the adapter's attribute `strength` is {at_first!r}, not 1.0. Set `self.strength = 1.0` when it is made, and "
         "multiply its change of the outputs by it: at 0.0 the base layer alone answers, a tensor (rows,) has a factor "
         "for each row",
     )
@@ -150,27 +158,25 @@ def share(subject: Subject, sample: Sample) -> None:
     x = sample.inputs(3)
     with torch.no_grad():
         plain, full = sample.model()(x), case.model(x)
-        adapter.share = 0.0  # type: ignore[assignment]
+        adapter.strength = 0.0  # type: ignore[assignment]
         error = relative_error(case.model(x), plain)
-        expect(error < TOLERANCE, f"with `share` 0.0 the outputs are off by {error:.2g} from the base layer's")
+        expect(error < TOLERANCE, f"with `strength` 0.0 the outputs are off by {error:.2g} from the base layer's")
         if sample.is_parameter or not case.shape.called:
             return
         on = torch.arange(x.shape[0]) % 2
-        adapter.share = on.float()
+        adapter.strength = on.float()
         mixed = case.model(x)
     for row, factor in enumerate(on.tolist()):
         error = relative_error(mixed[row], (full if factor else plain)[row])
-        expect(error < TOLERANCE, f"a row whose `share` is {factor} is off by {error:.2g}")
+        expect(error < TOLERANCE, f"a row whose `strength` is {factor} is off by {error:.2g}")
 
 
 def file_names(subject: Subject, sample: Sample) -> None:
-    """`file_names` has one name for every parameter, no two alike, so that a file holds them all."""
-    case = _Case(subject, sample, "fp32")
-    promised, names = case.shapes, dict(subject.make().file_names(case.shape))
-    expect(names.keys() == promised.keys(), f"`file_names` names {list(names)}, the parameters are {list(promised)}")
-    expect(len(set(names.values())) == len(names), f"`file_names` gives one name twice: {', '.join(names.values())}")
-    bad = [name for name in names.values() if not isinstance(name, str) or not name.strip(".")]
-    expect(not bad, f"`file_names` holds {bad}, which are no names")
+    """Every parameter has a name in files, no two alike, so that a file holds them all."""
+    names = [one.file_name for one in _Case(subject, sample, "fp32").table]
+    expect(len(set(names)) == len(names), f"the table gives one `file_name` twice: {', '.join(names)}")
+    bad = [name for name in names if not isinstance(name, str) or not name.strip(".")]
+    expect(not bad, f"the table holds the file names {bad}, which are no names")
 
 
 def saved(subject: Subject, sample: Sample) -> None:
@@ -180,7 +186,7 @@ def saved(subject: Subject, sample: Sample) -> None:
     x = sample.inputs(3)
     wanted = case.model.eval()(x)
     with tempfile.TemporaryDirectory() as folder:
-        lorakit.save(case.model, Path(folder, "adapter"), plugins=case.plugins)
+        lorakit.save(case.model, Path(folder, "adapter"))
         loaded = lorakit.load(Path(folder, "adapter"), sample.model(), plugins=case.plugins)
     expect(same_bits(loaded(x), wanted), "the loaded adapter computes something else than the one that was saved")
 
@@ -215,8 +221,8 @@ def quantized_base(subject: Subject, sample: Sample, device: str) -> None:
     before.square().sum().backward()
     still = [name for name, parameter in case.own.items() if parameter.grad is None]
     expect(not still, f"on a quantized layer {', '.join(still)} got no gradient")
-    if hasattr(case.adapter, "merged"):
-        error = relative_error(lorakit.merge(case.model, plugins=case.plugins)(x), before)
+    if hasattr(case.adapter, "exact_weight"):
+        error = relative_error(lorakit.merge(case.model)(x), before)
         expect(error < TOLERANCE, f"merging with a quantized layer moved the outputs by {error:.2g} of their norm")
 
 
@@ -236,7 +242,7 @@ class _Case:
 
     @functools.cached_property
     def model(self) -> nn.Module:
-        rank = f"rank {RANK}" if self.subject.plugin.needs_rank else ""
+        rank = f"rank {RANK}" if "rank" in self.subject.plugin.clauses else ""
         method = call_text(self.subject.call)
         text = f"adapt {self.sample.path} {rank} dtype {self.dtype} method {method} {self.quant}"
         spec = lorakit.parse(text, plugins=self.plugins)
@@ -262,7 +268,12 @@ class _Case:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return _promised(self.subject, self.shape)
+        return {one.name: one.shape for one in self.table}
+
+    @property
+    def table(self) -> tuple[ParameterPlan, ...]:
+        assert self.entry.adapter is not None
+        return self.entry.adapter.parameters
 
     @functools.cached_property
     def adapter(self) -> nn.Module:
@@ -290,15 +301,19 @@ def _fitting(subject: Subject) -> dict[str, Sample]:
             inventory = read_inventory(nn.Sequential(sample.model()), subject.plugins())
         shape = inventory.modules[f"0.{sample.path}"].shape
         try:
-            promised = _promised(subject, shape) if shape is not None else {}
+            promised = _promised(subject, shape) if shape is not None else ()
+        except ValueError:
+            promised = ()
         except Exception:
             # the check of this kind says so
-            promised = {"": ()}
+            promised = (None,)
         if promised:
             fitting[kind] = sample
     return fitting
 
 
-def _promised(subject: Subject, shape: LayerShape) -> dict[str, tuple[int, ...]]:
-    rank = RANK if subject.plugin.needs_rank else None
-    return {name: tuple(sizes) for name, sizes in subject.make().parameter_shapes(shape, rank).items()}
+def _promised(subject: Subject, shape: LayerShape) -> Sequence[Any]:
+    clauses = subject.plugin.clauses
+    given = {"rank": RANK, "alpha": float(RANK), "init": PluginCall("gaussian")}
+    settings = Settings(**{name: value for name, value in given.items() if name in clauses})  # type: ignore[arg-type]
+    return tuple(subject.make().parameters(shape, settings))

@@ -20,7 +20,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from lorakit.application.optimizer import build_optimizer, keeps_lr
 from lorakit.errors import DataError
-from lorakit.hooks.manager import Plugins
 from lorakit.trainers.display import Display, StopAsked
 from lorakit.trainers.modes import to_evaluation
 from lorakit.trainers.settings import Outcome, Settings
@@ -56,7 +55,7 @@ class LanguageTask:
         rows = self.rows.rows[:count]
         return [{"input_ids": torch.tensor([row["input_ids"]])} for row in rows]
 
-    def train(self, model: nn.Module, work: Path, plugins: Plugins, display: Display, *, resume: bool) -> Outcome:
+    def train(self, model: nn.Module, work: Path, display: Display, *, resume: bool) -> Outcome:
         """Train an adapted model; checkpoints go to `work`. Raises: DataError if there is nothing to resume from."""
         checkpoint = get_last_checkpoint(str(work)) if resume and work.is_dir() else None
         if resume and checkpoint is None:
@@ -68,13 +67,13 @@ class LanguageTask:
                 work,
                 measures=bool(self.held_out.rows),
                 on_gpu=next(model.parameters()).is_cuda,
-                schedule="constant_with_warmup" if keeps_lr(model, plugins) else "linear",
+                schedule="constant_with_warmup" if keeps_lr(model) else "linear",
             ),
             train_dataset=list(self.rows.rows),
             eval_dataset=list(self.held_out.rows) or None,
             processing_class=self._tokenizer,
             data_collator=DataCollatorForSeq2Seq(self._tokenizer, padding=True),
-            optimizers=(build_optimizer(model, plugins, self.settings.lr), None),
+            optimizers=(build_optimizer(model, self.settings.lr), None),
         )
         # it prints raw dictionaries
         trainer.remove_callback(PrinterCallback)

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from lorakit.application.batches import moved
 from lorakit.application.optimizer import build_optimizer, keeps_lr
+from lorakit.application.state import state_of
 from lorakit.artifacts.adapter_folder import WEIGHTS, write_adapter_files
 from lorakit.artifacts.folders import new_folder
 from lorakit.artifacts.loading import restore_tensors
-from lorakit.builtin.factory_models import named_object
 from lorakit.errors import DataError
-from lorakit.hooks.manager import Plugins
+from lorakit.named_objects import named_object
 from lorakit.trainers.display import Display
 from lorakit.trainers.modes import to_evaluation, to_training
 from lorakit.trainers.settings import Outcome, Settings
@@ -66,16 +67,16 @@ class PairsTask:
         """Return the inputs of the first training pairs as the model's arguments, each a batch of its own."""
         return [(inputs,) for inputs, _ in DataLoader(self._pairs[:count])]  # type: ignore[arg-type]
 
-    def train(self, model: nn.Module, work: Path, plugins: Plugins, display: Display, *, resume: bool) -> Outcome:
+    def train(self, model: nn.Module, work: Path, display: Display, *, resume: bool) -> Outcome:
         """Train an adapted model; checkpoints go to `work`.
 
         Raises: DataError if there is nothing to resume from, or a pair does not fit the model.
         """
         settings = self.settings
-        optimizer = build_optimizer(model, plugins, settings.lr)
+        optimizer = build_optimizer(model, settings.lr)
         base_rates = [group["lr"] for group in optimizer.param_groups]
-        falls = not keeps_lr(model, plugins)
-        done = _resume(model, optimizer, work, plugins) if resume else 0
+        falls = not keeps_lr(model)
+        done = _resume(model, optimizer, work) if resume else 0
         before = self._held_out_loss(model)
         if not resume:
             display.held_out(0, before)
@@ -96,7 +97,7 @@ class PairsTask:
                     display.held_out(done, self._held_out_loss(model))
                 if _due(done, settings.save_every, settings) or (stop.asked and done < settings.steps):
                     to_evaluation(optimizer)
-                    _checkpoint(model, optimizer, work, done, plugins)
+                    _checkpoint(model, optimizer, work, done)
                 if done >= settings.steps or stop.asked:
                     break
         to_evaluation(optimizer)
@@ -116,7 +117,7 @@ class PairsTask:
     def _loss(self, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
         device = next(model.parameters()).device
         try:
-            return self._loss_of(model(_moved(inputs, device)), _moved(targets, device))
+            return self._loss_of(model(moved(inputs, device)), moved(targets, device))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise DataError(f"a batch does not fit the model or the loss: {error}") from error
 
@@ -169,11 +170,7 @@ def _due(done: int, every: int, settings: Settings) -> bool:
     return bool(every) and done % every == 0 and done < settings.steps
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path, step: int, plugins: Plugins) -> None:
+def _checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path, step: int) -> None:
     """Write adapter, optimizer state and step to `checkpoint-N`, whole or not at all."""
     state = optimizer.state_dict()
     tensors, plain = {}, {}
@@ -185,19 +182,19 @@ def _checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path, 
                 plain[f"{index}.{name}"] = value
     groups = [{name: value for name, value in group.items() if name != "params"} for group in state["param_groups"]]
     with new_folder(work / f"checkpoint-{step}") as folder:
-        write_adapter_files(model, folder, plugins)
+        write_adapter_files(model, folder, state_of(model).plugins)
         save_file(tensors, folder / OPTIMIZER)
         progress = {"global_step": step, "optimizer": plain, "groups": groups}
         (folder / STATE).write_text(json.dumps(progress), encoding="utf-8")
 
 
-def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path, plugins: Plugins) -> int:
+def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path) -> int:
     """Put the last checkpoint back and return its step."""
     found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     if not found:
         raise DataError(f"nothing to resume: {work} holds no checkpoint")
     folder = found[-1]
-    restore_tensors(model, load_file(folder / WEIGHTS), plugins)
+    restore_tensors(model, load_file(folder / WEIGHTS))
     saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
     values: dict[int, dict[str, Any]] = {}
     for key, value in {**load_file(folder / OPTIMIZER), **saved["optimizer"]}.items():

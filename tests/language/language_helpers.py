@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lorakit.errors import SpecError
-from lorakit.hooks import InitContext, LayerShape, Plugins, QuantizedWeight, hookimpl
+from lorakit.hooks import LayerShape, Plugins, QuantizedWeight, StartContext, hookimpl
 from lorakit.language.analysis import Analysis, analyse
 from lorakit.language.diagnostics import render
 from lorakit.language.format import format_text
@@ -85,7 +85,7 @@ class Strict:
         if self.level > 9:
             raise ValueError("level must be below 10")
 
-    def initialize(self, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+    def initialize(self, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
         lora_A.fill_(self.level)
         lora_B.zero_()
 

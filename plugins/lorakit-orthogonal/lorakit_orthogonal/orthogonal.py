@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lorakit.hooks import InitContext
+    from lorakit.hooks import StartContext
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Orthogonal:
         if not 0 < self.scale < math.inf:
             raise ValueError("scale must be a positive number")
 
-    def initialize(self, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+    def initialize(self, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
         """Fill lora_A (rank, inputs) and lora_B (outputs, rank); at rank 1 there is no even row, and B is zero."""
         import torch
 

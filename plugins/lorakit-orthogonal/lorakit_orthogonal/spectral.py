@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from lorakit.hooks import InitContext
+    from lorakit.hooks import StartContext
 
 # more directions than are wanted, so that the last of those wanted come out well (Halko et al., section 4.2)
 OVERSAMPLING = 10
@@ -32,7 +32,7 @@ class Spectral:
         if self.iterations < 0:
             raise ValueError("iterations must not be negative")
 
-    def initialize(self, lora_A: Tensor, lora_B: Tensor, context: InitContext) -> None:
+    def initialize(self, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
         """Fill lora_A (rank, inputs) with orthonormal rows and lora_B (outputs, rank) with zeros."""
         # on the CPU in float32, so that every device and dtype gives the same vectors for the same weight
         weight = context.weight().detach().float().cpu()

@@ -6,7 +6,7 @@ Source: Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -61,6 +61,6 @@ class ScheduleFree:
         optimizer.train()  # type: ignore[attr-defined]
         return optimizer
 
-    def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
-        """Return the bytes of the fast weights and the second moment, in the parameters' own width."""
-        return 2 * bytes_per_parameter * parameters
+    def state(self, shape: tuple[int, ...], dtype: str) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """Return the fast weights and the second moment, both like the parameter."""
+        return {"z": (shape, dtype), "exp_avg_sq": (shape, dtype)}

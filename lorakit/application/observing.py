@@ -1,51 +1,80 @@
-"""Calibration: the model runs once over data, and quantizers that ask for it see what goes into their layers."""
+"""The model runs once over calibration data, and plugins that ask for it see what goes into their layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lorakit.application.layers import core_of
+from lorakit.application.places import base_layer_of
 from lorakit.errors import DataError, LorakitError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
-from lorakit.hooks.protocols import CalibratedQuantizer
+from lorakit.hooks.protocols import Observer
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.plan import Plan, PlanEntry
 
 
-def calibrated(plan: Plan, model: nn.Module, plugins: Plugins) -> dict[str, CalibratedQuantizer]:
-    """Return the quantizers that have to see inputs first, by path; a layer that is stored quantized needs none."""
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A layer whose inputs a plugin wants to see: `kind` is `quantizer` or `initializer`."""
+
+    path: str
+    kind: str
+    observer: Observer
+    name: str
+
+
+def watched(plan: Plan, model: nn.Module, plugins: Plugins, *, initialize: bool = True) -> list[Watched]:
+    """Return the layers whose inputs have to be seen first; a layer that is stored quantized needs no quantizer.
+
+    Without `initialize` the start values come from elsewhere, and no initializer looks.
+    """
     modules = dict(model.named_modules())
-    wanted = {}
+    found = []
     for entry in plan.entries:
-        quantizer = plugins.quantizer(entry.quant) if entry.quant else None
         module = modules.get(entry.path)
-        is_stored = module is not None and isinstance(core_of(module), QuantizedLinear)
-        if isinstance(quantizer, CalibratedQuantizer) and not is_stored:
-            wanted[entry.path] = quantizer
-    return wanted
+        is_stored = module is not None and isinstance(base_layer_of(module), QuantizedLinear)
+        if entry.quant and not is_stored:
+            found += _watching(entry, "quantizer", plugins.quantizer(entry.quant))
+        if entry.adapter and entry.adapter.settings.init and initialize:
+            found += _watching(entry, "initializer", plugins.initializer(entry.adapter.settings.init))
+    return found
 
 
-def observe(plan: Plan, model: nn.Module, plugins: Plugins, batches: Iterable[Any] | None) -> dict[str, Any]:
-    """Return what every calibrated quantizer saw of its layer's inputs, by path; None for a layer that nobody called.
+def _watching(entry: PlanEntry, kind: str, plugin: Any) -> list[Watched]:
+    if not isinstance(plugin, Observer):
+        return []
+    if entry.is_parameter or (entry.shape and not entry.shape.called):
+        raise PlanError(
+            f"`{plugin.name}` looks at what goes into its layers, and `{entry.path}` is not called by itself: "
+            f"leave it out with `except {entry.path}`"
+        )
+    return [Watched(entry.path, kind, plugin, plugin.name)]
+
+
+def observe(
+    plan: Plan, model: nn.Module, plugins: Plugins, batches: Iterable[Any] | None, *, initialize: bool = True
+) -> dict[tuple[str, str], Any]:
+    """Return what every observer saw of its layer's inputs, by (kind, path); None for a layer that nobody called.
 
     A batch is what the model's forward takes: a mapping by name, a tuple in order, or one tensor. The model runs in
     evaluation mode without gradients, and is afterwards as it was.
     Raises: PlanError if there is need for data and none, DataError for a batch that the model does not take,
-    PluginError naming the quantizer that fails.
+    PluginError naming the plugin that fails.
     """
-    wanted = calibrated(plan, model, plugins)
+    wanted = watched(plan, model, plugins, initialize=initialize)
     if not wanted:
         return {}
     if batches is None:
-        name = next(iter(wanted.values())).name
-        raise PlanError(f"{name} needs calibration data: give calibration=… (--calibration DATA on the command line)")
-    seen: dict[str, Any] = dict.fromkeys(wanted)
-    with _evaluating(model), torch.no_grad(), _hooked(model, _watchers(wanted, seen, plan, plugins)):
+        raise PlanError(
+            f"{wanted[0].name} needs calibration data: give calibration=… (--calibration DATA on the command line)"
+        )
+    seen: dict[tuple[str, str], Any] = {(one.kind, one.path): None for one in wanted}
+    with _evaluating(model), torch.no_grad(), _hooked(model, _watchers(wanted, seen, plugins)):
         number = 0
         for number, batch in enumerate(batches, 1):
             _run(model, batch, number)
@@ -55,33 +84,32 @@ def observe(plan: Plan, model: nn.Module, plugins: Plugins, batches: Iterable[An
 
 
 def _watchers(
-    wanted: Mapping[str, CalibratedQuantizer], seen: dict[str, Any], plan: Plan, plugins: Plugins
-) -> dict[str, Callable[[Tensor], None]]:
-    """Return, by path, what takes note of a layer's input."""
+    wanted: Iterable[Watched], seen: dict[tuple[str, str], Any], plugins: Plugins
+) -> list[tuple[str, Callable[[Tensor], None]]]:
+    """Return what takes note of a layer's input, each with the layer's path."""
 
-    def watcher(entry: PlanEntry) -> Callable[[Tensor], None]:
+    def watcher(one: Watched) -> Callable[[Tensor], None]:
         def watch(x: Tensor) -> None:
+            key = (one.kind, one.path)
             try:
-                seen[entry.path] = wanted[entry.path].observe(x, seen[entry.path])
+                seen[key] = one.observer.observe(x, seen[key])
             except Exception as error:
-                assert entry.quant is not None
-                origin = plugins.origin(plugins.quantizers[entry.quant.name])
                 raise PluginError(
-                    f"quantizer `{entry.quant.name}` of {origin} failed to observe `{entry.path}`, "
+                    f"{one.kind} `{one.name}` of {plugins.origin(type(one.observer))} failed to observe `{one.path}`, "
                     f"given {tuple(x.shape)}: {type(error).__name__}: {error}"
                 ) from error
 
         return watch
 
-    return {entry.path: watcher(entry) for entry in plan.entries if entry.path in wanted}
+    return [(one.path, watcher(one)) for one in wanted]
 
 
 @contextmanager
-def _hooked(model: nn.Module, watchers: Mapping[str, Callable[[Tensor], None]]) -> Iterator[None]:
+def _hooked(model: nn.Module, watchers: Iterable[tuple[str, Callable[[Tensor], None]]]) -> Iterator[None]:
     """Show the input of every call that the layer took to its watcher, and leave no hook behind."""
     handles = []
     try:
-        for path, watch in watchers.items():
+        for path, watch in watchers:
 
             def hook(_: nn.Module, args: Any, kwargs: Any, __: Any, watch: Callable[[Tensor], None] = watch) -> None:
                 watch(next(iter((*args, *kwargs.values()))))

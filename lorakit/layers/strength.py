@@ -1,6 +1,6 @@
 """How far an adapter is in use: a factor on its change, one for all or one for each row of a batch.
 
-Every module that a method's `adapt` returns has an attribute `share`, 1.0 at first. At 0.0 it answers as its base layer
+Every adapter has an attribute `strength`, 1.0 at first. At 0.0 it answers as its base layer
 does; a tensor (rows,) holds a factor for every row of the next batches.
 """
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lorakit.errors import ModelError
 
-Share = float | Tensor
+Strength = float | Tensor
 
 
 class RowsError(ModelError):
@@ -21,27 +21,27 @@ class RowsError(ModelError):
         self.layer = layer
 
 
-def is_off(share: Share) -> bool:
+def is_off(strength: Strength) -> bool:
     """Return whether the adapter changes nothing; never looks at a tensor's values."""
-    return not isinstance(share, Tensor) and share == 0.0
+    return not isinstance(strength, Tensor) and strength == 0.0
 
 
-def factor(layer: nn.Module, share: Share, update: Tensor) -> float | Tensor:
+def factor(layer: nn.Module, strength: Strength, update: Tensor) -> float | Tensor:
     """Return what an update (rows, ...) is multiplied by: a number, or a tensor (rows, 1, ...).
 
     Raises: RowsError where the first dimension of the update is not that of the batch.
     """
-    if not isinstance(share, Tensor):
-        return share
-    if update.ndim < 2 or update.shape[0] != share.shape[0]:
+    if not isinstance(strength, Tensor):
+        return strength
+    if update.ndim < 2 or update.shape[0] != strength.shape[0]:
         raise RowsError(
-            layer, f"it sees {tuple(update.shape)}, and the batch has {share.shape[0]} rows: they are not apart here"
+            layer, f"it sees {tuple(update.shape)}, and the batch has {strength.shape[0]} rows: they are not apart here"
         )
-    return share.to(update.dtype).view(-1, *(1 for _ in update.shape[1:]))
+    return strength.to(update.dtype).view(-1, *(1 for _ in update.shape[1:]))
 
 
-def one_factor(layer: nn.Module, share: Share) -> float:
+def one_factor(layer: nn.Module, strength: Strength) -> float:
     """Return the factor of a change of the weight itself, which all rows see. Raises: RowsError for one a row."""
-    if isinstance(share, Tensor):
+    if isinstance(strength, Tensor):
         raise RowsError(layer, "its weight serves all rows at once")
-    return share
+    return strength

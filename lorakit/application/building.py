@@ -1,0 +1,105 @@
+"""One adapter for one layer: its parameters made, its module built around the layer, and both checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.application.places import bare_parameter
+from lorakit.errors import PlanError, PluginError
+from lorakit.hooks.manager import Plugins
+from lorakit.planning.plan import ParameterPlan, PlanEntry
+
+Shared = dict[str, nn.Parameter]
+
+
+def build_adapter(
+    layer: nn.Module, entry: PlanEntry, values: Mapping[str, Tensor], shared: Shared, plugins: Plugins
+) -> nn.Module:
+    """Return the adapter of an entry, in place of its layer or, for a parameter, to be put on it.
+
+    `values` are what its parameters begin with; what is not among them is zero. `shared` holds what layers share, by
+    name, and takes in what this one is the first to have.
+    Raises: PluginError if the method has no adapter for the layer, or what it built does not keep its table.
+    """
+    assert entry.adapter is not None
+    device = _device(layer, entry)
+    dtype: torch.dtype = getattr(torch, entry.adapter.dtype)
+    parameters = {}
+    for one in entry.adapter.parameters:
+        held = shared.get(one.shared) if one.shared else None
+        if held is None:
+            held = _parameter(one, values.get(one.name), dtype, device)
+            if one.shared:
+                shared[one.shared] = held
+        elif held.device != device:
+            held = _copied(one, held, device, entry)
+        parameters[one.name] = held
+    adapter = plugins.adapt_module(layer, entry, parameters)
+    if adapter is None:
+        adapter = plugins.method(entry.adapter.method).adapt(layer, entry, parameters)
+    _check(adapter, layer, entry, parameters, plugins)
+    assert adapter is not None
+    adapter.train(layer.training)
+    return adapter
+
+
+def _device(layer: nn.Module, entry: PlanEntry) -> torch.device:
+    if entry.is_parameter:
+        return bare_parameter(layer, entry.path.rpartition(".")[2]).device
+    return next((tensor.device for tensor in (*layer.parameters(), *layer.buffers())), torch.device("cpu"))
+
+
+def _parameter(plan: ParameterPlan, value: Tensor | None, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    if value is None:
+        made = torch.zeros(plan.shape, dtype=dtype, device=device)
+    else:
+        # float32 on the CPU first, so that every device and dtype rounds the same numbers
+        made = value.to(device=device, dtype=dtype, copy=True)
+    return nn.Parameter(made, requires_grad=plan.trains)
+
+
+def _copied(plan: ParameterPlan, held: nn.Parameter, device: torch.device, entry: PlanEntry) -> nn.Parameter:
+    if plan.trains:
+        raise PlanError(
+            f"`{plan.shared}` is one tensor for all layers and trains, and `{entry.path}` lies on {device}, not on "
+            f"{held.device}: load the model on one device"
+        )
+    return nn.Parameter(held.detach().to(device), requires_grad=False)
+
+
+def _check(
+    adapter: nn.Module | None,
+    layer: nn.Module,
+    entry: PlanEntry,
+    parameters: Mapping[str, nn.Parameter],
+    plugins: Plugins,
+) -> None:
+    assert entry.adapter is not None
+    name = entry.adapter.method.name
+    who = f"method `{name}` of {plugins.origin(plugins.methods[name])}"
+    if not isinstance(adapter, nn.Module):
+        raise PluginError(f"{who} has no adapter for `{entry.path}`, a {entry.class_name}")
+    fault = _fault(adapter, layer, entry, parameters)
+    if fault:
+        raise PluginError(f"{who} built an adapter for `{entry.path}` that {fault}")
+
+
+def _fault(adapter: nn.Module, layer: nn.Module, entry: PlanEntry, parameters: Mapping[str, nn.Parameter]) -> str:
+    """Return what an adapter does not keep of its protocol, in words; nothing if it keeps all."""
+    for name, parameter in parameters.items():
+        if adapter._parameters.get(name) is not parameter:
+            return f"does not hold the parameter `{name}` that it was given"
+    base = adapter._modules.get("base_layer")
+    if not entry.is_parameter and base is not layer:
+        return "does not hold the very layer that it was given as `base_layer`"
+    inside = set(base.parameters()) if base is not None else set()
+    for name, parameter in adapter.named_parameters():
+        if parameter not in inside and name not in parameters:
+            return f"holds a parameter `{name}` which its method does not declare"
+    strength = getattr(adapter, "strength", None)
+    if not isinstance(strength, float) or strength != 1.0:
+        return f"has the attribute `strength` {strength!r}, not 1.0"
+    return ""

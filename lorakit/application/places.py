@@ -1,0 +1,121 @@
+"""Where layers, their adapters and what those own stand in an adapted model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lorakit.application.dispatch import move_hook
+from lorakit.planning.plan import PlanEntry
+
+PARAMETRIZATIONS = "parametrizations"
+
+
+def holder_of(model: nn.Module, entry: PlanEntry) -> tuple[nn.Module, str]:
+    """Return the module that holds the parameter which an entry names, and the parameter's name in it."""
+    path, _, name = entry.path.rpartition(".")
+    return model.get_submodule(path), name
+
+
+def base_layer_of(module: nn.Module) -> nn.Module:
+    """Return the layer under all of its adapters; the module itself if it has none."""
+    while isinstance(inner := module._modules.get("base_layer"), nn.Module):
+        module = inner
+    return module
+
+
+def adapters_on(module: nn.Module) -> list[nn.Module]:
+    """Return the adapters around a base layer, the innermost first."""
+    found = []
+    while isinstance(inner := module._modules.get("base_layer"), nn.Module):
+        found.append(module)
+        module = inner
+    return found[::-1]
+
+
+def base_of(model: nn.Module, entry: PlanEntry) -> nn.Module | Tensor:
+    """Return what lies under the adapters at an entry's path: a layer, or a parameter."""
+    if not entry.is_parameter:
+        return base_layer_of(model.get_submodule(entry.path))
+    holder, name = holder_of(model, entry)
+    return bare_parameter(holder, name)
+
+
+def bare_parameter(holder: nn.Module, name: str) -> nn.Parameter:
+    """Return the parameter itself, whatever adapters are on it."""
+    if parametrize.is_parametrized(holder, name):
+        return holder.get_parameter(f"{PARAMETRIZATIONS}.{name}.original")
+    return holder.get_parameter(name)
+
+
+def adapter_path(model: nn.Module, entry: PlanEntry, adapter: nn.Module) -> str:
+    """Return the path of an adapter in a model: a later adapter of the same layer stands around it."""
+    if entry.is_parameter:
+        holder, name = holder_of(model, entry)
+        index = list(holder.get_submodule(f"{PARAMETRIZATIONS}.{name}").children()).index(adapter)
+        return f"{entry.path.rpartition('.')[0]}.{PARAMETRIZATIONS}.{name}.{index}"
+    path, module = entry.path, model.get_submodule(entry.path)
+    while module is not adapter:
+        path, module = f"{path}.base_layer", module.get_submodule("base_layer")
+    return path
+
+
+def own_parameters(adapter: nn.Module, entry: PlanEntry) -> dict[str, nn.Parameter]:
+    """Return what an adapter adds to its base layer, by the names of the entry's table."""
+    assert entry.adapter is not None
+    return {one.name: adapter.get_parameter(one.name) for one in entry.adapter.parameters}
+
+
+def full_parameters(model: nn.Module, entry: PlanEntry) -> dict[str, nn.Parameter]:
+    """Return what an entry trains in full, by name behind the entry's path: by `train`, or biases by `bias adapter`."""
+    if entry.train:
+        base = base_of(model, entry)
+        return {"": base} if isinstance(base, nn.Parameter) else dict(base.named_parameters(recurse=False))  # type: ignore[union-attr]
+    if entry.adapter is not None and entry.adapter.bias_parameters:
+        return {"bias": base_layer_of(model.get_submodule(entry.path)).get_parameter("bias")}
+    return {}
+
+
+def parents_of(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
+    """Return, for every module, each parent that holds it and the name it has there."""
+    found: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                found.setdefault(child, []).append((parent, name))
+    return found
+
+
+def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+    """Put modules into the places of others, wherever the model holds those."""
+    held = parents_of(model)
+    for original, replacement in replacements.items():
+        if replacement is not original:
+            move_hook(original, replacement)
+            for parent, name in held[original]:
+                setattr(parent, name, replacement)
+
+
+def adapt_parameter(holder: nn.Module, name: str, adapter: nn.Module) -> None:
+    """Put an adapter on a parameter, over those that are there already."""
+    # the order of a module's parameters tells how its stacks follow each other, and torch forgets it
+    adapter.beside = tuple(holder._parameters)  # type: ignore[assignment]
+    parametrize.register_parametrization(holder, name, adapter, unsafe=True)
+
+
+def free_parameter(holder: nn.Module, name: str) -> None:
+    """Take every adapter off a parameter, which gets its old place among the others."""
+    first = holder.get_submodule(f"{PARAMETRIZATIONS}.{name}.0")
+    order = {beside: index for index, beside in enumerate(first.beside)}  # type: ignore[arg-type]
+    parametrize.remove_parametrizations(holder, name, leave_parametrized=False)
+    ordered = sorted(holder._parameters.items(), key=lambda item: order.get(item[0], -1))
+    holder._parameters.clear()
+    holder._parameters.update(ordered)
+
+
+def adapters_of_parameter(holder: nn.Module, name: str) -> Iterator[nn.Module]:
+    """Yield the adapters on a parameter, the innermost first."""
+    if parametrize.is_parametrized(holder, name):
+        yield from holder.get_submodule(f"{PARAMETRIZATIONS}.{name}").children()

@@ -1,0 +1,121 @@
+"""One module's entry of a plan: what was decided for it, with the parameters that its method adds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+
+from lorakit.hooks.manager import Plugins
+from lorakit.language.spec import Adapt, Quantize, Train
+from lorakit.planning.cascade import place
+from lorakit.planning.inventory import ModuleInfo
+from lorakit.planning.plan import DTYPES, AdapterPlan, Bytes, ParameterPlan, Plan, PlanEntry, Settings
+from lorakit.values import LayerShape
+
+ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+
+
+class UnfitError(ValueError):
+    """A method has no adapter for a layer, or not with these settings."""
+
+
+def make_entry(
+    module: ModuleInfo, adapt: Adapt | None, quantize: Quantize | None, train: Train | None, plugins: Plugins
+) -> PlanEntry:
+    """Return the entry of a module, its bytes not yet counted. Raises: UnfitError if its method does not take it."""
+    weight = module.weight
+    return PlanEntry(
+        path=module.path,
+        class_name=module.class_name,
+        shape=module.shape,
+        dtype=weight.dtype if weight else module.parameters[0].dtype,
+        parameters=sum(parameter.numel for parameter in module.parameters),
+        quant=adapt.quant if adapt else quantize.quant if quantize else None,
+        adapter=_adapter(module, adapt, plugins) if adapt else None,
+        train=train is not None,
+        train_lr=train.lr if train else None,
+        decided_by=tuple(place(rule) for rule in (adapt, quantize, train) if rule is not None),
+        bytes=Bytes(0, 0),
+    )
+
+
+def settings_of(adapt: Adapt, plugins: Plugins) -> Settings:
+    """Return the clauses of a rule that its method takes; where alpha is not given it is the rank."""
+    taken = plugins.method(adapt.method).clauses
+    given = {field.name: getattr(adapt, field.name) for field in fields(Settings) if field.name in taken}
+    if "alpha" in taken and given["alpha"] is None:
+        given["alpha"] = float(adapt.rank or 1)
+    return Settings(**given)
+
+
+def table_of(layer: LayerShape, adapter: AdapterPlan, plugins: Plugins, what: str) -> tuple[ParameterPlan, ...]:
+    """Return the parameters that an adapter's method adds to a layer. Raises: UnfitError naming the layer as `what`."""
+    name = adapter.method.name
+    try:
+        table = tuple(plugins.method(adapter.method).parameters(layer, adapter.settings))
+    except ValueError as error:
+        raise UnfitError(f"`{name}` does not fit {what}: {error}") from error
+    if not table:
+        raise UnfitError(f"`{name}` has no adapter for {what}")
+    return table
+
+
+def with_shared(entries: Sequence[PlanEntry]) -> tuple[PlanEntry, ...]:
+    """Return entries whose shared parameters have one shape each, the largest in every dimension."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for one in _shared(entries):
+        shapes[one.shared] = tuple(map(max, shapes.get(one.shared, one.shape), one.shape))
+    if not shapes:
+        return tuple(entries)
+    return tuple(_sharing(entry, shapes) for entry in entries)
+
+
+def _sharing(entry: PlanEntry, shapes: Mapping[str, tuple[int, ...]]) -> PlanEntry:
+    if entry.adapter is None:
+        return entry
+    table = tuple(replace(one, shape=shapes[one.shared]) if one.shared else one for one in entry.adapter.parameters)
+    return replace(entry, adapter=replace(entry.adapter, parameters=table))
+
+
+def with_settings(entry: PlanEntry, settings: Settings, plugins: Plugins) -> PlanEntry:
+    """Return an entry whose adapter has other settings, with the table that they give. Raises: UnfitError."""
+    assert entry.adapter is not None and entry.shape is not None
+    adapter = replace(entry.adapter, settings=settings)
+    table = table_of(entry.shape, adapter, plugins, f"`{entry.path}`")
+    return replace(entry, adapter=replace(adapter, parameters=table))
+
+
+def completed(plan: Plan, plugins: Plugins) -> Plan:
+    """Return a plan whose every adapter has its table of parameters; plans of version 1 come without.
+
+    Raises: UnfitError, PluginError if a method is not installed.
+    """
+    if all(entry.adapter is None or entry.adapter.parameters for entry in plan.entries):
+        return plan
+    entries = [
+        with_settings(entry, entry.adapter.settings, plugins) if entry.adapter is not None else entry
+        for entry in plan.entries
+    ]
+    return replace(plan, entries=with_shared(entries))
+
+
+def _shared(entries: Iterable[PlanEntry]) -> Iterable[ParameterPlan]:
+    return (one for entry in entries if entry.adapter for one in entry.adapter.parameters if one.shared)
+
+
+def _adapter(module: ModuleInfo, adapt: Adapt, plugins: Plugins) -> AdapterPlan:
+    assert module.shape is not None
+    weight = module.weight
+    base = weight.dtype if weight and weight.dtype in ITEMSIZE else "bfloat16"
+    biases = [one.numel for one in module.parameters if one.name == "bias" and adapt.bias == "adapter"]
+    plan = AdapterPlan(
+        method=adapt.method,
+        settings=settings_of(adapt, plugins),
+        parameters=(),
+        dtype=DTYPES[adapt.dtype] if adapt.dtype else "bfloat16" if adapt.quant else base,
+        bias=adapt.bias,
+        lr=adapt.lr,
+        paged=adapt.paged,
+        bias_parameters=sum(biases),
+    )
+    return replace(plan, parameters=table_of(module.shape, plan, plugins, f"`{module.path}`, a {module.class_name}"))
