@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorakit.diagnostics import Diagnostic
 from lorakit.errors import SpecError
-from lorakit.language.diagnostics import Diagnostic
 from lorakit.language.files import Files, read_file, read_spec
 from lorakit.language.problems import Problems
 from lorakit.language.program import build

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
+from lorakit.diagnostics import Code
 from lorakit.hooks.options import OptionError, configure, options_of, supports_double
 from lorakit.language.amounts import LimitError
-from lorakit.language.codes import Code
 from lorakit.language.names import Rank, Scope, evaluate
 from lorakit.language.problems import Place
 from lorakit.language.spec import PluginCall, Value

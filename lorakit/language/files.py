@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lorakit.diagnostics import HELP, Code, Span, at
 from lorakit.errors import SpecError
 from lorakit.language.calls import unquoted
-from lorakit.language.codes import Code
-from lorakit.language.diagnostics import HELP, at, render
 from lorakit.language.parser import parse_syntax
 from lorakit.language.problems import Place, Problems
+from lorakit.language.render import render_text
 from lorakit.language.source import MAX_SIZE, Damage, SourceText, decode
-from lorakit.language.spec import Span
 from lorakit.language.suggestions import nearest
 from lorakit.language.syntax import IncludeNode, StatementNode, SyntaxTree
 
@@ -110,7 +109,7 @@ def read_spec(path: Path, read: Callable[[Path], bytes] = read_file) -> bytes:
         return read(path)
     except (OSError, ValueError) as error:
         found = at(Code.UNREADABLE, f"cannot read `{path}`: {reason(error)}", Span(str(path), 1, 1, 1, 1))
-        raise SpecError((found,), render((found,), {})) from error
+        raise SpecError((found,), render_text((found,), {})) from error
 
 
 def decoded(data: bytes | str, name: str) -> str:
@@ -119,7 +118,7 @@ def decoded(data: bytes | str, name: str) -> str:
     if damage is not None:
         problems = Problems()
         report_damage(Place(SourceText(name, text), problems), damage)
-        raise SpecError(tuple(problems.found), render(problems.found, {name: text}))
+        raise SpecError(tuple(problems.found), render_text(problems.found, {name: text}))
     return text
 
 

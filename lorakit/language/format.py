@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lorakit.errors import SpecError
-from lorakit.language.diagnostics import render
 from lorakit.language.files import decoded
 from lorakit.language.layout import CLOSING, INDENT, OPENING, Comment, Piece, lay_out, pieces
 from lorakit.language.parser import parse_syntax
+from lorakit.language.render import render_text
 from lorakit.language.source import SourceText
 from lorakit.language.syntax import SyntaxTree, Word
 from lorakit.language.words import CLAUSE_TERMINALS, STATEMENT_TERMINALS
@@ -26,7 +26,7 @@ def format_text(text: str, name: str = "<text>") -> str:
 def format_tree(tree: SyntaxTree) -> str:
     """Return the canonical form of a syntax tree. Raises: SpecError where something in it could not be read."""
     if tree.diagnostics:
-        raise SpecError(tree.diagnostics, render(tree.diagnostics, {tree.source.name: tree.source.text}))
+        raise SpecError(tree.diagnostics, render_text(tree.diagnostics, {tree.source.name: tree.source.text}))
     lines: list[str] = []
     for unit in _printed(_units(tree)):
         lines += unit

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from lorakit.diagnostics import Code, Span
 from lorakit.language.amounts import Amount, LimitError, UnitError, combine, literal
-from lorakit.language.codes import Code
 from lorakit.language.problems import Place
-from lorakit.language.spec import Span, Target
+from lorakit.language.spec import Target
 from lorakit.language.syntax import (
     Binary,
     ExpressionNode,

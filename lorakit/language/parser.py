@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from lorakit.language.codes import Code
-from lorakit.language.diagnostics import Diagnostic, at
+from lorakit.diagnostics import Code, Diagnostic, at
 from lorakit.language.machine import Machine, ignored, matcher
 from lorakit.language.source import SourceText
 from lorakit.language.syntax import MAX_DEPTH, NESTING, BrokenNode, StatementNode, SyntaxTree, Word

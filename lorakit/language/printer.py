@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from lorakit.diagnostics import Code, at
 from lorakit.errors import SpecError
-from lorakit.language.codes import Code
-from lorakit.language.diagnostics import at, render
 from lorakit.language.layout import flat, lay_out, pieces
+from lorakit.language.render import render_text
 from lorakit.language.spec import (
     Adapt,
     Expression,
@@ -63,7 +63,7 @@ def _checked(words: Sequence[Word]) -> Sequence[Word]:
 
 def _unwritable(message: str) -> SpecError:
     found = at(Code.UNEXPECTED, message, None)
-    return SpecError((found,), render((found,), {}))
+    return SpecError((found,), render_text((found,), {}))
 
 
 def _keyword(word: str) -> Word:

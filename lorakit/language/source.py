@@ -8,8 +8,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
-from lorakit.language.codes import Code
-from lorakit.language.spec import Span
+from lorakit.diagnostics import Code, Span
 
 # Whatever is larger is no spec, and reading it would take long
 MAX_SIZE = 2**20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from lorakit.language.diagnostics import Diagnostic
+from lorakit.diagnostics import Diagnostic
 from lorakit.language.source import SourceText
 
 

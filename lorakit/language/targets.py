@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from lorakit.language.codes import Code
+from lorakit.diagnostics import Code
 from lorakit.language.names import Scope
 from lorakit.language.problems import Place
 from lorakit.language.spec import IndexRange, Segment, Target

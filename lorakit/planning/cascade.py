@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from lorakit.diagnostics import Diagnostic, advised, at
 from lorakit.hooks.protocols import Role
-from lorakit.language.diagnostics import Diagnostic, advised, at
 from lorakit.language.spec import Adapt, Quantize, Rule, Spec, Target, Train
 from lorakit.language.suggestions import nearest
 from lorakit.planning.inventory import Inventory, ModuleInfo

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from lorakit.diagnostics import Diagnostic, at
 from lorakit.errors import PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import call_of
 from lorakit.hooks.protocols import CalibratedQuantizer, Quantizer
-from lorakit.language.diagnostics import Diagnostic, at, render
 from lorakit.language.printer import call_text
+from lorakit.language.render import render_text
 from lorakit.language.spec import Adapt, PluginCall, Quantize, Spec, Train
 from lorakit.planning import requirements
 from lorakit.planning.cascade import Decisions, decide
@@ -96,7 +97,7 @@ def _raise(findings: Iterable[Diagnostic], spec: Spec) -> None:
     }
     if unique:
         ordered = tuple(sorted(unique.values(), key=lambda finding: (finding.file, finding.line, finding.column)))
-        raise PlanError(render(ordered, spec.sources), ordered)
+        raise PlanError(render_text(ordered, spec.sources), ordered)
 
 
 def _optimizer(spec: Spec, plugins: Plugins) -> OptimizerPlan:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping
 
+from lorakit.diagnostics import Diagnostic, at
 from lorakit.language.amounts import UNITS
-from lorakit.language.diagnostics import Diagnostic, at
 from lorakit.language.quantities import QUANTITIES
 from lorakit.language.spec import Expression, Number, Operation, Quantity, Spec
 from lorakit.planning.plan import Plan

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from language_helpers import plugins
 
+from lorakit.diagnostics import Code
 from lorakit.language.analysis import analyse
 from lorakit.language.catalogue import Page, pages
-from lorakit.language.codes import Code
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "lorakit" / "language" / "pages"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from language_helpers import EXAMPLE, codes, look, survive
 
-from lorakit.language.diagnostics import render
+from lorakit.language.render import render_text
 from lorakit.language.words import CLAUSES, STATEMENTS
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.lora"))
@@ -107,7 +107,7 @@ DEEP = 100_000
 def test_monsters(text: str, code: str) -> None:
     start = time.process_time()
     analysis = look(text)
-    render(analysis.diagnostics, analysis.sources)
+    render_text(analysis.diagnostics, analysis.sources)
     assert analysis.diagnostics[0].code == code
     assert time.process_time() - start < 5
 

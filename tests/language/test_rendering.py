@@ -8,16 +8,15 @@ import unicodedata
 import pytest
 from language_helpers import look
 
+from lorakit.diagnostics import Span, at
 from lorakit.errors import SpecError
 from lorakit.language import parse
-from lorakit.language.diagnostics import at, render
-from lorakit.language.render import render_github, render_json
-from lorakit.language.spec import Span
+from lorakit.language.render import render_github, render_json, render_text
 
 
 def shown(text: str, color: bool = False) -> str:
     analysis = look(text)
-    return render(analysis.diagnostics, analysis.sources, color)
+    return render_text(analysis.diagnostics, analysis.sources, color)
 
 
 def test_the_form() -> None:
@@ -127,4 +126,4 @@ def test_github() -> None:
 
 def test_a_diagnostic_without_a_place() -> None:
     found = at("L101", "`q` matches nothing", None)
-    assert render([found], {}) == "error[L101]: `q` matches nothing\n --> <spec>:1:1"
+    assert render_text([found], {}) == "error[L101]: `q` matches nothing\n --> <spec>:1:1"
