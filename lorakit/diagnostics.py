@@ -9,75 +9,6 @@ from enum import StrEnum
 HELP = "help: "
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A piece of source text: 1-based lines and columns in code points, the end exclusive."""
-
-    file: str
-    line: int
-    column: int
-    end_line: int
-    end_column: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}"
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnostic:
-    """One finding in a spec; lines and columns are 1-based and in code points, the end is exclusive.
-
-    `suggestion` says what to do about it; `notes` are sentences, and those that help begin with `help: `.
-    """
-
-    code: str
-    severity: str
-    message: str
-    file: str
-    line: int
-    column: int
-    end_line: int
-    end_column: int
-    suggestion: str | None = None
-    notes: tuple[str, ...] = ()
-
-
-def at(
-    code: str,
-    message: str,
-    span: Span | None,
-    *,
-    suggestion: str | None = None,
-    notes: Sequence[str] = (),
-    severity: str = "error",
-) -> Diagnostic:
-    """Return a diagnostic at a span; without one, as in a Spec that no text was read for, at no place in particular."""
-    span = span or Span("<spec>", 1, 1, 1, 1)
-    return Diagnostic(
-        str(code),
-        severity,
-        message,
-        span.file,
-        span.line,
-        span.column,
-        span.end_line,
-        span.end_column,
-        suggestion,
-        tuple(notes),
-    )
-
-
-def advised(near: str | None, notes: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
-    """Return the suggestion and the notes of a diagnostic, given the word that was probably meant.
-
-    Where there is no such word, the first note of help is the suggestion.
-    """
-    if near is not None:
-        return f"did you mean `{near}`?", tuple(notes)
-    help_ = next((note for note in notes if note.startswith(HELP)), None)
-    return (help_.removeprefix(HELP) if help_ else None), tuple(note for note in notes if note is not help_)
-
-
 class Code(StrEnum):
     """What can be wrong with a spec. A code keeps its meaning for good; `lorakit explain CODE` prints its page."""
 
@@ -152,3 +83,72 @@ class Code(StrEnum):
     PROMISE_BROKEN = "L105"
     NOT_QUANTIZABLE = "L106"
     NOT_POSSIBLE_HERE = "L107"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of source text: 1-based lines and columns in code points, the end exclusive."""
+
+    file: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One finding in a spec; lines and columns are 1-based and in code points, the end is exclusive.
+
+    `suggestion` says what to do about it; `notes` are sentences, and those that help begin with `help: `.
+    """
+
+    code: str
+    severity: str
+    message: str
+    file: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+    suggestion: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def at(
+    code: Code,
+    message: str,
+    span: Span | None,
+    *,
+    suggestion: str | None = None,
+    notes: Sequence[str] = (),
+    severity: str = "error",
+) -> Diagnostic:
+    """Return a diagnostic at a span; without one, as in a Spec that no text was read for, at no place in particular."""
+    span = span or Span("<spec>", 1, 1, 1, 1)
+    return Diagnostic(
+        str(code),
+        severity,
+        message,
+        span.file,
+        span.line,
+        span.column,
+        span.end_line,
+        span.end_column,
+        suggestion,
+        tuple(notes),
+    )
+
+
+def advised(near: str | None, notes: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
+    """Return the suggestion and the notes of a diagnostic, given the word that was probably meant.
+
+    Where there is no such word, the first note of help is the suggestion.
+    """
+    if near is not None:
+        return f"did you mean `{near}`?", tuple(notes)
+    help_ = next((note for note in notes if note.startswith(HELP)), None)
+    return (help_.removeprefix(HELP) if help_ else None), tuple(note for note in notes if note is not help_)
