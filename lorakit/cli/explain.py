@@ -17,8 +17,8 @@ def explain(
 
     Example: lorakit explain L042
     """
+    from lorakit.diagnostics import Code
     from lorakit.language.catalogue import page_of, pages
-    from lorakit.language.codes import Code
 
     if not code:
         sys.stdout.write("".join(f"{page.code}  {page.title}\n" for page in pages().values()))

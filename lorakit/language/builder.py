@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from lorakit.language.syntax import (
-    MAX_DEPTH,
     Binary,
     BrokenNode,
     Call,
     Clause,
-    ExpressionNode,
     Group,
     IncludeNode,
     LetNode,
@@ -24,7 +22,6 @@ from lorakit.language.syntax import (
     StatementNode,
     StringLiteral,
     TargetList,
-    TooDeep,
     Truth,
     TupleNode,
     UseNode,
@@ -109,9 +106,8 @@ class Builder:
     def option(self, items: list[Any]) -> OptionNode:
         return OptionNode(items[0], items[1])
 
-    def tuple_(self, items: list[Any]) -> TupleNode | TooDeep:
-        start, end, depth = items[0].start_pos, items[-1].end_pos, 1 + max(item.depth for item in items[1:-1])
-        return TooDeep(start, end) if depth > MAX_DEPTH else TupleNode(tuple(items[1:-1]), start, end, depth)
+    def tuple_(self, items: list[Any]) -> TupleNode:
+        return TupleNode(tuple(items[1:-1]), items[0].start_pos, items[-1].end_pos)
 
     def string(self, items: list[Word]) -> StringLiteral:
         return StringLiteral(items[0], items[0].start_pos, items[0].end_pos)
@@ -119,18 +115,12 @@ class Builder:
     def truth(self, items: list[Word]) -> Truth:
         return Truth(items[0], items[0].start_pos, items[0].end_pos)
 
-    def binary(self, items: list[Any]) -> ExpressionNode:
+    def binary(self, items: list[Any]) -> Binary:
         left, operator, right = items
-        depth = 1 + max(left.depth, right.depth)
-        if depth > MAX_DEPTH:
-            return TooDeep(left.start, right.end)
-        return Binary(left, operator, right, left.start, right.end, depth)
+        return Binary(left, operator, right, left.start, right.end)
 
-    def negative(self, items: list[Any]) -> ExpressionNode:
-        minus, operand = items
-        if operand.depth >= MAX_DEPTH:
-            return TooDeep(minus.start_pos, operand.end)
-        return Negative(operand, minus.start_pos, operand.end, operand.depth + 1)
+    def negative(self, items: list[Any]) -> Negative:
+        return Negative(items[1], items[0].start_pos, items[1].end)
 
     def number(self, items: list[Word]) -> NumberLiteral:
         return NumberLiteral(items[0], items[0].start_pos, items[0].end_pos)
@@ -138,11 +128,8 @@ class Builder:
     def name(self, items: list[Word]) -> NameUse:
         return NameUse(items[0], items[0].start_pos, items[0].end_pos)
 
-    def group(self, items: list[Any]) -> ExpressionNode:
-        opening, inner, closing = items
-        if inner.depth >= MAX_DEPTH:
-            return TooDeep(opening.start_pos, closing.end_pos)
-        return Group(inner, opening.start_pos, closing.end_pos, inner.depth + 1)
+    def group(self, items: list[Any]) -> Group:
+        return Group(items[1], items[0].start_pos, items[2].end_pos)
 
 
 def _rule(keyword: Word, targets: tuple[Word, ...], call: Call | None, rest: list[Any], items: list[Any]) -> RuleNode:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
+from lorakit.diagnostics import Code
 from lorakit.hooks.options import OptionError, configure, options_of, supports_double
 from lorakit.language.amounts import LimitError
-from lorakit.language.codes import Code
 from lorakit.language.names import Rank, Scope, evaluate
 from lorakit.language.problems import Place
 from lorakit.language.spec import PluginCall, Value
@@ -32,11 +31,10 @@ _FAULTY = _Faulty()
 
 @dataclass
 class Calls:
-    """Reads calls, and remembers those that were found sound, since most of a program's calls are alike."""
+    """Reads calls against the installed plugins."""
 
     plugins: Plugins
     scope: Scope
-    sound: set[tuple[str, PluginCall]] = dataclasses.field(default_factory=set)
 
     def read(self, node: Call, kind: PluginKind, place: Place, rank: Rank = None) -> PluginCall | None:
         """Return the call that was written, or None where its fault has been reported. Raises: PluginError."""
@@ -48,10 +46,7 @@ class Calls:
         double = self._double(node, plugin, registry, place)
         options, sound = self._options(node, plugin, place, rank)
         call = PluginCall(node.name.value, tuple(options.items()), double or False, place.word_span(node.name))
-        if (kind.registry, call) not in self.sound:
-            sound = self._configured(plugin, call, node, place, sound)
-            if sound:
-                self.sound.add((kind.registry, call))
+        sound = self._configured(plugin, call, node, place, sound)
         return call if sound and double is not None else None
 
     def _report_unknown(self, name: Word, kind: PluginKind, registry: Mapping[str, type], place: Place) -> None:
@@ -159,7 +154,6 @@ def unquoted(word: Word) -> str:
     return re.sub(r"\\(.)", r"\1", word.value[1:-1])
 
 
-@functools.cache
 def _meant_units(plugin: type) -> dict[str, str]:
     """Return the options of a plugin, each with the unit that its field's metadata declares: `%`, `B` or none."""
     units = {field.name: str(field.metadata.get("unit", "")) for field in dataclasses.fields(plugin)}

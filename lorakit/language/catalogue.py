@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 
-from lorakit.language.codes import Code
+from lorakit.diagnostics import Code
 
 _FORM = re.compile(
     r"# \w+: (?P<title>.+)\n\n(?P<explanation>.+?)\n\n"

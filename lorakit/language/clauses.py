@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lorakit.diagnostics import Code, Span
 from lorakit.language.amounts import Amount, LimitError
 from lorakit.language.calls import Calls
-from lorakit.language.codes import Code
 from lorakit.language.names import Rank, evaluate
 from lorakit.language.problems import Place
-from lorakit.language.spec import PluginCall, Span
+from lorakit.language.spec import PluginCall
 from lorakit.language.suggestions import listed
 from lorakit.language.syntax import Call, Clause, RuleNode
 from lorakit.language.targets import read_ranges, read_targets

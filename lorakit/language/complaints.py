@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from lorakit.language.codes import Code
+from lorakit.diagnostics import Code
 from lorakit.language.expectations import expected_name
 from lorakit.language.misspelled import wrong_character, wrong_number, wrong_string, wrong_target
 from lorakit.language.scene import Complaint, Scene, shown

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from lorakit.diagnostics import Code
 from lorakit.language.amounts import UNITS
-from lorakit.language.codes import Code
 from lorakit.language.scene import Complaint, Scene, shown
 from lorakit.language.syntax import Word
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from lorakit.diagnostics import Code, Span
 from lorakit.language.amounts import Amount, LimitError, UnitError, combine, literal
-from lorakit.language.codes import Code
 from lorakit.language.problems import Place
-from lorakit.language.spec import Span, Target
+from lorakit.language.spec import Target
 from lorakit.language.syntax import (
-    MAX_DEPTH,
     Binary,
     ExpressionNode,
     Group,
@@ -92,12 +91,8 @@ def evaluate(node: ExpressionNode, scope: Scope, place: Place, rank: Rank = None
     if isinstance(node, Negative):
         operand = evaluate(node.operand, scope, place, rank)
         return None if operand is None else Amount(-operand.value, operand.unit)
-    if isinstance(node, Binary):
-        left = evaluate(node.left, scope, place, rank)
-        right = evaluate(node.right, scope, place, rank)
-        return None if left is None or right is None else _combined(node, left, right, place)
-    place.report(Code.LIMIT, f"this nests deeper than {MAX_DEPTH} levels", node.start, node.end)
-    return None
+    left, right = evaluate(node.left, scope, place, rank), evaluate(node.right, scope, place, rank)
+    return None if left is None or right is None else _combined(node, left, right, place)
 
 
 def _named(word: Word, scope: Scope, place: Place, rank: Rank) -> Amount | None:

@@ -7,11 +7,12 @@ may not, puts ERROR in the place of what it could not read, and skips to the end
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from lorakit.language.diagnostics import Diagnostic
-from lorakit.language.machine import Machine, ignored, matcher, matchers
+from lorakit.diagnostics import Code, Diagnostic, at
+from lorakit.language.machine import Machine, ignored, matcher
 from lorakit.language.source import SourceText
-from lorakit.language.syntax import SyntaxTree, Word
+from lorakit.language.syntax import MAX_DEPTH, NESTING, BrokenNode, StatementNode, SyntaxTree, Word
 from lorakit.language.words import CLAUSES, STATEMENTS
 
 # Beyond this many a file is not a spec with mistakes but something else
@@ -51,16 +52,40 @@ class _Reading:
             if not self._recover(self.position):
                 return SyntaxTree(self.source, (), tuple(self.tokens), tuple(self.diagnostics))
         result = self.machine.values[0]
-        statements = result if self.start == "start" else (result,)
+        if self.start == "start":
+            statements = tuple(map(self._shallow, result))
+        else:
+            statements = () if self._nests(result) else (result,)
         return SyntaxTree(self.source, statements, tuple(self.tokens), tuple(self.diagnostics))
+
+    def _shallow(self, statement: StatementNode) -> StatementNode:
+        """Return a statement, or one that counts as unread in the place of what nests so deep."""
+        if not self._nests(statement):
+            return statement
+        start, end = statement.start, statement.end
+        return BrokenNode((Word(self.text[start:end], "ERROR", start),), start, end)
+
+    def _nests(self, node: tuple[Any, ...]) -> bool:
+        """Return whether something in a node nests deeper than every later walk may recurse, and report it."""
+        waiting: list[tuple[Any, Any, int]] = [(node, node, 0)]
+        while waiting:
+            inner, outermost, depth = waiting.pop()
+            if isinstance(inner, NESTING):
+                outermost, depth = (outermost, depth + 1) if depth else (inner, 1)
+            if depth > MAX_DEPTH:
+                span = self.source.span(outermost.start, outermost.end)
+                self.diagnostics.append(at(Code.LIMIT, f"this nests deeper than {MAX_DEPTH} levels", span))
+                return True
+            waiting += [(item, outermost, depth) for item in inner if isinstance(item, tuple)]
+        return False
 
     def _read(self) -> bool:
         """Feed words to the machine and return whether it took them all; if not, `position` is that of the culprit."""
         text, tokens, opened = self.text, self.tokens, self.opened
-        states, feed, matches, skip = self.machine.states, self.machine.feed, matchers(), ignored()
+        states, feed, skip = self.machine.states, self.machine.feed, ignored()
         while True:
             self.position = position = skip(text, self.position).end()  # type: ignore[union-attr]
-            match = (matches[states[-1]] or matcher(states[-1]))(text, position)
+            match = matcher(states[-1])(text, position)
             if match is None:
                 return position == len(text)
             kind: str = match.lastgroup  # type: ignore[assignment]

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from lorakit.language.codes import Code
-from lorakit.language.diagnostics import Diagnostic, advised, at
+from lorakit.diagnostics import Code, Diagnostic, Span, advised, at
 from lorakit.language.source import SourceText
-from lorakit.language.spec import Span
 from lorakit.language.suggestions import nearest
 from lorakit.language.syntax import Word
 

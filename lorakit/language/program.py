@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lorakit.diagnostics import Code, Span
 from lorakit.language.calls import Calls, unquoted
 from lorakit.language.clauses import Context, rank_clause, read_clauses, read_rank
-from lorakit.language.codes import Code
 from lorakit.language.distributions import is_installed
 from lorakit.language.names import Definition, LetValue, Rank, Scope, evaluate
 from lorakit.language.problems import Place
 from lorakit.language.requires import Requires
 from lorakit.language.settings import Settings
-from lorakit.language.spec import Adapt, Optimizer, Quantize, Require, Rule, Span, Spec, Step, Train
+from lorakit.language.spec import Adapt, Optimizer, Quantize, Require, Rule, Spec, Step, Train
 from lorakit.language.syntax import (
     BrokenNode,
     Call,

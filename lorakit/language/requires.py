@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from lorakit.diagnostics import Code
 from lorakit.language.amounts import Amount, LimitError, combine
-from lorakit.language.codes import Code
 from lorakit.language.names import Scope, evaluate, report_arithmetic
 from lorakit.language.problems import Place
 from lorakit.language.spec import Expression, Number, Operation, Quantity, Require

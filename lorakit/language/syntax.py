@@ -1,13 +1,10 @@
-"""Syntax nodes: what was written, word by word, with offsets into the source; they mean nothing yet.
-
-Nodes are named tuples: a large spec has a hundred thousand of them.
-"""
+"""Syntax nodes: what was written, word by word, with offsets into the source; they mean nothing yet."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from lorakit.language.diagnostics import Diagnostic
+from lorakit.diagnostics import Diagnostic
 from lorakit.language.source import SourceText
 
 
@@ -31,7 +28,7 @@ class Word(str):
         return str(self)
 
 
-# Deeper expressions are refused where they are read, so that every later walk may recurse
+# Deeper values are refused where they are read, so that every later walk may recurse
 MAX_DEPTH = 100
 
 
@@ -41,7 +38,6 @@ class NumberLiteral(NamedTuple):
     word: Word
     start: int
     end: int
-    depth: int = 1
 
 
 class NameUse(NamedTuple):
@@ -50,7 +46,6 @@ class NameUse(NamedTuple):
     word: Word
     start: int
     end: int
-    depth: int = 1
 
 
 class Binary(NamedTuple):
@@ -61,7 +56,6 @@ class Binary(NamedTuple):
     right: ExpressionNode
     start: int
     end: int
-    depth: int
 
 
 class Negative(NamedTuple):
@@ -70,7 +64,6 @@ class Negative(NamedTuple):
     operand: ExpressionNode
     start: int
     end: int
-    depth: int
 
 
 class Group(NamedTuple):
@@ -79,15 +72,6 @@ class Group(NamedTuple):
     inner: ExpressionNode
     start: int
     end: int
-    depth: int
-
-
-class TooDeep(NamedTuple):
-    """Stands for a value that nests deeper than the language allows."""
-
-    start: int
-    end: int
-    depth: int = MAX_DEPTH
 
 
 class StringLiteral(NamedTuple):
@@ -96,7 +80,6 @@ class StringLiteral(NamedTuple):
     word: Word
     start: int
     end: int
-    depth: int = 1
 
 
 class Truth(NamedTuple):
@@ -105,7 +88,6 @@ class Truth(NamedTuple):
     word: Word
     start: int
     end: int
-    depth: int = 1
 
 
 class TupleNode(NamedTuple):
@@ -114,7 +96,9 @@ class TupleNode(NamedTuple):
     items: tuple[ValueNode, ...]
     start: int
     end: int
-    depth: int
+
+
+NESTING = (Binary, Negative, Group, TupleNode)
 
 
 class TargetList(NamedTuple):
@@ -125,7 +109,7 @@ class TargetList(NamedTuple):
     end: int
 
 
-ExpressionNode: TypeAlias = "NumberLiteral | NameUse | Binary | Negative | Group | TooDeep"
+ExpressionNode: TypeAlias = "NumberLiteral | NameUse | Binary | Negative | Group"
 ValueNode: TypeAlias = "ExpressionNode | StringLiteral | Truth | TupleNode"
 
 

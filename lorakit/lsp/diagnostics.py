@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lsprotocol import types
 
-from lorakit.language.diagnostics import HELP, Diagnostic
+from lorakit.diagnostics import HELP, Diagnostic
 from lorakit.lsp.document import Document
 from lorakit.lsp.includes import include_of
 from lorakit.lsp.model import Unreadable, model_comment

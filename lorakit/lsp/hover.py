@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorakit.diagnostics import Code, Diagnostic
 from lorakit.language.catalogue import page_of
-from lorakit.language.codes import Code
-from lorakit.language.diagnostics import Diagnostic
 from lorakit.language.problems import Place, Problems
 from lorakit.language.quantities import MEANINGS
 from lorakit.language.syntax import Word

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from lorakit.diagnostics import Code, Diagnostic, advised, at
 from lorakit.hooks.protocols import Role
-from lorakit.language.diagnostics import Diagnostic, advised, at
 from lorakit.language.spec import Adapt, Quantize, Rule, Spec, Target, Train
 from lorakit.language.suggestions import nearest
 from lorakit.planning.inventory import Inventory, ModuleInfo
@@ -70,13 +70,15 @@ class _Reach:
         )
         if found and not self.paths and not self.findings and not rule.optional:
             left_out = "`except`" if rule.excepts else "`layers`"
-            self._complain("L101", f"nothing is left of this rule: {left_out} takes out all it matched", rule)
+            self._complain(
+                Code.MATCHES_NOTHING, f"nothing is left of this rule: {left_out} takes out all it matched", rule
+            )
 
     def _select(self, target: Target, selection: Selection) -> Iterable[str]:
         matched = selection.matches(target)
         if not matched and not self.rule.optional:
             self._complain(
-                "L101",
+                Code.MATCHES_NOTHING,
                 f"`{target}` matches no module of {self._inventory.model_class}",
                 target,
                 near=_near(target, self._inventory),
@@ -111,7 +113,7 @@ class _Reach:
             note = "a plugin adds its class with the hook lorakit_describe_module" + inside
         else:
             message, note = f"`{path}`, a {module.class_name}, has no parameters to train", ""
-        self._complain("L102", message, target, note=note)
+        self._complain(Code.NOT_ADAPTABLE, message, target, note=note)
 
     def _excepted(self, selection: Selection) -> frozenset[str]:
         """Return what the `except` targets take out: the modules they match and everything inside those."""
@@ -119,13 +121,19 @@ class _Reach:
         for target in self.rule.excepts:
             paths = selection.matches(target)
             if not paths and not self.rule.optional:
-                self._complain("L101", f"`except {target}` matches no module of {self._inventory.model_class}", target)
+                self._complain(
+                    Code.MATCHES_NOTHING,
+                    f"`except {target}` matches no module of {self._inventory.model_class}",
+                    target,
+                )
             matched.update(paths)
         if not matched:
             return frozenset()
         return frozenset(path for path in self._inventory.modules if any(above in matched for above in _lineage(path)))
 
-    def _complain(self, code: str, message: str, place: Target | Rule, near: str | None = None, note: str = "") -> None:
+    def _complain(
+        self, code: Code, message: str, place: Target | Rule, near: str | None = None, note: str = ""
+    ) -> None:
         suggestion, notes = advised(near, [note] if note else [])
         self.findings.append(at(code, message, place.span, suggestion=suggestion, notes=notes))
 
@@ -177,7 +185,7 @@ def _shadowed(
     winners = {winner.span.line for path in contested if (winner := deciding.get(path)) and winner.span}
     lines = ", ".join(map(str, sorted(winners)))
     yield at(
-        "L104",
+        Code.SHADOWED,
         f"this rule decides nothing: {'lines' if len(winners) > 1 else 'line'} {lines} replaced it everywhere",
         one.rule.span,
         suggestion="remove it, move it below, or add `optional`",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from lorakit.diagnostics import Code, Diagnostic, at
 from lorakit.errors import PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import call_of
 from lorakit.hooks.protocols import CalibratedQuantizer, Quantizer
-from lorakit.language.diagnostics import Diagnostic, at, render
 from lorakit.language.printer import call_text
+from lorakit.language.render import render_text
 from lorakit.language.spec import Adapt, PluginCall, Quantize, Spec, Train
 from lorakit.planning import requirements
 from lorakit.planning.cascade import Decisions, decide
@@ -77,7 +78,7 @@ def plan_decisions(
             decided.append(make_entry(module, adapt, quantize, train, plugins))
         except UnfitError as error:
             assert adapt is not None
-            findings.append(at("L107", str(error), adapt.span))
+            findings.append(at(Code.NOT_POSSIBLE_HERE, str(error), adapt.span))
     plan = Plan(
         model_class=inventory.model_class,
         model_parameters=inventory.total_parameters,
@@ -96,7 +97,7 @@ def _raise(findings: Iterable[Diagnostic], spec: Spec) -> None:
     }
     if unique:
         ordered = tuple(sorted(unique.values(), key=lambda finding: (finding.file, finding.line, finding.column)))
-        raise PlanError(render(ordered, spec.sources), ordered)
+        raise PlanError(render_text(ordered, spec.sources), ordered)
 
 
 def _optimizer(spec: Spec, plugins: Plugins) -> OptimizerPlan:
@@ -119,14 +120,14 @@ def _problems(
         largest = module.shape.largest_rank
         if adapt.rank is not None and adapt.rank > largest:
             yield at(
-                "L103",
+                Code.RANK_TOO_LARGE,
                 f"rank {adapt.rank} is larger than `{module.path}` allows: {module.shape} has rank {largest} at most",
                 adapt.rank_span or adapt.span,
                 suggestion=f"write rank {largest} or less, or leave the module out with `except {module.path}`",
             )
         if adapt.dropout and not module.shape.called:
             yield at(
-                "L107",
+                Code.NOT_POSSIBLE_HERE,
                 f"`{module.path}` is not always called: its parent computes with its weight, where dropout cannot act",
                 adapt.span,
                 suggestion=f"leave out `dropout` for it, or the module with `except {module.path}`",
@@ -136,7 +137,7 @@ def _problems(
     weight = module.weight
     if quant and rule and module.shape and not module.shape.is_linear:
         yield at(
-            "L106",
+            Code.NOT_QUANTIZABLE,
             f"`{module.path}`, a {module.class_name}, is no linear layer: quantizers take matrices",
             quant.span or rule.span,
             suggestion=f"leave out `quant` for it, or the module with `except {module.path}`",
@@ -146,7 +147,7 @@ def _problems(
         if weight.dtype not in ITEMSIZE and stored != (wanted := plugins.quantizer(quant)):
             how = call_text(call_of(stored)) if stored else weight.dtype
             yield at(
-                "L106",
+                Code.NOT_QUANTIZABLE,
                 f"`{module.path}` holds its weight as {how}: it is quantized already, "
                 f"and this asks for {call_text(call_of(wanted))}",
                 quant.span or rule.span,
@@ -156,21 +157,21 @@ def _problems(
         if len(ends) > 1:
             others = ", ".join(f"`{end}`" for end in ends if not end.startswith(f"{module.path}."))
             yield at(
-                "L106",
+                Code.NOT_QUANTIZABLE,
                 f"`{module.path}` shares its weight with {others}: quantizing one end would keep both copies",
                 quant.span or rule.span,
                 suggestion=f"leave it as it is: `except {module.path}`",
             )
     if train and module.shape and module.shape.stored:
         yield at(
-            "L107",
+            Code.NOT_POSSIBLE_HERE,
             f"`{module.path}` is stored as {call_text(call_of(module.shape.stored))}, and cannot train in full",
             train.span,
             suggestion=f"leave it out with `except {module.path}`, or start from unquantized weights",
         )
     if adapt and train:
         yield at(
-            "L107",
+            Code.NOT_POSSIBLE_HERE,
             f"`{module.path}` is adapted by line {adapt.span.line if adapt.span else '?'} and trained in full here",
             train.span,
             suggestion=f"keep one of the two, for example with `except {module.path}`",
@@ -187,7 +188,7 @@ def _without_bias(decisions: Decisions, inventory: Inventory) -> Iterable[Diagno
     for rule, found in asked.items():
         if not found:
             yield at(
-                "L107",
+                Code.NOT_POSSIBLE_HERE,
                 "`bias adapter` trains the biases of the adapted modules, and none of them has one",
                 rule.span,
                 suggestion="leave out `bias adapter`",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.language.codes import Code
+from lorakit.diagnostics import Code
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from language_helpers import EXAMPLE, read, rule
 
+from lorakit.diagnostics import Span
 from lorakit.language.spec import (
     Adapt,
     IndexRange,
@@ -16,7 +17,6 @@ from lorakit.language.spec import (
     Quantize,
     Require,
     Segment,
-    Span,
     Spec,
     Step,
     Target,
