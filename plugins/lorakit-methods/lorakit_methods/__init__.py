@@ -1,0 +1,14 @@
+"""Methods `dora`, `ia3` and `vera`, and the starts `pissa` and `eva`."""
+
+from __future__ import annotations
+
+from lorakit import hookimpl
+from lorakit.hooks import Method
+from lorakit_methods.ia3 import IA3
+
+__all__ = ["IA3", "lorakit_methods"]
+
+
+@hookimpl
+def lorakit_methods() -> list[type[Method]]:
+    return [IA3]
