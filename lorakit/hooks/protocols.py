@@ -190,7 +190,8 @@ class Method(Protocol):
     def peft(self, entries: Sequence[PlanEntry]) -> Mapping[str, Any] | None:
         """Return `peft_type` and what else of PEFT's config says how these adapters compute, or None.
 
-        None means that PEFT cannot compute them: the folder then carries a type that PEFT refuses by name.
+        The entries are all of this method, each with its own options. None means that PEFT cannot compute them: the
+        folder then carries a type that PEFT refuses by name. A mapping whose name ends in `_pattern` is by path.
         """
 
 
