@@ -39,7 +39,8 @@ class Piece:
     """One tensor of the merged model: where it comes from, what changes it, and how it is written.
 
     `source` is the checkpoint's name, `parts` what belongs to it if it is packed, `parameter` the model's name, `entry`
-    the adapter on it, `trained` the tensor of the adapter's file that replaces it.
+    the adapter on it, `trained` the tensor of the adapter's file that replaces it, `bias_of` the adapter whose layer
+    adds it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Piece:
     trained: str | None
     shape: tuple[int, ...]
     dtype: torch.dtype | None
+    bias_of: PlanEntry | None = None
 
     @property
     def bytes(self) -> int:
@@ -195,6 +197,7 @@ class _Layouter:
             for parameter in module.parameters
         }
         self._adapted = {_weight_of(entry): entry for entry in plan.entries if entry.adapter is not None}
+        self._biases = {f"{entry.path}.bias": entry for entry in plan.entries if entry.adapter is not None}
         self._trained = {name: file for entry in plan.entries for name, file in _trained(entry, inventory, files)}
 
     def pieces(self, converts: bool) -> tuple[tuple[Piece, ...], tuple[str, ...]]:
@@ -242,6 +245,7 @@ class _Layouter:
             self._replacing(parameter),
             shape,
             self._dtypes.of(source, parameter or source),
+            self._biases.get(parameter or ""),
         )
 
     def _replacing(self, parameter: str | None) -> str | None:

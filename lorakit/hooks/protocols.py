@@ -200,7 +200,8 @@ class Adapter(Protocol):
     """The module that a method puts in a layer's place. An adapter on a parameter has no `base_layer`.
 
     Weights come and go as matrices (out_features, in_features) for linear layers whatever way they lie in memory, and
-    as the layer holds them for all others.
+    as the layer holds them for all others. Where a parent may compute with the weight of its child instead of calling
+    it, `weight` and `bias` are what this adapter makes of the base layer's, and lie as those do.
     """
 
     base_layer: nn.Module
@@ -211,7 +212,8 @@ class Adapter(Protocol):
     def exact_weight(self, weight: Tensor) -> Tensor:
         """Return the weight that computes what this adapter does over a base layer of that weight, in float32.
 
-        `weight` is float32 too. A method whose change is no change of a weight has no such function.
+        `weight` is float32 too. A method whose change is no change of a weight has no such function; one that changes
+        the bias as well has `exact_bias(bias)` beside it.
         """
 
 
