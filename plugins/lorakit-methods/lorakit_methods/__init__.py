@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from lorakit import hookimpl
 from lorakit.hooks import Method
+from lorakit_methods.dora import DoRA
 from lorakit_methods.ia3 import IA3
 
-__all__ = ["IA3", "lorakit_methods"]
+__all__ = ["IA3", "DoRA", "lorakit_methods"]
 
 
 @hookimpl
 def lorakit_methods() -> list[type[Method]]:
-    return [IA3]
+    return [DoRA, IA3]

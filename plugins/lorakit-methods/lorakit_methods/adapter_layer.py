@@ -56,18 +56,20 @@ class AdapterLayer(nn.Module, ABC):
         base: Tensor | None = getattr(self.base_layer, "bias", None)
         return base if base is None or self.is_off else self.exact_bias(base.float()).to(base.dtype)
 
-    def weight_beneath(self) -> Tensor:
-        """Return the weight that this adapter stands on, in float32, as `exact_weight` takes it.
+    def beneath(self) -> tuple[Tensor, Tensor | None]:
+        """Return the weight and the bias that this adapter stands on, in float32, as adapters see them.
 
         Adapters that serve rows of their own are not in use for the rows that this one serves.
         """
         core, *adapters = reversed(_layers_from(self)[1:])
+        bias: Tensor | None = getattr(core, "bias", None)
         with torch.no_grad():
             weight = self._turned(core.weight).float()  # type: ignore[arg-type]
             for adapter in adapters:
                 if not isinstance(adapter.strength, Tensor):
                     weight = adapter.exact_weight(weight)  # type: ignore[operator]
-        return weight
+                    bias = adapter.exact_bias(bias) if bias is not None and hasattr(adapter, "exact_bias") else bias  # type: ignore[operator]
+        return weight, bias
 
     def _turned(self, weight: Tensor) -> Tensor:
         """Return a weight as the base layer holds it the way adapters see it, or back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import tempfile
 import warnings
 from collections import OrderedDict
@@ -121,11 +122,18 @@ def assert_same(ours: nn.Module, theirs: Any, inputs: Tensor) -> None:
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-5)
 
 
-def check_against_peft(text: str, kind: str, config: Any) -> None:
-    """Compare a rule on the module `layer` with PEFT's config: after the start, and after some steps of training."""
+def check_against_peft(text: str, kind: str, config: Any, *, same_start: str) -> None:
+    """Compare a rule on the module `layer` with PEFT's config: after the start, and after some steps of training.
+
+    Tensors whose names fit `same_start` PEFT itself starts with the same values; it gets ours of all others.
+    """
     inputs = inputs_of(kind)
     ours = lorakit.apply(f"adapt layer {text} dtype fp32", model_of(kind))
     theirs = in_peft(base_for_peft(kind, ours), copy.deepcopy(config))
+    own = get_peft_model_state_dict(theirs)
+    for name, tensor in tensors_of(ours).items():
+        if re.search(same_start, name):
+            torch.testing.assert_close(tensor, own[name], rtol=1e-5, atol=1e-5)
     copied(ours, theirs)
     assert_same(ours, theirs, inputs)
     start = ours(inputs).detach()
