@@ -37,15 +37,21 @@ def peft_config(plan: Plan, model: nn.Module, plugins: Plugins, *, changes_base:
     modules = [entry.path for entry in adapted if not entry.is_parameter]
     misread = misread_by_peft(modules, model)
     parameters += [f"{path}.weight" for path in modules if path in misread]
+    trains_biases = any(entry.adapter and entry.adapter.bias == "adapter" for entry in adapted)
+    fields = _fields(adapted, plugins) if not changes_base else None
+    is_lora = fields is not None and fields["peft_type"] == "LORA"
+    # PEFT adapts parameters by plain LoRA alone, and the biases beside an adapter by what is LoRA to it
+    if fields is None or (parameters and (not is_lora or fields.get("use_dora"))) or (trains_biases and not is_lora):
+        name = "_".join(methods).upper()
+        return {"peft_type": f"{FOREIGN_TYPE}{name}{ON_CHANGED_BASE * changes_base}", **common}
     config = {
         **common,
-        **{name: _written(name, value, model, misread) for name, value in fields.items()},
+        **{name: _written(name, value, misread) for name, value in fields.items()},
         "target_modules": _short_names([path for path in modules if path not in misread], model),
         "modules_to_save": [entry.path for entry in plan.entries if entry.train] or None,
     }
-    if fields["peft_type"] == "LORA":
+    if is_lora:
         config["target_parameters"] = parameters or None
-        trains_biases = any(entry.adapter and entry.adapter.bias == "adapter" for entry in adapted)
         config["bias"] = "lora_only" if trains_biases else "none"
     return config
 
@@ -76,24 +82,20 @@ def disagreement(plan: Plan, config: Mapping[str, Any], plugins: Plugins, *, cha
 
 def _fields(adapted: Sequence[PlanEntry], plugins: Plugins) -> Mapping[str, Any] | None:
     """Return the fields of the one method that all of these have; without any, those of a LoRA of no layer."""
-    calls = {entry.adapter.method for entry in adapted if entry.adapter is not None}
+    calls = {entry.adapter.method.name: entry.adapter.method for entry in adapted if entry.adapter is not None}
     if len(calls) > 1:
         return None
     if not calls:
         from lorakit.hooks.low_rank import low_rank_fields
 
         return low_rank_fields(())
-    fields = plugins.method(calls.pop()).peft(adapted)
-    beyond_lora = any(entry.is_parameter or (entry.adapter and entry.adapter.bias == "adapter") for entry in adapted)
-    return None if fields is not None and fields["peft_type"] != "LORA" and beyond_lora else fields
+    return plugins.method(calls.popitem()[1]).peft(adapted)
 
 
-def _written(name: str, value: Any, model: nn.Module, misread: Collection[str]) -> Any:
-    """Return a method's field as PEFT writes it: patterns by path as regexes, lists of modules by their short names."""
+def _written(name: str, value: Any, misread: Collection[str]) -> Any:
+    """Return a method's field as PEFT writes it: patterns by path as regexes."""
     if name.endswith("_pattern") and isinstance(value, Mapping):
         return {_pattern(path, misread): one for path, one in value.items()}
-    if name.endswith("_modules") and isinstance(value, list):
-        return _short_names(value, model)
     return value
 
 
