@@ -8,7 +8,7 @@ from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import CalibratedQuantizer
 from lorakit.language.spec import Adapt, Quantize, Spec
 from lorakit.planning.cascade import Decisions
-from lorakit.planning.figures import numel, size, trained
+from lorakit.planning.figures import Tensor, numel, size, trained
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.plan import Plan
 
@@ -26,25 +26,30 @@ def paging_notes(plan: Plan, inventory: Inventory, plugins: Plugins) -> Iterable
     if not (plan.optimizer.paged or any(entry.adapter and entry.adapter.paged for entry in plan.entries)):
         return
     factory, name = plugins.optimizer(plan.optimizer.call), plan.optimizer.call.name
-    tensors = [
-        tensor
-        for entry in plan.entries
-        for part in trained(entry, inventory.modules[entry.path], plugins)
-        for tensor in part
-    ]
-    state = [(numel(shape), size(factory.state(shape, dtype).values())) for shape, dtype in tensors]
+    held = [(shape, factory.state(shape, dtype)) for shape, dtype in _trained(plan, inventory, plugins)]
+    whole = sum(size(state.values()) for _, state in held)
     threshold = getattr(factory, "pages_from", None)
-    if not any(held for _, held in state):
+    if not whole:
         yield f"paged: `{name}` keeps no state as it is configured, so there is nothing to page"
     elif threshold is None:
         yield f"paged: `{name}` does not page, its state stays where the parameters are"
     else:
-        paging = [held for count, held in state if count >= threshold]
+        # scales, tables and counters beside the moments stay
+        paging = [
+            size(tensor for tensor in state.values() if tensor[0] == shape)
+            for shape, state in held
+            if numel(shape) >= threshold
+        ]
         yield (
-            f"paged: on CUDA {len(paging)} of {len(state)} tensors page, with {sum(paging):,} of "
-            f"{sum(held for _, held in state):,} bytes of state: those of {threshold:,} elements and more; "
-            "on a CPU nothing changes"
+            f"paged: on CUDA {len(paging)} of {len(held)} tensors page, with {sum(paging):,} of {whole:,} bytes of "
+            f"state: those of {threshold:,} elements and more; on a CPU nothing changes"
         )
+
+
+def _trained(plan: Plan, inventory: Inventory, plugins: Plugins) -> Iterable[Tensor]:
+    for entry in plan.entries:
+        for tensors in trained(entry, inventory.modules[entry.path], plugins):
+            yield from tensors
 
 
 def _rules(spec: Spec, decisions: Decisions) -> Iterable[str]:
