@@ -42,6 +42,7 @@ def plan(
     batch: int | None = None,
     tokens: int | None = None,
     recompute: bool | None = None,
+    example: Any = None,
     trust_remote_code: bool = False,
     plugins: Plugins | None = None,
 ) -> Plan:
@@ -49,7 +50,8 @@ def plan(
 
     No weight is read. The memory forecast is for a step on batch × tokens, 1 × 512 unless given, which with `recompute`
     computes blocks again in its backward pass (gradient checkpointing). A plan made elsewhere keeps its decisions and,
-    where nothing else is said, its step; its figures are counted again.
+    where nothing else is said, its step; its figures are counted again. `example` is what a plain PyTorch model's
+    forward takes, a dict of arguments by name, a tuple, or one tensor: it shows which layers read the same tensor.
     Raises: SpecError, PlanError, ModelError.
     """
     from lorakit.application.state import adapted_state
@@ -62,7 +64,7 @@ def plan(
     module = _module(model, plugins, with_weights=False, trust_remote_code=trust_remote_code)
     # a further adapter is planned for the layers that lie under those before it
     state = adapted_state(module)
-    inventory = state.inventory if state else read_inventory(module, plugins)
+    inventory = state.inventory if state else read_inventory(module, plugins, example)
     asked = {"batch": batch, "tokens": tokens, "recompute": recompute}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if isinstance(spec, Plan):

@@ -19,7 +19,8 @@ from lorakit.planning.targets import block_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Example = Mapping[str, Any] | Sequence[Any]
+# the arguments of a forward, by name or in order, or its only one
+Example = Any
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ def _run(model: nn.Module, example: Example, hidden: Opaque) -> Dataflow:
 
     paths = stand_ins_of(model, hidden)
     watch = _Watch(paths)
-    arguments: Any = on_meta(example, {})
-    for tensor in _tensors_in(list(arguments.values() if isinstance(arguments, Mapping) else arguments)):
+    named: dict[str, Any] = on_meta(dict(example), {}) if isinstance(example, Mapping) else {}
+    ordered = () if named else on_meta(tuple(example) if isinstance(example, list | tuple) else (example,), {})
+    for tensor in _tensors_in((*ordered, *named.values())):
         # as if something before it trained, so that autograd keeps what it keeps behind an adapter
         tensor.requires_grad_(tensor.is_floating_point())
     with ExitStack() as stack:
@@ -78,10 +80,7 @@ def _run(model: nn.Module, example: Example, hidden: Opaque) -> Dataflow:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(watch.watching())
-        if isinstance(arguments, Mapping):
-            paths[""](**arguments)
-        else:
-            paths[""](*arguments)
+        paths[""](*ordered, **named)
     return watch.found()
 
 
