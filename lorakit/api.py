@@ -41,6 +41,7 @@ def plan(
     batch: int | None = None,
     tokens: int | None = None,
     recompute: bool | None = None,
+    example: Any = None,
     trust_remote_code: bool = False,
     plugins: Plugins | None = None,
 ) -> Plan:
@@ -48,14 +49,17 @@ def plan(
 
     No weight is read. The memory forecast is for a step on batch × tokens, 1 × 512 unless given, which with `recompute`
     computes blocks again in its backward pass (gradient checkpointing). A plan made elsewhere keeps its decisions and,
-    where nothing else is said, its step; its figures are counted again.
+    where nothing else is said, its step; its figures are counted again. `example` is what a plain PyTorch model's
+    forward takes, a dict of arguments by name, a tuple, or one tensor: it shows which layers read the same tensor.
     Raises: SpecError, PlanError, ModelError.
     """
     from lorakit.pipeline import decide, read_structure
 
     plugins = plugins or default_plugins()
     structure = read_structure(_source(model, trust_remote_code), plugins)
-    return decide(_decisions(spec, plugins), structure, plugins, batch=batch, tokens=tokens, recompute=recompute)
+    return decide(
+        _decisions(spec, plugins), structure, plugins, batch=batch, tokens=tokens, recompute=recompute, example=example
+    )
 
 
 def apply(

@@ -57,10 +57,12 @@ def decide(
     batch: int | None = None,
     tokens: int | None = None,
     recompute: bool | None = None,
+    example: Any = None,
 ) -> Plan:
     """Return what a spec makes of a model, for a step of 1 × 512 tokens that keeps all, unless something else is said.
 
     A plan made elsewhere keeps its decisions, and its step where nothing is said; its figures are counted again.
+    `example` is what a plain model's forward takes, to see which layers read the same tensor.
     Raises: PlanError.
     """
     from lorakit.application.state import adapted_state
@@ -70,7 +72,7 @@ def decide(
 
     # a further adapter is planned for the layers that lie under those before it
     state = adapted_state(structure)
-    inventory = state.inventory if state else read_inventory(structure, plugins)
+    inventory = state.inventory if state else read_inventory(structure, plugins, example)
     asked = {"batch": batch, "tokens": tokens, "recompute": recompute}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if not isinstance(spec, Spec):

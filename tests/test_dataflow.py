@@ -102,6 +102,7 @@ def test_a_plain_model_is_run_with_an_example_alone(rate: float, group: tuple[st
     # the code of this class tells nothing of `never`, the run does
     assert [path for path, module in found.modules.items() if module.shape and not module.shape.called] == ["never"]
     assert inventory_of(Twice(rate), {"x": torch.zeros(2, 8)}).groups == found.groups
+    assert lorakit.plan("adapt one rank 2", Twice(rate), example=torch.zeros(2, 8)).groups == found.groups
     assert inventory_of(Twice(rate), [torch.zeros(2, 9)]).groups == ()
 
 

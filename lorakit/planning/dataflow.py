@@ -6,21 +6,21 @@ parameter and buffer, and none of the hooks. So no value is read, nothing is com
 
 from __future__ import annotations
 
-import functools
 import logging
-import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lorakit.planning.stand_ins import Opaque, on_meta, stand_ins_of
 from lorakit.planning.targets import block_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Example = Mapping[str, Any] | Sequence[Any]
+# the arguments of a forward, by name or in order, or its only one
+Example = Any
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,6 @@ class Dataflow:
     kept: Kept
 
 
-# the paths of modules whose own code does not run: each answers with its inputs in so many features, or as many
-Opaque = Mapping[str, "int | None"]
-
-
 def observed(model: nn.Module, examples: Iterable[Example], opaque: Sequence[Opaque]) -> Dataflow | None:
     """Return what the first of these examples shows that the model takes, or None if it takes none on meta tensors.
 
@@ -70,13 +66,11 @@ def observed(model: nn.Module, examples: Iterable[Example], opaque: Sequence[Opa
 def _run(model: nn.Module, example: Example, hidden: Opaque) -> Dataflow:
     import torch
 
-    stand_ins = _stand_ins(model)
-    paths = {path: stand_ins[id(module)] for path, module in model.named_modules()}
-    for path, features in hidden.items():
-        vars(paths[path])["forward"] = functools.partial(_answer, features)
+    paths = stand_ins_of(model, hidden)
     watch = _Watch(paths)
-    arguments: Any = _on_meta(example, {})
-    for tensor in _tensors_in(list(arguments.values() if isinstance(arguments, Mapping) else arguments)):
+    named: dict[str, Any] = on_meta(dict(example), {}) if isinstance(example, Mapping) else {}
+    ordered = () if named else on_meta(tuple(example) if isinstance(example, list | tuple) else (example,), {})
+    for tensor in _tensors_in((*ordered, *named.values())):
         # as if something before it trained, so that autograd keeps what it keeps behind an adapter
         tensor.requires_grad_(tensor.is_floating_point())
     with ExitStack() as stack:
@@ -86,10 +80,7 @@ def _run(model: nn.Module, example: Example, hidden: Opaque) -> Dataflow:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(watch.watching())
-        if isinstance(arguments, Mapping):
-            paths[""](**arguments)
-        else:
-            paths[""](*arguments)
+        paths[""](*ordered, **named)
     return watch.found()
 
 
@@ -244,63 +235,6 @@ def _dispatch_mode(compute: Callable[[tuple[Any, ...]], None]) -> Any:
             return func(*args, **(kwargs or {}))
 
     return Mode()
-
-
-def _stand_ins(model: nn.Module) -> dict[int, nn.Module]:
-    """Return a stand-in for every module of a model, by the module's id."""
-    from torch import nn
-
-    made: dict[int, Any] = {}
-    for module in model.modules():
-        if "forward" in vars(module):
-            raise ValueError("a forward was put in the place of the class's own")
-        made[id(module)] = object.__new__(type(module))
-    fresh = vars(nn.Module())
-    for module in model.modules():
-        state = {
-            name: value if name in ("_parameters", "_buffers", "_modules", "training") else _on_meta(value, made)
-            for name, value in vars(module).items()
-        }
-        state |= {name: type(value)() for name, value in fresh.items() if name.endswith("_hooks") or "hooks_" in name}
-        state["_modules"] = {
-            name: child if child is None else made[id(child)] for name, child in module._modules.items()
-        }
-        for kind in ("_parameters", "_buffers"):
-            state[kind] = {name: _on_meta(value, made) for name, value in vars(module)[kind].items()}
-        vars(made[id(module)]).update(state, training=False)
-        if isinstance(module, nn.Embedding):
-            # so that autograd sees what follows, and keeps what it keeps when adapters train
-            trained = made[id(module)].weight
-            trained.requires_grad_(trained.is_floating_point())
-    return made
-
-
-def _on_meta(value: Any, made: dict[int, Any]) -> Any:
-    """Return a value with meta tensors for its tensors, and stand-ins for its modules, one level of containers deep."""
-    import torch
-    from torch import nn
-
-    if isinstance(value, torch.Tensor):
-        if id(value) not in made:
-            empty = torch.empty(value.shape, dtype=value.dtype, device="meta")
-            made[id(value)] = nn.Parameter(empty, requires_grad=False) if isinstance(value, nn.Parameter) else empty
-        return made[id(value)]
-    if isinstance(value, nn.Module):
-        return made.get(id(value), value)
-    if isinstance(value, types.MethodType):
-        return types.MethodType(value.__func__, made.get(id(value.__self__), value.__self__))
-    if type(value) in (list, tuple, set):
-        return type(value)(_on_meta(item, made) for item in value)
-    if isinstance(value, dict):
-        copied = value.copy()
-        copied.update({key: _on_meta(item, made) for key, item in value.items()})
-        return copied
-    return value
-
-
-def _answer(features: int | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Return something of the right shape, for which autograd keeps nothing."""
-    return x * 1 if features is None else x.sum(-1, keepdim=True).expand(*x.shape[:-1], features).clone()
 
 
 @contextmanager

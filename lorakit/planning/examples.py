@@ -15,14 +15,20 @@ SAMPLES = 16_000
 
 
 def examples_of(model: nn.Module) -> Iterator[Mapping[str, Any]]:
-    """Yield what the forward of a transformers model may take, on meta tensors; nothing for any other model."""
+    """Yield what the forward of a transformers model may take, on meta tensors; nothing for any other model.
+
+    A config that does not say how large an input is gives nothing either.
+    """
     config = getattr(model, "config", None)
     main = getattr(model, "main_input_name", None)
     if not hasattr(config, "to_dict") or main is None:
         return
     takes = inspect.signature(type(model).forward).parameters
     names = [name for name in (main, "pixel_values") if name in takes and name in SHAPES]
-    whole = {name: SHAPES[name](config, _dtype(model)) for name in dict.fromkeys(names)}
+    try:
+        whole = {name: SHAPES[name](config, _dtype(model)) for name in dict.fromkeys(names)}
+    except (AttributeError, TypeError, ValueError):
+        return
     text = {name: tensor for name, tensor in whole.items() if name == main}
     for inputs in (whole, text) if len(whole) > len(text) else (text,):
         inputs = inputs | ({"decoder_input_ids": _ids()} if "decoder_input_ids" in takes else {})

@@ -36,6 +36,14 @@ def finished(plan: Plan, inventory: Inventory, plugins: Plugins) -> Plan:
     )
 
 
+def trained(entry: PlanEntry, module: ModuleInfo, counted: set[str]) -> list[Tensor]:
+    """Return what trains of an entry; what layers share is `counted` where it comes first."""
+    adapter = entry.adapter
+    table = [one for one in adapter.parameters if one.trains and one.shared not in counted] if adapter else []
+    counted |= {one.shared for one in table if one.shared}
+    return [*((one.shape, adapter.dtype if adapter else "") for one in table), *_in_full(entry, module)]
+
+
 def numel(shape: Iterable[int]) -> int:
     """Return the elements of a tensor of this shape."""
     count = 1
@@ -64,7 +72,7 @@ def _measured(
         raise PlanError(
             f"the plan is for another model: it decides `{entry.path}`, which {inventory.model_class} lacks"
         )
-    full = full_tensors(entry, module)
+    full = _in_full(entry, module)
     adapter = entry.adapter and replace(entry.adapter, bias_parameters=sum(numel(shape) for shape, _ in full))
     table = [one for one in adapter.parameters if one.shared not in counted] if adapter else []
     counted |= {one.shared for one in table if one.shared}
@@ -87,7 +95,7 @@ def _measured(
     return replace(fresh, bytes=replace(held, extra=extra)) if extra else fresh
 
 
-def full_tensors(entry: PlanEntry, module: ModuleInfo) -> list[Tensor]:
+def _in_full(entry: PlanEntry, module: ModuleInfo) -> list[Tensor]:
     """Return what trains of the module's own: all of it by `train`, its biases by `bias adapter`."""
     if entry.adapter is not None:
         own = [one for one in module.parameters if one.name == "bias" and entry.adapter.bias == "adapter"]

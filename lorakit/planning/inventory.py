@@ -135,11 +135,11 @@ class Inventory:
         return sum(parameter.bytes for parameter in self.unique_parameters())
 
 
-def read_inventory(model: nn.Module, plugins: Plugins, example: Example | None = None) -> Inventory:
+def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) -> Inventory:
     """Return the inventory of a model, which may live on meta tensors; no value of any tensor is read.
 
-    What a layer reads, and whether it is called, comes from a forward on meta tensors with `example`, the arguments of
-    the model's forward by name or in order. A Hugging Face model needs none; any other is not run without.
+    What a layer reads, and whether it is called, comes from a forward on meta tensors with `example`: a dict of the
+    forward's arguments by name, a tuple, or one tensor. A Hugging Face model needs none; any other is not run without.
     """
     first_names: dict[int, str] = {}
     other_names: dict[str, list[str]] = {}
@@ -209,7 +209,7 @@ def stored(inventory: Inventory, plan: Plan, plugins: Plugins) -> Inventory:
     return replace(inventory, modules=modules)
 
 
-def _dataflow(model: nn.Module, infos: Mapping[str, ModuleInfo], example: Example | None) -> Dataflow | None:
+def _dataflow(model: nn.Module, infos: Mapping[str, ModuleInfo], example: Example) -> Dataflow | None:
     """Run the model on meta tensors. What is quantized is not looked into, nor experts if their code stops the run."""
     shapes = {path: info.shape for path, info in infos.items() if info.shape is not None}
     quantized: dict[str, int | None] = {path: shape.out_features for path, shape in shapes.items() if shape.stored}
