@@ -61,7 +61,7 @@ def role_summary(role: Role) -> str:
 
 def name_text(name: str, found: Name) -> str:
     """Return what a name is worth and where that is said."""
-    line = found.source.position(found.word.start_pos)[0]
+    line = found.source.position(found.word.start)[0]
     return f"`{name} = {found.shown}`\n\n{found.source.name}, line {line}"
 
 
