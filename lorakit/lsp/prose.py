@@ -14,7 +14,7 @@ from lorakit.lsp.model import Model
 from lorakit.lsp.names import Name
 
 # what `rank` says in the other clauses of its rule
-RANK = Keyword("rank", "rank N", "The rank of this rule.")
+RANK = Keyword("rank", "The rank of this rule.", takes="rank")
 
 # So many paths of a target's modules are shown
 _SHOWN = 4
