@@ -59,8 +59,7 @@ def test_forecast_of_bytes_is_what_the_model_holds() -> None:
     assert plan.memory.gradients == sum(value.grad.numel() * value.grad.element_size() for value in trained)
     optimizer.step()
     state = [tensor for slots in optimizer.state.values() for tensor in slots.values() if torch.is_tensor(tensor)]
-    moments = [tensor for tensor in state if tensor.numel() > 1]
-    assert plan.memory.optimizer == sum(tensor.numel() * tensor.element_size() for tensor in moments)
+    assert plan.memory.optimizer == sum(tensor.numel() * tensor.element_size() for tensor in state)
 
 
 @pytest.mark.parametrize("quant", ["quant nf4 double", ""])

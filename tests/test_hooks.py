@@ -17,9 +17,20 @@ from torch import Tensor, nn
 
 import lorakit
 from lorakit import plugins as composition
-from lorakit.hooks import LayerShape, ModelReference, QuantizedWeight, Quantizer, hookimpl, specs
-from lorakit.hooks.manager import Plugins
-from lorakit.planning.plan import Plan, PlanEntry
+from lorakit.hooks import (
+    LayerShape,
+    ModelReference,
+    ParameterPlan,
+    Plan,
+    PlanEntry,
+    Plugins,
+    QuantizedWeight,
+    Quantizer,
+    Settings,
+    StartContext,
+    hookimpl,
+    specs,
+)
 from lorakit.plugins import load_plugins
 
 
@@ -138,49 +149,53 @@ def test_lorakit_optimizers() -> None:
 
     plugins = plugins_of(lorakit_optimizers=lambda: [Rprop])
     model = run("adapt 0 rank 2\noptimizer rprop", one(), plugins)
-    optimizer = lorakit.optimizer(model, plugins=plugins)
+    optimizer = lorakit.optimizer(model)
     assert isinstance(optimizer, torch.optim.Rprop) and optimizer.param_groups[0]["lr"] == 0.125
     assert (
         lorakit.plan(
             lorakit.parse("adapt 0 rank 2\noptimizer rprop", plugins=plugins), one(), plugins=plugins
         ).memory.optimizer
-        == 14
+        == 2 * 4 * 28
     )
 
 
 class Scaled(nn.Module):
-    def __init__(self, base_layer: nn.Module, size: int) -> None:
+    def __init__(self, base_layer: nn.Module, factors: nn.Parameter) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.lora_A = nn.Parameter(torch.ones(1, size))
-        self.lora_B = nn.Parameter(torch.ones(size, 1))
+        self.strength = 1.0
+        self.factors = factors
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base_layer(x) * 3
+        return self.base_layer(x) * (1 + self.strength * (self.factors - 1))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Scales the outputs."""
+
+    name: ClassVar[str] = "scale"
+    clauses: ClassVar[frozenset[str]] = frozenset()
+
+    def parameters(self, layer: LayerShape, settings: Settings) -> tuple[ParameterPlan, ...]:
+        return (ParameterPlan("factors", (layer.out_features,)),)
+
+    def start(self, parameters: Any, context: StartContext) -> None:
+        parameters["factors"].fill_(3)
+
+    def adapt(self, layer: nn.Module, entry: PlanEntry, parameters: Any) -> nn.Module:
+        return Scaled(layer, **parameters)
+
+    def peft(self, entries: Sequence[PlanEntry]) -> None:
+        return None
 
 
 def test_lorakit_methods() -> None:
-    @dataclass(frozen=True)
-    class Scale:
-        """Scales the outputs."""
-
-        name: ClassVar[str] = "scale"
-        needs_rank: ClassVar[bool] = False
-
-        def parameter_shapes(self, layer: Any, rank: int | None) -> dict[str, tuple[int, ...]]:
-            return {"lora_A": (1, layer.out_features), "lora_B": (layer.out_features, 1)}
-
-        def file_names(self, layer: LayerShape) -> dict[str, str]:
-            return {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
-
-        def adapt(self, layer: nn.Module, entry: PlanEntry) -> nn.Module:
-            return Scaled(layer, 6)
-
     plugins = plugins_of(lorakit_methods=lambda: [Scale])
-    model = run("adapt 0 method scale", one(), plugins)
+    model = run("adapt 0 method scale dtype fp32", one(), plugins)
     x = torch.randn(2, 8)
     torch.testing.assert_close(model(x), 3 * one()(x))
-    assert lorakit.summary(model).added_parameters == 12
+    assert lorakit.summary(model).added_parameters == 6
 
 
 def test_lorakit_roles() -> None:
@@ -211,22 +226,22 @@ class Doubler(nn.Module):
 
 
 class DoublerLoRA(nn.Module):
-    def __init__(self, base_layer: nn.Module, rank: int) -> None:
+    def __init__(self, base_layer: nn.Module, lora_A: nn.Parameter, lora_B: nn.Parameter) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.lora_A, self.lora_B = nn.Parameter(torch.empty(rank, 4)), nn.Parameter(torch.empty(4, rank))
+        self.strength = 1.0
+        self.lora_A, self.lora_B = lora_A, lora_B
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base_layer(x) + x @ self.lora_A.T @ self.lora_B.T
+        return self.base_layer(x) + self.strength * (x @ self.lora_A.T @ self.lora_B.T)
 
 
 def describe(module: nn.Module) -> LayerShape | None:
     return LayerShape("doubler", 4, 4) if isinstance(module, Doubler) else None
 
 
-def adapt(module: nn.Module, entry: PlanEntry) -> nn.Module | None:
-    assert entry.adapter is not None and entry.adapter.rank is not None
-    return DoublerLoRA(module, entry.adapter.rank) if isinstance(module, Doubler) else None
+def adapt(module: nn.Module, entry: PlanEntry, parameters: Any) -> nn.Module | None:
+    return DoublerLoRA(module, **parameters) if isinstance(module, Doubler) else None
 
 
 def test_lorakit_describe_module() -> None:
@@ -249,7 +264,7 @@ def test_lorakit_describe_parameter() -> None:
 
 def test_lorakit_adapt_module() -> None:
     plugins = plugins_of(lorakit_describe_module=describe, lorakit_adapt_module=adapt)
-    model = run("adapt 0 rank 2", nn.Sequential(Doubler()), plugins)
+    model = run("adapt 0 rank 2 dtype fp32", nn.Sequential(Doubler()), plugins)
     x = torch.randn(3, 4)
     assert isinstance(model[0], DoublerLoRA) and torch.equal(model(x), 2 * x)
 
@@ -330,7 +345,7 @@ def test_lorakit_model_ready() -> None:
 def test_lorakit_model_merged() -> None:
     seen: list[type] = []
     plugins = plugins_of(lorakit_model_merged=lambda model: seen.append(type(model[0])))
-    lorakit.merge(run("adapt 0 rank 2", one(), plugins), plugins=plugins)
+    lorakit.merge(run("adapt 0 rank 2", one(), plugins))
     assert seen == [nn.Linear]
 
 
@@ -339,14 +354,14 @@ def test_lorakit_before_save(tmp_path: Path) -> None:
         (folder / "README.md").write_text("a model card")
 
     plugins = plugins_of(lorakit_before_save=card)
-    folder = lorakit.save(run("adapt 0 rank 2", one(), plugins), tmp_path / "adapter", plugins=plugins)
+    folder = lorakit.save(run("adapt 0 rank 2", one(), plugins), tmp_path / "adapter")
     assert (folder / "README.md").read_text() == "a model card"
 
 
 def test_lorakit_after_load(tmp_path: Path) -> None:
     seen: list[Path] = []
     plugins = plugins_of(lorakit_after_load=lambda model, folder: seen.append(folder))
-    folder = lorakit.save(run("adapt 0 rank 2", one(), plugins), tmp_path / "adapter", plugins=plugins)
+    folder = lorakit.save(run("adapt 0 rank 2", one(), plugins), tmp_path / "adapter")
     lorakit.load(folder, one(), plugins=plugins)
     assert seen == [folder]
 

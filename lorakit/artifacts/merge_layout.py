@@ -41,8 +41,8 @@ class Piece:
     """One tensor of the merged model: where it comes from, what changes it, and how it is written.
 
     `source` is the checkpoint's name, `parts` what belongs to it if it is packed, `parameter` the model's name, `entry`
-    the adapter on it, `trained` the tensor of the adapter's file that replaces it. `is_transposed` says that its layer
-    holds it as (in_features, out_features).
+    the adapter on it, `trained` the tensor of the adapter's file that replaces it, `bias_of` the adapter whose layer
+    adds it. `is_transposed` says that its layer holds it as (in_features, out_features).
     """
 
     name: str
@@ -54,6 +54,7 @@ class Piece:
     shape: tuple[int, ...]
     dtype: torch.dtype | None
     is_transposed: bool = False
+    bias_of: PlanEntry | None = None
 
     @property
     def bytes(self) -> int:
@@ -198,6 +199,7 @@ class _Layouter:
             for parameter in module.parameters
         }
         self._adapted = {Place.of(entry).weight: entry for entry in plan.entries if entry.adapter is not None}
+        self._biases = {f"{entry.path}.bias": entry for entry in plan.entries if entry.adapter is not None}
         self._trained = {name: file for entry in plan.entries for name, file in _trained(entry, inventory, files)}
 
     def pieces(self, converts: bool) -> tuple[tuple[Piece, ...], tuple[str, ...]]:
@@ -246,6 +248,7 @@ class _Layouter:
             shape,
             self._dtypes.of(source, parameter or source),
             self._is_transposed(parameter),
+            self._biases.get(parameter or ""),
         )
 
     def _is_transposed(self, parameter: str | None) -> bool:

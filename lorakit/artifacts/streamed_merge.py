@@ -70,6 +70,8 @@ def _value(piece: Piece, layout: Layout, plugins: Plugins, rounding: Rounding) -
         base = layout.stored[piece.source][...] if not piece.parts else _packed(piece, layout, plugins)
     if piece.entry is None:
         plain = base if isinstance(base, Tensor) else _lying(base.weight.detach(), piece)
+        if piece.bias_of is not None:
+            plain = _changed_bias(plain, piece.bias_of, layout, plugins)
         plain = (plain.to(piece.dtype) if piece.dtype else plain).contiguous()
         # safetensors refuses what shares memory, and other ends of a tie are read from one stored tensor
         return plain if piece.name == piece.source else plain.clone()
@@ -107,9 +109,7 @@ def _merged(base: Tensor | QuantizedLinear, entry: PlanEntry, layout: Layout, pl
         layer = _with_parameter(layout.model.get_submodule(place.module), place.parameter, base)
     else:
         layer = base
-    files = file_names(layout.plan, entry)
-    values = {one.name: layout.files.tensors[files[one.name]].float() for one in entry.adapter.parameters}
-    adapter = build_adapter(layer, entry, values, {}, plugins)
+    adapter = _adapter(layer, entry, layout, plugins)
     if place.is_parameter:
         return effective([adapter], layer.get_parameter(place.parameter), entry)[0]
     weight = layer_weight(layer, entry.shape).float()
@@ -119,6 +119,26 @@ def _merged(base: Tensor | QuantizedLinear, entry: PlanEntry, layout: Layout, pl
         weight = weight.to(layer_weight(layer, entry.shape).dtype)
     exact, _ = effective([adapter], weight, entry)
     return exact if isinstance(base, nn.Module) else canonical(exact, entry.shape)
+
+
+def _changed_bias(bias: Tensor, entry: PlanEntry, layout: Layout, plugins: Plugins) -> Tensor:
+    """Return the bias that goes with the changed weight, in its own dtype."""
+    layer = _with_parameter(layout.model.get_submodule(entry.path), "bias", bias)
+    layer._parameters["weight"] = None
+    adapter: Any = _adapter(layer, entry, layout, plugins)
+    if not hasattr(adapter, "exact_bias"):
+        return bias
+    with torch.no_grad():
+        changed: Tensor = adapter.exact_bias(bias.float())
+    return changed.to(bias.dtype)
+
+
+def _adapter(layer: nn.Module, entry: PlanEntry, layout: Layout, plugins: Plugins) -> nn.Module:
+    """Return an entry's adapter around a layer, with the values of its file in float32."""
+    assert entry.adapter is not None
+    files = file_names(layout.plan, entry)
+    values = {one.name: layout.files.tensors[files[one.name]].float() for one in entry.adapter.parameters}
+    return build_adapter(layer, entry, values, {}, plugins)
 
 
 def _with_parameter(module: nn.Module, name: str, value: Tensor) -> nn.Module:

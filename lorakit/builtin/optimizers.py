@@ -57,7 +57,9 @@ class AdamW(Adam):
             import bitsandbytes as bnb
 
             return bnb.optim.PagedAdamW(list(groups), lr=self.default_lr, **self._arguments)
-        return torch.optim.AdamW(list(groups), lr=self.default_lr, **self._arguments)
+        # one kernel for all parameters, where torch has it
+        fused = all(parameter.is_cuda for group in groups for parameter in group["params"]) or None
+        return torch.optim.AdamW(list(groups), lr=self.default_lr, fused=fused, **self._arguments)
 
     def state(self, shape: tuple[int, ...], dtype: str) -> State:
         """Return the count of steps and two moments like the parameter; bitsandbytes' paged ones are in float32."""

@@ -212,7 +212,8 @@ class Method(Protocol):
     def peft(self, entries: Sequence[PlanEntry]) -> Mapping[str, Any] | None:
         """Return `peft_type` and what else of PEFT's config says how these adapters compute, or None.
 
-        None means that PEFT cannot compute them: the folder then carries a type that PEFT refuses by name.
+        The entries are all of this method, each with its own options. None means that PEFT cannot compute them: the
+        folder then carries a type that PEFT refuses by name. A mapping whose name ends in `_pattern` is by path.
         """
 
 
@@ -221,7 +222,8 @@ class Adapter(Protocol):
     """The module that a method puts in a layer's place. An adapter on a parameter has no `base_layer`.
 
     Weights come and go as matrices (out_features, in_features) for linear layers whatever way they lie in memory, and
-    as the layer holds them for all others.
+    as the layer holds them for all others. Where a parent may compute with the weight of its child instead of calling
+    it, `weight` and `bias` are what this adapter makes of the base layer's, and lie as those do.
     """
 
     base_layer: nn.Module
@@ -232,7 +234,8 @@ class Adapter(Protocol):
     def exact_weight(self, weight: Tensor) -> Tensor:
         """Return the weight that computes what this adapter does over a base layer of that weight, in float32.
 
-        `weight` is float32 too. A method whose change is no change of a weight has no such function.
+        `weight` is float32 too. A method whose change is no change of a weight has no such function; one that changes
+        the bias as well has `exact_bias(bias)` beside it.
         """
 
 

@@ -7,10 +7,10 @@ tensor names when they come back.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from pathlib import Path
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from lorakit.artifacts.checkpoint import MODEL_WEIGHTS
@@ -37,7 +37,7 @@ def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
     marks.set_plain(model)
     trained = {one.inner for one in adapter_tensors(model, adapter_of(model))}
     left_out = [name for name in model.state_dict() if name not in trained]
-    marks.set_saving(model, MethodType(_save_adapter, model), left_out)
+    marks.set_saving(model, functools.partial(_save_adapter, model), left_out)
     if not any(_translates(hook) for hook in model._load_state_dict_pre_hooks.values()):
         model.register_load_state_dict_pre_hook(_translate_names)
 

@@ -56,16 +56,17 @@ def fills_in_place(subject: Subject, outputs: int, inputs: int, rank: int) -> No
 
 
 def start(subject: Subject, outputs: int, inputs: int, rank: int) -> None:
-    """A fresh adapter changes nothing, B·A = 0, unless the class says `changes_start = True`."""
+    """A fresh adapter changes nothing, B·A = 0, unless the class says `changes_start` or `changes_base = True`."""
     weight = random_matrix(outputs, inputs)
     lora_A, lora_B = _initialized(subject, weight, rank)
-    if getattr(subject.plugin, "changes_start", False):
+    if any(getattr(subject.plugin, name, False) for name in ("changes_start", "changes_base")):
         return
     change = float((SCALING * lora_B @ lora_A).norm() / weight.norm())
     expect(
         change < 1e-5,
         f"B·A moves the weight by {change:.2g} of its norm before any training; fill lora_B with zeros, or "
-        "declare it on the class: `changes_start: ClassVar[bool] = True`",
+        "declare it on the class: `changes_start: ClassVar[bool] = True`, or `changes_base` where B·A is to be taken "
+        "from the base weight",
     )
 
 

@@ -110,15 +110,15 @@ def start(subject: Subject, sample: Sample, device: str) -> None:
 
 
 def gradients(subject: Subject, sample: Sample, device: str) -> None:
-    """A fresh adapter can learn, later every parameter of it gets a gradient, and the base layer never does."""
+    """A fresh adapter can learn, later all that trains of it gets a gradient, and the base layer never does."""
     case = _Case(subject, sample, "fp32", device)
     x = sample.inputs(3).to(device)
     case.model.train()
     for fresh in (True, False):
         case.model.zero_grad()
         case.model(x).square().sum().backward()
-        still = [name for name, parameter in case.own.items() if parameter.grad is None or not parameter.grad.any()]
-        expect(len(still) < len(case.own), "no parameter of a fresh adapter gets a gradient: it would never learn")
+        still = [name for name, p in case.trained.items() if p.grad is None or not p.grad.any()]
+        expect(len(still) < len(case.trained), "no parameter of a fresh adapter gets a gradient: it would never learn")
         lost = [name for name, p in case.own.items() if p.grad is not None and not p.grad.isfinite().all()]
         expect(not lost, f"the gradient of {', '.join(lost)} is not finite")
         expect(fresh or not still, f"{', '.join(still)} got no gradient although the adapter is not fresh any more")
@@ -219,7 +219,7 @@ def quantized_base(subject: Subject, sample: Sample, device: str) -> None:
     case.randomize()
     before = case.model.eval()(x)
     before.square().sum().backward()
-    still = [name for name, parameter in case.own.items() if parameter.grad is None]
+    still = [name for name, parameter in case.trained.items() if parameter.grad is None]
     expect(not still, f"on a quantized layer {', '.join(still)} got no gradient")
     if hasattr(case.adapter, "exact_weight"):
         error = relative_error(lorakit.merge(case.model)(x), before)
@@ -283,6 +283,11 @@ class _Case:
     def own(self) -> dict[str, nn.Parameter]:
         """The parameters that the method added, by name."""
         return {n: p for n, p in self.adapter.named_parameters() if not n.startswith("base_layer.")}
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Those of its own that train."""
+        return {one.name: self.own[one.name] for one in self.table if one.trains}
 
     def randomize(self) -> None:
         """Move every parameter of the adapter, as training would."""
