@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
@@ -15,7 +15,7 @@ from lorakit.language.names import Rank, Scope, evaluate
 from lorakit.language.problems import Place
 from lorakit.language.spec import PluginCall, Value
 from lorakit.language.suggestions import listed
-from lorakit.language.syntax import Call, NameUse, StringLiteral, Truth, TupleNode, ValueNode, Word
+from lorakit.language.syntax import Call, TupleNode, ValueNode, Word
 from lorakit.language.words import CLAUSES, INITIALIZER, PluginKind
 
 if TYPE_CHECKING:
@@ -103,15 +103,13 @@ class Calls:
         return options, sound
 
     def _value(self, node: ValueNode, unit: str, place: Place, rank: Rank) -> Value | _Faulty:
-        if isinstance(node, StringLiteral):
-            return unquoted(node.word)
-        if isinstance(node, Truth):
-            return node.word.type == "TRUE"
+        if isinstance(node, Word) and node.type in _LITERALS:
+            return _LITERALS[node.type](node)
         if isinstance(node, TupleNode):
             items = tuple(self._value(item, unit, place, rank) for item in node.items)
             return _FAULTY if _FAULTY in items else cast("Value", items)
-        if isinstance(node, NameUse):
-            definition = self.scope.definitions.get(node.word.value)
+        if isinstance(node, Word):
+            definition = self.scope.definitions.get(node)
             if definition is not None and isinstance(definition.value, str):
                 return definition.value
         amount = evaluate(node, self.scope, place, rank)
@@ -152,6 +150,13 @@ class Calls:
 def unquoted(word: Word) -> str:
     """Return what a string in the source says."""
     return re.sub(r"\\(.)", r"\1", word.value[1:-1])
+
+
+_LITERALS: Mapping[str, Callable[[Word], Value]] = {
+    "STRING": unquoted,
+    "TRUE": lambda word: True,
+    "FALSE": lambda word: False,
+}
 
 
 def _meant_units(plugin: type) -> dict[str, str]:

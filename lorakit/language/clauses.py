@@ -149,7 +149,7 @@ def _choice(clause: Clause, keyword: Keyword, context: Context) -> str | None:
     if word in keyword.choices:
         return str(word)
     if f"{keyword.word} {word}" in NOT_YET:
-        _refuse(f"{keyword.word} {word}", word.start_pos, word.end_pos, context.place)
+        _refuse(f"{keyword.word} {word}", word.start, word.end, context.place)
     else:
         message = f"`{clause.keyword}` is {listed(keyword.choices)}, not `{word}`"
         near = context.place.nearest(word, keyword.choices)
@@ -158,7 +158,7 @@ def _choice(clause: Clause, keyword: Keyword, context: Context) -> str | None:
 
 
 def _not_yet(clause: Clause, keyword: Keyword, context: Context) -> None:
-    _refuse(keyword.word, clause.keyword.start_pos, clause.end, context.place)
+    _refuse(keyword.word, clause.keyword.start, clause.end, context.place)
 
 
 def _refuse(words: str, start: int, end: int, place: Place) -> None:

@@ -55,8 +55,8 @@ def _units(tree: SyntaxTree) -> list[_Unit]:
     text, units, inside, depth, end = tree.source.text, [_Unit()], False, 0, 0
     words = [token for token in tree.tokens if token.type != "_END"]
     for word in words:
-        gap = text[end : word.start_pos]
-        end = word.end_pos
+        gap = text[end : word.start]
+        end = word.end
         begins = word.type in STATEMENT_TERMINALS or word.type == "RBRACE"
         begins = begins or (inside and not depth and word.type in CLAUSE_TERMINALS)
         depth += (word.type in OPENING) - (word.type in CLOSING)

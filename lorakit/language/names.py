@@ -14,9 +14,7 @@ from lorakit.language.syntax import (
     Binary,
     ExpressionNode,
     Group,
-    NameUse,
     Negative,
-    NumberLiteral,
     Word,
 )
 
@@ -78,14 +76,8 @@ class Scope:
 
 def evaluate(node: ExpressionNode, scope: Scope, place: Place, rank: Rank = None) -> Amount | None:
     """Return what an expression is worth, or None where its fault has been reported."""
-    if isinstance(node, NumberLiteral):
-        try:
-            return literal(node.word.value)
-        except LimitError as error:
-            place.report(Code.LIMIT, str(error), node.start, node.end)
-            return None
-    if isinstance(node, NameUse):
-        return _named(node.word, scope, place, rank)
+    if isinstance(node, Word):
+        return _number(node, place) if node.type == "NUMBER" else _named(node, scope, place, rank)
     if isinstance(node, Group):
         return evaluate(node.inner, scope, place, rank)
     if isinstance(node, Negative):
@@ -93,6 +85,14 @@ def evaluate(node: ExpressionNode, scope: Scope, place: Place, rank: Rank = None
         return None if operand is None else Amount(-operand.value, operand.unit)
     left, right = evaluate(node.left, scope, place, rank), evaluate(node.right, scope, place, rank)
     return None if left is None or right is None else _combined(node, left, right, place)
+
+
+def _number(word: Word, place: Place) -> Amount | None:
+    try:
+        return literal(word.value)
+    except LimitError as error:
+        place.report_word(Code.LIMIT, str(error), word)
+        return None
 
 
 def _named(word: Word, scope: Scope, place: Place, rank: Rank) -> Amount | None:

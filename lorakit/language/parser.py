@@ -92,7 +92,7 @@ class _Reading:
             word = Word(match[0], kind, position)
             if kind == "_END":
                 if (opened or (tokens and tokens[-1].type == "_COMMA")) and ";" not in word:
-                    self.position = word.end_pos
+                    self.position = word.end
                     continue
                 if not feed(kind, word):
                     return False
@@ -110,7 +110,7 @@ class _Reading:
                 if kind in _BRACKETS:
                     self._track(word)
             tokens.append(word)
-            self.position = word.end_pos
+            self.position = word.end
 
     def _track(self, bracket: Word) -> None:
         if bracket.type in _OPENING:
@@ -134,9 +134,9 @@ class _Reading:
         resume = overrun[1] if overrun else self._skip(offset)
         if len(self.diagnostics) >= MAX_SYNTAX_ERRORS:
             return False
-        while self.tokens and self.tokens[-1].start_pos >= resume:
+        while self.tokens and self.tokens[-1].start >= resume:
             self.tokens.pop()
-        start = min(self.unit.start_pos if self.unit is not None else offset, resume)
+        start = min(self.unit.start if self.unit is not None else offset, resume)
         unread = Word(self.text[start:resume], "ERROR", start)
         if self.brace is None:
             self.machine.drop_to(self.base)
@@ -162,13 +162,13 @@ class _Reading:
             return (left_open, offset) if left_open is not None else None
         line_start = self.text.rfind("\n", 0, offset) + 1
         first = _BEGINNING.match(self.text, line_start)
-        if first is None or not (first.start(1) == offset or self.tokens[-1].start_pos == first.start(1)):
+        if first is None or not (first.start(1) == offset or self.tokens[-1].start == first.start(1)):
             return None
-        before = [token for token in self.tokens[-2:] if token.start_pos < line_start]
+        before = [token for token in self.tokens[-2:] if token.start < line_start]
         culprit = (
             self.opened[-1] if self.opened else before[-1] if before and before[-1].type == "_COMMA" else self.brace
         )
-        if culprit is None or culprit.start_pos >= line_start:
+        if culprit is None or culprit.start >= line_start:
             return None
         if first[1] in STATEMENTS:
             if culprit is self.brace and not self._outdented(first.start(1)):
@@ -179,7 +179,7 @@ class _Reading:
 
     def _outdented(self, offset: int) -> bool:
         assert self.statement is not None
-        return self.source.position(offset)[1] <= self.source.position(self.statement.start_pos)[1]
+        return self.source.position(offset)[1] <= self.source.position(self.statement.start)[1]
 
     def _skip(self, offset: int) -> int:
         """Return where the statement or clause that holds this offset ends."""

@@ -33,7 +33,7 @@ class Place:
         return self.source.span(start, end)
 
     def word_span(self, word: Word) -> Span:
-        return self.source.span(word.start_pos, word.end_pos)
+        return self.source.span(word.start, word.end)
 
     def nearest(self, word: str, known: Iterable[str]) -> str | None:
         """Return the known word that was probably meant, if any is near."""
@@ -47,4 +47,4 @@ class Place:
 
     def report_word(self, code: Code, message: str, word: Word, near: str | None = None, *notes: str) -> None:
         """Report a problem with one word."""
-        self.report(code, message, word.start_pos, word.end_pos, near, *notes)
+        self.report(code, message, word.start, word.end, near, *notes)

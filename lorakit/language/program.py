@@ -23,7 +23,6 @@ from lorakit.language.syntax import (
     RequireNode,
     RuleNode,
     StatementNode,
-    StringLiteral,
     TargetList,
     UseNode,
     Word,
@@ -172,8 +171,8 @@ class _Reader:
         self.scope.definitions[name] = Definition(value, span)
 
     def _value(self, node: Any, place: Place) -> LetValue:
-        if isinstance(node, StringLiteral):
-            return unquoted(node.word)
+        if isinstance(node, Word) and node.type == "STRING":
+            return unquoted(node)
         if isinstance(node, TargetList):
             return read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
         return evaluate(node, self.scope, place)

@@ -11,15 +11,15 @@ from lorakit.language.source import SourceText
 class Word(str):
     """A word of the source: which terminal of the grammar it is, and the offsets at which it begins and ends."""
 
-    __slots__ = ("end_pos", "start_pos", "type")
+    __slots__ = ("end", "start", "type")
 
     type: str
-    start_pos: int
-    end_pos: int
+    start: int
+    end: int
 
     def __new__(cls, text: str, kind: str, start: int) -> Word:
         word = str.__new__(cls, text)
-        word.type, word.start_pos, word.end_pos = kind, start, start + len(text)
+        word.type, word.start, word.end = kind, start, start + len(text)
         return word
 
     @property
@@ -30,22 +30,6 @@ class Word(str):
 
 # Deeper values are refused where they are read, so that every later walk may recurse
 MAX_DEPTH = 100
-
-
-class NumberLiteral(NamedTuple):
-    """`16`, `2e-4`, `1%` or `24GiB`."""
-
-    word: Word
-    start: int
-    end: int
-
-
-class NameUse(NamedTuple):
-    """A name in an expression: of a `let`, `rank`, or a quantity."""
-
-    word: Word
-    start: int
-    end: int
 
 
 class Binary(NamedTuple):
@@ -74,22 +58,6 @@ class Group(NamedTuple):
     end: int
 
 
-class StringLiteral(NamedTuple):
-    """`"text"`, quotes and escapes as written."""
-
-    word: Word
-    start: int
-    end: int
-
-
-class Truth(NamedTuple):
-    """`true` or `false`."""
-
-    word: Word
-    start: int
-    end: int
-
-
 class TupleNode(NamedTuple):
     """`(a, b)`."""
 
@@ -109,8 +77,9 @@ class TargetList(NamedTuple):
     end: int
 
 
-ExpressionNode: TypeAlias = "NumberLiteral | NameUse | Binary | Negative | Group"
-ValueNode: TypeAlias = "ExpressionNode | StringLiteral | Truth | TupleNode"
+# A word stands for itself: a number, a string, `true` or `false`, or a name
+ExpressionNode: TypeAlias = "Word | Binary | Negative | Group"
+ValueNode: TypeAlias = "ExpressionNode | TupleNode"
 
 
 class OptionNode(NamedTuple):
@@ -169,7 +138,7 @@ class LetNode(NamedTuple):
     """`let name = value`."""
 
     name: Word
-    value: ExpressionNode | StringLiteral | TargetList
+    value: ExpressionNode | TargetList
     start: int
     end: int
 

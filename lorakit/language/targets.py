@@ -64,7 +64,7 @@ def _read_target(word: Word, scope: Scope, roles: Mapping[str, Any], place: Plac
     try:
         target = _target(word.value)
     except _FaultError as fault:
-        start = word.start_pos
+        start = word.start
         place.report(fault.code, fault.message, start + fault.start, start + fault.end, None, *fault.notes)
         return None
     if target.role is not None and target.role not in roles:
@@ -72,9 +72,9 @@ def _read_target(word: Word, scope: Scope, roles: Mapping[str, Any], place: Plac
             return None
         near = place.nearest(target.role, roles)
         note = () if near else (f"the roles are {listed((f'@{role}' for role in roles), 'and')}",)
-        start = word.end_pos - len(target.role)
+        start = word.end - len(target.role)
         notes = (*note, *scope.absence("role", target.role))
-        place.report(Code.UNKNOWN_ROLE, f"there is no role `@{target.role}`", start, word.end_pos, near, *notes)
+        place.report(Code.UNKNOWN_ROLE, f"there is no role `@{target.role}`", start, word.end, near, *notes)
         return None
     return replace(target, span=place.word_span(word))
 

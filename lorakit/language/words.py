@@ -27,21 +27,24 @@ METHOD = PluginKind("method", "methods")
 
 @dataclass(frozen=True, slots=True)
 class Keyword:
-    """A word of the language: how it is written with what belongs to it, and what it says.
+    """A word of the language and what it says.
 
-    A clause names the `statements` that take it, the kind of value that it takes, and the field of the Spec that it
-    fills unless that is called as the clause is. A name that stands behind the word is one
-    of the `choices`, each with its meaning, or that of a plugin.
+    A clause names the `statements` that take it, the kind of value that it `takes`, and the field of the Spec that it
+    `fills` unless that is called as the clause is. A name that stands behind the word is one of the `choices`, each
+    with its meaning, or that of a plugin.
     """
 
     word: str
-    form: str
     meaning: str
     statements: tuple[str, ...] = ()
     takes: str = ""
     choices: Mapping[str, str] = field(default_factory=dict)
     plugin: PluginKind | None = None
-    spec_field: str = ""
+    fills: str = ""
+    written: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fills", self.fills or self.word)
 
     @property
     def terminal(self) -> str:
@@ -49,9 +52,19 @@ class Keyword:
         return self.word.upper()
 
     @property
-    def fills(self) -> str:
-        """The field of the Spec that it fills."""
-        return self.spec_field or self.word
+    def form(self) -> str:
+        """How it is written with what belongs to it."""
+        if self.written:
+            return self.written
+        argument = "|".join(self.choices) or _FORMS.get(self.takes, "")
+        return " ".join(filter(None, (self.word, argument, "[double]" if self.plugin is QUANTIZER else "")))
+
+
+# What stands behind a clause, by what it takes
+_FORMS = {
+    "rank": "N", "count": "N", "positive": "X", "probability": "P", "plugin": "NAME[(options)]", "ranges": "RANGE",
+    "targets": "TARGETS",
+}  # fmt: skip
 
 
 def _by_word(*keywords: Keyword) -> Mapping[str, Keyword]:
@@ -63,52 +76,52 @@ _ADAPT, _RULES, _STEP = ("adapt",), ("adapt", "quantize", "train"), ("step",)
 STATEMENTS = _by_word(
     Keyword(
         "adapt",
-        "adapt TARGETS clause…",
-        "Attaches an adapter to every module that the targets select. A later `adapt` rule that selects a module "
-        "replaces this one there, whole.",
+        "Attaches an adapter to every module that the targets select. A later `adapt` rule that selects a "
+        "module replaces this one there, whole.",
+        written="adapt TARGETS clause…",
     ),
     Keyword(
         "quantize",
-        "quantize TARGETS NAME[(options)] [double]",
         "Quantizes frozen modules without adapting them. It leaves alone what an `adapt` or a `train` rule decides.",
+        written="quantize TARGETS NAME[(options)] [double]",
         plugin=QUANTIZER,
     ),
     Keyword(
         "train",
-        "train TARGETS [lr X]",
         "Keeps the parameters of these modules trainable in full; they are saved with the adapter.",
+        written="train TARGETS [lr X]",
     ),
     Keyword(
         "optimizer",
-        "optimizer NAME[(options)] [lr X] [paged]",
         "The optimizer that `lorakit.optimizer(model)` builds; one a program.",
+        written="optimizer NAME[(options)] [lr X] [paged]",
         plugin=OPTIMIZER,
     ),
     Keyword(
         "step",
-        "step [batch N] [tokens N] [compute bf16|fp16|fp32]",
         "How one training step runs, which the forecast of memory and the training go by; one a program.",
+        written="step [batch N] [tokens N] [compute bf16|fp16|fp32]",
     ),
     Keyword(
         "let",
-        "let NAME = VALUE",
-        "Names a number, a string, or a list of targets in brackets. `--set NAME=VALUE` on the command line gives it "
-        "another value.",
+        "Names a number, a string, or a list of targets in brackets. `--set NAME=VALUE` on the command line "
+        "gives it another value.",
+        written="let NAME = VALUE",
     ),
     Keyword(
         "include",
-        'include "FILE.lora"',
         "Puts the statements of another file in this place; its path is relative to this file.",
+        written='include "FILE.lora"',
     ),
     Keyword(
         "require",
-        "require EXPRESSION COMPARISON EXPRESSION",
         "A promise that the plan must keep, such as `require trainable < 1%`.",
+        written="require EXPRESSION COMPARISON EXPRESSION",
     ),
     Keyword(
         "use",
-        "use DISTRIBUTION [>= VERSION]",
         "The plugin that this program needs; an error where it is not installed.",
+        written="use DISTRIBUTION [>= VERSION]",
     ),
 )
 
@@ -116,7 +129,6 @@ STATEMENTS = _by_word(
 CLAUSES = _by_word(
     Keyword(
         "method",
-        "method NAME[(options)]",
         "How the change of a weight is parametrized. Without this clause `lora`.",
         _ADAPT,
         "plugin",
@@ -124,22 +136,16 @@ CLAUSES = _by_word(
     ),
     Keyword(
         "rank",
-        "rank N",
-        "The inner width of the two matrices: A is N × in, B is out × N. A whole number, at least 1. In the other "
-        "clauses of the rule, `rank` is its value: `alpha 2*rank`.",
+        "The inner width of the two matrices: A is N × in, B is out × N. A whole number, at least 1. In the "
+        "other clauses of the rule, `rank` is its value: `alpha 2*rank`.",
         _ADAPT,
         "rank",
     ),
     Keyword(
-        "alpha",
-        "alpha X",
-        "The update is scaled by alpha / rank. Without this clause alpha is the rank.",
-        _ADAPT,
-        "positive",
+        "alpha", "The update is scaled by alpha / rank. Without this clause alpha is the rank.", _ADAPT, "positive"
     ),
     Keyword(
         "scaling",
-        "scaling standard|rslora",
         "What the update is scaled by.",
         _ADAPT,
         "choice",
@@ -147,30 +153,20 @@ CLAUSES = _by_word(
     ),
     Keyword(
         "dropout",
-        "dropout P",
         "The share of the adapter's inputs that training drops: 0 ≤ P < 1. Without this clause none.",
         _ADAPT,
         "probability",
     ),
     Keyword(
         "init",
-        "init NAME[(options)]",
         "The start values of an adapter. Without this clause `gaussian`: A random, B zero.",
         _ADAPT,
         "plugin",
         plugin=INITIALIZER,
     ),
-    Keyword(
-        "quant",
-        "quant NAME[(options)] [double]",
-        "Stores the frozen base weight in fewer bits.",
-        _ADAPT,
-        "plugin",
-        plugin=QUANTIZER,
-    ),
+    Keyword("quant", "Stores the frozen base weight in fewer bits.", _ADAPT, "plugin", plugin=QUANTIZER),
     Keyword(
         "dtype",
-        "dtype bf16|fp16|fp32",
         "The type of the adapter's weights. Without this clause bf16 over a quantized base, else that of the base.",
         _ADAPT,
         "choice",
@@ -182,7 +178,6 @@ CLAUSES = _by_word(
     ),
     Keyword(
         "bias",
-        "bias none|adapter",
         "Whether the biases of the adapted modules train. Without this clause `none`.",
         _ADAPT,
         "choice",
@@ -190,20 +185,12 @@ CLAUSES = _by_word(
     ),
     Keyword(
         "lr",
-        "lr X",
         "The learning rate of what this statement decides, in the place of the optimizer's.",
         ("adapt", "train", "optimizer"),
         "positive",
     ),
+    Keyword("lr_ratio", "The learning rate of B over that of A (LoRA+). Without this clause 1.", _ADAPT, "positive"),
     Keyword(
-        "lr_ratio",
-        "lr_ratio X",
-        "The learning rate of B over that of A (LoRA+). Without this clause 1.",
-        _ADAPT,
-        "positive",
-    ),
-    Keyword(
-        "paged",
         "paged",
         "Optimizer state moves to CPU memory when the accelerator's runs short.",
         ("adapt", "optimizer"),
@@ -211,47 +198,30 @@ CLAUSES = _by_word(
     ),
     Keyword(
         "layers",
-        "layers RANGE",
-        "Takes only modules in these layers of the outermost numbered container: `0..15`, `0,2,-1`. Both ends count, "
-        "negative ones from the end.",
+        "Takes only modules in these layers of the outermost numbered container: `0..15`, `0,2,-1`. Both ends"
+        " count, negative ones from the end.",
         _RULES,
         "ranges",
     ),
     Keyword(
-        "except",
-        "except TARGETS",
-        "Leaves out what these targets select, and everything inside it.",
-        _RULES,
-        "targets",
-        spec_field="excepts",
+        "except", "Leaves out what these targets select, and everything inside it.", _RULES, "targets", fills="excepts"
     ),
-    Keyword("optional", "optional", "A target that matches nothing is no error in this rule.", _RULES, "flag"),
+    Keyword("optional", "A target that matches nothing is no error in this rule.", _RULES, "flag"),
     Keyword(
-        "batch",
-        "batch N",
-        "So many rows of data go through a device in one step. A whole number, at least 1.",
-        _STEP,
-        "count",
+        "batch", "So many rows of data go through a device in one step. A whole number, at least 1.", _STEP, "count"
     ),
-    Keyword(
-        "tokens",
-        "tokens N",
-        "So many tokens has the longest row of a step. A whole number, at least 1.",
-        _STEP,
-        "count",
-    ),
+    Keyword("tokens", "So many tokens has the longest row of a step. A whole number, at least 1.", _STEP, "count"),
     Keyword(
         "memory",
-        "memory SIZE",
         "The most memory that a step may hold on a device. Not done by this lorakit yet.",
         _STEP,
         "not yet",
+        written="memory SIZE",
     ),
     Keyword(
         "compute",
-        "compute bf16|fp16|fp32",
-        "What the frozen weights are multiplied in. Without this clause bf16 where the device has it in hardware, else "
-        "fp16 on a GPU and fp32 on a CPU.",
+        "What the frozen weights are multiplied in. Without this clause bf16 where the device has it in "
+        "hardware, else fp16 on a GPU and fp32 on a CPU.",
         _STEP,
         "choice",
         {
@@ -260,7 +230,7 @@ CLAUSES = _by_word(
             "fp32": "float32",
         },
     ),
-    Keyword("capture", "capture", "The whole step runs as one graph. Not done by this lorakit yet.", _STEP, "not yet"),
+    Keyword("capture", "The whole step runs as one graph. Not done by this lorakit yet.", _STEP, "not yet"),
 )
 
 KEYWORDS: Mapping[str, Keyword] = {
@@ -269,11 +239,11 @@ KEYWORDS: Mapping[str, Keyword] = {
     **_by_word(
         Keyword(
             "double",
-            "NAME double",
             "Quantizes the scales of the quantizer once more; it stands directly behind the quantizer.",
+            written="NAME double",
         ),
-        Keyword("true", "true", "The option is on."),
-        Keyword("false", "false", "The option is off."),
+        Keyword("true", "The option is on."),
+        Keyword("false", "The option is off."),
     ),
 }
 

@@ -84,7 +84,7 @@ def _range(found: Diagnostic, document: Document) -> types.Range:
 def _include(file: str, document: Document) -> types.Range:
     """Return the range of the path that brings in a file."""
     node = include_of(file, document)
-    return document.positions.range(node.path.start_pos, node.path.end_pos) if node is not None else NOWHERE
+    return document.positions.range(node.path.start, node.path.end) if node is not None else NOWHERE
 
 
 def kept(findings: Iterable[Diagnostic], before: Document, now: Document) -> Iterator[Diagnostic]:

@@ -90,7 +90,7 @@ def _word_hint(document: Document, model: Model | Unreadable | None, offset: int
         return None
     spot = _Spot(document, model if isinstance(model, Model) else None, *found)
     text = _TEXTS[spot.word.type](spot)
-    return Hint(text, spot.word.start_pos, spot.word.end_pos) if text else None
+    return Hint(text, spot.word.start, spot.word.end) if text else None
 
 
 def _keyword(spot: _Spot) -> str:
@@ -98,7 +98,7 @@ def _keyword(spot: _Spot) -> str:
 
 
 def _target(spot: _Spot) -> str:
-    names = names_of(spot.document, spot.word.start_pos)
+    names = names_of(spot.document, spot.word.start)
     name = names.get(str(spot.word))
     is_list = name is not None and isinstance(name.value, tuple)
     place = Place(spot.document.source, Problems())

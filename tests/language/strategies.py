@@ -195,5 +195,5 @@ def _statement(draw: Callable[[Any], Any], words: Sequence[Word], text: str, ope
 def _gap(draw: Callable[[Any], Any], before: Word, word: Word, depth: int, text: str, plain: bool) -> str:
     if before.type == "_COMMA" or depth:
         return str(draw(_FREE if plain else _FREE_COMMENTS))
-    apart = text[before.end_pos : word.start_pos] != "" and "COMPARISON" not in (before.type, word.type)
+    apart = text[before.end : word.start] != "" and "COMPARISON" not in (before.type, word.type)
     return str(draw(_SOME if apart else _BLANKS))

@@ -41,8 +41,8 @@ def comments(text: str) -> list[str]:
     """Return the comments of a text, in order."""
     end, found = 0, []
     for word in parse_syntax(SourceText("", text)).tokens:
-        found += re.findall(r"#[^\n]*", text[end : word.start_pos])
-        end = word.end_pos
+        found += re.findall(r"#[^\n]*", text[end : word.start])
+        end = word.end
     return [comment.rstrip() for comment in found + re.findall(r"#[^\n]*", text[end:])]
 
 

@@ -162,7 +162,7 @@ def asserted(text: str) -> str:
         for index, word in enumerate(statement):
             scope = scope_of(statement[:index], word)
             if scope is not None:
-                line, column = tree.source.position(word.start_pos)
+                line, column = tree.source.position(word.start)
                 expected.setdefault(line, []).append(assertion(column - 1, len(word), scope))
     lines = ['# SYNTAX TEST "source.lora"']
     for number, line in enumerate(text.split("\n"), 1):
