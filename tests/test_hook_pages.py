@@ -128,12 +128,18 @@ def test_every_protocol_is_shown_with_its_methods() -> None:
 def described(title: str) -> dict[str, str]:
     """Return the rows of the table below a title on any page: what stands there with its type."""
     (text,) = [section(page, title) for page in PAGES.values() if re.search(rf"^## {title}$", page, re.M)]
-    rows = re.findall(r"^\| `(\w+)(?:\(\w*\))?` \| `(.*?)` \| \S.* \|$", text, re.M)
+    rows = re.findall(r"^\| `(\w+)(?:\([\w, ]*\))?` \| `(.*?)` \| \S.* \|$", text, re.M)
     return {name: wanted.replace("\\|", "|") for name, wanted in rows}
 
 
+def written(annotation: Any) -> str:
+    return str(getattr(annotation, "__forward_arg__", annotation))
+
+
 def what_it_has(kind: type) -> dict[str, str]:
-    """Return the fields of a dataclass, its properties and its methods, each with its type as the code writes it."""
+    """Return the fields of a dataclass or a named tuple, its properties and its methods, each with its type as the code writes it."""
+    if not dataclasses.is_dataclass(kind):
+        return dict(zip(kind.__annotations__, map(written, kind.__annotations__.values()), strict=True))
     found = {field.name: str(field.type) for field in dataclasses.fields(kind)}
     for name, value in vars(kind).items():
         function = getattr(value, "fget", None) or getattr(value, "func", None) or getattr(value, "__func__", value)
@@ -145,8 +151,7 @@ def what_it_has(kind: type) -> dict[str, str]:
 @pytest.mark.parametrize("name", sorted(hooks.__all__))
 def test_every_public_name_is_documented_with_all_that_it_has(name: str) -> None:
     value = getattr(hooks, name)
-    if dataclasses.is_dataclass(value):
-        assert isinstance(value, type)
+    if isinstance(value, type) and (dataclasses.is_dataclass(value) or issubclass(value, tuple)):
         assert described(name) == what_it_has(value)
         return
     if name in KINDS:

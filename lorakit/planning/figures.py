@@ -11,6 +11,7 @@ from lorakit.errors import PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import OptimizerFactory
 from lorakit.planning import memory
+from lorakit.planning.entries import UnfitError, completed
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.plan import Bytes, Plan, PlanEntry, RuleSummary
 from lorakit.planning.targets import container_counts
@@ -22,8 +23,13 @@ Tensor = tuple[tuple[int, ...], str]
 def finished(plan: Plan, inventory: Inventory, plugins: Plugins) -> Plan:
     """Return a plan with every figure that follows from its entries, for the step that `plan.memory` names.
 
-    Raises: PlanError if an entry decides a module that the model lacks.
+    An adapter without a table of parameters gets the one that its method gives for its settings.
+    Raises: PlanError if an entry decides a module that the model lacks, or a method does not fit its layer.
     """
+    try:
+        plan = completed(plan, plugins)
+    except UnfitError as error:
+        raise PlanError(str(error)) from error
     factory = plugins.optimizer(plan.optimizer.call)
     shared: set[str] = set()
     entries = tuple(_measured(entry, inventory, plugins, factory, shared) for entry in plan.entries)
