@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from lorakit.hooks import StartContext
 
 
+# inputs that differ by less than this, relative to their size, are all the same
+ROUNDING = 1e-6
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What is known of a layer's inputs: their number and mean, their leading directions, and all that they vary.
@@ -32,7 +36,8 @@ class Inputs:
     def explained(self) -> list[float]:
         """The share of the variance that lies along each direction."""
         squares: list[float] = self.directions.square().sum(dim=1).tolist()
-        return [square / self.variation if self.variation else 0.0 for square in squares]
+        rounding = self.count * float(self.mean.square().sum()) * ROUNDING**2
+        return [square / self.variation if self.variation > rounding else 0.0 for square in squares]
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,6 @@ class EVA:
     rho: float = field(
         default=2.0, metadata={"help": "a rank grows to so many times the planned one at most; 1 keeps all"}
     )
-    whiten: bool = field(default=False, metadata={"help": "divide each component by the root of its singular value"})
     components: int = field(
         default=128,
         metadata={"help": "the directions that are kept of each layer's inputs, the most that a rank can be"},
@@ -109,5 +113,4 @@ class EVA:
         lengths = directions.norm(dim=1, keepdim=True)
         # where the inputs vary no more there is no direction to take
         known = lengths[:, 0] > 0
-        unit = directions[known] / lengths[known]
-        lora_A[: len(directions)][known] = unit / lengths[known].sqrt() if self.whiten else unit
+        lora_A[: len(directions)][known] = directions[known] / lengths[known]
