@@ -25,12 +25,13 @@ def moved(plan: Plan, seen: Mapping[tuple[str, str], Any], plugins: Plugins) -> 
         initializer: Any = plugins.initializer(call)
         planned = {entry.path: entry.adapter.settings.rank or 0 for entry in entries if entry.adapter}
         inputs = {path: seen.get(("initializer", path)) for path in planned}
-        answer = initializer.ranks(planned, inputs)
+        who = f"initializer `{call.name}` of {plugins.origin(type(initializer))}"
+        try:
+            answer = initializer.ranks(planned, inputs)
+        except Exception as error:
+            raise PluginError(f"{who} failed to give ranks: {type(error).__name__}: {error}") from error
         if answer.keys() != planned.keys() or not all(isinstance(rank, int) and rank >= 0 for rank in answer.values()):
-            raise PluginError(
-                f"initializer `{call.name}` of {plugins.origin(type(initializer))} is to give a rank for every layer "
-                f"that it was asked for, and gave {answer!r}"
-            )
+            raise PluginError(f"{who} is to give a rank for every layer that it was asked for, and gave {answer!r}")
         ranks |= answer
     if not ranks:
         return plan

@@ -63,7 +63,8 @@ class DoRALayer(AdapterLayer):
         gain = self._by_output(self._gain(weight))
         update = self.scaling * self.low_rank(x)
         change = (gain - 1) * direct + gain * update
-        return result + (factor(self, self.strength, change) * change).to(result.dtype)
+        scaled: Tensor = factor(self, self.strength, change) * change
+        return result + scaled.to(result.dtype)
 
     def exact_weight(self, weight: Tensor) -> Tensor:
         """Return the weight that goes the way of the strength from this one to magnitude · V / ‖V‖."""
@@ -121,7 +122,7 @@ class DoRAEmbedding(DoRALayer):
     def low_rank(self, x: Tensor) -> Tensor:
         """Return (B · A)[:, i] for tokens i, times what the class multiplies what it looks up by."""
         rows = functional.linear(functional.embedding(x, self.lora_A.T), self.lora_B)
-        scale: float | Tensor = getattr(self.core, "embed_scale", 1.0)  # type: ignore[assignment]
+        scale: float | Tensor = getattr(self.core, "embed_scale", 1.0)
         return rows * scale
 
     def change(self) -> Tensor:
