@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lorakit.application.sharding import gathered, is_sharded, own_class, whole, writes
 from lorakit.application.state import state_of, unwrapped
 from lorakit.artifacts.model_folder import copy_companions, without_bars
 from lorakit.errors import ModelError
@@ -51,20 +52,35 @@ def write_base(model: nn.Module, folder: Path, plugins: Plugins) -> str:
         )
     if not layers:
         raise ModelError("nothing in this model is quantized: its base is the model that you started from")
-    own = {path: dict(_own_tensors(module, adapters)) for path, module in modules.items() if path not in layers}
+    own = {
+        path: {name: _kept(value, model) for name, value in _own_tensors(module, adapters)}
+        for path, module in modules.items()
+        if path not in layers
+    }
     held = (value.dtype for tensors in own.values() for value in tensors.values() if value.is_floating_point())
     dtype = next(held, torch.get_default_dtype())
     config: Any = copy.deepcopy(model.config)
-    config.architectures, config.dtype = [type(model).__name__], dtype
+    config.architectures, config.dtype = [own_class(model).__name__], dtype
     reason = _use_checkpoint(config, modules, layers, dtype, plugins)
     if reason:
         config.quantization_config = manifest(layers)
     for path, layer in layers.items():
-        own[path] = dict(layer.state_dict() if reason else _checkpoint(layer))
+        with gathered(layer):
+            stored = layer.state_dict() if reason else _checkpoint(layer)
+        own[path] = {name: _kept(value, model) for name, value in stored.items()}
     tensors = {f"{path}.{name}".lstrip("."): own[path][name] for path in modules for name in own[path]}
-    _save(model, folder, config, tensors, original_names=not reason)
-    copy_companions(Path(str(getattr(model, "name_or_path", ""))), folder)
+    if writes(model):
+        _save(model, folder, config, tensors, original_names=not reason)
+        copy_companions(Path(str(getattr(model, "name_or_path", ""))), folder)
     return f"in lorakit's own form: {reason}" if reason else "a checkpoint that transformers reads by itself"
+
+
+def _kept(tensor: Tensor, model: nn.Module) -> Tensor:
+    """Return a tensor for the file; one that is gathered goes to the CPU, and away where another process writes."""
+    if not is_sharded(model):
+        return tensor
+    full = whole(tensor)
+    return full.cpu() if writes(model) else full.to("meta")
 
 
 def _base_modules(module: nn.Module, adapters: Set[nn.Module], path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -129,7 +145,9 @@ def _use_checkpoint(
 
 def _save(model: nn.Module, folder: Path, config: Any, tensors: dict[str, Tensor], original_names: bool) -> None:
     # a twin has a config of its own, and nothing of what an adapted model carries to have only its adapter saved
-    twin = copy.copy(model)
+    kind = own_class(model)
+    twin = kind.__new__(kind)
+    vars(twin).update(vars(model))
     marks.clear_saving(twin)
     marks.set_plain(twin)
     if marks.stored_quantized(model) is not None:
