@@ -10,6 +10,7 @@ from typing import Any
 
 from lorakit.errors import PlanError
 from lorakit.language.spec import PluginCall
+from lorakit.language.words import choices
 from lorakit.planning import codec
 from lorakit.planning.migration import migrated
 from lorakit.values import LayerShape
@@ -51,7 +52,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         # a plan may come from a file that anyone wrote
-        _one_of("scaling", self.scaling, (None, "standard", "rslora"))
+        _one_of("scaling", self.scaling, (None, *choices("scaling")))
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank must be 1 or more, not {self.rank}")
         if self.alpha is not None and not math.isfinite(self.alpha):
@@ -114,7 +115,7 @@ class AdapterPlan:
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, tuple(DTYPES.values()))
-        _one_of("bias", self.bias, ("none", "adapter"))
+        _one_of("bias", self.bias, choices("bias"))
 
     @property
     def own(self) -> tuple[ParameterPlan, ...]:

@@ -8,6 +8,7 @@ from language_helpers import look, read
 from lorakit.language.quantities import MEANINGS, QUANTITIES
 from lorakit.language.spec import Adapt, Optimizer, Quantize, Step, Train
 from lorakit.language.words import CLAUSES, KEYWORDS, STATEMENTS, choices, clauses_of, name_fault
+from lorakit.planning.plan import DTYPES
 
 TAKEN = {"adapt": Adapt, "quantize": Quantize, "train": Train, "optimizer": Optimizer, "step": Step}
 BEFORE = {"adapt": "adapt q rank 1", "step": "step"}
@@ -25,6 +26,10 @@ def test_each_clause_fills_a_field_of_its_statement(statement: str) -> None:
     fields = TAKEN[statement].__dataclass_fields__ if statement in TAKEN else {}
     assert {clause.fills for clause in clauses_of(statement).values()} <= fields.keys()
     assert all(clause.statements for clause in CLAUSES.values())
+
+
+def test_a_plan_knows_every_dtype_that_a_spec_can_name() -> None:
+    assert set(choices("dtype")) == set(choices("compute")) == DTYPES.keys()
 
 
 @pytest.mark.parametrize("clause", [word for word, keyword in CLAUSES.items() if keyword.choices])
