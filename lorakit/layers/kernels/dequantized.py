@@ -95,6 +95,8 @@ class _Product(torch.autograd.Function):
             if ctx.scalings:
                 count = len(ctx.scalings)
                 x, thin, pairs = ctx.saved_tensors[0], ctx.saved_tensors[1:][:count], ctx.saved_tensors[1 + count :]
+                # a compiler keeps what a product reads; a copy, which it drops, leaves it to compute x again
+                x = x.clone() if torch.compiler.is_compiling() else x
                 for index, scaling in enumerate(ctx.scalings):
                     lora_A, lora_B = pairs[2 * index : 2 * index + 2]
                     of_thin = (gradient @ lora_B) * scaling
