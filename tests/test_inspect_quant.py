@@ -56,9 +56,6 @@ class Shrunk:
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         return 99.0
 
-    def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
-        return nn.functional.linear(x, self.dequantize(quantized), bias)
-
 
 @dataclass(frozen=True)
 class Observing(Shrunk):

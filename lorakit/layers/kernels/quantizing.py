@@ -43,7 +43,7 @@ def quantize_4bit(weights: Tensor, blocksize: int, quant_type: str) -> tuple[Ten
 
 
 def _packed(scaled: Tensor, thresholds: list[float], beyond: Tensor) -> Tensor:
-    """Return the ranks of values (n,), n even, among the thresholds, two a byte (n / 2,), the first in the high half."""
+    """Return the ranks among the thresholds of values (n,), n even, as bytes (n / 2,), the first in the high half."""
     # counted in the dtype of what is compared: a change of dtype on the way would cost more than all the rest
     mask, ranks = beyond[: scaled.numel()], torch.zeros_like(scaled)
     for threshold in thresholds:
