@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import lorakit
-from helpers import make_llama
+from helpers import bitsandbytes_weight, make_llama
 from lorakit.builtin.fourbit import FP4, NF4
 from lorakit.layers.quantized_linear import QuantizedLinear
 
@@ -43,7 +43,7 @@ def test_four_bits_are_bitsandbytes_own(quant: str, shape: tuple[int, int]) -> N
     )
     _, layer = quantized(quant, shape)
     assert torch.equal(layer.weight_packed, packed)
-    assert torch.equal(layer.weight, bnb_functional.dequantize_4bit(packed, state))
+    assert torch.equal(layer.weight, bitsandbytes_weight(packed, state))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
