@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lorakit.builtin.initializers import Gaussian
 from lorakit.builtin.int8 import Int8
+from lorakit.builtin.kernels import LLMInt8
 from lorakit.builtin.lora import LoRA
 from lorakit.builtin.optimizers import SGD
 from lorakit.hooks import QuantizedWeight, StartContext
@@ -21,6 +22,7 @@ from lorakit.testing import (
     CheckError,
     check_quantizer,
     initializer_checks,
+    kernel_checks,
     method_checks,
     optimizer_checks,
     quantizer_checks,
@@ -52,13 +54,25 @@ def noisy(self: Any, weight: Tensor) -> QuantizedWeight:
     return Int8.quantize(self, weight + 1e-3 * torch.randn(weight.shape).to(weight))
 
 
-def through_copy(self: Any, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
-    return nn.functional.linear(x.detach(), self.dequantize(quantized).to(x.dtype), bias)
+def dequantized(x: Tensor, base: Mapping[str, Tensor]) -> Tensor:
+    weight = Int8().dequantize(QuantizedWeight(base, tuple(base["CB"].shape), x.dtype))  # type: ignore[arg-type]
+    return nn.functional.linear(x, weight)
 
 
-def growing(self: Any, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
-    quantized.tensors["SCB"].mul_(1.001)
-    return nn.functional.linear(x, self.dequantize(quantized).to(x.dtype), bias)
+def growing(x: Tensor, base: Mapping[str, Tensor], bias: Any, low_rank: Any) -> Tensor:
+    base["SCB"].mul_(1.001)
+    return dequantized(x, base)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """Multiplies as it is told, or not at all."""
+
+    multiply: Any
+    name: str = "mine"
+
+    def linear(self, storage: Any) -> Any:
+        return self.multiply
 
 
 QUANTIZERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -77,12 +91,6 @@ QUANTIZERS: dict[str, tuple[dict[str, Any], str]] = {
     "weight-untouched": ({"quantize": lambda self, w: Int8.quantize(self, w.mul_(2))}, "changed the weight"),
     "declared-bits": ({"bits_per_weight": lambda self, shape: 8.0}, "the tensors hold"),
     "wanted-dtype": ({"dequantize": lambda self, q: Int8.dequantize(self, q).float()}, "`dequantize` returned"),
-    "forward": ({"linear": lambda self, x, q, b: Int8.linear(self, x, q, None)}, "`linear` is off by"),
-    "no-outputs": ({"linear": lambda self, x, q, b: x}, "expected (2, 0)"),
-    "input-gradient": ({"linear": through_copy}, "need no gradient although the inputs do"),
-    "autocast": ({"linear": lambda self, x, q, b: Int8.linear(self, x, q, b).float()}, "under autocast"),
-    "forward-stores-nothing": ({"linear": growing}, "a forward changed what is stored"),
-    "state-dict": ({"linear": lambda self, x, q, b: x[..., :48]}, "two layers of different weights"),
     "files": (
         {"quantize": lambda self, w: stored(self, w, lambda t: t.update(CB=t["CB"].to_sparse()))},
         "It raised",
@@ -90,6 +98,19 @@ QUANTIZERS: dict[str, tuple[dict[str, Any], str]] = {
     "module-copies": ({"__reduce__": lambda self: (str, ("",))}, "It raised"),
     "meta": ({"__deepcopy__": lambda self, memo: 1 / 0}, "ZeroDivisionError"),
 }  # fmt: skip
+
+
+KERNELS: dict[str, tuple[Kernel, str]] = {
+    "kernel-name": (Kernel(None, "no name"), "a kernel is an instance with a name"),
+    "kernel-fits": (Kernel(None), "returned None for a layer of int8"),
+    "forward": (Kernel(lambda x, base, bias, low: dequantized(x, base)), "`linear` is off by"),
+    "no-outputs": (Kernel(lambda x, base, bias, low: x), "expected (2, 0)"),
+    "input-gradient": (Kernel(lambda x, base, bias, low: dequantized(x.detach(), base)), "need no gradient although"),
+    "autocast": (Kernel(lambda x, base, bias, low: dequantized(x, base).float()), "under autocast"),
+    "adapters": (Kernel(lambda x, base, bias, low: dequantized(x, base)), "with adapters the outputs are off by"),
+    "forward-stores-nothing": (Kernel(growing), "a forward changed what is stored"),
+    "state-dict": (Kernel(lambda x, base, bias, low: x[..., :48]), "two layers of different weights"),
+}
 
 
 def failures(checks: Sequence[Check], name: str) -> list[str]:
@@ -112,9 +133,16 @@ def test_quantizers(name: str) -> None:
     assert found and words in found[0], found
 
 
-def test_every_check_of_quantizers_is_seen_to_fail() -> None:
-    names = {check.name for check in quantizer_checks(Int8)}
-    assert names == QUANTIZERS.keys()
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels(name: str) -> None:
+    kernel, words = KERNELS[name]
+    found = failures(kernel_checks(kernel, Int8), name)
+    assert found and words in found[0], found
+
+
+def test_every_check_of_quantizers_and_kernels_is_seen_to_fail() -> None:
+    names = {check.name for check in (*quantizer_checks(Int8), *kernel_checks(LLMInt8(), Int8))}
+    assert names == QUANTIZERS.keys() | KERNELS.keys()
 
 
 def test_check_quantizer_names_all_that_failed() -> None:

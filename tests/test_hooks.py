@@ -19,6 +19,7 @@ import lorakit
 from lorakit import plugins as composition
 from lorakit.hooks import (
     LayerShape,
+    Linear,
     ModelReference,
     ParameterPlan,
     Plan,
@@ -28,6 +29,7 @@ from lorakit.hooks import (
     Quantizer,
     Settings,
     StartContext,
+    Storage,
     hookimpl,
     specs,
 )
@@ -65,9 +67,6 @@ class Half:
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         return 16.0
 
-    def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
-        return nn.functional.linear(x, self.dequantize(quantized), bias)
-
 
 def test_lorakit_quantizers() -> None:
     model = run("adapt 0 rank 2 quant half(scale=2)", one(), plugins_of(lorakit_quantizers=lambda: [Half]))
@@ -75,7 +74,7 @@ def test_lorakit_quantizers() -> None:
     assert lorakit.summary(model).modules[0].bits_per_weight == 16
 
 
-def test_a_quantizer_inherits_its_product_from_the_protocol_and_nothing_else() -> None:
+def test_a_quantizer_needs_no_product_of_its_own_and_all_else() -> None:
     @dataclass(frozen=True)
     class Inherits(Quantizer):
         """Stores weights as they are."""
@@ -222,6 +221,67 @@ def test_lorakit_roles() -> None:
         "adapt @first rank 2", nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), plugins_of(lorakit_roles=lambda: [role])
     )
     assert hasattr(model[0], "lora_A") and not hasattr(model[1], "lora_A")
+
+
+@dataclass(frozen=True)
+class Doubling:
+    """Multiplies as the default does, twice as far, where it is told to fit."""
+
+    name: str = "doubling"
+    by: float = 2.0
+    fits: str = "half"
+
+    def linear(self, storage: Storage) -> Linear | None:
+        if storage.quantizer.name != self.fits:
+            return None
+        shape, dtype, quantizer = storage.shape, storage.dtype, storage.quantizer
+
+        def linear(x: Tensor, base: Any, bias: Tensor | None, low_rank: Any) -> Tensor:
+            weight = quantizer.dequantize(QuantizedWeight(base, shape, dtype))
+            result = self.by * nn.functional.linear(x, weight, bias)
+            return result + sum(one.scaling * (x @ one.A.T.to(x)) @ one.B.T.to(x) for one in low_rank)
+
+        return linear
+
+
+def test_lorakit_kernels() -> None:
+    x = torch.randn(3, 8)
+    plain = run("adapt 0 rank 2 quant half", one(), plugins_of(lorakit_quantizers=lambda: [Half]))
+    plugins = plugins_of(
+        lorakit_quantizers=lambda: [Half],
+        # the last that fits multiplies, and one that does not fit is passed over
+        lorakit_kernels=lambda: [Doubling("first", 5.0), Doubling(), Doubling("other", 7.0, "nf4")],
+    )
+    model = run("adapt 0 rank 2 quant half", one(), plugins)
+    torch.testing.assert_close(model(x), 2 * plain(x))
+    for parameters in zip(plain[0].parameters(recurse=False), model[0].parameters(recurse=False), strict=True):
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.fill_(0.1)
+    base = plain[0].base_layer(x)
+    torch.testing.assert_close(model(x) - 2 * base, plain(x) - base)
+    assert [kernel.name for kernel in plugins.kernels[:3]] == ["other", "doubling", "first"]
+
+
+def test_a_kernel_is_chosen_again_when_a_layer_moves_and_stays_with_its_copies() -> None:
+    asked: list[Storage] = []
+
+    class Asked:
+        """Notes what it is asked and never fits."""
+
+        name = "asked"
+
+        def linear(self, storage: Storage) -> None:
+            asked.append(storage)
+
+    model = run("quantize 0 nf4", one(), plugins_of(lorakit_kernels=lambda: [Asked()]))
+    before = len(asked)
+    model(torch.randn(2, 8)).sum()
+    assert len(asked) == before
+    model.to(torch.bfloat16)
+    assert asked[-1].dtype == torch.bfloat16 and asked[-1].shape == (6, 8)
+    model.to("meta")
+    assert asked[-1].device.type == "meta"
 
 
 def test_lorakit_load_model() -> None:

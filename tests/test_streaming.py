@@ -149,9 +149,6 @@ class Picky:
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         return 32
 
-    def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
-        return nn.functional.linear(x, quantized.tensors["kept"], bias)
-
 
 @dataclass(frozen=True)
 class Calibrated(Picky):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # bitsandbytes quantizes the scales in blocks of this many
 NESTED_BLOCKSIZE = 256
-# bitsandbytes takes several times a weight's memory on the CPU, so it gets no more than so many numbers at once
+# bitsandbytes may take several times a weight's memory, so it gets no more than so many numbers at once
 PIECE = 2**20
 # transformers' config cannot say another
 CHECKPOINT_BLOCKSIZE = 64
@@ -51,6 +51,10 @@ class FourBit(Quantizer):
 
     def _packed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights (n,) packed as (n / 2, 1) and their scales (n / blocksize,), both rounded up."""
+        if weights.device.type == "cpu":
+            from lorakit.layers.kernels.quantizing import quantize_4bit
+
+            return quantize_4bit(weights, self.blocksize, self.name)
         import bitsandbytes.functional as bnb
         import torch
 

@@ -86,7 +86,8 @@ def sizes_and_dtypes(subject: Subject, shape: tuple[int, int], dtype: torch.dtyp
     for name, tensor in quantized.tensors.items():
         expect(isinstance(tensor, Tensor), f"tensors[{name!r}] is a {type(tensor).__name__}, not a tensor")
         expect(type(tensor) is Tensor, f"tensors[{name!r}] is a {type(tensor).__name__}; files hold plain tensors")
-        expect(name.isidentifier(), f"{name!r} in tensors is no identifier, and becomes the name of a buffer")
+        expect(name.isidentifier(), f"{name!r} in tensors is no identifier, and becomes the name of a parameter")
+        expect(tensor.ndim > 0, f"tensors[{name!r}] has no dimension, and cannot be sharded; store it as (1,)")
         expect(tensor.device == weight.device, f"tensors[{name!r}] is on {tensor.device}, the weight on {device}")
         expect(not tensor.requires_grad, f"tensors[{name!r}] requires a gradient; a stored weight is frozen")
     back = quantizer.dequantize(quantized)

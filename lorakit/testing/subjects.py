@@ -24,11 +24,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Subject:
-    """A plugin class of one kind, such as `quantizer`, and the options that it is tested with."""
+    """A plugin class of one kind, such as `quantizer`, and the options that it is tested with.
+
+    `kernels` are those that layers of a quantizer ask; None for all that are installed.
+    """
 
     plugin: Any
     kind: str
     options: Mapping[str, Any]
+    kernels: tuple[Any, ...] | None = None
 
     @property
     def call(self) -> PluginCall:

@@ -66,11 +66,9 @@ def dequantize_4bit(
 ) -> Tensor:
     """Return the weight of this shape from `packed` and `absmax`, which is doubled if `nested_absmax` is there."""
     packed, absmax = tensors["packed"], tensors["absmax"]
-    weight: Tensor
     if "nested_absmax" not in tensors:
-        weight = torch.ops.bitsandbytes.dequantize_4bit.default(packed, absmax, blocksize, quant_type, shape, dtype)
-        return weight
-    weight = torch.ops.lorakit.dequantize_nested_4bit.default(
+        return _dequantized(packed, absmax, blocksize, quant_type, shape, dtype)
+    weight: Tensor = torch.ops.lorakit.dequantize_nested_4bit.default(
         packed, absmax, tensors["nested_absmax"], tensors["nested_offset"], blocksize, quant_type, shape, dtype
     )
     return weight
@@ -90,10 +88,19 @@ def _in_two_steps(
     scales = torch.ops.bitsandbytes.dequantize_blockwise.default(
         absmax, nested_absmax, levels(DOUBLE, absmax.device), NESTED_BLOCKSIZE, torch.float32
     )
-    weight: Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(
-        packed, scales.add_(nested_offset), blocksize, quant_type, shape, dtype
-    )
-    return weight
+    return _dequantized(packed, scales.add_(nested_offset), blocksize, quant_type, shape, dtype)
+
+
+def _dequantized(
+    packed: Tensor, absmax: Tensor, blocksize: int, quant_type: str, shape: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    # bitsandbytes 0.50 gives weights of rows that are no whole blocks wrong scales on processors with AVX-512
+    lies = shape
+    if shape[1] % blocksize:
+        count = shape[0] * shape[1]
+        lies = (1, count) if count % blocksize else (count // blocksize, blocksize)
+    weight: Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(packed, absmax, blocksize, quant_type, lies, dtype)
+    return weight if lies is shape else weight.view(shape)
 
 
 @torch.library.register_fake("lorakit::dequantize_nested_4bit", lib=_LIBRARY)
