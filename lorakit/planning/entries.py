@@ -194,7 +194,7 @@ def _trained_in_full(module: ModuleInfo, adapt: Adapt | None, train: Train | Non
 
 
 def _bytes(parameters: Iterable[ParameterPlan], adapter: AdapterPlan | None) -> int:
-    return sum(one.numel * ITEMSIZE[adapter.dtype] for one in parameters) if adapter else 0
+    return sum(one.numel * ITEMSIZE[one.dtype or adapter.dtype] for one in parameters) if adapter else 0
 
 
 def _optimizer_bytes(
@@ -202,4 +202,8 @@ def _optimizer_bytes(
 ) -> int:
     if adapter is None:
         return 0
-    return sum(factory.state_bytes(math.prod(one.shape), ITEMSIZE[adapter.dtype]) for one in parameters if one.trains)
+    return sum(
+        factory.state_bytes(math.prod(one.shape), ITEMSIZE[one.dtype or adapter.dtype])
+        for one in parameters
+        if one.trains
+    )
