@@ -98,24 +98,6 @@ def test_a_quantizer_needs_no_product_of_its_own_and_all_else() -> None:
         plugins_of(lorakit_quantizers=lambda: [dataclass(frozen=True)(incomplete)])
 
 
-def test_lorakit_kernels() -> None:
-    seen: list[Any] = []
-
-    def threefold(x: Tensor, base: Any, bias: Tensor | None, low_rank: Any) -> Tensor:
-        return 3 * x @ base["half"].to(x.dtype).T
-
-    def linear(storage: Any) -> Any:
-        seen.append((storage.quantizer, storage.shape, storage.dtype, storage.device))
-        return threefold if isinstance(storage.quantizer, Half) else None
-
-    kernel = types.SimpleNamespace(name="threefold", linear=linear)
-    plugins = plugins_of(lorakit_quantizers=lambda: [Half], lorakit_kernels=lambda: [kernel])
-    model, x = run("quantize 0 half", one(), plugins), torch.randn(2, 8)
-    torch.testing.assert_close(model(x), 3 * x @ one()[0].weight.T, rtol=1e-2, atol=1e-2)
-    assert (Half(), (6, 8), torch.float32, torch.device("cpu")) in seen
-    assert type(run("quantize 0 nf4", one(), plugins)[0](x)) is Tensor and len(seen) > 1
-
-
 def test_lorakit_initializers() -> None:
     @dataclass(frozen=True)
     class FromWeight:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ from lorakit.application.snapshot import unchanged_on_failure
 from lorakit.application.starting import Pair, Started, Starter
 from lorakit.application.state import DEFAULT, Adapted, NamedAdapter, adapted_state, attach
 from lorakit.application.storing import check_stored, layer_weight, quantized_layer, with_weight
-from lorakit.application.switching import remember_base, use
+from lorakit.application.switching import disabled, remember_base, use
 from lorakit.errors import ModelError, PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.layers.quantized_linear import QuantizedLinear
@@ -71,7 +72,9 @@ def apply_plan(
             _check(plan, model, modules)
             # taken over before the model runs, since bitsandbytes' own layers may repack their weights when they do
             converted = _converted(model, plugins)
-            seen = observe(plan, model, plugins, calibration, initialize=initialize)
+            # a new adapter is alone in use, and so sees what the base alone computes
+            with disabled(model, state) if state is not None else nullcontext():
+                seen = observe(plan, model, plugins, calibration, initialize=initialize)
             inventory = state.inventory if state else inventory or read_inventory(model, plugins)
             if initialize and (after := moved(plan, seen, plugins)) is not plan:
                 plan = finished(after, inventory, plugins)

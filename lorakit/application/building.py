@@ -26,11 +26,11 @@ def build_adapter(
     """
     assert entry.adapter is not None
     device = _device(layer, entry)
-    dtype: torch.dtype = getattr(torch, entry.adapter.dtype)
     parameters = {}
     for one in entry.adapter.parameters:
         held = shared.get(one.shared) if one.shared else None
         if held is None:
+            dtype = getattr(torch, one.dtype or entry.adapter.dtype)
             held = _parameter(one, values.get(one.name), dtype, device)
             if one.shared:
                 shared[one.shared] = held

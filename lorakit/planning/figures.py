@@ -47,7 +47,8 @@ def trained(entry: PlanEntry, module: ModuleInfo, counted: set[str]) -> list[Ten
     adapter = entry.adapter
     table = [one for one in adapter.parameters if one.trains and one.shared not in counted] if adapter else []
     counted |= {one.shared for one in table if one.shared}
-    return [*((one.shape, adapter.dtype if adapter else "") for one in table), *_in_full(entry, module)]
+    dtype = adapter.dtype if adapter else ""
+    return [*((one.shape, one.dtype or dtype) for one in table), *_in_full(entry, module)]
 
 
 def numel(shape: Iterable[int]) -> int:
@@ -83,7 +84,7 @@ def _measured(
     table = [one for one in adapter.parameters if one.shared not in counted] if adapter else []
     counted |= {one.shared for one in table if one.shared}
     dtype = adapter.dtype if adapter else ""
-    trained = [*((one.shape, dtype) for one in table if one.trains), *full]
+    trained = [*((one.shape, one.dtype or dtype) for one in table if one.trains), *full]
     before = sum(parameter.bytes for parameter in module.parameters)
     after = before
     if entry.quant and module.weight and module.shape:
@@ -92,7 +93,7 @@ def _measured(
     held = Bytes(
         weight_before=before,
         weight_after=after,
-        adapter=size((one.shape, dtype) for one in table),
+        adapter=size((one.shape, one.dtype or dtype) for one in table),
         gradient=size(trained),
         optimizer=sum(size(factory.state(*tensor).values()) for tensor in trained),
     )

@@ -87,8 +87,9 @@ def parameters(subject: Subject, sample: Sample, dtype: str) -> None:
     found = {name: tuple(parameter.shape) for name, parameter in own.items()}
     expect(found == promised, f"the adapter holds {found}, and `parameters` promised {promised}")
     wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
-    others = [f"{name} {parameter.dtype}" for name, parameter in own.items() if parameter.dtype != wanted]
-    expect(not others, f"the plan says {wanted}, and the adapter holds {', '.join(others)}")
+    given = {one.name: getattr(torch, one.dtype) if one.dtype else wanted for one in case.table}
+    others = [f"{name} {parameter.dtype}" for name, parameter in own.items() if parameter.dtype != given[name]]
+    expect(not others, f"the plan says {given}, and the adapter holds {', '.join(others)}")
     trains = {one.name: one.trains for one in case.table}
     frozen = [name for name, parameter in own.items() if parameter.requires_grad != trains[name]]
     expect(not frozen, f"{', '.join(frozen)} do not train as the table says")

@@ -40,7 +40,8 @@ class DoRA:
         if layer.is_parameter:
             return []
         shape = (1, layer.out_features, *(1 for _ in layer.kernel)) if layer.kernel else (layer.out_features,)
-        magnitude = ParameterPlan("magnitude", shape, file_name="lora_magnitude_vector")
+        # in 16 bits the magnitudes would not be the lengths, and a fresh adapter would change the weight
+        magnitude = ParameterPlan("magnitude", shape, file_name="lora_magnitude_vector", dtype="float32")
         return [*low_rank_table(layer, settings), magnitude]
 
     def start(self, parameters: Mapping[str, Tensor], context: StartContext) -> None:

@@ -77,9 +77,10 @@ class DoRALayer(AdapterLayer):
     def _gain(self, weight: Tensor) -> Tensor:
         """Return magnitude / ‖V‖ (outputs,), with the norm as a constant."""
         directed = weight + self.scaling * self.change().detach()
-        norm = directed.transpose(0, self.along).flatten(1).norm(dim=1)
-        # an output that nothing reaches has no direction yet
-        return self.magnitude.flatten().float() / norm.masked_fill(norm == 0, 1.0)
+        norm: Tensor = directed.transpose(0, self.along).flatten(1).norm(dim=1)
+        # an output that nothing reaches has no direction, and the magnitude 0
+        lengths: Tensor = self.magnitude.flatten().float()
+        return lengths / norm.masked_fill(norm == 0, 1.0)
 
     def _by_output(self, values: Tensor) -> Tensor:
         """Return values (outputs,) as they go along the outputs of this layer."""

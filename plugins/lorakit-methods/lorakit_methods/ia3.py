@@ -37,11 +37,12 @@ class IA3:
     def parameters(self, layer: LayerShape, settings: Settings) -> Sequence[ParameterPlan]:
         """Return ia3_l: (out_features, 1), or (1, in_features) for inputs; (1, channels, 1, …) for a convolution."""
         size = layer.in_features if self.feedforward else layer.out_features
-        if layer.is_linear:
-            return [ParameterPlan("ia3_l", (1, size) if self.feedforward else (size, 1))]
-        if layer.kernel:
-            return [ParameterPlan("ia3_l", (1, size, *(1 for _ in layer.kernel)))]
-        return []
+        if not layer.is_linear and not layer.kernel:
+            return []
+        column = (1, size) if self.feedforward else (size, 1)
+        shape = (1, size, *(1 for _ in layer.kernel)) if layer.kernel else column
+        # a vector is small, and what is near 1 moves in steps that bf16 would lose
+        return [ParameterPlan("ia3_l", shape, dtype="float32")]
 
     def start(self, parameters: Mapping[str, Tensor], context: StartContext) -> None:
         """Fill the vector with ones."""

@@ -42,8 +42,9 @@ class VeRA:
         return [
             ParameterPlan("vera_A", (rank, layer.in_features), trains=False, shared="vera_A"),
             ParameterPlan("vera_B", (layer.out_features, rank), trains=False, shared="vera_B"),
-            ParameterPlan("vera_lambda_b", (layer.out_features,)),
-            ParameterPlan("vera_lambda_d", (rank,)),
+            # vectors are small, and 16 bits would lose small steps
+            ParameterPlan("vera_lambda_b", (layer.out_features,), dtype="float32"),
+            ParameterPlan("vera_lambda_d", (rank,), dtype="float32"),
         ]
 
     def start(self, parameters: Mapping[str, Tensor], context: StartContext) -> None:

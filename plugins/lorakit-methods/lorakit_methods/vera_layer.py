@@ -40,11 +40,10 @@ class VeRALayer(AdapterLayer):
         result: Tensor = self.base_layer(x)
         if self.is_off:
             return result
-        dtype = self.vera_lambda_d.dtype
-        first, second = (matrix.to(dtype) for matrix in self._matrices)
-        x = functional.dropout(x.to(dtype), self.dropout, self.training)
+        first, second = self._matrices
+        x = functional.dropout(x.to(first.dtype), self.dropout, self.training)
         thin = self.vera_lambda_d * functional.linear(x, first)
-        update = self.vera_lambda_b * functional.linear(thin, second)
+        update = self.vera_lambda_b * functional.linear(thin.to(second.dtype), second)
         return result + (factor(self, self.strength, update) * update).to(result.dtype)
 
     def exact_weight(self, weight: Tensor) -> Tensor:

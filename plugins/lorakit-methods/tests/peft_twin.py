@@ -142,3 +142,14 @@ def check_against_peft(text: str, kind: str, config: Any, *, same_start: str) ->
     assert_same(ours, theirs, inputs)
     # training did something
     assert float((ours(inputs) - start).abs().max()) > 1e-3
+
+
+def train_tokens(model: nn.Module, tokens: Tensor) -> None:
+    """Train a language model a few steps on its own optimizer."""
+    optimizer = lorakit.optimizer(model, lr=2e-2)
+    model.train()
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+    model.eval()
