@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,13 +46,14 @@ class Subject:
                 f"did not make one: {error}"
             ) from error
 
-    def plugins(self) -> Plugins:
-        """Return the built-ins and this plugin, whatever else is installed."""
+    def plugins(self, *beside: Any) -> Plugins:
+        """Return the built-ins, this plugin and others of its kind, whatever else is installed."""
         registry = f"lorakit_{self.kind}s"
         own = [item for module in builtin.plugins().values() for item in getattr(module, registry, tuple)()]
-        if self.plugin in own:
+        tested = [item for item in (self.plugin, *(one for one in beside if one is not self.plugin)) if item not in own]
+        if not tested:
             return load_plugins()
-        module = types.SimpleNamespace(**{registry: hookimpl(_answer(self.plugin))})
+        module = types.SimpleNamespace(**{registry: hookimpl(lambda: tested)})
         return load_plugins(modules={"the plugin under test": module})
 
 
@@ -109,7 +110,3 @@ def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
     found, exact = found.detach().double(), exact.detach().double()
     error, norm = (found - exact).norm(), exact.norm()
     return float(error / norm) if norm else float(error)
-
-
-def _answer(plugin: Any) -> Callable[[], list[Any]]:
-    return lambda: [plugin]
