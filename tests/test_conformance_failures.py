@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from planted import failures, variant
 from torch import Tensor, nn
 
 from lorakit.builtin.initializers import Gaussian
 from lorakit.builtin.int8 import Int8
-from lorakit.builtin.lora import LoRA
 from lorakit.builtin.optimizers import SGD
 from lorakit.hooks import QuantizedWeight, StartContext
-from lorakit.layers.lora_linear import LoRALinear
 from lorakit.testing import (
-    Check,
     CheckError,
     check_quantizer,
     initializer_checks,
-    method_checks,
     optimizer_checks,
     quantizer_checks,
     role_checks,
 )
-from lorakit.values import LayerShape
-
-
-def variant(base: type, **changes: Any) -> type:
-    """Return a plugin like this one but for these attributes, under a name of its own."""
-    changes = {"name": "variant", "__doc__": "A variant.", "__annotations__": {"name": ClassVar[str]}, **changes}
-    return dataclasses.dataclass(frozen=True)(type("Variant", (base,), {"__module__": __name__, **changes}))
 
 
 def stored(self: Any, weight: Tensor, change: Callable[[dict[str, Tensor]], object]) -> QuantizedWeight:
@@ -90,19 +80,6 @@ QUANTIZERS: dict[str, tuple[dict[str, Any], str]] = {
     "module-copies": ({"__reduce__": lambda self: (str, ("",))}, "It raised"),
     "meta": ({"__deepcopy__": lambda self, memo: 1 / 0}, "ZeroDivisionError"),
 }  # fmt: skip
-
-
-def failures(checks: Sequence[Check], name: str) -> list[str]:
-    """Return what the checks of this name say of a plugin."""
-    found = []
-    chosen = [check for check in checks if check.name == name]
-    assert chosen, f"no check is called {name}"
-    for check in chosen:
-        try:
-            check()
-        except CheckError as error:
-            found.append(str(error))
-    return found
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
@@ -242,55 +219,6 @@ class Forgetful(torch.optim.SGD):
 def test_optimizers(name: str, changes: dict[str, Any], words: str) -> None:
     found = failures(optimizer_checks(variant(SGD, **changes)), name)
     assert found and words in found[0], found
-
-
-class Wrong(LoRALinear):
-    """A LoRA that differs in what a test replaces."""
-
-
-def around(adapter: type[LoRALinear]) -> dict[str, Any]:
-    """Return a method on linear layers with this adapter."""
-
-    def adapt(self: Any, layer: nn.Module, entry: Any) -> nn.Module:
-        shapes = LoRA.parameter_shapes(self, entry.shape, entry.adapter.rank)
-        return adapter.around(layer, entry, shapes["lora_A"], shapes["lora_B"])
-
-    def parameter_shapes(self: Any, layer: LayerShape, rank: int | None) -> Any:
-        return LoRA.parameter_shapes(self, layer, rank) if layer.kind == "linear" else {}
-
-    return {"adapt": adapt, "parameter_shapes": parameter_shapes}
-
-
-def lora(**changes: Any) -> dict[str, Any]:
-    return around(type("Wrong", (LoRALinear,), changes))
-
-
-def seeded(self: Any, *words: Any, **more: Any) -> None:
-    LoRALinear.__init__(self, *words, **more)
-    self.noise = nn.Parameter(torch.randn(1))
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "words"),
-    [
-        ("kinds", {"parameter_shapes": lambda self, layer, rank: {}}, "names no parameter for any of"),
-        ("parameters", {**lora(), "parameter_shapes": lambda self, layer, rank: {"lora_A": (1,)}}, "promised"),
-        ("start", lora(forward=lambda self, x: self.base_layer(x) * 3), "moves the outputs by 2"),
-        ("gradients", lora(forward=lambda self, x: self.base_layer(x) + 0 * (self.lora_A.sum() + self.lora_B.sum())),
-         "no parameter of a fresh adapter gets a gradient"),
-        ("merged", lora(merged=lambda self: (self.base_layer, self.base_layer.weight)), "merging moved the outputs"),
-        ("share", lora(share=property(lambda self: None, lambda self, value: None)), "`share` is None, not 1.0"),
-        ("share", lora(is_off=False, added=lambda self, result, update: result + update), "with `share` 0.0"),
-        ("file-names", {"file_names": lambda self, layer: {"lora_A": "x", "lora_B": "x"}}, "one name twice"),
-        ("saved", {"file_names": lambda self, layer: {"lora_A": "x"}}, "It raised"),
-        ("determinism", lora(__init__=seeded), "start with other values the second time"),
-        ("batches", lora(forward=lambda self, x: self.base_layer(x)[None]), "a batch of () gave"),
-        ("quantized-base", lora(forward=lambda self, x: self.base_layer(x) + x.sum()), "on a quantized layer"),
-    ],
-)  # fmt: skip
-def test_methods(name: str, changes: dict[str, Any], words: str) -> None:
-    found = failures(method_checks(variant(LoRA, **changes)), name)
-    assert found and any(words in one for one in found), found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -138,7 +138,7 @@ def hugging_face(subject: Subject) -> None:
 
 
 def every_tensor_saved(subject: Subject) -> None:
-    """A file holds every tensor of an adapter on layers of several shapes, and what they share once, each under a name."""
+    """A file holds every tensor of an adapter on layers of several shapes, what they share once, each under a name."""
     plugins = subject.plugins()
     model = adapted(subject, small_llama(), TARGETS, plugins)
     with tempfile.TemporaryDirectory() as place:
