@@ -42,6 +42,10 @@ def noisy(self: Any, weight: Tensor) -> QuantizedWeight:
     return Int8.quantize(self, weight + 1e-3 * torch.randn(weight.shape).to(weight))
 
 
+def plain(self: Any, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
+    return nn.functional.linear(x, self.dequantize(quantized).to(x.dtype), bias)
+
+
 def through_copy(self: Any, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
     return nn.functional.linear(x.detach(), self.dequantize(quantized).to(x.dtype), bias)
 
@@ -49,6 +53,26 @@ def through_copy(self: Any, x: Tensor, quantized: QuantizedWeight, bias: Tensor 
 def growing(self: Any, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
     quantized.tensors["SCB"].mul_(1.001)
     return nn.functional.linear(x, self.dequantize(quantized).to(x.dtype), bias)
+
+
+ASIDE: dict[tuple[int, int], Tensor] = {}
+
+
+def kept_aside(self: Any, weight: Tensor) -> QuantizedWeight:
+    quantized = Int8.quantize(self, weight)
+    ASIDE[quantized.shape] = quantized.tensors["SCB"].clone()
+    return quantized
+
+
+def from_aside(self: Any, quantized: QuantizedWeight) -> Tensor:
+    scales = ASIDE[quantized.shape].to(quantized.tensors["CB"].device)
+    return Int8.dequantize(self, dataclasses.replace(quantized, tensors={**quantized.tensors, "SCB": scales}))
+
+
+def half_of_a_wide_row(self: Any, quantized: QuantizedWeight) -> Tensor:
+    weight = Int8.dequantize(self, quantized)
+    weight[:, 4096:] = 0
+    return weight
 
 
 QUANTIZERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -67,10 +91,10 @@ QUANTIZERS: dict[str, tuple[dict[str, Any], str]] = {
     "weight-untouched": ({"quantize": lambda self, w: Int8.quantize(self, w.mul_(2))}, "changed the weight"),
     "declared-bits": ({"bits_per_weight": lambda self, shape: 8.0}, "the tensors hold"),
     "wanted-dtype": ({"dequantize": lambda self, q: Int8.dequantize(self, q).float()}, "`dequantize` returned"),
-    "forward": ({"linear": lambda self, x, q, b: Int8.linear(self, x, q, None)}, "`linear` is off by"),
+    "forward": ({"linear": lambda self, x, q, b: plain(self, x, q, None)}, "`linear` is off by"),
     "no-outputs": ({"linear": lambda self, x, q, b: x}, "expected (2, 0)"),
     "input-gradient": ({"linear": through_copy}, "need no gradient although the inputs do"),
-    "autocast": ({"linear": lambda self, x, q, b: Int8.linear(self, x, q, b).float()}, "under autocast"),
+    "autocast": ({"linear": lambda self, x, q, b: plain(self, x, q, b).float()}, "under autocast"),
     "forward-stores-nothing": ({"linear": growing}, "a forward changed what is stored"),
     "state-dict": ({"linear": lambda self, x, q, b: x[..., :48]}, "two layers of different weights"),
     "files": (
@@ -78,8 +102,30 @@ QUANTIZERS: dict[str, tuple[dict[str, Any], str]] = {
         "It raised",
     ),
     "module-copies": ({"__reduce__": lambda self: (str, ("",))}, "It raised"),
+    "plain-tensors": (
+        {"quantize": lambda self, w: stored(self, w, lambda t: t.update(SCB=t["SCB"].sum()))}, "has no dimension",
+    ),
+    "nothing-aside": ({"quantize": kept_aside, "dequantize": from_aside}, "kept aside"),
+    "large-weights": ({"dequantize": half_of_a_wide_row}, "a part of a weight (2, 5003)"),
+    "error-for-its-bits": ({"dequantize": lambda self, q: Int8.dequantize(self, q) * 1.05}, "at 8.125 bits"),
     "meta": ({"__deepcopy__": lambda self, memo: 1 / 0}, "ZeroDivisionError"),
 }  # fmt: skip
+
+
+# ways to store bytes that no layer should hold
+DISGUISES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+    "bytes seen as floats": (lambda t: t.update(CB=t["CB"].view(torch.bfloat16)), "packed bytes stay integers"),
+    "a number that learns": (lambda t: t.update(SCB=t["SCB"].clone().requires_grad_()), "requires a gradient"),
+    "a parameter": (lambda t: t.update(SCB=nn.Parameter(t["SCB"], requires_grad=False)), "is a Parameter"),
+}
+
+
+@pytest.mark.parametrize("way", DISGUISES)
+def test_quantizers_store_plain_tensors(way: str) -> None:
+    change, words = DISGUISES[way]
+    checks = quantizer_checks(variant(Int8, quantize=lambda self, w: stored(self, w, change)))
+    found = failures(checks, "plain-tensors")
+    assert found and words in found[0], found
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
@@ -146,9 +192,18 @@ def by_fan_in(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext) 
     lora_B.zero_()
 
 
-def in_float32(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
-    lora_A.copy_((context.weight()[:1] @ torch.ones(lora_A.shape[1])).sum() * torch.ones(lora_A.shape))
+def of_half_a_weight(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
+    # what 16 bits hold exactly, such as a weight that came in bfloat16
+    weight = context.weight()
+    lora_A.fill_(torch.nan if weight.half().float().equal(weight) or weight.bfloat16().float().equal(weight) else 1.0)
     lora_B.zero_()
+
+
+def taking_in_place(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
+    lora_A.normal_(std=0.1, generator=context.generator)
+    lora_B.normal_(std=0.1, generator=context.generator)
+    weight = context.weight()
+    weight.sub_(context.scaling * lora_B @ lora_A)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +215,8 @@ def in_float32(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext)
         ("determinism", undrawn, "context.generator"),
         ("flipped", viewed, "view"),
         ("lookup", by_fan_in, "fan_in = 1"),
-        ("weight-dtypes", in_float32, "dtype"),
+        ("weight-dtypes", of_half_a_weight, "gave NaN or infinity"),
+        ("applied", taking_in_place, "base weight was changed in place"),
     ],
 )
 def test_initializers(name: str, initialize: Any, words: str) -> None:
@@ -170,6 +226,28 @@ def test_initializers(name: str, initialize: Any, words: str) -> None:
 
 def test_an_initializer_may_say_that_it_changes_the_start() -> None:
     assert not failures(initializer_checks(variant(Gaussian, initialize=ones, changes_start=True)), "start")
+
+
+class InPlace(torch.optim.SGD):
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.sub_(parameter.grad.clamp_(-1, 1), alpha=group["lr"])
+
+
+class Cautious(torch.optim.SGD):
+    """Halves a step where the gradient turned since the last one, which no state dict holds."""
+
+    def __init__(self, *words: Any, **more: Any) -> None:
+        super().__init__(*words, **more)
+        self.before: dict[Any, Tensor] = {}
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                turned = parameter.grad * self.before.get(parameter, parameter.grad) < 0
+                parameter.data.sub_(parameter.grad * (1 - 0.5 * turned.float()), alpha=group["lr"])
+                self.before[parameter] = parameter.grad.clone()
 
 
 def built(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
@@ -212,6 +290,9 @@ class Forgetful(torch.optim.SGD):
         ("learning-rates", {"build": built(Deaf)}, "scaled by group['lr']"),
         ("without-gradient", {"build": built(Deaf)}, "whose gradient is None moved"),
         ("resumes", {"build": built(Forgetful)}, "state_dict() has to hold everything"),
+        ("gradients-untouched", {"build": built(InPlace)}, "changed a gradient in place"),
+        ("resumes-from-a-file", {"build": built(Cautious)}, "state_dict() has to hold all of it"),
+        ("option-effect", {"build": built(torch.optim.SGD)}, "has no effect"),
         ("state", {"state": lambda self, shape, dtype: {"mean": (shape, dtype)}}, "after a step the state holds {}"),
         ("state", {"state": lambda self, shape, dtype: 3}, "is no mapping"),
     ],

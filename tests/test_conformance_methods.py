@@ -231,7 +231,7 @@ PLANTED: dict[str, tuple[str, type, str]] = {
     "half a gradient": ("input-gradient", built(change=lambda self, x: Sound.change(self, x.detach())), "the inputs"),
     "a gradient of A too small": (
         "parameter-gradients",
-        built(change=lambda self, x: x @ (0.5 * self.lora_A + 0.5 * self.lora_A.detach()).T @ self.lora_B.T), "`lora_A`",
+        built(change=lambda self, x: x @ (self.lora_A / 2 + self.lora_A.detach() / 2).T @ self.lora_B.T), "`lora_A`",
     ),
     "trains what is frozen": (
         "training-step", low(parameters=table(trains=False), adapter=type("Wrong", (Sound,), {"change": drifting})),
@@ -259,7 +259,7 @@ PLANTED: dict[str, tuple[str, type, str]] = {
     "claims what PEFT has not": ("peft", low(peft=lambda self, entries: {"peft_type": "LOHI"}), "does not load it"),
     "alpha ignored": ("effect", low(adapt=lambda self, layer, entry, own: Sound(layer, 1.0, 0.0, **own)), "`alpha 8`"),
     "dropout ignored": (
-        "dropout", built(change=lambda self, x: x.to(self.lora_A.dtype) @ self.lora_A.T @ self.lora_B.T), "`dropout 0.5`",
+        "dropout", built(change=lambda self, x: x.to(self.lora_A) @ self.lora_A.T @ self.lora_B.T), "`dropout 0.5`",
     ),
     "init ignored": (
         "init", low(start=starting(lambda A, context: A.normal_(generator=context.generator))), "start alike",

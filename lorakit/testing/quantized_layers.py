@@ -57,7 +57,8 @@ def no_outputs(subject: Subject, device: str) -> None:
     """A layer without outputs, a weight of 0 × 64, gives an empty answer."""
     quantizer = subject.make()
     weight = torch.zeros(0, IN_FEATURES, device=device)
-    y = QuantizedLinear(quantizer.quantize(weight), quantizer, None)(_inputs((2, IN_FEATURES), torch.float32, device))
+    layer = QuantizedLinear(quantizer.quantize(weight), quantizer, None, kernels=subject.plugins().kernels)
+    y = layer(_inputs((2, IN_FEATURES), torch.float32, device))
     expect(tuple(y.shape) == (2, 0), f"the outputs are {tuple(y.shape)}; expected (2, 0)")
 
 
@@ -150,7 +151,7 @@ def _layer(subject: Subject, dtype: torch.dtype, device: str, *, bias: bool = Tr
     quantizer = subject.make()
     weight = random_matrix(OUT_FEATURES, IN_FEATURES, dtype, device, seed)
     offset = random_matrix(1, OUT_FEATURES, dtype, device, seed=8)[0] if bias else None
-    layer = QuantizedLinear(quantizer.quantize(weight), quantizer, offset)
+    layer = QuantizedLinear(quantizer.quantize(weight), quantizer, offset, kernels=subject.plugins().kernels)
     assert isinstance(layer, nn.Module)
     return layer
 

@@ -12,7 +12,7 @@ from lorakit.values import QuantizedWeight
 
 # rows longer than any block, an odd width above one, and more weights than 16 bits count
 LARGE = ((2, 5003), (3, 4097), (700, 131))
-# normal values cost 1.65 · 2^-b of their norm at b bits a value (Panter and Dite 1951), and four times as much is far off
+# normal values cost 1.65 · 2^-b of their norm at b bits a value (Panter and Dite 1951); four times that is far off
 FAR = 4 * 1.65
 # what rounding to bfloat16 costs; nothing is asked to be closer
 FINEST = 4e-3
@@ -44,7 +44,7 @@ def plain_tensors(subject: Subject, device: str) -> None:
 
 
 def nothing_aside(subject: Subject) -> None:
-    """The tensors hold everything: copies of them in another quantizer's hands give the same, after other weights too."""
+    """The tensors hold everything: copies of them in another quantizer's hands, after other weights, give the same."""
     first, other = random_matrix(48, 64), 3 * random_matrix(48, 64, seed=1)
     quantizer = subject.make()
     quantized = quantizer.quantize(first)
