@@ -33,7 +33,9 @@ def run_checks(subject: Subject) -> Iterator[Check]:
 
 
 def gradients_untouched(subject: Subject) -> None:
-    """A step leaves the gradients as they are: others may read them after it."""
+    """A step leaves the gradients as they are, unless the class says `changes_gradients = True`."""
+    if getattr(subject.plugin, "changes_gradients", False):
+        return
     parameters = _parameters()
     optimizer = _built(subject.make(), parameters, subject.plugin.default_lr)
     for number in range(STEPS):
