@@ -137,7 +137,7 @@ def written(annotation: Any) -> str:
 
 
 def what_it_has(kind: type) -> dict[str, str]:
-    """Return the fields of a dataclass or a named tuple, its properties and its methods, each with its type as the code writes it."""
+    """Return the fields of a dataclass or a named tuple, its properties and its methods, each with its written type."""
     if not dataclasses.is_dataclass(kind):
         return dict(zip(kind.__annotations__, map(written, kind.__annotations__.values()), strict=True))
     found = {field.name: str(field.type) for field in dataclasses.fields(kind)}

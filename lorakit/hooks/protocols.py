@@ -161,6 +161,7 @@ class OptimizerFactory(Protocol):
     between them: trainers call them around steps, and before weights are measured or saved. `constant_lr = True` on the
     class asks trainers to leave the learning rate as it is after the warm-up, and `pages_from = n` says that on CUDA
     the state of tensors of n elements and more pages where a group asks for it; without it no state does.
+    `changes_gradients = True` owns that a step leaves other numbers in the gradients.
     """
 
     name: ClassVar[str]
@@ -181,7 +182,8 @@ class Method(Protocol):
 
     Of the clauses of `adapt`, `clauses` names those that are settings of this method: any of `rank`, `alpha`,
     `scaling`, `dropout`, `init` and `lr_ratio`. A rule that gives another is refused; one without a `rank` too, where
-    the method takes one.
+    the method takes one. A class variable `partial_gradients = True` owns that training takes a part of what adapters
+    compute as constant (DoRA's norm, Liu et al. 2024, arXiv:2402.09353, section 4.3).
     """
 
     name: ClassVar[str]

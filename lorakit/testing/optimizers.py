@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lorakit.testing.checks import Check, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
+from lorakit.testing.optimizer_runs import run_checks
 from lorakit.testing.subjects import Subject, on_devices, same_bits, subject_of
 
 STEPS = 20
@@ -22,7 +23,7 @@ SHAPES = ((1,), (63,), (4095,), (4096,), (10_000,), (5, 7), (64, 80), (3, 40, 50
 def optimizer_checks(optimizer_class: type, **options: Any) -> list[Check]:
     """Return every check of an optimizer, configured with these options; each has an `id` and is called."""
     subject = subject_of(optimizer_class, "optimizer", options)
-    return [*configured_checks(subject), *_step_checks(subject)]
+    return [*configured_checks(subject), *_step_checks(subject), *run_checks(subject)]
 
 
 def check_optimizer(optimizer_class: type, **options: Any) -> None:

@@ -27,6 +27,7 @@ class ScheduleFree:
     name: ClassVar[str] = "schedulefree"
     default_lr: ClassVar[float] = 1e-3
     constant_lr: ClassVar[bool] = True
+    changes_gradients: ClassVar[bool] = True
     betas: tuple[float, float] = field(
         default=(0.9, 0.999), metadata={"help": "share of the average in y, and decay of the second moment"}
     )
