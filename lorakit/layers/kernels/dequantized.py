@@ -95,8 +95,10 @@ class _Product(torch.autograd.Function):
             if ctx.scalings:
                 count = len(ctx.scalings)
                 x, thin, pairs = ctx.saved_tensors[0], ctx.saved_tensors[1:][:count], ctx.saved_tensors[1 + count :]
-                # a compiler keeps what a product reads; a copy, which it drops, leaves it to compute x again
-                x = x.clone() if torch.compiler.is_compiling() else x
+                if torch.compiler.is_compiling():
+                    # a compiler keeps what a product reads; what a pass that waits for the gradient reads, it may as
+                    # well compute again on the way
+                    x = x * torch.ops.lorakit.one_after(gradient)
                 for index, scaling in enumerate(ctx.scalings):
                     lora_A, lora_B = pairs[2 * index : 2 * index + 2]
                     of_thin = (gradient @ lora_B) * scaling

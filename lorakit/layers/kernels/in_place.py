@@ -1,4 +1,4 @@
-"""Two small ops that a compiler leaves as they are: one adds in place, one waits.
+"""Small ops that a compiler leaves as they are: one adds in place, the others wait.
 
 A compiler turns `addmm_` into `addmm`, which copies the wide matrix before it adds to it.
 """
@@ -13,6 +13,7 @@ _LIBRARY.define(
     "add_product_(Tensor(a!) result, Tensor first, Tensor second, float scale) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+_LIBRARY.define("one_after(Tensor other) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _LIBRARY.define("copy_after(Tensor tensor, Tensor other) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 
 
@@ -33,7 +34,14 @@ def _copy_after(tensor: Tensor, other: Tensor) -> Tensor:
     return tensor.clone()
 
 
+def _one_after(other: Tensor) -> Tensor:
+    """Return 1 in the dtype of a tensor, which cannot be there before that is."""
+    return other.new_ones(())
+
+
+_LIBRARY.impl("one_after", _one_after, "CompositeExplicitAutograd")
 _LIBRARY.impl("add_product_", _add_product_, "CompositeExplicitAutograd")
 _LIBRARY.impl("copy_after", _copy_after, "CompositeExplicitAutograd")
 torch.library.register_fake("lorakit::add_product_", lambda result, first, second, scale: None, lib=_LIBRARY)
+torch.library.register_fake("lorakit::one_after", lambda other: other.new_empty(()), lib=_LIBRARY)
 torch.library.register_fake("lorakit::copy_after", lambda tensor, other: torch.empty_like(tensor), lib=_LIBRARY)
