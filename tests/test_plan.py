@@ -128,6 +128,33 @@ def test_conflicts_are_refused(llama: nn.Module) -> None:
     assert "both ends train" in " ".join(lorakit.plan("train @head", tied).notes)
 
 
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [("embed_tokens", "is a lookup"), ("in_proj_weight", "is a parameter"), ("out_proj", "not always")],
+)
+def test_dropout_where_no_adapter_can_honour_it_is_refused(target: str, why: str) -> None:
+    model = nn.ModuleDict({"embed_tokens": nn.Embedding(16, 8), "attention": nn.MultiheadAttention(8, 2)})
+    assert findings(f"adapt {target} rank 2 dropout 0.1", model) == [("L107", 1, 1)]
+    assert why in message(f"adapt {target} rank 2 dropout 0.1", model)
+    assert lorakit.plan(f"adapt {target} rank 2", model).added
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        ("adamw", "on CUDA 2 of 4 tensors page, with 2,097,152 of 2,228,240 bytes of state: those of 100,000 elements"),
+        ("sgd", "`sgd` keeps no state as it is configured, so there is nothing to page"),
+        ("sgd(momentum=0.9)", "`sgd` does not page, its state stays where the parameters are"),
+    ],
+)
+def test_what_paged_comes_to_is_said(optimizer: str, said: str) -> None:
+    # of 64 · 2048 elements each, and of 4 · 2048: one paged rule makes bitsandbytes page all that is large enough
+    model = nn.Sequential(nn.Linear(2048, 2048), nn.Linear(2048, 2048))
+    text = f"adapt 0 rank 64\nadapt 1 rank 4 paged\noptimizer {optimizer}"
+    assert f"paged: {said}" in " ".join(lorakit.plan(text, model).notes)
+    assert "paged" not in " ".join(lorakit.plan(text.replace("paged", ""), model).notes)
+
+
 def test_a_spec_without_rules_cannot_be_planned(llama: nn.Module) -> None:
     with pytest.raises(lorakit.PlanError, match="no rules"):
         lorakit.plan("let r = 4", llama)

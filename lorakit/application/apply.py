@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +24,12 @@ from lorakit.application.snapshot import unchanged_on_failure
 from lorakit.application.starting import Pair, Started, Starter
 from lorakit.application.state import DEFAULT, Adapted, NamedAdapter, adapted_state, attach
 from lorakit.application.storing import check_stored, layer_weight, quantized_layer, with_weight
-from lorakit.application.switching import remember_base, use
+from lorakit.application.switching import disabled, remember_base, use
 from lorakit.errors import ModelError, PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.entries import completed
+from lorakit.planning.figures import finished
 from lorakit.planning.inventory import Inventory, read_inventory, stored
 from lorakit.planning.moving import moved
 from lorakit.planning.plan import Plan, PlanEntry
@@ -70,12 +72,16 @@ def apply_plan(
             _check(plan, model, modules)
             # taken over before the model runs, since bitsandbytes' own layers may repack their weights when they do
             converted = _converted(model, plugins)
-            seen = observe(plan, model, plugins, calibration, initialize=initialize)
-            plan = moved(plan, seen, plugins) if initialize else plan
+            # a new adapter is alone in use, and so sees what the base alone computes
+            with disabled(model, state) if state is not None else nullcontext():
+                seen = observe(plan, model, plugins, calibration, initialize=initialize)
+            inventory = state.inventory if state else inventory or read_inventory(model, plugins)
+            if initialize and (after := moved(plan, seen, plugins)) is not plan:
+                plan = finished(after, inventory, plugins)
             starter = Starter(plan, plugins, seed, initialize, seen, taken or {}, dict(started or {}))
             built = _build(plan, model, modules, converted, state, starter, progress)
             if state is None:
-                state = Adapted(inventory or read_inventory(model, plugins), plugins)
+                state = Adapted(inventory, plugins)
             _commit(model, state, NamedAdapter(name, plan, seed, built.adapters, taken=built.taken), built)
             plugins.model_ready(model, plan)
         except BaseException:

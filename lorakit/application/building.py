@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.application.places import bare_parameter
-from lorakit.errors import PlanError, PluginError
+from lorakit.errors import LorakitError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.plan import ParameterPlan, PlanEntry
 
@@ -26,11 +26,11 @@ def build_adapter(
     """
     assert entry.adapter is not None
     device = _device(layer, entry)
-    dtype: torch.dtype = getattr(torch, entry.adapter.dtype)
     parameters = {}
     for one in entry.adapter.parameters:
         held = shared.get(one.shared) if one.shared else None
         if held is None:
+            dtype = getattr(torch, one.dtype or entry.adapter.dtype)
             held = _parameter(one, values.get(one.name), dtype, device)
             if one.shared:
                 shared[one.shared] = held
@@ -39,7 +39,7 @@ def build_adapter(
         parameters[one.name] = held
     adapter = plugins.adapt_module(layer, entry, parameters)
     if adapter is None:
-        adapter = plugins.method(entry.adapter.method).adapt(layer, entry, parameters)
+        adapter = _adapted(layer, entry, parameters, plugins)
     _check(adapter, layer, entry, parameters, plugins)
     assert adapter is not None
     adapter.train(layer.training)
@@ -70,6 +70,26 @@ def _copied(plan: ParameterPlan, held: nn.Parameter, device: torch.device, entry
     return nn.Parameter(held.detach().to(device), requires_grad=False)
 
 
+def _adapted(
+    layer: nn.Module, entry: PlanEntry, parameters: Mapping[str, nn.Parameter], plugins: Plugins
+) -> nn.Module | None:
+    assert entry.adapter is not None
+    try:
+        return plugins.method(entry.adapter.method).adapt(layer, entry, parameters)
+    except LorakitError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{_who(entry, plugins)} failed to adapt `{entry.path}`: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _who(entry: PlanEntry, plugins: Plugins) -> str:
+    assert entry.adapter is not None
+    name = entry.adapter.method.name
+    return f"method `{name}` of {plugins.origin(plugins.methods[name])}"
+
+
 def _check(
     adapter: nn.Module | None,
     layer: nn.Module,
@@ -77,9 +97,7 @@ def _check(
     parameters: Mapping[str, nn.Parameter],
     plugins: Plugins,
 ) -> None:
-    assert entry.adapter is not None
-    name = entry.adapter.method.name
-    who = f"method `{name}` of {plugins.origin(plugins.methods[name])}"
+    who = _who(entry, plugins)
     if not isinstance(adapter, nn.Module):
         raise PluginError(f"{who} has no adapter for `{entry.path}`, a {entry.class_name}")
     fault = _fault(adapter, layer, entry, parameters)
@@ -95,6 +113,8 @@ def _fault(adapter: nn.Module, layer: nn.Module, entry: PlanEntry, parameters: M
     base = adapter._modules.get("base_layer")
     if not entry.is_parameter and base is not layer:
         return "does not hold the very layer that it was given as `base_layer`"
+    if entry.shape and not (entry.is_parameter or entry.shape.called) and not hasattr(type(adapter), "weight"):
+        return "shows no `weight` to its parent, which computes with that instead of calling it"
     inside = set(base.parameters()) if base is not None else set()
     for name, parameter in adapter.named_parameters():
         if parameter not in inside and name not in parameters:

@@ -53,6 +53,11 @@ def _watching(entry: PlanEntry, kind: str, plugin: Any) -> list[Watched]:
             f"`{plugin.name}` looks at what goes into its layers, and `{entry.path}` is not called by itself: "
             f"leave it out with `except {entry.path}`"
         )
+    if entry.shape and not entry.shape.is_linear:
+        raise PlanError(
+            f"`{plugin.name}` looks at what goes into linear layers, and `{entry.path}` is a {entry.class_name}: "
+            f"leave it out with `except {entry.path}`, or give it another `init`"
+        )
     return [Watched(entry.path, kind, plugin, plugin.name)]
 
 

@@ -30,38 +30,59 @@ def peft_config(plan: Plan, model: nn.Module, plugins: Plugins, *, changes_base:
         "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
         "inference_mode": True,
     }
+    modules = [entry.path for entry in adapted if not entry.is_parameter]
+    misread = misread_by_peft(modules, model)
     fields = method_fields(plan, plugins, changes_base=changes_base)
+    if misread and not _is_plain_lora(fields):
+        # PEFT takes these layers for parameters, which it adapts by plain LoRA alone
+        fields = {"peft_type": _foreign(adapted, changes_base)}
     if str(fields["peft_type"]).startswith(FOREIGN_TYPE):
         return {**fields, **common}
     parameters = [entry.path for entry in adapted if entry.is_parameter]
-    modules = [entry.path for entry in adapted if not entry.is_parameter]
-    misread = misread_by_peft(modules, model)
     parameters += [f"{path}.weight" for path in modules if path in misread]
     config = {
         **common,
-        **{name: _written(name, value, model, misread) for name, value in fields.items()},
+        **{name: _written(name, value, misread) for name, value in fields.items()},
         "target_modules": _short_names([path for path in modules if path not in misread], model),
         "modules_to_save": [entry.path for entry in plan.entries if entry.train] or None,
     }
     if fields["peft_type"] == "LORA":
         config["target_parameters"] = parameters or None
-        trains_biases = any(entry.adapter and entry.adapter.bias == "adapter" for entry in adapted)
-        config["bias"] = "lora_only" if trains_biases else "none"
+        config["bias"] = "lora_only" if _trains_biases(adapted) else "none"
     return config
 
 
 def method_fields(plan: Plan, plugins: Plugins, *, changes_base: bool = False) -> Mapping[str, Any]:
     """Return `peft_type`, and where PEFT can compute a plan's adapters what else of its config says how."""
     adapted = [entry for entry in plan.entries if entry.adapter is not None]
-    if not changes_base and (fields := _fields(adapted, plugins)) is not None:
-        return fields
+    fields = None if changes_base else _fields(adapted, plugins)
+    if fields is not None:
+        # PEFT adapts parameters by plain LoRA alone, and the biases beside an adapter by what is LoRA to it
+        fits = _is_plain_lora(fields) or not any(entry.is_parameter for entry in adapted)
+        if fits and (fields["peft_type"] == "LORA" or not _trains_biases(adapted)):
+            return fields
+    return {"peft_type": _foreign(adapted, changes_base)}
+
+
+def _is_plain_lora(fields: Mapping[str, Any]) -> bool:
+    return fields["peft_type"] == "LORA" and not fields.get("use_dora")
+
+
+def _trains_biases(adapted: Iterable[PlanEntry]) -> bool:
+    return any(entry.adapter is not None and entry.adapter.bias == "adapter" for entry in adapted)
+
+
+def _foreign(adapted: Iterable[PlanEntry], changes_base: bool) -> str:
+    """Return a type that PEFT refuses by name, which is that of the methods."""
     names = dict.fromkeys(entry.adapter.method.name for entry in adapted if entry.adapter is not None)
-    return {"peft_type": f"{FOREIGN_TYPE}{'_'.join(names).upper()}{ON_CHANGED_BASE * changes_base}"}
+    return f"{FOREIGN_TYPE}{'_'.join(names).upper()}{ON_CHANGED_BASE * changes_base}"
 
 
 def disagreement(plan: Plan, config: Mapping[str, Any], plugins: Plugins, *, changes_base: bool) -> str:
     """Return in which field a plan and a config do not say the same, in words; nothing if they agree."""
     fields = method_fields(plan, plugins, changes_base=changes_base)
+    if config.get("peft_type") == _foreign([entry for entry in plan.entries if entry.adapter], changes_base):
+        return ""
     if config.get("peft_type") != fields["peft_type"]:
         return f"is of PEFT type {config.get('peft_type')!r}, and the plan beside it of {fields['peft_type']!r}"
     for name, value in fields.items():
@@ -76,24 +97,20 @@ def disagreement(plan: Plan, config: Mapping[str, Any], plugins: Plugins, *, cha
 
 def _fields(adapted: Sequence[PlanEntry], plugins: Plugins) -> Mapping[str, Any] | None:
     """Return the fields of the one method that all of these have; without any, those of a LoRA of no layer."""
-    calls = {entry.adapter.method for entry in adapted if entry.adapter is not None}
+    calls = {entry.adapter.method.name: entry.adapter.method for entry in adapted if entry.adapter is not None}
     if len(calls) > 1:
         return None
     if not calls:
         from lorakit.hooks.low_rank import low_rank_fields
 
         return low_rank_fields(())
-    fields = plugins.method(calls.pop()).peft(adapted)
-    beyond_lora = any(entry.is_parameter or (entry.adapter and entry.adapter.bias == "adapter") for entry in adapted)
-    return None if fields is not None and fields["peft_type"] != "LORA" and beyond_lora else fields
+    return plugins.method(calls.popitem()[1]).peft(adapted)
 
 
-def _written(name: str, value: Any, model: nn.Module, misread: Collection[str]) -> Any:
-    """Return a method's field as PEFT writes it: patterns by path as regexes, lists of modules by their short names."""
+def _written(name: str, value: Any, misread: Collection[str]) -> Any:
+    """Return a method's field as PEFT writes it: patterns by path as regexes."""
     if name.endswith("_pattern") and isinstance(value, Mapping):
         return {_pattern(path, misread): one for path, one in value.items()}
-    if name.endswith("_modules") and isinstance(value, list):
-        return _short_names(value, model)
     return value
 
 

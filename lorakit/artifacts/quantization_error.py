@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lorakit.application.places import parents_of
 from lorakit.application.storing import layer_weight, quantized_weight
+from lorakit.dtypes import name_of
 from lorakit.errors import ModelError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.language.printer import call_text
@@ -205,5 +206,5 @@ def _quantized(
         raise PluginError(f"quantizer `{entry.quant.name}` gives values that are not finite on `{entry.path}`")
     for parent, name in held.pop(original, ()):
         setattr(parent, name, made.to(layer_weight(original, entry.shape).device))
-    dtype = str(weight.dtype).removeprefix("torch.")
+    dtype = name_of(weight.dtype)
     return QuantizedModule(entry.path, call_text(entry.quant), dtype, weight.shape[0], weight.shape[1], error)

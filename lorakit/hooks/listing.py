@@ -6,10 +6,10 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-import lorakit
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import Option, describe_type, options_of, supports_double
 from lorakit.hooks.registration import INSTANCES
+from lorakit.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,10 @@ class Listing:
 
 def list_plugins(plugins: Plugins) -> Listing:
     """Return what is installed, lorakit's own first."""
-    found: dict[str, list[Any]] = {f"lorakit {lorakit.__version__}": []}
+    found: dict[str, list[Any]] = {f"lorakit {__version__}": []}
     for added in plugins.added:
         origin = added.distribution or (
-            f"lorakit {lorakit.__version__}" if added.origin.startswith("lorakit (") else added.origin
+            f"lorakit {__version__}" if added.origin.startswith("lorakit (") else added.origin
         )
         found.setdefault(origin, []).append(added)
     clashes = (

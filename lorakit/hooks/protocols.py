@@ -159,7 +159,9 @@ class OptimizerFactory(Protocol):
 
     An optimizer that steps one set of weights and means another to be used has methods `train` and `eval` that switch
     between them: trainers call them around steps, and before weights are measured or saved. `constant_lr = True` on the
-    class asks trainers to leave the learning rate as it is after the warm-up.
+    class asks trainers to leave the learning rate as it is after the warm-up, and `pages_from = n` says that on CUDA
+    the state of tensors of n elements and more pages where a group asks for it; without it no state does.
+    `changes_gradients = True` owns that a step leaves other numbers in the gradients.
     """
 
     name: ClassVar[str]
@@ -180,7 +182,8 @@ class Method(Protocol):
 
     Of the clauses of `adapt`, `clauses` names those that are settings of this method: any of `rank`, `alpha`,
     `scaling`, `dropout`, `init` and `lr_ratio`. A rule that gives another is refused; one without a `rank` too, where
-    the method takes one.
+    the method takes one. A class variable `partial_gradients = True` owns that training takes a part of what adapters
+    compute as constant (DoRA's norm, Liu et al. 2024, arXiv:2402.09353, section 4.3).
     """
 
     name: ClassVar[str]
@@ -211,7 +214,8 @@ class Method(Protocol):
     def peft(self, entries: Sequence[PlanEntry]) -> Mapping[str, Any] | None:
         """Return `peft_type` and what else of PEFT's config says how these adapters compute, or None.
 
-        None means that PEFT cannot compute them: the folder then carries a type that PEFT refuses by name.
+        The entries are all of this method, each with its own options. None means that PEFT cannot compute them: the
+        folder then carries a type that PEFT refuses by name. A mapping whose name ends in `_pattern` is by path.
         """
 
 
@@ -220,7 +224,8 @@ class Adapter(Protocol):
     """The module that a method puts in a layer's place. An adapter on a parameter has no `base_layer`.
 
     Weights come and go as matrices (out_features, in_features) for linear layers whatever way they lie in memory, and
-    as the layer holds them for all others.
+    as the layer holds them for all others. Where a parent may compute with the weight of its child instead of calling
+    it, `weight` and `bias` are what this adapter makes of the base layer's, and lie as those do.
     """
 
     base_layer: nn.Module
@@ -231,7 +236,8 @@ class Adapter(Protocol):
     def exact_weight(self, weight: Tensor) -> Tensor:
         """Return the weight that computes what this adapter does over a base layer of that weight, in float32.
 
-        `weight` is float32 too. A method whose change is no change of a weight has no such function.
+        `weight` is float32 too. A method whose change is no change of a weight has no such function; one that changes
+        the bias as well has `exact_bias(bias)` beside it.
         """
 
 

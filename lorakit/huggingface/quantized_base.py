@@ -17,6 +17,7 @@ from lorakit.artifacts.model_folder import copy_companions, without_bars
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import Checkpointed
+from lorakit.huggingface import marks
 from lorakit.huggingface.base_manifest import manifest
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.inventory import read_inventory
@@ -44,7 +45,7 @@ def write_base(model: nn.Module, folder: Path, plugins: Plugins) -> str:
     adapters = {module for adapter in state.named.values() for module in adapter.modules.values()}
     modules = dict(_base_modules(model, adapters))
     layers = {path: module for path, module in modules.items() if isinstance(module, QuantizedLinear)}
-    if not hasattr(model, "save_pretrained"):
+    if not marks.is_pretrained(model):
         raise ModelError(
             f"a base is saved as a Hugging Face folder, and this {type(model).__name__} is a plain PyTorch model: "
             "keep what makes it, and save the adapter alone"
@@ -147,11 +148,10 @@ def _save(model: nn.Module, folder: Path, config: Any, tensors: dict[str, Tensor
     kind = own_class(model)
     twin = kind.__new__(kind)
     vars(twin).update(vars(model))
-    for name in ("save_pretrained", "_keys_to_ignore_on_save", "hf_quantizer"):
-        vars(twin).pop(name, None)
-    if hasattr(model.config, "quantization_config"):
-        # transformers cannot turn back how it read packed tensors; without that record it goes by the model's class
-        vars(twin).pop("_weight_conversions", None)
+    marks.clear_saving(twin)
+    marks.set_plain(twin)
+    if marks.stored_quantized(model) is not None:
+        marks.forget_reading(twin)
     twin.config, dtype = config, config.dtype
     with without_bars():
         twin.save_pretrained(  # type: ignore[operator]

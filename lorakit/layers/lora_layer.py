@@ -53,7 +53,10 @@ class LoRALayer(nn.Module, ABC):
     def core(self) -> nn.Module:
         """The layer under all of its adapters."""
         base = self.base_layer
-        return base.core if isinstance(base, LoRALayer) else base
+        # adapters of other methods too
+        while isinstance(inner := base._modules.get("base_layer"), nn.Module):
+            base = inner
+        return base
 
     @property
     def is_off(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lorakit.errors import PlanError
 from lorakit.language.spec import PluginCall
+from lorakit.language.words import choices
 from lorakit.planning import codec
 from lorakit.planning.migration import migrated
 from lorakit.values import LayerShape
@@ -51,7 +52,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         # a plan may come from a file that anyone wrote
-        _one_of("scaling", self.scaling, (None, "standard", "rslora"))
+        _one_of("scaling", self.scaling, (None, *choices("scaling")))
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank must be 1 or more, not {self.rank}")
         if self.alpha is not None and not math.isfinite(self.alpha):
@@ -75,7 +76,8 @@ class ParameterPlan:
 
     `name` is the adapter's attribute. Layers that name the same `shared` tensor hold one together, which is as large as
     the largest of them asks for in each dimension. `rate` multiplies the rule's learning rate. `file_name` is what
-    adapter files call it, behind the layer's path, or alone if it is shared; its own name unless given.
+    adapter files call it, behind the layer's path, or alone if it is shared; its own name unless given. `dtype` is what
+    it is held in, the adapter's unless given: around 1, steps are too small for 16 bits.
     """
 
     name: str
@@ -84,8 +86,10 @@ class ParameterPlan:
     shared: str = ""
     rate: float = 1.0
     file_name: str = ""
+    dtype: str = ""
 
     def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, ("", *DTYPES.values()))
         if not self.file_name:
             object.__setattr__(self, "file_name", self.name)
         if any(size < 0 for size in self.shape) or not 0 < self.rate < math.inf:
@@ -114,7 +118,7 @@ class AdapterPlan:
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, tuple(DTYPES.values()))
-        _one_of("bias", self.bias, ("none", "adapter"))
+        _one_of("bias", self.bias, choices("bias"))
 
     @property
     def own(self) -> tuple[ParameterPlan, ...]:
@@ -194,7 +198,10 @@ class OptimizerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The forecast for one training step in bytes; `activations` is an estimate for batch × tokens."""
+    """The forecast for one training step in bytes; `activations` is an estimate for batch × tokens.
+
+    With `recompute` the backward pass computes each block again from its inputs (gradient checkpointing).
+    """
 
     weights_before: int
     weights: int
@@ -205,6 +212,12 @@ class Memory:
     workspace: int
     batch: int
     tokens: int
+    recompute: bool = False
+
+    @classmethod
+    def of_step(cls, batch: int, tokens: int, recompute: bool) -> Memory:
+        """Return the forecast of a step before anything is counted."""
+        return cls(0, 0, 0, 0, 0, 0, 0, batch, tokens, recompute)
 
     @property
     def peak(self) -> int:
@@ -213,7 +226,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A spec, decided for one model."""
+    """A spec, decided for one model; `groups` are the Linear-like layers, by path, that read one tensor each."""
 
     model_class: str
     model_parameters: int
@@ -224,6 +237,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     source: str = ""
     version: int = FORMAT_VERSION
+    groups: tuple[tuple[str, ...], ...] = ()
 
     @property
     def added(self) -> int:

@@ -82,7 +82,7 @@ def spec_round_trip(subject: Subject) -> None:
         if (value := getattr(made, option.name)) is not None
     )
     call = PluginCall(subject.plugin.name, given, subject.call.double)
-    plugins, ranked = subject.plugins(), getattr(subject.plugin, "needs_rank", False)
+    plugins, ranked = subject.plugins(), "rank" in getattr(subject.plugin, "clauses", ())
     text = STATEMENTS[subject.kind](call_text(call), ranked)
     read = analyse(text, {}, plugins)
     expect(read.spec is not None, f"`{text}` does not read: {'; '.join(one.message for one in read.diagnostics)}")

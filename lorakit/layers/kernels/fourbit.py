@@ -30,7 +30,7 @@ NESTED_BLOCKSIZE = 256
 _LEVELS: dict[tuple[str, torch.device], Tensor] = {}
 DOUBLE = "double"
 
-_LIBRARY = torch.library.Library("lorakit", "DEF")
+_LIBRARY = torch.library.Library("lorakit", "FRAGMENT")
 _LIBRARY.define(
     "dequantize_nested_4bit(Tensor packed, Tensor absmax, Tensor nested_absmax, Tensor nested_offset, int blocksize, "
     "str quant_type, int[] shape, ScalarType dtype) -> Tensor",
