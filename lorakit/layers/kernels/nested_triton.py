@@ -18,7 +18,7 @@ GROUP = 16
 GROUPS = 64
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _kernel(  # type: ignore[no-untyped-def]
     packed,
     absmax,
