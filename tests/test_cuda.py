@@ -11,6 +11,8 @@ from torch import nn
 
 import lorakit
 from helpers import QLORA, adapters, make_llama
+from lorakit.builtin.fourbit import FP4, NF4
+from lorakit.layers.kernels import fourbit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -108,3 +110,35 @@ def test_a_model_split_over_two_devices(quant: str, tmp_path: Path) -> None:
         torch.testing.assert_close(other(ids).logits.to("cuda:0"), said, rtol=1e-3, atol=1e-4)
     with torch.no_grad():
         assert float((base({"": 0})(ids).logits - said).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("blocksize", [32, 64, 128, 4096])
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+def test_one_kernel_for_doubled_scales_gives_the_bits_of_bitsandbytes_two(quant_type: str, blocksize: int) -> None:
+    pytest.importorskip("triton")
+    quantizer = {"nf4": NF4, "fp4": FP4}[quant_type](blocksize=blocksize, double=True)  # type: ignore[arg-type]
+    for shape in ((1, 1), (3, 63), (7, 126), (64, 96), (33, 100), (300, 300), (1031, 1033), (4096, 1024), (0, 64)):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            stored = quantizer.quantize(torch.randn(shape, device="cuda").to(dtype))
+            tensors = list(stored.tensors.values())
+            form = (blocksize, quant_type, list(shape), dtype)
+            wanted = fourbit._in_two_steps(*tensors, *form)
+            assert torch.equal(quantizer.dequantize(stored), wanted), (shape, dtype)
+
+
+@pytest.mark.parametrize("quant", ["nf4", "nf4 double", "fp4 double", "int8", "int8(threshold=0)"])
+def test_an_adapted_layer_compiles_to_one_graph_on_cuda(quant: str) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 256)).to("cuda", torch.bfloat16)
+    model = lorakit.apply(f"adapt 0 rank 16 quant {quant}", model)
+    nn.init.normal_(model[0].lora_B, std=0.02)
+    x = torch.randn(4, 8, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    results = []
+    for call in (model, torch.compile(model, fullgraph=True)):
+        y = call(x)
+        y.square().sum().backward()
+        results.append([y.detach(), x.grad, model[0].lora_A.grad, model[0].lora_B.grad])
+        x.grad = model[0].lora_A.grad = model[0].lora_B.grad = None
+    for eager, compiled in zip(*results, strict=True):
+        assert float((compiled - eager).norm() / eager.norm()) < 2e-2

@@ -245,7 +245,9 @@ def test_a_state_dict_that_holds_a_scalar_without_a_dimension_is_read() -> None:
     assert layer.weight_nested_offset.shape == (1,) and torch.equal(layer.weight, wanted)
 
 
-@pytest.mark.parametrize("quant", ["", "nf4", "nf4 double", "fp4 double", "int8", "int8(threshold=0)"])
+@pytest.mark.parametrize(
+    "quant", ["", "nf4", "nf4 double", "fp4 double", "int8", "int8(threshold=0)", "hqq", "ao_int8", "ao_nvfp4"]
+)
 def test_an_adapted_layer_compiles_to_one_graph(quant: str) -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor with all of its parts; collective where it is sharded."""
-    return tensor.full_tensor() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def fill(tensor: Tensor, value: Tensor) -> None:
@@ -37,12 +37,12 @@ def gathered(module: nn.Module) -> Iterator[None]:
             for name, parameter in one._parameters.items():
                 if parameter is not None and _is_sharded(parameter):
                     replaced.append((one._parameters, name, parameter))
-        for held, name, parameter in replaced:
-            held[name] = nn.Parameter(whole(parameter.detach()), requires_grad=False)
+        for held, name, part in replaced:
+            held[name] = nn.Parameter(whole(part.detach()), requires_grad=False)
         yield
     finally:
-        for held, name, parameter in replaced:
-            held[name] = parameter
+        for held, name, part in replaced:
+            held[name] = part
 
 
 def writes(model: nn.Module) -> bool:

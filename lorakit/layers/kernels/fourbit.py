@@ -103,7 +103,7 @@ def _dequantized(
     return weight if lies is shape else weight.view(shape)
 
 
-@torch.library.register_fake("lorakit::dequantize_nested_4bit", lib=_LIBRARY)
+@torch.library.register_fake("lorakit::dequantize_nested_4bit", lib=_LIBRARY)  # type: ignore[untyped-decorator]
 def _shaped(
     packed: Tensor,
     absmax: Tensor,
