@@ -200,7 +200,8 @@ def _notes(spec: Spec, inventory: Inventory, decisions: Decisions, plugins: Plug
             yield f"{where}: the rule crosses {len(towers)} towers: {reach}"
         if passed := sum(selector.passed_over for selector in summary.selectors):
             yield f"{where}: passed over {passed} modules that no adapter fits"
-        if isinstance(rule, Adapt) and rule.alpha is None and rule.rank is not None:
+        if isinstance(rule, Adapt) and rule.alpha is None and "alpha" in plugins.method(rule.method).clauses:
+            assert rule.rank is not None
             scale = "1" if rule.scaling == "standard" else f"sqrt(rank) = {rule.rank**0.5:.3g}"
             yield f"{where}: alpha is not given, so alpha = rank = {rule.rank} and the update is scaled by {scale}"
     paged = any(isinstance(rule, Adapt) and rule.paged for rule in spec.rules) or (
