@@ -27,10 +27,13 @@ EVA = "adapt q_proj,down_proj rank 4 alpha 8 init eva dtype fp32"
 DORA_PISSA = "adapt q_proj,down_proj rank 4 alpha 8 method dora init pissa dtype fp32"
 MIXED = f"{DORA}\nadapt k_proj,v_proj method ia3 dtype fp32\nadapt o_proj rank 4 init pissa dtype fp32"
 TEXTS = {"dora": DORA, "ia3": IA3, "vera": VERA, "pissa": PISSA, "eva": EVA, "dora-pissa": DORA_PISSA, "mixed": MIXED}
+# the biases of the base train too
+TEXTS |= {f"{name}-biases": TEXTS[name].replace("dtype", "bias adapter dtype") for name in ("dora", "ia3")}
+
 # what PEFT computes by itself from the folder
-IN_PEFT = {name: TEXTS[name] for name in ("dora", "ia3", "vera", "eva")}
+IN_PEFT = {name: TEXTS[name] for name in ("dora", "dora-biases", "ia3", "vera", "eva")}
 # what can be put out of use, since the base stays as it is
-SWITCHED = IN_PEFT
+SWITCHED = {name: TEXTS[name] for name in ("dora", "ia3", "vera", "eva")}
 QUANTS = ["", "quant nf4 double", "quant hqq"]
 CALIBRATION = [{"input_ids": TOKENS}]
 
