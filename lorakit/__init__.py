@@ -13,8 +13,7 @@ from lorakit.errors import (
     WriteError,
 )
 from lorakit.hooks import hookimpl
-
-__version__ = "0.1.0"
+from lorakit.version import __version__
 
 __all__ = [
     "AdapterError",
@@ -26,6 +25,7 @@ __all__ = [
     "PluginError",
     "SpecError",
     "WriteError",
+    "__version__",
     "adapters",
     "apply",
     "hookimpl",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from lorakit.application.starting import Starter
     from lorakit.application.summary import Summary
     from lorakit.named_adapters import Adapters
     from lorakit.planning.plan import Plan
@@ -36,30 +35,31 @@ def parse(text_or_path: str | Path, variables: Mapping[str, str] | None = None, 
 
 
 def plan(
-    spec: Spec | str | Path,
+    spec: Spec | Plan | str | Path,
     model: Any,
     *,
-    batch: int = 1,
-    tokens: int = 512,
+    batch: int | None = None,
+    tokens: int | None = None,
+    recompute: bool | None = None,
+    example: Any = None,
     trust_remote_code: bool = False,
     plugins: Plugins | None = None,
 ) -> Plan:
     """Return what a spec makes of a model: an nn.Module (meta tensors are fine), a Hugging Face config, or a reference.
 
-    No weight is read. batch × tokens is the step that the memory forecast is for.
+    No weight is read. The memory forecast is for a step on batch × tokens, 1 × 512 unless given, which with `recompute`
+    computes blocks again in its backward pass (gradient checkpointing). A plan made elsewhere keeps its decisions and,
+    where nothing else is said, its step; its figures are counted again. `example` is what a plain PyTorch model's
+    forward takes, a dict of arguments by name, a tuple, or one tensor: it shows which layers read the same tensor.
     Raises: SpecError, PlanError, ModelError.
     """
-    from lorakit.application.state import adapted_state
-    from lorakit.planning.inventory import read_inventory
-    from lorakit.planning.planner import make_plan
+    from lorakit.pipeline import decide, read_structure
 
     plugins = plugins or default_plugins()
-    module = _module(model, plugins, with_weights=False, trust_remote_code=trust_remote_code)
-    parsed = spec if isinstance(spec, Spec) else parse(spec, plugins=plugins)
-    # a further adapter is planned for the layers that lie under those before it
-    state = adapted_state(module)
-    inventory = state.inventory if state else read_inventory(module, plugins)
-    return make_plan(parsed, inventory, plugins, batch=batch, tokens=tokens)
+    structure = read_structure(_source(model, trust_remote_code), plugins)
+    return decide(
+        _decisions(spec, plugins), structure, plugins, batch=batch, tokens=tokens, recompute=recompute, example=example
+    )
 
 
 def apply(
@@ -81,14 +81,13 @@ def apply(
     Raises: SpecError, PlanError, ModelError, DataError; the model is untouched then.
     """
     from lorakit.application.apply import apply_plan
-    from lorakit.planning.plan import Plan
+    from lorakit.pipeline import decide, read_first, read_started
 
     plugins = plugins or default_plugins()
-
-    def decide(structure: nn.Module) -> Plan:
-        return spec_or_plan if isinstance(spec_or_plan, Plan) else plan(spec_or_plan, structure, plugins=plugins)
-
-    module, starter = _with_plan(model, decide, plugins, seed, trust_remote_code=trust_remote_code)
+    source = _with_weights(model, trust_remote_code)
+    first = read_first(source, plugins)
+    decided = decide(_decisions(spec_or_plan, plugins), first, plugins)
+    module, starter = read_started(source, first, decided, plugins, seed=seed)
     return apply_plan(
         starter.plan, module, plugins, seed=seed, name=name, calibration=calibration, started=starter.started
     )
@@ -145,10 +144,11 @@ def load(
     Raises: AdapterError, ModelError; the model is untouched then.
     """
     from lorakit.artifacts.loading import load_adapter, starter_of
+    from lorakit.pipeline import read_model
 
     plugins = plugins or default_plugins()
     starter = starter_of(Path(folder), plugins, initialize=allow_missing) if quantize else None
-    module = _module(model_or_ref, plugins, with_weights=True, trust_remote_code=trust_remote_code, starter=starter)
+    module = read_model(_with_weights(model_or_ref, trust_remote_code), plugins, starter=starter)
     return load_adapter(
         Path(folder),
         module,
@@ -195,35 +195,24 @@ def summary(model: nn.Module) -> Summary:
     return summarize(model)
 
 
-def _with_plan(
-    model: Any, decide: Callable[[nn.Module], Plan], plugins: Plugins, seed: int, *, trust_remote_code: bool
-) -> tuple[nn.Module, Starter]:
-    """Return a model and what starts its plan, made first for a stored model, which is quantized while it is read."""
-    from lorakit.application.starting import Starter
-    from lorakit.planning.entries import completed
-
-    is_stored = isinstance(model, str | Path) and not ModelReference(str(model)).is_factory
-    first = _module(model, plugins, with_weights=not is_stored, trust_remote_code=trust_remote_code)
-    starter = Starter(completed(decide(first), plugins), plugins, seed)
-    if not is_stored:
-        return first, starter
-    return _module(model, plugins, with_weights=True, trust_remote_code=trust_remote_code, starter=starter), starter
+def _decisions(spec: Spec | Plan | str | Path, plugins: Plugins) -> Spec | Plan:
+    return parse(spec, plugins=plugins) if isinstance(spec, str | Path) else spec
 
 
-def _module(
-    model: Any, plugins: Plugins, *, with_weights: bool, trust_remote_code: bool, starter: Starter | None = None
-) -> nn.Module:
+def _source(model: Any, trust_remote_code: bool) -> nn.Module | ModelReference:
     from torch import nn
 
     if isinstance(model, nn.Module):
         return model
     if isinstance(model, str | Path):
-        plan = starter.plan if starter else None
-        reference = ModelReference(str(model), None, with_weights, trust_remote_code, plan=plan, starter=starter)
-    elif hasattr(model, "to_dict") and hasattr(model, "model_type"):
-        if with_weights:
-            raise ModelError("a config has no weights; give the model itself, or its folder or hub id")
-        reference = ModelReference(type(model).__name__, model, False, trust_remote_code)
-    else:
-        raise ModelError(f"a model is an nn.Module, a Hugging Face config or a reference, not a {type(model).__name__}")
-    return plugins.load_model(reference)
+        return ModelReference(str(model), trust_remote_code=trust_remote_code)
+    if hasattr(model, "to_dict") and hasattr(model, "model_type"):
+        return ModelReference(type(model).__name__, model, trust_remote_code=trust_remote_code)
+    raise ModelError(f"a model is an nn.Module, a Hugging Face config or a reference, not a {type(model).__name__}")
+
+
+def _with_weights(model: Any, trust_remote_code: bool) -> nn.Module | ModelReference:
+    source = _source(model, trust_remote_code)
+    if isinstance(source, ModelReference) and source.config is not None:
+        raise ModelError("a config has no weights; give the model itself, or its folder or hub id")
+    return source

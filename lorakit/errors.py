@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from lorakit.language.diagnostics import Diagnostic
+from lorakit.diagnostics import Diagnostic
 
 
 class LorakitError(Exception):

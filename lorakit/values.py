@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,32 @@ class QuantizedWeight:
     tensors: Mapping[str, Tensor]
     shape: tuple[int, int]
     dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How and where a layer holds its quantized weight (out_features, in_features) = `shape`: what chooses its kernel.
+
+    `dtype` is what dequantizing gives.
+    """
+
+    quantizer: Quantizer
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+
+
+class LowRank(NamedTuple):
+    """What an adapter adds to a product: scaling · B · A · dropout(x).
+
+    Shapes: A (rank, in_features); B (out_features, rank); `scaling` a number, or a tensor (rows, 1, …) with one for
+    every row of the batch, of as many dimensions as x. `dropout` is 0 outside of training.
+    """
+
+    A: Tensor
+    B: Tensor
+    scaling: float | Tensor
+    dropout: float
 
 
 @dataclass(frozen=True, slots=True)

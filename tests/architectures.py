@@ -281,6 +281,7 @@ _ENTRIES = (
             mamba_n_groups=1,
             mamba_d_state=8,
             mamba_chunk_size=8,
+            ssm_in_multiplier=0.5,
         ),
         _text,
     ),

@@ -25,6 +25,20 @@ def make_llama(seed: int = 0, **changes: object) -> nn.Module:
     return LlamaForCausalLM(LlamaConfig(**{**settings, **changes}))
 
 
+def bitsandbytes_weight(packed: torch.Tensor, state):  # type: ignore[no-untyped-def]
+    """Return what bitsandbytes dequantizes, seen as one row.
+
+    Its 0.50 gives the weights of rows that are no whole blocks wrong scales on processors with AVX-512.
+    """
+    import copy
+
+    from bitsandbytes.functional import dequantize_4bit
+
+    row = copy.copy(state)
+    row.shape = torch.Size((1, state.shape.numel()))
+    return dequantize_4bit(packed, row).view(state.shape)
+
+
 def make_gpt2(seed: int = 0) -> nn.Module:
     """Return a random two-layer GPT-2, whose projections are transformers' Conv1D."""
     from transformers import GPT2Config, GPT2LMHeadModel

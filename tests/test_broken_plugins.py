@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from distributions import GOOD, install, lorakit_with
+from lorakit.hooks.specs import PROTOCOL
 
 HOOKS = "from lorakit.hooks import hookimpl\n"
 START = GOOD.replace("NAME", "start")
@@ -17,9 +18,20 @@ BROKEN = {
     "exits-on-import": ("import sys\nsys.exit(3)", "SystemExit: 3"),
     "lacks-an-import": ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
     "no-python": ("def", "SyntaxError"),
-    "newer-protocol": ("lorakit_protocol = 2", "protocol 2 and this lorakit 1: pip install --upgrade lorakit"),
-    "older-protocol": ("lorakit_protocol = 0", "pip install --upgrade broken"),
-    "junk-protocol": ("lorakit_protocol = '1'", "`lorakit_protocol` is '1'; it is a whole number, 1 here"),
+    "newer-protocol": (
+        f"lorakit_protocol = {PROTOCOL + 1}",
+        f"protocol {PROTOCOL + 1} and this lorakit {PROTOCOL}: pip install --upgrade lorakit",
+    ),
+    "older-protocol": (f"lorakit_protocol = {PROTOCOL - 1}", "pip install --upgrade broken"),
+    "junk-protocol": ("lorakit_protocol = '2'", f"`lorakit_protocol` is '2'; it is a whole number, {PROTOCOL} here"),
+    "wrapper": (
+        HOOKS + "@hookimpl(wrapper=True)\ndef lorakit_plan_ready(plan):\n    return (yield)",
+        "`lorakit_plan_ready` is a wrapper; hooks of lorakit are asked one by one and not wrapped",
+    ),
+    "old-wrapper": (
+        HOOKS + "@hookimpl(hookwrapper=True)\ndef lorakit_model_ready(model):\n    yield",
+        "`lorakit_model_ready` is a wrapper",
+    ),
     "misspelled-hook": (
         HOOKS + "@hookimpl\ndef lorakit_quantisers():\n    return []",
         "there is no hook `lorakit_quantisers`; did you mean `lorakit_quantizers`?",

@@ -46,6 +46,8 @@ def test_the_whole_journey(llama_folder: Path, chats: Path, write: Write, tmp_pa
     assert "well-formed, 1 rule" in lorakit_command("check", spec).stdout
     planned = lorakit_command("plan", spec, llama_folder).stdout
     assert "nf4 double" in planned and "memory of a training step" in planned
+    assert "none recomputed" in planned
+    assert "blocks recomputed" in lorakit_command("plan", spec, llama_folder, "--gradient-checkpointing").stdout
     plan = json.loads(lorakit_command("plan", spec, llama_folder, "--format", "json").stdout)
     assert len(plan["entries"]) == 4
     lorakit_command("apply", spec, llama_folder, "-o", tmp_path / "fresh")

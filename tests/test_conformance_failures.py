@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
+from planted import failures, variant
 from torch import Tensor, nn
 
 from lorakit.builtin.initializers import Gaussian
 from lorakit.builtin.int8 import Int8
-from lorakit.builtin.lora import LoRA
+from lorakit.builtin.kernels import LLMInt8
 from lorakit.builtin.optimizers import SGD
 from lorakit.hooks import QuantizedWeight, StartContext
-from lorakit.layers.lora_linear import LoRALinear
 from lorakit.testing import (
-    Check,
     CheckError,
     check_quantizer,
     initializer_checks,
-    method_checks,
+    kernel_checks,
     optimizer_checks,
     quantizer_checks,
     role_checks,
 )
-from lorakit.values import LayerShape
-
-
-def variant(base: type, **changes: Any) -> type:
-    """Return a plugin like this one but for these attributes, under a name of its own."""
-    changes = {"name": "variant", "__doc__": "A variant.", "__annotations__": {"name": ClassVar[str]}, **changes}
-    return dataclasses.dataclass(frozen=True)(type("Variant", (base,), {"__module__": __name__, **changes}))
 
 
 def stored(self: Any, weight: Tensor, change: Callable[[dict[str, Tensor]], object]) -> QuantizedWeight:
@@ -52,13 +44,45 @@ def noisy(self: Any, weight: Tensor) -> QuantizedWeight:
     return Int8.quantize(self, weight + 1e-3 * torch.randn(weight.shape).to(weight))
 
 
-def through_copy(self: Any, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
-    return nn.functional.linear(x.detach(), self.dequantize(quantized).to(x.dtype), bias)
+def dequantized(x: Tensor, base: Mapping[str, Tensor]) -> Tensor:
+    weight = Int8().dequantize(QuantizedWeight(base, tuple(base["CB"].shape), x.dtype))  # type: ignore[arg-type]
+    return nn.functional.linear(x, weight)
 
 
-def growing(self: Any, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
-    quantized.tensors["SCB"].mul_(1.001)
-    return nn.functional.linear(x, self.dequantize(quantized).to(x.dtype), bias)
+def growing(x: Tensor, base: Mapping[str, Tensor], bias: Any, low_rank: Any) -> Tensor:
+    base["SCB"].mul_(1.001)
+    return dequantized(x, base)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """Multiplies as it is told, or not at all."""
+
+    multiply: Any
+    name: str = "mine"
+
+    def linear(self, storage: Any) -> Any:
+        return self.multiply
+
+
+ASIDE: dict[tuple[int, int], Tensor] = {}
+
+
+def kept_aside(self: Any, weight: Tensor) -> QuantizedWeight:
+    quantized = Int8.quantize(self, weight)
+    ASIDE[quantized.shape] = quantized.tensors["SCB"].clone()
+    return quantized
+
+
+def from_aside(self: Any, quantized: QuantizedWeight) -> Tensor:
+    scales = ASIDE[quantized.shape].to(quantized.tensors["CB"].device)
+    return Int8.dequantize(self, dataclasses.replace(quantized, tensors={**quantized.tensors, "SCB": scales}))
+
+
+def half_of_a_wide_row(self: Any, quantized: QuantizedWeight) -> Tensor:
+    weight = Int8.dequantize(self, quantized)
+    weight[:, 4096:] = 0
+    return weight
 
 
 QUANTIZERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -77,32 +101,48 @@ QUANTIZERS: dict[str, tuple[dict[str, Any], str]] = {
     "weight-untouched": ({"quantize": lambda self, w: Int8.quantize(self, w.mul_(2))}, "changed the weight"),
     "declared-bits": ({"bits_per_weight": lambda self, shape: 8.0}, "the tensors hold"),
     "wanted-dtype": ({"dequantize": lambda self, q: Int8.dequantize(self, q).float()}, "`dequantize` returned"),
-    "forward": ({"linear": lambda self, x, q, b: Int8.linear(self, x, q, None)}, "`linear` is off by"),
-    "no-outputs": ({"linear": lambda self, x, q, b: x}, "expected (2, 0)"),
-    "input-gradient": ({"linear": through_copy}, "need no gradient although the inputs do"),
-    "autocast": ({"linear": lambda self, x, q, b: Int8.linear(self, x, q, b).float()}, "under autocast"),
-    "forward-stores-nothing": ({"linear": growing}, "a forward changed what is stored"),
-    "state-dict": ({"linear": lambda self, x, q, b: x[..., :48]}, "two layers of different weights"),
     "files": (
         {"quantize": lambda self, w: stored(self, w, lambda t: t.update(CB=t["CB"].to_sparse()))},
         "It raised",
     ),
     "module-copies": ({"__reduce__": lambda self: (str, ("",))}, "It raised"),
+    "plain-tensors": (
+        {"quantize": lambda self, w: stored(self, w, lambda t: t.update(SCB=t["SCB"].sum()))}, "has no dimension",
+    ),
+    "nothing-aside": ({"quantize": kept_aside, "dequantize": from_aside}, "kept aside"),
+    "large-weights": ({"dequantize": half_of_a_wide_row}, "a part of a weight (2, 5003)"),
+    "error-for-its-bits": ({"dequantize": lambda self, q: Int8.dequantize(self, q) * 1.05}, "at 8.125 bits"),
     "meta": ({"__deepcopy__": lambda self, memo: 1 / 0}, "ZeroDivisionError"),
 }  # fmt: skip
 
 
-def failures(checks: Sequence[Check], name: str) -> list[str]:
-    """Return what the checks of this name say of a plugin."""
-    found = []
-    chosen = [check for check in checks if check.name == name]
-    assert chosen, f"no check is called {name}"
-    for check in chosen:
-        try:
-            check()
-        except CheckError as error:
-            found.append(str(error))
-    return found
+KERNELS: dict[str, tuple[Kernel, str]] = {
+    "kernel-name": (Kernel(None, "no name"), "a kernel is an instance with a name"),
+    "kernel-fits": (Kernel(None), "returned None for a layer of int8"),
+    "forward": (Kernel(lambda x, base, bias, low: dequantized(x, base)), "`linear` is off by"),
+    "no-outputs": (Kernel(lambda x, base, bias, low: x), "expected (2, 0)"),
+    "input-gradient": (Kernel(lambda x, base, bias, low: dequantized(x.detach(), base)), "need no gradient although"),
+    "autocast": (Kernel(lambda x, base, bias, low: dequantized(x, base).float()), "under autocast"),
+    "adapters": (Kernel(lambda x, base, bias, low: dequantized(x, base)), "with adapters the outputs are off by"),
+    "forward-stores-nothing": (Kernel(growing), "a forward changed what is stored"),
+    "state-dict": (Kernel(lambda x, base, bias, low: x[..., :48]), "two layers of different weights"),
+}
+
+
+# ways to store bytes that no layer should hold
+DISGUISES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+    "bytes seen as floats": (lambda t: t.update(CB=t["CB"].view(torch.bfloat16)), "packed bytes stay integers"),
+    "a number that learns": (lambda t: t.update(SCB=t["SCB"].clone().requires_grad_()), "requires a gradient"),
+    "a parameter": (lambda t: t.update(SCB=nn.Parameter(t["SCB"], requires_grad=False)), "is a Parameter"),
+}
+
+
+@pytest.mark.parametrize("way", DISGUISES)
+def test_quantizers_store_plain_tensors(way: str) -> None:
+    change, words = DISGUISES[way]
+    checks = quantizer_checks(variant(Int8, quantize=lambda self, w: stored(self, w, change)))
+    found = failures(checks, "plain-tensors")
+    assert found and words in found[0], found
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
@@ -112,9 +152,16 @@ def test_quantizers(name: str) -> None:
     assert found and words in found[0], found
 
 
-def test_every_check_of_quantizers_is_seen_to_fail() -> None:
-    names = {check.name for check in quantizer_checks(Int8)}
-    assert names == QUANTIZERS.keys()
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels(name: str) -> None:
+    kernel, words = KERNELS[name]
+    found = failures(kernel_checks(kernel, Int8), name)
+    assert found and words in found[0], found
+
+
+def test_every_check_of_quantizers_and_kernels_is_seen_to_fail() -> None:
+    names = {check.name for check in (*quantizer_checks(Int8), *kernel_checks(LLMInt8(), Int8))}
+    assert names == QUANTIZERS.keys() | KERNELS.keys()
 
 
 def test_check_quantizer_names_all_that_failed() -> None:
@@ -169,9 +216,18 @@ def by_fan_in(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext) 
     lora_B.zero_()
 
 
-def in_float32(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
-    lora_A.copy_((context.weight()[:1] @ torch.ones(lora_A.shape[1])).sum() * torch.ones(lora_A.shape))
+def of_half_a_weight(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
+    # what 16 bits hold exactly, such as a weight that came in bfloat16
+    weight = context.weight()
+    lora_A.fill_(torch.nan if weight.half().float().equal(weight) or weight.bfloat16().float().equal(weight) else 1.0)
     lora_B.zero_()
+
+
+def taking_in_place(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext) -> None:
+    lora_A.normal_(std=0.1, generator=context.generator)
+    lora_B.normal_(std=0.1, generator=context.generator)
+    weight = context.weight()
+    weight.sub_(context.scaling * lora_B @ lora_A)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +239,8 @@ def in_float32(self: Any, lora_A: Tensor, lora_B: Tensor, context: StartContext)
         ("determinism", undrawn, "context.generator"),
         ("flipped", viewed, "view"),
         ("lookup", by_fan_in, "fan_in = 1"),
-        ("weight-dtypes", in_float32, "dtype"),
+        ("weight-dtypes", of_half_a_weight, "gave NaN or infinity"),
+        ("applied", taking_in_place, "base weight was changed in place"),
     ],
 )
 def test_initializers(name: str, initialize: Any, words: str) -> None:
@@ -193,6 +250,28 @@ def test_initializers(name: str, initialize: Any, words: str) -> None:
 
 def test_an_initializer_may_say_that_it_changes_the_start() -> None:
     assert not failures(initializer_checks(variant(Gaussian, initialize=ones, changes_start=True)), "start")
+
+
+class InPlace(torch.optim.SGD):
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.sub_(parameter.grad.clamp_(-1, 1), alpha=group["lr"])
+
+
+class Cautious(torch.optim.SGD):
+    """Halves a step where the gradient turned since the last one, which no state dict holds."""
+
+    def __init__(self, *words: Any, **more: Any) -> None:
+        super().__init__(*words, **more)
+        self.before: dict[Any, Tensor] = {}
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                turned = parameter.grad * self.before.get(parameter, parameter.grad) < 0
+                parameter.data.sub_(parameter.grad * (1 - 0.5 * turned.float()), alpha=group["lr"])
+                self.before[parameter] = parameter.grad.clone()
 
 
 def built(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
@@ -235,61 +314,16 @@ class Forgetful(torch.optim.SGD):
         ("learning-rates", {"build": built(Deaf)}, "scaled by group['lr']"),
         ("without-gradient", {"build": built(Deaf)}, "whose gradient is None moved"),
         ("resumes", {"build": built(Forgetful)}, "state_dict() has to hold everything"),
-        ("state-bytes", {"state_bytes": lambda self, count, width: count}, "takes 0 bytes"),
+        ("gradients-untouched", {"build": built(InPlace)}, "changed a gradient in place"),
+        ("resumes-from-a-file", {"build": built(Cautious)}, "state_dict() has to hold all of it"),
+        ("option-effect", {"build": built(torch.optim.SGD)}, "has no effect"),
+        ("state", {"state": lambda self, shape, dtype: {"mean": (shape, dtype)}}, "after a step the state holds {}"),
+        ("state", {"state": lambda self, shape, dtype: 3}, "is no mapping"),
     ],
 )
 def test_optimizers(name: str, changes: dict[str, Any], words: str) -> None:
     found = failures(optimizer_checks(variant(SGD, **changes)), name)
     assert found and words in found[0], found
-
-
-class Wrong(LoRALinear):
-    """A LoRA that differs in what a test replaces."""
-
-
-def around(adapter: type[LoRALinear]) -> dict[str, Any]:
-    """Return a method on linear layers with this adapter."""
-
-    def adapt(self: Any, layer: nn.Module, entry: Any) -> nn.Module:
-        shapes = LoRA.parameter_shapes(self, entry.shape, entry.adapter.rank)
-        return adapter.around(layer, entry, shapes["lora_A"], shapes["lora_B"])
-
-    def parameter_shapes(self: Any, layer: LayerShape, rank: int | None) -> Any:
-        return LoRA.parameter_shapes(self, layer, rank) if layer.kind == "linear" else {}
-
-    return {"adapt": adapt, "parameter_shapes": parameter_shapes}
-
-
-def lora(**changes: Any) -> dict[str, Any]:
-    return around(type("Wrong", (LoRALinear,), changes))
-
-
-def seeded(self: Any, *words: Any, **more: Any) -> None:
-    LoRALinear.__init__(self, *words, **more)
-    self.noise = nn.Parameter(torch.randn(1))
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "words"),
-    [
-        ("kinds", {"parameter_shapes": lambda self, layer, rank: {}}, "names no parameter for any of"),
-        ("parameters", {**lora(), "parameter_shapes": lambda self, layer, rank: {"lora_A": (1,)}}, "promised"),
-        ("start", lora(forward=lambda self, x: self.base_layer(x) * 3), "moves the outputs by 2"),
-        ("gradients", lora(forward=lambda self, x: self.base_layer(x) + 0 * (self.lora_A.sum() + self.lora_B.sum())),
-         "no parameter of a fresh adapter gets a gradient"),
-        ("merged", lora(merged=lambda self: (self.base_layer, self.base_layer.weight)), "merging moved the outputs"),
-        ("share", lora(share=property(lambda self: None, lambda self, value: None)), "`share` is None, not 1.0"),
-        ("share", lora(is_off=False, added=lambda self, result, update: result + update), "with `share` 0.0"),
-        ("file-names", {"file_names": lambda self, layer: {"lora_A": "x", "lora_B": "x"}}, "one name twice"),
-        ("saved", {"file_names": lambda self, layer: {"lora_A": "x"}}, "It raised"),
-        ("determinism", lora(__init__=seeded), "start with other values the second time"),
-        ("batches", lora(forward=lambda self, x: self.base_layer(x)[None]), "a batch of () gave"),
-        ("quantized-base", lora(forward=lambda self, x: self.base_layer(x) + x.sum()), "on a quantized layer"),
-    ],
-)  # fmt: skip
-def test_methods(name: str, changes: dict[str, Any], words: str) -> None:
-    found = failures(method_checks(variant(LoRA, **changes)), name)
-    assert found and any(words in one for one in found), found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import importlib.metadata
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from lorakit import hooks
 from lorakit.hooks import protocols, specs
 from lorakit.plugins import load_plugins
 
@@ -26,6 +28,9 @@ PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((PLUGINS
 HOOKS = {
     name: value for name, value in vars(specs).items() if inspect.isfunction(value) and name.startswith("lorakit_")
 }
+# pages on what is no hook, those with an example and those that are tables
+BESIDE = {"adapter", "calibrated_quantizer", "checkpointed_quantizer", "observer", "start_context"}
+TABLES = {"plan_values", "values"}
 # what plugins hand over and lorakit calls
 KINDS = {
     name: value
@@ -89,7 +94,7 @@ def counted(function: Callable[..., Any], calls: list[str], name: str) -> Callab
 
 
 def test_every_hook_has_a_page_and_every_page_a_hook() -> None:
-    assert PAGES.keys() == HOOKS.keys() | {"calibrated_quantizer", "checkpointed_quantizer"}
+    assert PAGES.keys() == HOOKS.keys() | BESIDE | TABLES
     assert len(HOOKS) >= 16
 
 
@@ -98,6 +103,8 @@ def test_the_index_names_every_page_and_no_other() -> None:
     assert sorted(re.findall(r"\]\(hooks/(\w+)\.md\)", index)) == sorted(PAGES)
     for name, page in PAGES.items():
         assert set(re.findall(r"\]\((\w+)\.md\)", page)) <= PAGES.keys(), name
+        titles = {title.lower() for title in re.findall(r"^## (.*)$", page, re.M)}
+        assert set(re.findall(r"\]\(#([\w-]+)\)", page)) <= titles, name
 
 
 @pytest.mark.parametrize("name", HOOKS)
@@ -118,13 +125,61 @@ def test_every_protocol_is_shown_with_its_methods() -> None:
         assert vars(shown[name]).get("__annotations__", {}) == vars(kind).get("__annotations__", {}), name
 
 
-@pytest.mark.parametrize("name", PAGES)
+def described(title: str) -> dict[str, str]:
+    """Return the rows of the table below a title on any page: what stands there with its type."""
+    (text,) = [section(page, title) for page in PAGES.values() if re.search(rf"^## {title}$", page, re.M)]
+    rows = re.findall(r"^\| `(\w+)(?:\([\w, ]*\))?` \| `(.*?)` \| \S.* \|$", text, re.M)
+    return {name: wanted.replace("\\|", "|") for name, wanted in rows}
+
+
+def written(annotation: Any) -> str:
+    return str(getattr(annotation, "__forward_arg__", annotation))
+
+
+def what_it_has(kind: type) -> dict[str, str]:
+    """Return the fields of a dataclass or a named tuple, its properties and its methods, each with its written type."""
+    if not dataclasses.is_dataclass(kind):
+        return dict(zip(kind.__annotations__, map(written, kind.__annotations__.values()), strict=True))
+    found = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    for name, value in vars(kind).items():
+        function = getattr(value, "fget", None) or getattr(value, "func", None) or getattr(value, "__func__", value)
+        if inspect.isfunction(function) and not name.startswith("_"):
+            found[name] = str(inspect.signature(function).return_annotation)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(hooks.__all__))
+def test_every_public_name_is_documented_with_all_that_it_has(name: str) -> None:
+    value = getattr(hooks, name)
+    if isinstance(value, type) and (dataclasses.is_dataclass(value) or issubclass(value, tuple)):
+        assert described(name) == what_it_has(value)
+        return
+    if name in KINDS:
+        # its methods are compared with those of the code elsewhere
+        return
+    shown: dict[str, Any] = {}
+    for page in PAGES.values():
+        for block in blocks(page.partition("## Example")[0], "python"):
+            shown |= definitions(block)
+    assert name in shown, f"no page shows {name}"
+    if inspect.isclass(value):
+        assert functions(shown[name]) and functions(shown[name]).items() <= functions(value).items()
+    elif inspect.isfunction(value):
+        assert inspect.signature(shown[name]) == inspect.signature(value)
+
+
+def test_the_index_names_the_protocol_of_today() -> None:
+    index = (PLUGINS / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"lorakit_protocol = (\d+)", index) == [str(specs.PROTOCOL)]
+
+
+@pytest.mark.parametrize("name", sorted(PAGES.keys() - TABLES))
 def test_the_example_does_what_the_page_prints(name: str, my_plugin: Callable[[str], types.ModuleType]) -> None:
     page = PAGES[name]
     assert section(page, "When it is called").strip()
     module = my_plugin(blocks(section(page, "Example"), "python")[0])
     assert (inspect.getdoc(module) or "").endswith(".")
-    hook = name if name in HOOKS else "lorakit_quantizers"
+    wanted = {name} if name in HOOKS else HOOKS.keys() & vars(module)
     calls: list[str] = []
     for own in [one for one in vars(module) if one in HOOKS]:
         setattr(module, own, counted(getattr(module, own), calls, own))
@@ -133,7 +188,7 @@ def test_the_example_does_what_the_page_prints(name: str, my_plugin: Callable[[s
     with contextlib.redirect_stdout(printed):
         exec(compile(blocks(use, "python")[0], f"{name}.md", "exec"), {})
     assert printed.getvalue() == blocks(use, "text")[0]
-    assert hook in calls, f"{hook} was never called"
+    assert wanted and wanted <= set(calls), f"{wanted - set(calls)} was never called"
 
 
 def test_the_whole_plugin_of_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import importlib.metadata
 import inspect
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,9 +17,22 @@ from torch import Tensor, nn
 
 import lorakit
 from lorakit import plugins as composition
-from lorakit.hooks import LayerShape, ModelReference, QuantizedWeight, Quantizer, hookimpl, specs
-from lorakit.hooks.manager import Plugins
-from lorakit.planning.plan import Plan, PlanEntry
+from lorakit.hooks import (
+    LayerShape,
+    Linear,
+    ModelReference,
+    ParameterPlan,
+    Plan,
+    PlanEntry,
+    Plugins,
+    QuantizedWeight,
+    Quantizer,
+    Settings,
+    StartContext,
+    Storage,
+    hookimpl,
+    specs,
+)
 from lorakit.plugins import load_plugins
 
 
@@ -54,9 +67,6 @@ class Half:
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         return 16.0
 
-    def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
-        return nn.functional.linear(x, self.dequantize(quantized), bias)
-
 
 def test_lorakit_quantizers() -> None:
     model = run("adapt 0 rank 2 quant half(scale=2)", one(), plugins_of(lorakit_quantizers=lambda: [Half]))
@@ -64,7 +74,7 @@ def test_lorakit_quantizers() -> None:
     assert lorakit.summary(model).modules[0].bits_per_weight == 16
 
 
-def test_a_quantizer_inherits_its_product_from_the_protocol_and_nothing_else() -> None:
+def test_a_quantizer_needs_no_product_of_its_own_and_all_else() -> None:
     @dataclass(frozen=True)
     class Inherits(Quantizer):
         """Stores weights as they are."""
@@ -133,12 +143,12 @@ def test_lorakit_optimizers() -> None:
         def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
             return torch.optim.Rprop([{"params": group["params"], "lr": group["lr"]} for group in groups])
 
-        def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
-            return 7
+        def state(self, shape: tuple[int, ...], dtype: str) -> Mapping[str, tuple[tuple[int, ...], str]]:
+            return {"odd": ((3,), "float16"), "flags": ((1,), "bool")}
 
     plugins = plugins_of(lorakit_optimizers=lambda: [Rprop])
     model = run("adapt 0 rank 2\noptimizer rprop", one(), plugins)
-    optimizer = lorakit.optimizer(model, plugins=plugins)
+    optimizer = lorakit.optimizer(model)
     assert isinstance(optimizer, torch.optim.Rprop) and optimizer.param_groups[0]["lr"] == 0.125
     assert (
         lorakit.plan(
@@ -149,38 +159,42 @@ def test_lorakit_optimizers() -> None:
 
 
 class Scaled(nn.Module):
-    def __init__(self, base_layer: nn.Module, size: int) -> None:
+    def __init__(self, base_layer: nn.Module, factors: nn.Parameter) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.lora_A = nn.Parameter(torch.ones(1, size))
-        self.lora_B = nn.Parameter(torch.ones(size, 1))
+        self.strength = 1.0
+        self.factors = factors
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base_layer(x) * 3
+        return self.base_layer(x) * (1 + self.strength * (self.factors - 1))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Scales the outputs."""
+
+    name: ClassVar[str] = "scale"
+    clauses: ClassVar[frozenset[str]] = frozenset()
+
+    def parameters(self, layer: LayerShape, settings: Settings) -> tuple[ParameterPlan, ...]:
+        return (ParameterPlan("factors", (layer.out_features,)),)
+
+    def start(self, parameters: Any, context: StartContext) -> None:
+        parameters["factors"].fill_(3)
+
+    def adapt(self, layer: nn.Module, entry: PlanEntry, parameters: Any) -> nn.Module:
+        return Scaled(layer, **parameters)
+
+    def peft(self, entries: Sequence[PlanEntry]) -> None:
+        return None
 
 
 def test_lorakit_methods() -> None:
-    @dataclass(frozen=True)
-    class Scale:
-        """Scales the outputs."""
-
-        name: ClassVar[str] = "scale"
-        needs_rank: ClassVar[bool] = False
-
-        def parameter_shapes(self, layer: Any, rank: int | None) -> dict[str, tuple[int, ...]]:
-            return {"lora_A": (1, layer.out_features), "lora_B": (layer.out_features, 1)}
-
-        def file_names(self, layer: LayerShape) -> dict[str, str]:
-            return {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
-
-        def adapt(self, layer: nn.Module, entry: PlanEntry) -> nn.Module:
-            return Scaled(layer, 6)
-
     plugins = plugins_of(lorakit_methods=lambda: [Scale])
-    model = run("adapt 0 method scale", one(), plugins)
+    model = run("adapt 0 method scale dtype fp32", one(), plugins)
     x = torch.randn(2, 8)
     torch.testing.assert_close(model(x), 3 * one()(x))
-    assert lorakit.summary(model).added_parameters == 12
+    assert lorakit.summary(model).added_parameters == 6
 
 
 def test_lorakit_roles() -> None:
@@ -189,6 +203,67 @@ def test_lorakit_roles() -> None:
         "adapt @first rank 2", nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), plugins_of(lorakit_roles=lambda: [role])
     )
     assert hasattr(model[0], "lora_A") and not hasattr(model[1], "lora_A")
+
+
+@dataclass(frozen=True)
+class Doubling:
+    """Multiplies as the default does, twice as far, where it is told to fit."""
+
+    name: str = "doubling"
+    by: float = 2.0
+    fits: str = "half"
+
+    def linear(self, storage: Storage) -> Linear | None:
+        if storage.quantizer.name != self.fits:
+            return None
+        shape, dtype, quantizer = storage.shape, storage.dtype, storage.quantizer
+
+        def linear(x: Tensor, base: Any, bias: Tensor | None, low_rank: Any) -> Tensor:
+            weight = quantizer.dequantize(QuantizedWeight(base, shape, dtype))
+            result = self.by * nn.functional.linear(x, weight, bias)
+            return result + sum(one.scaling * (x @ one.A.T.to(x)) @ one.B.T.to(x) for one in low_rank)
+
+        return linear
+
+
+def test_lorakit_kernels() -> None:
+    x = torch.randn(3, 8)
+    plain = run("adapt 0 rank 2 quant half", one(), plugins_of(lorakit_quantizers=lambda: [Half]))
+    plugins = plugins_of(
+        lorakit_quantizers=lambda: [Half],
+        # the last that fits multiplies, and one that does not fit is passed over
+        lorakit_kernels=lambda: [Doubling("first", 5.0), Doubling(), Doubling("other", 7.0, "nf4")],
+    )
+    model = run("adapt 0 rank 2 quant half", one(), plugins)
+    torch.testing.assert_close(model(x), 2 * plain(x))
+    for parameters in zip(plain[0].parameters(recurse=False), model[0].parameters(recurse=False), strict=True):
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.fill_(0.1)
+    base = plain[0].base_layer(x)
+    torch.testing.assert_close(model(x) - 2 * base, plain(x) - base)
+    assert [kernel.name for kernel in plugins.kernels[:3]] == ["other", "doubling", "first"]
+
+
+def test_a_kernel_is_chosen_again_when_a_layer_moves_and_stays_with_its_copies() -> None:
+    asked: list[Storage] = []
+
+    class Asked:
+        """Notes what it is asked and never fits."""
+
+        name = "asked"
+
+        def linear(self, storage: Storage) -> None:
+            asked.append(storage)
+
+    model = run("quantize 0 nf4", one(), plugins_of(lorakit_kernels=lambda: [Asked()]))
+    before = len(asked)
+    model(torch.randn(2, 8)).sum()
+    assert len(asked) == before
+    model.to(torch.bfloat16)
+    assert asked[-1].dtype == torch.bfloat16 and asked[-1].shape == (6, 8)
+    model.to("meta")
+    assert asked[-1].device.type == "meta"
 
 
 def test_lorakit_load_model() -> None:
@@ -211,22 +286,22 @@ class Doubler(nn.Module):
 
 
 class DoublerLoRA(nn.Module):
-    def __init__(self, base_layer: nn.Module, rank: int) -> None:
+    def __init__(self, base_layer: nn.Module, lora_A: nn.Parameter, lora_B: nn.Parameter) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.lora_A, self.lora_B = nn.Parameter(torch.empty(rank, 4)), nn.Parameter(torch.empty(4, rank))
+        self.strength = 1.0
+        self.lora_A, self.lora_B = lora_A, lora_B
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base_layer(x) + x @ self.lora_A.T @ self.lora_B.T
+        return self.base_layer(x) + self.strength * (x @ self.lora_A.T @ self.lora_B.T)
 
 
 def describe(module: nn.Module) -> LayerShape | None:
     return LayerShape("doubler", 4, 4) if isinstance(module, Doubler) else None
 
 
-def adapt(module: nn.Module, entry: PlanEntry) -> nn.Module | None:
-    assert entry.adapter is not None and entry.adapter.rank is not None
-    return DoublerLoRA(module, entry.adapter.rank) if isinstance(module, Doubler) else None
+def adapt(module: nn.Module, entry: PlanEntry, parameters: Any) -> nn.Module | None:
+    return DoublerLoRA(module, **parameters) if isinstance(module, Doubler) else None
 
 
 def test_lorakit_describe_module() -> None:
@@ -249,7 +324,7 @@ def test_lorakit_describe_parameter() -> None:
 
 def test_lorakit_adapt_module() -> None:
     plugins = plugins_of(lorakit_describe_module=describe, lorakit_adapt_module=adapt)
-    model = run("adapt 0 rank 2", nn.Sequential(Doubler()), plugins)
+    model = run("adapt 0 rank 2 dtype fp32", nn.Sequential(Doubler()), plugins)
     x = torch.randn(3, 4)
     assert isinstance(model[0], DoublerLoRA) and torch.equal(model(x), 2 * x)
 
@@ -281,6 +356,43 @@ def test_lorakit_plan_ready() -> None:
     assert plan.notes[-1] == "seen"
 
 
+def test_figures_are_those_of_the_entries_that_a_plugin_leaves() -> None:
+    def shrink(plan: Plan) -> Plan:
+        first = plan.entries[0]
+        assert first.adapter is not None
+        settings = replace(first.adapter.settings, rank=1)
+        # without a table of parameters, lorakit asks the method for the one that these settings give
+        adapter = replace(first.adapter, settings=settings, parameters=())
+        return replace(plan, entries=(replace(first, adapter=adapter, quant=None),))
+
+    text = "adapt 0 rank 4 quant nf4\nadapt 1 rank 4"
+    model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
+    plugins = plugins_of(lorakit_plan_ready=shrink)
+    changed = lorakit.plan(lorakit.parse(text), model, plugins=plugins)
+    # bf16, since the rule asked for a quantized base; AdamW keeps two moments, and counts the steps of each tensor
+    assert (changed.added, changed.memory.adapters, changed.memory.optimizer) == (128, 256, 2 * (256 + 4))
+    assert changed.memory.weights == changed.memory.weights_before == 2 * 64 * 64 * 4
+    assert [rule.modules for rule in changed.rules] == [1, 0]
+    # promises are held against these figures
+    assert lorakit.plan(lorakit.parse(f"{text}\nrequire trainable < 2%"), model, plugins=plugins).added == 128
+    with pytest.raises(lorakit.PlanError, match="`trainable` is 12.500%"):
+        lorakit.plan(f"{text}\nrequire trainable < 2%", model)
+
+
+def test_a_plan_made_elsewhere_is_counted_again() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    plan = lorakit.plan("adapt 0,1 rank 4 quant nf4", model, batch=2)
+    read = Plan.from_json(plan.to_json())
+    assert lorakit.plan(read, model) == plan
+    assert lorakit.plan(replace(read, entries=read.entries[:1]), model) == lorakit.plan(
+        replace(plan, entries=plan.entries[:1]), model
+    )
+    half = lorakit.plan(replace(read, entries=read.entries[:1]), model)
+    assert 2 * half.memory.optimizer == plan.memory.optimizer and [rule.modules for rule in half.rules] == [1]
+    with pytest.raises(lorakit.PlanError, match="for another model: it decides `1`, which Sequential lacks"):
+        lorakit.plan(read, nn.Sequential(nn.Linear(64, 64)))
+
+
 def test_lorakit_estimate_memory() -> None:
     plain = lorakit.plan("adapt 0 rank 2", one())
     plugins = plugins_of(lorakit_estimate_memory=lambda entry: 1000)
@@ -296,7 +408,7 @@ def test_lorakit_model_ready() -> None:
 def test_lorakit_model_merged() -> None:
     seen: list[type] = []
     plugins = plugins_of(lorakit_model_merged=lambda model: seen.append(type(model[0])))
-    lorakit.merge(run("adapt 0 rank 2", one(), plugins), plugins=plugins)
+    lorakit.merge(run("adapt 0 rank 2", one(), plugins))
     assert seen == [nn.Linear]
 
 
@@ -305,14 +417,14 @@ def test_lorakit_before_save(tmp_path: Path) -> None:
         (folder / "README.md").write_text("a model card")
 
     plugins = plugins_of(lorakit_before_save=card)
-    folder = lorakit.save(run("adapt 0 rank 2", one(), plugins), tmp_path / "adapter", plugins=plugins)
+    folder = lorakit.save(run("adapt 0 rank 2", one(), plugins), tmp_path / "adapter")
     assert (folder / "README.md").read_text() == "a model card"
 
 
 def test_lorakit_after_load(tmp_path: Path) -> None:
     seen: list[Path] = []
     plugins = plugins_of(lorakit_after_load=lambda model, folder: seen.append(folder))
-    folder = lorakit.save(run("adapt 0 rank 2", one(), plugins), tmp_path / "adapter", plugins=plugins)
+    folder = lorakit.save(run("adapt 0 rank 2", one(), plugins), tmp_path / "adapter")
     lorakit.load(folder, one(), plugins=plugins)
     assert seen == [folder]
 

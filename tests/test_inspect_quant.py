@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import lorakit
-from helpers import make_gpt2, make_llama
+from helpers import bitsandbytes_weight, make_gpt2, make_llama
 from lorakit.artifacts.quantization_error import (
     QuantizationError,
     QuantizationReport,
@@ -56,9 +56,6 @@ class Shrunk:
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         return 99.0
 
-    def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
-        return nn.functional.linear(x, self.dequantize(quantized), bias)
-
 
 @dataclass(frozen=True)
 class Observing(Shrunk):
@@ -90,12 +87,12 @@ def nf4_double(weight: Tensor) -> tuple[Tensor, float]:
     # 4 bits, 8 a block of 64, 32 a block of 256 scales, and the offset of the scales
     blocks = -(-weight.numel() // 64)
     bits = 4 * weight.numel() + 8 * blocks + 32 * -(-blocks // 256) + 32
-    return bnb.dequantize_4bit(packed, state), bits / weight.numel()
+    return bitsandbytes_weight(packed, state), bits / weight.numel()
 
 
 def fp4(weight: Tensor) -> tuple[Tensor, float]:
     packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="fp4")
-    return bnb.dequantize_4bit(packed, state), 4 + 32 / 64
+    return bitsandbytes_weight(packed, state), 4 + 32 / 64
 
 
 def int8(weight: Tensor) -> tuple[Tensor, float]:
@@ -176,7 +173,7 @@ def test_transposed_weights_are_quantized_as_apply_does() -> None:
     errors = errors_of("quantize c_attn nf4", model)
     weight = model.get_parameter("transformer.h.0.attn.c_attn.weight").detach().T
     packed, state = bnb.quantize_4bit(weight.contiguous(), blocksize=64, quant_type="nf4")
-    lost = weight - bnb.dequantize_4bit(packed, state)
+    lost = weight - bitsandbytes_weight(packed, state)
     assert errors["transformer.h.0.attn.c_attn"].max_error == float(lost.abs().max())
 
 

@@ -138,7 +138,12 @@ def test_a_scaled_embedding_scales_its_adapter() -> None:
     lorakit.apply("adapt layer rank 3", model)
     randomize(model)
     tokens = torch.randint(1, 20, (3, 5))
-    expected = functional.embedding(tokens, model.layer.base_layer.weight + model.layer.delta()) * 8**0.5
+    expected = (
+        functional.embedding(
+            tokens, model.layer.base_layer.weight + model.layer.change(model.layer.lora_A, model.layer.lora_B)
+        )
+        * 8**0.5
+    )
     torch.testing.assert_close(model(tokens), expected)
     torch.testing.assert_close(lorakit.merge(model)(tokens), expected)
 
@@ -267,8 +272,10 @@ def test_both_projections_of_torchs_attention(tmp_path: Path) -> None:
     randomize(model)
     changed = attention()
     with torch.no_grad():
-        changed.attn.in_proj_weight.add_(model.attn.parametrizations.in_proj_weight[0].delta())
-        changed.attn.out_proj.weight.add_(model.attn.out_proj.delta())
+        inner = model.attn.parametrizations.in_proj_weight[0]
+        changed.attn.in_proj_weight.add_(inner.change(inner.lora_A, inner.lora_B))
+        outer = model.attn.out_proj
+        changed.attn.out_proj.weight.add_(outer.change(outer.lora_A, outer.lora_B))
         torch.testing.assert_close(model(x), changed(x), rtol=1e-5, atol=1e-5)
         assert float((model(x) - attention()(x)).abs().max()) > 1e-2
     lorakit.save(model, tmp_path / "ours")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +82,8 @@ class Averaged:
         BUILT.append(Averaging(groups))
         return BUILT[-1]
 
-    def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
-        return bytes_per_parameter * parameters
+    def state(self, shape: tuple[int, ...], dtype: str) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        return {"other": (shape, dtype)}
 
 
 @pytest.fixture

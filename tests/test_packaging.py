@@ -37,6 +37,7 @@ def test_the_wheel_works_without_torch(tmp_path: Path) -> None:
         if path.relative_to(ROOT).as_posix() not in names
     ]
     assert missing == []
+    assert "lorakit/language/pages/L042.md" in names
     venv = tmp_path / "venv"
     run(sys.executable, "-m", "venv", venv, cwd=tmp_path)
     constraints = ROOT / ".ci" / "constraints.txt"
@@ -46,6 +47,7 @@ def test_the_wheel_works_without_torch(tmp_path: Path) -> None:
     spec.write_text("adapt q_proj,v_proj rank 16 quant nf4 double paged\n")
     assert "well-formed" in run(venv / "bin" / "lorakit", "check", spec, cwd=tmp_path)
     assert run(venv / "bin" / "lorakit", "fmt", "--check", spec, cwd=tmp_path) is not None
+    assert "# L042" in run(venv / "bin" / "lorakit", "explain", "L042", cwd=tmp_path)
     probe = "import lorakit; print(len(lorakit.parse('adapt q rank 2').rules))"
     assert run(venv / "bin" / "python", "-c", probe, cwd=tmp_path).strip() == "1"
     assert not (venv / "lib" / f"python3.{sys.version_info.minor}" / "site-packages" / "torch").exists()

@@ -40,7 +40,7 @@ def test_json_round_trip(llama: nn.Module) -> None:
         ({"entries": 3}, "expected a list"),
         ({"model_parameters": "many"}, "model_parameters: expected int"),
         ({"entries.adapter.dtype": "load"}, "dtype is one of bfloat16, float16, float32, not 'load'"),
-        ({"entries.adapter.rank": -4}, "rank must be 1 or more"),
+        ({"entries.adapter.settings.rank": -4}, "rank must be 1 or more"),
     ],
 )
 def test_a_plan_that_is_none_is_refused(llama: nn.Module, change: dict[str, object], complaint: str) -> None:
@@ -69,7 +69,11 @@ def test_later_rules_replace_earlier_ones_whole(llama: nn.Module) -> None:
     )
     query, key = plan.entry("model.layers.0.self_attn.q_proj"), plan.entry("model.layers.0.self_attn.k_proj")
     gate = plan.entry("model.layers.0.mlp.gate_proj")
-    assert query is not None and query.adapter is not None and (query.adapter.rank, query.adapter.factor) == (4, 2.0)
+    assert (
+        query is not None
+        and query.adapter is not None
+        and (query.adapter.settings.rank, query.adapter.settings.factor) == (4, 2.0)
+    )
     assert query.quant is None and query.decided_by == ("<text>:2",)
     assert key is not None and key.quant is not None and key.quant.name == "nf4"
     assert gate is not None and gate.adapter is None and gate.quant is not None and gate.decided_by == ("<text>:3",)
@@ -124,6 +128,33 @@ def test_conflicts_are_refused(llama: nn.Module) -> None:
     assert "both ends train" in " ".join(lorakit.plan("train @head", tied).notes)
 
 
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [("embed_tokens", "is a lookup"), ("in_proj_weight", "is a parameter"), ("out_proj", "not always")],
+)
+def test_dropout_where_no_adapter_can_honour_it_is_refused(target: str, why: str) -> None:
+    model = nn.ModuleDict({"embed_tokens": nn.Embedding(16, 8), "attention": nn.MultiheadAttention(8, 2)})
+    assert findings(f"adapt {target} rank 2 dropout 0.1", model) == [("L107", 1, 1)]
+    assert why in message(f"adapt {target} rank 2 dropout 0.1", model)
+    assert lorakit.plan(f"adapt {target} rank 2", model).added
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        ("adamw", "on CUDA 2 of 4 tensors page, with 2,097,152 of 2,228,240 bytes of state: those of 100,000 elements"),
+        ("sgd", "`sgd` keeps no state as it is configured, so there is nothing to page"),
+        ("sgd(momentum=0.9)", "`sgd` does not page, its state stays where the parameters are"),
+    ],
+)
+def test_what_paged_comes_to_is_said(optimizer: str, said: str) -> None:
+    # of 64 · 2048 elements each, and of 4 · 2048: one paged rule makes bitsandbytes page all that is large enough
+    model = nn.Sequential(nn.Linear(2048, 2048), nn.Linear(2048, 2048))
+    text = f"adapt 0 rank 64\nadapt 1 rank 4 paged\noptimizer {optimizer}"
+    assert f"paged: {said}" in " ".join(lorakit.plan(text, model).notes)
+    assert "paged" not in " ".join(lorakit.plan(text.replace("paged", ""), model).notes)
+
+
 def test_a_spec_without_rules_cannot_be_planned(llama: nn.Module) -> None:
     with pytest.raises(lorakit.PlanError, match="no rules"):
         lorakit.plan("let r = 4", llama)
@@ -144,4 +175,4 @@ def test_adapter_dtype_follows_the_base(llama: nn.Module) -> None:
 
 def test_rslora_scales_by_the_root_of_the_rank(llama: nn.Module) -> None:
     entry = lorakit.plan("adapt q_proj rank 16 alpha 8 scaling rslora", llama).entries[0]
-    assert entry.adapter is not None and entry.adapter.factor == 2.0
+    assert entry.adapter is not None and entry.adapter.settings.factor == 2.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from distributions import GOOD, install, lorakit_with
-from lorakit.scaffold import EXAMPLES
+from lorakit.scaffold import EXAMPLES, LIKE, names_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,9 +47,12 @@ def test_the_list_does_not_load_torch(tmp_path: Path) -> None:
     assert done.returncode == 0 and "adamw" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("kind", EXAMPLES)
-def test_a_new_distribution_installs_and_works_in_a_spec(kind: str, tmp_path: Path) -> None:
-    made = lorakit_with(tmp_path, "plugins", "new", kind, "brand_new")
+@pytest.mark.parametrize(
+    ("kind", "like"),
+    [*((kind, "") for kind in EXAMPLES), *((kind, like) for kind in LIKE for like in [*LIKE[kind]][1:])],
+)
+def test_a_new_distribution_installs_and_works_in_a_spec(kind: str, like: str, tmp_path: Path) -> None:
+    made = lorakit_with(tmp_path, "plugins", "new", kind, "brand_new", *(["--like", like] if like else []))
     assert made.returncode == 0, made.stderr
     folder, site = tmp_path / "lorakit-brand-new", tmp_path / "site"
     ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E,F,I,UP,B", "--line-length", "120"]
@@ -57,7 +60,7 @@ def test_a_new_distribution_installs_and_works_in_a_spec(kind: str, tmp_path: Pa
     for command in ([*ruff, folder], pip):
         done = subprocess.run([str(word) for word in command], cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-    (site / "one.lora").write_text(f"use lorakit-brand-new\n{EXAMPLES[kind].format(name='brand_new')}\n")
+    (site / "one.lora").write_text(f"use lorakit-brand-new\n{names_of(kind, 'brand_new', like).example}\n")
     checked = lorakit_with(site, "check", "one.lora")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     (site / "model.py").write_text(
@@ -87,9 +90,11 @@ def test_a_new_distribution_installs_and_works_in_a_spec(kind: str, tmp_path: Pa
         (("method", "größe"), "no name for a distribution"),
         (("method", "own_"), "no name for a distribution"),
         (("role", "linear"), "the role `linear` is there already"),
+        (("method", "mine", "--like", "dora"), "like `dora`; there are `--like lora` or `--like ia3`"),
+        (("role", "mine", "--like", "lora"), "no role to start from is like `lora`; leave --like out"),
     ],
 )
-def test_a_name_that_does_not_work_is_refused(words: tuple[str, str], reason: str, tmp_path: Path) -> None:
+def test_a_name_that_does_not_work_is_refused(words: tuple[str, ...], reason: str, tmp_path: Path) -> None:
     done = lorakit_with(tmp_path, "plugins", "new", *words)
     assert done.returncode == 2 and reason in done.stderr and not list(tmp_path.iterdir()), done.stderr
 

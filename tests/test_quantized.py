@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import lorakit
-from helpers import make_llama
+from helpers import bitsandbytes_weight, make_llama
+from lorakit.builtin.fourbit import FP4, NF4
 from lorakit.layers.quantized_linear import QuantizedLinear
 
 QUANTIZERS = ["nf4", "nf4 double", "nf4(blocksize=128) double", "fp4", "fp4 double", "int8"]
@@ -42,7 +43,7 @@ def test_four_bits_are_bitsandbytes_own(quant: str, shape: tuple[int, int]) -> N
     )
     _, layer = quantized(quant, shape)
     assert torch.equal(layer.weight_packed, packed)
-    assert torch.equal(layer.weight, bnb_functional.dequantize_4bit(packed, state))
+    assert torch.equal(layer.weight, bitsandbytes_weight(packed, state))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -102,9 +103,9 @@ def test_evaluation_changes_nothing_that_is_stored(quant: str) -> None:
 @pytest.mark.parametrize("quant", ["nf4 double", "int8"])
 def test_casting_a_model_leaves_the_scales_alone(quant: str) -> None:
     model, layer = quantized(quant, (64, 96), torch.float32)
-    before = {name: value.clone() for name, value in layer.named_buffers()}
+    before = {name: value.clone() for name, value in layer.tensors.items()}
     model.half()
-    for name, value in layer.named_buffers():
+    for name, value in layer.tensors.items():
         assert value.dtype == before[name].dtype
         assert torch.equal(value, before[name])
     assert layer.bias.dtype == torch.float16
@@ -174,3 +175,108 @@ def _packed(kind: str) -> nn.Module:
     model = nn.Module()
     model.q_proj = layer
     return model
+
+
+def closed_form(
+    tensors: dict[str, torch.Tensor], quant_type: str, blocksize: int, shape: tuple[int, int]
+) -> torch.Tensor:
+    """Return a four-bit weight from its definition: level times scale, the scales running on over the rows."""
+    count = shape[0] * shape[1]
+    absmax = tensors["absmax"]
+    if "nested_absmax" in tensors:
+        nested = tensors["nested_absmax"].repeat_interleave(256)[: absmax.numel()]
+        absmax = bnb.functional.create_dynamic_map()[absmax.int()] * nested + tensors["nested_offset"]
+    packed = tensors["packed"].view(-1).int()
+    codes = torch.stack((packed >> 4, packed & 15), 1).view(-1)[:count]
+    levels = bnb.functional.get_4bit_type(quant_type, device="cpu")
+    return (levels[codes] * absmax.repeat_interleave(blocksize)[:count]).view(shape)
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("kind", [NF4, FP4])
+@pytest.mark.parametrize("blocksize", [32, 64, 128, 4096])
+def test_four_bits_are_level_times_scale_whatever_the_width_of_a_row(
+    kind: type[NF4 | FP4], blocksize: int, double: bool
+) -> None:
+    quantizer = kind(blocksize=blocksize, double=double)  # type: ignore[arg-type]
+    for shape in ((1, 1), (3, 63), (7, 126), (31, 130), (33, 100), (64, 96), (64, 64), (2, 8256)):
+        for dtype in (torch.float32, torch.bfloat16):
+            stored = quantizer.quantize(torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype))
+            wanted = closed_form(dict(stored.tensors), quantizer.name, blocksize, shape).to(dtype)
+            assert torch.equal(quantizer.dequantize(stored), wanted), (shape, dtype)
+
+
+def near_thresholds(quant_type: str) -> torch.Tensor:
+    """Return blocks of 32 and 64 that hold every threshold between two levels, and its neighbours, at many scales."""
+    levels = bnb.functional.get_4bit_type(quant_type, device="cpu").sort()[0]
+    middles = (levels[1:] + levels[:-1]) / 2
+    above, below = (torch.nextafter(middles, torch.full_like(middles, end)) for end in (9.0, -9.0))
+    values = torch.cat([middles, above, below, levels]).repeat(8)[: 31 * 8].view(8, 31)
+    blocks = torch.cat([torch.ones(8, 1), values], 1)
+    return (blocks * torch.tensor([1.0, 0.5, 3.0, 1e-3, 5e4, 1e-39, 1e-30, 0.1]).unsqueeze(1)).view(-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("blocksize", [32, 64, 4096])
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+def test_quantizing_on_the_cpu_gives_the_bits_of_bitsandbytes(
+    quant_type: str, blocksize: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    cases = [torch.randn(count) for count in (1, 2, 63, 64, 65, 129, 4097, 65536, 65537, 150_001)]
+    cases += [near_thresholds(quant_type), torch.zeros(131), torch.zeros(4096), 1e-40 * torch.randn(512)]
+    cases += [torch.full((64,), -0.0), -torch.ones(65), torch.full((33,), 1e-45)]
+    quantizer = {"nf4": NF4, "fp4": FP4}[quant_type](blocksize=blocksize)  # type: ignore[arg-type]
+    for case in cases:
+        weight = case.to(dtype)
+        packed, state = bnb.functional.quantize_4bit(weight, blocksize=blocksize, quant_type=quant_type)
+        own = quantizer.quantize(weight.view(1, -1)).tensors
+        assert torch.equal(own["packed"], packed) and own["packed"].shape == packed.shape, len(case)
+        assert torch.equal(own["absmax"].view(torch.int32), state.absmax.view(torch.int32)), len(case)
+
+
+def test_a_state_dict_that_holds_a_scalar_without_a_dimension_is_read() -> None:
+    model, layer = quantized("nf4 double", (64, 96), torch.float32)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    wanted, offset = layer.weight, state["0.weight_nested_offset"]
+    assert offset.shape == (1,)
+    layer.weight_nested_offset.zero_()
+    model.load_state_dict({**state, "0.weight_nested_offset": offset.view(())}, strict=True)
+    assert layer.weight_nested_offset.shape == (1,) and torch.equal(layer.weight, wanted)
+
+
+@pytest.mark.parametrize("quant", ["", "nf4", "nf4 double", "fp4 double", "int8", "int8(threshold=0)"])
+def test_an_adapted_layer_compiles_to_one_graph(quant: str) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = lorakit.apply(f"adapt 0 rank 4 {'quant ' * bool(quant)}{quant}", nn.Sequential(nn.Linear(64, 48)))
+    nn.init.normal_(model[0].lora_B)
+    x = torch.randn(3, 5, 64, requires_grad=True)
+    graphs = CompileCounterWithBackend("aot_eager")
+    results = []
+    for call in (model, torch.compile(model, fullgraph=True, backend=graphs)):
+        y = call(x)
+        y.square().sum().backward()
+        results.append([y.detach(), x.grad, model[0].lora_A.grad, model[0].lora_B.grad])
+        x.grad = model[0].lora_A.grad = model[0].lora_B.grad = None
+    assert graphs.frame_count == 1
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager)
+
+
+def test_a_float32_adapter_multiplies_in_the_dtype_of_a_bfloat16_base_and_gets_float32_gradients() -> None:
+    torch.manual_seed(0)
+    model = lorakit.apply("adapt 0 rank 4 dtype fp32", nn.Sequential(nn.Linear(64, 48)).to(torch.bfloat16))
+    nn.init.normal_(model[0].lora_B)
+    x = torch.randn(5, 64).to(torch.bfloat16)
+    kept: list[torch.dtype] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value.dtype) or value, lambda value: value):
+        y = model(x)
+    assert y.dtype == torch.bfloat16 and set(kept) == {torch.bfloat16}
+    y.float().sum().backward()
+    assert model[0].lora_A.grad.dtype == model[0].lora_B.grad.dtype == torch.float32
+    rounded = [matrix.detach().to(torch.bfloat16).double() for matrix in (model[0].lora_A, model[0].lora_B)]
+    exact = model[0].base_layer(x).double() + model[0].scaling * x.double() @ rounded[0].T @ rounded[1].T
+    torch.testing.assert_close(y.double(), exact, rtol=2e-2, atol=2e-2)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import lorakit
 from architectures import ARCHITECTURES, Architecture
-from helpers import byte_tokenizer, make_gpt2, make_llama, randomize
+from helpers import bitsandbytes_weight, byte_tokenizer, make_gpt2, make_llama, randomize
 from lorakit.layers.quantized_linear import QuantizedLinear
 
 QUANTIZERS = ["nf4", "nf4 double", "fp4", "fp4 double", "int8"]
@@ -89,7 +89,7 @@ def test_transformers_reads_the_same_weights(make: Any, quant: str, tmp_path: Pa
         if quant == "int8":
             weight = bnb.functional.int8_vectorwise_dequant(peer.weight.data, peer.weight.SCB).to(torch.bfloat16)
         else:
-            weight = bnb.functional.dequantize_4bit(peer.weight.data, peer.weight.quant_state)
+            weight = bitsandbytes_weight(peer.weight.data, peer.weight.quant_state)
         assert torch.equal(weight, layer.weight), name
     packed = {name for name, module in theirs.named_modules() if type(module).__module__.startswith("bitsandbytes")}
     assert packed == layers.keys()

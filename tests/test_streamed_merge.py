@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import lorakit
 from architectures import ARCHITECTURES, output_of
-from helpers import byte_tokenizer, make_gpt2, make_llama, randomize
+from helpers import bitsandbytes_weight, byte_tokenizer, make_gpt2, make_llama, randomize
 
 SHARD = "50KB"
 INPUTS = {"input_ids": torch.arange(3, 15)[None]}
@@ -210,7 +210,7 @@ def test_a_base_that_bitsandbytes_packed(kind: str, architecture: str, tmp_path:
     with torch.no_grad():
         for name, module in dequantized.named_modules():
             if isinstance(held[name], bitsandbytes.nn.Linear4bit):
-                weight = bitsandbytes.functional.dequantize_4bit(held[name].weight, held[name].weight.quant_state)
+                weight = bitsandbytes_weight(held[name].weight, held[name].weight.quant_state)
             elif isinstance(held[name], bitsandbytes.nn.Linear8bitLt):
                 weight = bitsandbytes.functional.int8_vectorwise_dequant(held[name].weight, held[name].weight.SCB)
             else:
@@ -262,7 +262,7 @@ def test_a_method_that_cannot_be_merged(tmp_path: Path, monkeypatch: pytest.Monk
     base = tmp_path / "base"
     make_llama().save_pretrained(base)  # type: ignore[operator]
     adapter = adapted(base, "adapt q_proj rank 2", tmp_path / "adapter")
-    monkeypatch.delattr(LoRALayer, "merged")
+    monkeypatch.delattr(LoRALayer, "exact_weight")
     done = command(adapter, base, "-o", tmp_path / "merged", code=2)
     assert "method `lora` on `model.layers.0.self_attn.q_proj` cannot be merged" in done.stderr
 

@@ -19,9 +19,9 @@ import lorakit
 from architectures import ARCHITECTURES, Architecture
 from helpers import make_gpt2, make_llama
 from lorakit.application.apply import apply_plan
+from lorakit.artifacts.checkpoint import StoredTensor
 from lorakit.cli import terminal
 from lorakit.hooks.manager import Plugins
-from lorakit.huggingface.shards import StoredTensor
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.plugins import default_plugins, load_plugins
 from lorakit.values import ModelReference, QuantizedWeight
@@ -96,8 +96,8 @@ def test_one_weight_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def watched(self: StoredTensor, index: Any) -> Tensor:
         nonlocal most
         tensor = read(self, index)
-        if self._name in planned:
-            alive[self._name] = weakref.ref(tensor.untyped_storage())
+        if self.name in planned:
+            alive[self.name] = weakref.ref(tensor.untyped_storage())
         most = max(most, sum(one() is not None for one in alive.values()))
         return tensor
 
@@ -148,9 +148,6 @@ class Picky:
 
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         return 32
-
-    def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
-        return nn.functional.linear(x, quantized.tensors["kept"], bias)
 
 
 @dataclass(frozen=True)

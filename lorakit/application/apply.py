@@ -29,6 +29,7 @@ from lorakit.errors import ModelError, PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.entries import completed
+from lorakit.planning.figures import finished
 from lorakit.planning.inventory import Inventory, read_inventory, stored
 from lorakit.planning.moving import moved
 from lorakit.planning.plan import Plan, PlanEntry
@@ -74,11 +75,13 @@ def apply_plan(
             # a new adapter is alone in use, and so sees what the base alone computes
             with disabled(model, state) if state is not None else nullcontext():
                 seen = observe(plan, model, plugins, calibration, initialize=initialize)
-            plan = moved(plan, seen, plugins) if initialize else plan
+            inventory = state.inventory if state else inventory or read_inventory(model, plugins)
+            if initialize and (after := moved(plan, seen, plugins)) is not plan:
+                plan = finished(after, inventory, plugins)
             starter = Starter(plan, plugins, seed, initialize, seen, taken or {}, dict(started or {}))
             built = _build(plan, model, modules, converted, state, starter, progress)
             if state is None:
-                state = Adapted(inventory or read_inventory(model, plugins), plugins)
+                state = Adapted(inventory, plugins)
             _commit(model, state, NamedAdapter(name, plan, seed, built.adapters, taken=built.taken), built)
             plugins.model_ready(model, plan)
         except BaseException:

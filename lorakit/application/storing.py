@@ -57,7 +57,7 @@ def with_weight(layer: nn.Module, weight: Tensor, shape: LayerShape) -> nn.Modul
 def quantized_layer(layer: nn.Module, entry: PlanEntry, quantized: QuantizedWeight, plugins: Plugins) -> nn.Module:
     """Return the layer of the same function that holds a quantized weight in place of its own."""
     assert entry.quant is not None
-    result = QuantizedLinear(quantized, plugins.quantizer(entry.quant), getattr(layer, "bias", None))
+    result = QuantizedLinear(quantized, plugins.quantizer(entry.quant), getattr(layer, "bias", None), plugins.kernels)
     result.train(layer.training)
     return result
 
@@ -96,5 +96,10 @@ def quantized_weight(weight: Tensor, entry: PlanEntry, plugins: Plugins, seen: A
     if not isinstance(quantized, QuantizedWeight):
         raise PluginError(
             f"quantizer `{entry.quant.name}` returned a {type(quantized).__name__}, not a QuantizedWeight"
+        )
+    if scalars := [name for name, tensor in quantized.tensors.items() if not tensor.ndim]:
+        raise PluginError(
+            f"quantizer `{entry.quant.name}` stores `{scalars[0]}` as a tensor without dimensions, which cannot be "
+            "sharded: store it as (1,)"
         )
     return quantized

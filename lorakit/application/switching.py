@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.application.places import full_parameters, own_parameters
+from lorakit.application.sharding import fill, whole
 from lorakit.application.state import Adapted, NamedAdapter
 from lorakit.errors import ModelError
 from lorakit.layers.strength import RowsError, Strength
@@ -126,10 +127,10 @@ def _stand(model: nn.Module, state: Adapted, standing: Mapping[str, str]) -> Non
             if now == then:
                 continue
             if now is not None:
-                state.named[now].kept[path] = parameter.detach().to("cpu", copy=True)
+                state.named[now].kept[path] = whole(parameter.detach()).to("cpu", copy=True)
             # an adapter that never stood starts from the base's own values
             kept = state.named[then].kept.pop(path, None) if then is not None else None
-            parameter.copy_(kept if kept is not None else state.base[path])
+            fill(parameter, kept if kept is not None else state.base[path])
     state.standing = dict(standing)
 
 
@@ -146,4 +147,4 @@ def remember_base(model: nn.Module, state: Adapted, adapter: NamedAdapter) -> No
     """Keep a copy of the base's own values of what a new adapter will train in full, unless one is there."""
     for path, parameter in _full(model, adapter).items():
         if path not in state.base:
-            state.base[path] = parameter.detach().to("cpu", copy=True)
+            state.base[path] = whole(parameter.detach()).to("cpu", copy=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lorakit.application.sharding import meet, whole, writes
 from lorakit.application.state import NamedAdapter, adapter_of, unwrapped
 from lorakit.artifacts.folders import new_folder
 from lorakit.artifacts.peft_config import FOREIGN_TYPE, peft_config
@@ -44,28 +45,46 @@ def save_adapter(
     """Write the adapter of a model, replacing whole the adapter that the folder may hold, or with `replace` anything.
 
     It is the one in use, or that of the name. `beside` adds files of its own to the folder before it takes its place;
-    `also` names what else may be replaced.
+    `also` names what else may be replaced. A model that is sharded is saved by all of its processes together; the first
+    writes.
     Raises: ModelError if the model has no such adapter, OutputError if the folder holds anything else, WriteError.
     """
     if not replace:
         _refuse_foreign(folder, {*COMPANIONS, *also})
-    with new_folder(folder) as aside:
-        write_adapter_files(model, aside, plugins, name)
-        if beside is not None:
-            beside(aside)
+    try:
+        if writes(model):
+            with new_folder(folder) as aside:
+                _write_all(model, aside, plugins, name, beside)
+        else:
+            # nothing is written here, but what is sharded takes every process to gather
+            _write_all(model, folder, plugins, name, beside)
+    finally:
+        meet(model)
     return folder
+
+
+def _write_all(
+    model: nn.Module, folder: Path, plugins: Plugins, name: str | None, beside: Callable[[Path], object] | None
+) -> None:
+    write_adapter_files(model, folder, plugins, name)
+    if beside is not None:
+        beside(folder)
 
 
 def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins, name: str | None = None) -> None:
     """Write an adapter's files into a folder that exists, each aside first, so that none is ever half there.
+
+    Every process that holds a part of a sharded model has to call this; the first writes.
 
     Raises: ModelError if a tensor is not finite, or its shape is not one that its method gives.
     """
     adapter = adapter_of(model, name)
     model = unwrapped(model)
     plan = plan_to_save(adapter, plugins)
-    tensors = list(adapter_tensors(model, replace(adapter, plan=plan)))
+    tensors = [replace(one, tensor=whole(one.tensor)) for one in adapter_tensors(model, replace(adapter, plan=plan))]
     check_tensors(tensors)
+    if not writes(model):
+        return
     ready = {one.file_name: _ready(one.tensor) for one in tensors}
     fields = peft_config(plan, model, plugins, changes_base=bool(adapter.taken))
     _say_if_foreign(adapter, str(fields["peft_type"]))

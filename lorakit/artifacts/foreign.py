@@ -9,17 +9,18 @@ from typing import Any
 
 from lorakit.artifacts.peft_names import PREFIX
 from lorakit.artifacts.reading import AdapterFiles
+from lorakit.dtypes import SHORT, name_of
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
 from lorakit.language.spec import Adapt, Train
 from lorakit.planning.cascade import Decisions
 from lorakit.planning.inventory import Inventory
-from lorakit.planning.plan import DTYPES, Plan
+from lorakit.planning.place import Place
+from lorakit.planning.plan import Plan
 from lorakit.planning.planner import plan_decisions
 
 LORA = re.compile(r"(?P<path>.+)\.(?P<matrix>lora_[AB]\.weight|lora_embedding_[AB])")
 FIRST = ("lora_A.weight", "lora_embedding_A")
-SHORT_DTYPES = {long: short for short, long in DTYPES.items()}
 
 
 def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -> Plan:
@@ -38,11 +39,12 @@ def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -
             if module.shape is None:
                 raise AdapterError(f"{files.folder} adapts `{path}`, a {module.class_name}, which no adapter here fits")
             if found["matrix"] in FIRST:
-                dtype = SHORT_DTYPES.get(str(tensor.dtype).removeprefix("torch."), "fp32")
+                dtype = SHORT.get(name_of(tensor.dtype), "fp32")
                 rank = tensor.shape[0] // (module.shape.stack or 1)
                 adapt[path] = _rule(path, rank, dtype, files.config)
             continue
-        path, _, parameter = inner.rpartition(".")
+        place = Place(inner, is_parameter=True)
+        path, parameter = place.holder, place.leaf
         if parameter == "bias" and path.endswith(".base_layer"):
             continue
         _known(path, name, inventory, files)

@@ -19,6 +19,7 @@ from lorakit.artifacts.reading import AdapterFiles
 from lorakit.errors import AdapterError, PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.inventory import Inventory, read_inventory
+from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan, PlanEntry
 
 KINDS = ("linear", "linear_transposed", "embedding", "stack")
@@ -151,7 +152,8 @@ def _pairs(
 
 def _projections(path: str, lora_B: Tensor, family: Family) -> Iterator[tuple[str, Tensor]]:
     """Yield the projections that a stack of experts holds, with their rows of lora_B; gate and up lie in one."""
-    holder, _, name = path.rpartition(".")
+    place = Place(path, is_parameter=True)
+    holder, name = place.holder, place.leaf
     if not family.experts or not holder.endswith(family.experts) or name not in ("gate_up_proj", "down_proj"):
         raise AdapterError(
             f"`{path}` is a stack of matrices that llama.cpp holds otherwise; `lorakit merge` folds it in"

@@ -13,8 +13,9 @@ from torch import Tensor
 from lorakit.artifacts.foreign import FIRST, LORA, scaling_of
 from lorakit.artifacts.peft_names import PREFIX, file_names
 from lorakit.artifacts.reading import AdapterFiles, read_adapter
+from lorakit.dtypes import name_of, short_name
 from lorakit.planning.plan import Plan
-from lorakit.planning.report import SHORT, layers_alike, plain_table, show_bytes
+from lorakit.planning.report import layers_alike, plain_table, show_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def _row(path: str, lora_A: Tensor, lora_B: Tensor, files: AdapterFiles) -> Adap
     # ‖BA‖² = tr((BᵀB)(AAᵀ)), without the full-sized product
     gram_A, gram_B = lora_A.double() @ lora_A.double().T, lora_B.double().T @ lora_B.double()
     norm = scaling * float((gram_B * gram_A).sum().clamp(min=0).sqrt())
-    dtype = str(lora_A.dtype).removeprefix("torch.")
+    dtype = name_of(lora_A.dtype)
     return AdapterRow(path, lora_A.shape[0], lora_B.shape[0], lora_A.shape[1], scaling, dtype, norm)
 
 
@@ -112,7 +113,7 @@ def adapter_view(found: Inspection, *, every_module: bool = False) -> Renderable
             f"{row.out_features} × {row.in_features}",
             str(row.rank),
             f"{row.scaling:g}",
-            SHORT.get(row.dtype, row.dtype),
+            short_name(row.dtype),
             f"{sum(one.update_norm for one in rows) / len(rows):.4g}",
         )
     head = f"{found.folder}: {found.parameters:,} parameters, {show_bytes(found.bytes)}, written by {found.written_by}"

@@ -14,9 +14,11 @@ from lorakit.application.observing import watched
 from lorakit.application.snapshot import unchanged_on_failure
 from lorakit.application.starting import Started, Starter
 from lorakit.application.state import DEFAULT, adapted_state, adapter_of
+from lorakit.artifacts.adapter_folder import CONFIG, PLAN
 from lorakit.artifacts.foreign import plan_of_files
+from lorakit.artifacts.peft_config import disagreement, method_fields
 from lorakit.artifacts.peft_names import adapter_tensors, file_names, full_name
-from lorakit.artifacts.reading import AdapterFiles, read_adapter, read_plan, read_taken
+from lorakit.artifacts.reading import AdapterFiles, check_fields, read_adapter, read_plan, read_taken
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.entries import UnfitError, completed
@@ -87,13 +89,24 @@ def planned_files(
     Without `quantize` the plan leaves out what would only be quantized. Raises: AdapterError.
     """
     files = read_adapter(folder, allow_pickle)
-    plan = _completed(folder, files.plan, plugins) if files.plan else plan_of_files(files, inventory, plugins)
+    plan = _own_plan(files, plugins) if files.plan else plan_of_files(files, inventory, plugins)
     if not quantize:
         plan = replace(plan, entries=tuple(replace(entry, quant=None) for entry in plan.entries))
         plan = replace(plan, entries=tuple(entry for entry in plan.entries if entry.adapter or entry.train))
     _check_model(plan, inventory, files)
     _check_tensors(_expected_shapes(plan, inventory), files, allow_missing)
     return files, plan
+
+
+def _own_plan(files: AdapterFiles, plugins: Plugins) -> Plan:
+    """Return the plan that lorakit wrote, held against the config that it wrote beside it. Raises: AdapterError."""
+    assert files.plan is not None
+    plan, path = _completed(files.folder, files.plan, plugins), files.folder / CONFIG
+    changes_base = bool(files.taken)
+    if fault := disagreement(plan, files.config, plugins, changes_base=changes_base):
+        raise AdapterError(f"{path} {fault}: one of the two was changed by hand; mend it, or leave {PLAN} out")
+    check_fields(path, files.config, method_fields(plan, plugins, changes_base=changes_base))
+    return plan
 
 
 def _completed(folder: Path, plan: Plan, plugins: Plugins) -> Plan:

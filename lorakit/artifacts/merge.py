@@ -16,6 +16,7 @@ from lorakit.application.places import (
     holder_of,
     replace_modules,
 )
+from lorakit.application.sharding import gathered
 from lorakit.application.snapshot import unchanged_on_failure
 from lorakit.application.state import Adapted, detach, state_of, unwrapped
 from lorakit.application.storing import canonical
@@ -70,7 +71,8 @@ def merge_model(model: nn.Module, *, requantize: bool = False) -> tuple[nn.Modul
         adapted = {base_layer_of(module) for module in plain}
         for module in model.modules():
             if isinstance(module, QuantizedLinear) and module not in adapted:
-                plain[module] = module.plain(module.weight)
+                with gathered(module):
+                    plain[module] = module.plain(module.weight)
     with unchanged_on_failure(model):
         replace_modules(model, plain)
         for entry, weight in folded.parameters.values():
@@ -144,7 +146,8 @@ def _fold(model: nn.Module, state: Adapted, requantize: bool) -> _Folded:
             folded.parameters[path] = (entry, _merged_parameter(model, entry, folded.rounding))
             continue
         module = model.get_submodule(path)
-        folded.layers[path] = _merged(module, entry, folded.rounding, requantize)
+        with gathered(module):
+            folded.layers[path] = _merged(module, entry, folded.rounding, requantize)
         if id(base_layer_of(module)._parameters.get("weight")) in shared:
             folded.untied.append(path)
     return folded
@@ -157,7 +160,7 @@ def _merged(module: nn.Module, entry: PlanEntry, rounding: Rounding, requantize:
         layer, exact = merged_layer(module, entry)
         _check_finite(layer.weight, entry)  # type: ignore[arg-type]
         if requantize and isinstance(base, QuantizedLinear):
-            layer = QuantizedLinear(base.quantizer.quantize(layer.weight), base.quantizer, layer.bias)  # type: ignore[arg-type]
+            layer = QuantizedLinear(base.quantizer.quantize(layer.weight), base.quantizer, layer.bias, base.kernels)  # type: ignore[arg-type]
         rounded: Tensor = layer.weight  # type: ignore[assignment]
         rounding.add(exact, rounded if isinstance(base, QuantizedLinear) else canonical(rounded, entry.shape))
     layer.train(module.training)

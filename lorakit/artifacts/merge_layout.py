@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorakit.artifacts.checkpoint import Reader, Stored, model_names, stored_tensors
+from lorakit.artifacts.checkpoint import StoredTensor, stored_tensors
+from lorakit.artifacts.checkpoint_names import model_names
 from lorakit.artifacts.loading import planned_files
 from lorakit.artifacts.packed_weights import packed_dtype, packed_weights
 from lorakit.artifacts.peft_names import PREFIX
@@ -22,6 +23,7 @@ from lorakit.artifacts.reading import AdapterFiles
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.inventory import Inventory, read_inventory
+from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan, PlanEntry
 from lorakit.values import ModelReference
 
@@ -40,7 +42,7 @@ class Piece:
 
     `source` is the checkpoint's name, `parts` what belongs to it if it is packed, `parameter` the model's name, `entry`
     the adapter on it, `trained` the tensor of the adapter's file that replaces it, `bias_of` the adapter whose layer
-    adds it.
+    adds it. `is_transposed` says that its layer holds it as (in_features, out_features).
     """
 
     name: str
@@ -51,6 +53,7 @@ class Piece:
     trained: str | None
     shape: tuple[int, ...]
     dtype: torch.dtype | None
+    is_transposed: bool = False
     bias_of: PlanEntry | None = None
 
     @property
@@ -67,7 +70,7 @@ class Layout:
 
     base: Path
     model: nn.Module
-    stored: Mapping[str, Stored]
+    stored: Mapping[str, StoredTensor]
     files: AdapterFiles
     plan: Plan
     pieces: tuple[Piece, ...]
@@ -136,7 +139,7 @@ def _unquantized(model: Any, plugins: Plugins) -> nn.Module:
     return plugins.load_model(ModelReference(type(model).__name__, config, with_weights=False))
 
 
-def _packed(model: nn.Module, stored: Mapping[str, Stored]) -> dict[str, tuple[str, ...]]:
+def _packed(model: nn.Module, stored: Mapping[str, StoredTensor]) -> dict[str, tuple[str, ...]]:
     settings: Any = getattr(getattr(model, "config", None), "quantization_config", None) or {}
     method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
     if method is None:
@@ -152,12 +155,11 @@ class _Dtypes:
     def __init__(
         self,
         model: nn.Module,
-        stored: Mapping[str, Stored],
+        stored: Mapping[str, StoredTensor],
         packed: Mapping[str, tuple[str, ...]],
         wanted: torch.dtype | None,
     ) -> None:
         self.wanted, self._stored, self._packed = wanted, stored, packed
-        self._reader = Reader(stored)
         self._usual = getattr(getattr(model, "config", None), "dtype", None) or torch.float16
         # what transformers keeps in float32 whatever the rest of the model is in
         kept: dict[str, torch.dtype] = getattr(model, "_get_dtype_plan", lambda _: {})(wanted) if wanted else {}
@@ -166,7 +168,7 @@ class _Dtypes:
     def of(self, source: str, parameter: str) -> torch.dtype | None:
         own = self._stored[source].dtype
         if source in self._packed:
-            return self.wanted or packed_dtype(self._packed[source], self._reader, self._usual)
+            return self.wanted or packed_dtype(self._packed[source], self._stored, self._usual)
         if self.wanted is None or own not in CASTABLE:
             return own
         return torch.float32 if any(re.search(pattern, parameter) for pattern in self._kept) else self.wanted
@@ -180,7 +182,7 @@ class _Layouter:
         inventory: Inventory,
         files: AdapterFiles,
         plan: Plan,
-        stored: Mapping[str, Stored],
+        stored: Mapping[str, StoredTensor],
         packed: Mapping[str, tuple[str, ...]],
         names: Mapping[str, str],
         dtypes: _Dtypes,
@@ -192,11 +194,11 @@ class _Layouter:
         self._names = {source: first.get(name, name) for source, name in names.items()}
         self._ids = {name: key for key, owners in inventory.owners.items() for name in owners}
         self._shapes = {
-            f"{module.path}.{parameter.name}".strip("."): parameter.shape
+            Place(module.path).inside(parameter.name): parameter.shape
             for module in inventory.modules.values()
             for parameter in module.parameters
         }
-        self._adapted = {_weight_of(entry): entry for entry in plan.entries if entry.adapter is not None}
+        self._adapted = {Place.of(entry).weight: entry for entry in plan.entries if entry.adapter is not None}
         self._biases = {f"{entry.path}.bias": entry for entry in plan.entries if entry.adapter is not None}
         self._trained = {name: file for entry in plan.entries for name, file in _trained(entry, inventory, files)}
 
@@ -245,8 +247,13 @@ class _Layouter:
             self._replacing(parameter),
             shape,
             self._dtypes.of(source, parameter or source),
+            self._is_transposed(parameter),
             self._biases.get(parameter or ""),
         )
+
+    def _is_transposed(self, parameter: str | None) -> bool:
+        layer = self._inventory.modules.get(Place(parameter, is_parameter=True).holder) if parameter else None
+        return layer is not None and layer.shape is not None and layer.shape.kind == "linear_transposed"
 
     def _replacing(self, parameter: str | None) -> str | None:
         """Return the trained tensor that takes a parameter's place: its own, or that of another end of its tie."""
@@ -284,17 +291,13 @@ def _first_names(inventory: Inventory) -> Iterator[tuple[str, str]]:
     for module in inventory.modules.values():
         for path in module.other_paths:
             for parameter in module.parameters:
-                yield f"{path}.{parameter.name}", f"{module.path}.{parameter.name}"
-
-
-def _weight_of(entry: PlanEntry) -> str:
-    return entry.path if entry.shape is not None and entry.shape.is_parameter else f"{entry.path}.weight"
+                yield Place(path).inside(parameter.name), Place(module.path).inside(parameter.name)
 
 
 def _trained(entry: PlanEntry, inventory: Inventory, files: AdapterFiles) -> Iterator[tuple[str, str]]:
     """Yield the parameters that an entry trained in full, with the names of their tensors in the adapter's file."""
     for parameter in inventory.modules[entry.path].parameters:
-        name = f"{entry.path}.{parameter.name}".rstrip(".")
+        name = Place(entry.path).inside(parameter.name)
         for file_name in (f"{PREFIX}{name}", f"{PREFIX}{entry.path}.base_layer.{parameter.name}"):
             if file_name in files.tensors:
                 yield name, file_name

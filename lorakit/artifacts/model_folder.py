@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import nn
 
-MODEL_WEIGHTS = "model.safetensors"
+from lorakit.artifacts.checkpoint import MODEL_WEIGHTS
+
 # a model folder is of use only with its tokenizer or processor, which lorakit does not change
 COMPANIONS = (
     "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json", "chat_template*",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
-from lorakit.artifacts.checkpoint import Reader
+from lorakit.artifacts.checkpoint import StoredTensor
+from lorakit.dtypes import dtype_of
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
 from lorakit.layers.quantized_linear import QuantizedLinear
@@ -32,17 +33,27 @@ def packed_weights(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return packed
 
 
-def packed_dtype(parts: Iterable[str], reader: Reader, otherwise: torch.dtype) -> torch.dtype:
-    """Return the dtype that a weight had before it was packed, which only four-bit weights remember."""
+def packed_dtype(parts: Iterable[str], stored: Mapping[str, StoredTensor], otherwise: torch.dtype) -> torch.dtype:
+    """Return the dtype that a weight had before it was packed, which only four-bit weights remember.
+
+    Raises: ModelError.
+    """
     state = next((name for name in parts if FOUR_BIT in name), None)
     if state is None:
         return otherwise
-    dtype: torch.dtype = getattr(torch, json.loads(reader[state].numpy().tobytes())["dtype"])
-    return dtype
+    try:
+        return dtype_of(json.loads(stored[state][...].numpy().tobytes())["dtype"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"the packed weight's `{state}` cannot be read: {error}") from error
 
 
 def packed_layer(
-    name: str, parts: Iterable[str], shape: tuple[int, int], dtype: torch.dtype, reader: Reader, plugins: Plugins
+    name: str,
+    parts: Iterable[str],
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    stored: Mapping[str, StoredTensor],
+    plugins: Plugins,
 ) -> QuantizedLinear:
     """Return lorakit's layer of a packed weight (out_features, in_features), which dequantizes to `dtype`.
 
@@ -51,7 +62,7 @@ def packed_layer(
     import bitsandbytes as bnb
 
     out_features, in_features = shape
-    weight, beside = reader[name], {part: reader[part] for part in parts}
+    weight, beside = stored[name][...], {part: stored[part][...] for part in parts}
     layer: nn.Module
     try:
         if any(FOUR_BIT in part for part in beside):

@@ -14,6 +14,8 @@ from lorakit.planning.plan import Plan, PlanEntry
 
 # PEFT knows no type of such a name, and says so instead of computing something else
 FOREIGN_TYPE, ON_CHANGED_BASE = "LORAKIT_", "_ON_CHANGED_BASE"
+# where a layer is named by its weight, among `target_parameters`
+WEIGHT = r"(\.weight)?"
 
 
 def peft_config(plan: Plan, model: nn.Module, plugins: Plugins, *, changes_base: bool = False) -> dict[str, Any]:
@@ -23,33 +25,74 @@ def peft_config(plan: Plan, model: nn.Module, plugins: Plugins, *, changes_base:
     one adapter, or a start that was taken from the base weight.
     """
     adapted = [entry for entry in plan.entries if entry.adapter is not None]
-    methods = list(dict.fromkeys(entry.adapter.method.name for entry in adapted if entry.adapter is not None))
     common = {
         "task_type": _task(model),
         "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
         "inference_mode": True,
     }
-    parameters = [entry.path for entry in adapted if entry.is_parameter]
     modules = [entry.path for entry in adapted if not entry.is_parameter]
     misread = misread_by_peft(modules, model)
+    fields = method_fields(plan, plugins, changes_base=changes_base)
+    if misread and not _is_plain_lora(fields):
+        # PEFT takes these layers for parameters, which it adapts by plain LoRA alone
+        fields = {"peft_type": _foreign(adapted, changes_base)}
+    if str(fields["peft_type"]).startswith(FOREIGN_TYPE):
+        return {**fields, **common}
+    parameters = [entry.path for entry in adapted if entry.is_parameter]
     parameters += [f"{path}.weight" for path in modules if path in misread]
-    trains_biases = any(entry.adapter and entry.adapter.bias == "adapter" for entry in adapted)
-    fields = _fields(adapted, plugins) if not changes_base else None
-    is_lora = fields is not None and fields["peft_type"] == "LORA"
-    # PEFT adapts parameters by plain LoRA alone, and the biases beside an adapter by what is LoRA to it
-    if fields is None or (parameters and (not is_lora or fields.get("use_dora"))) or (trains_biases and not is_lora):
-        name = "_".join(methods).upper()
-        return {"peft_type": f"{FOREIGN_TYPE}{name}{ON_CHANGED_BASE * changes_base}", **common}
     config = {
         **common,
         **{name: _written(name, value, misread) for name, value in fields.items()},
         "target_modules": _short_names([path for path in modules if path not in misread], model),
         "modules_to_save": [entry.path for entry in plan.entries if entry.train] or None,
     }
-    if is_lora:
+    if fields["peft_type"] == "LORA":
         config["target_parameters"] = parameters or None
-        config["bias"] = "lora_only" if trains_biases else "none"
+        config["bias"] = "lora_only" if _trains_biases(adapted) else "none"
     return config
+
+
+def method_fields(plan: Plan, plugins: Plugins, *, changes_base: bool = False) -> Mapping[str, Any]:
+    """Return `peft_type`, and where PEFT can compute a plan's adapters what else of its config says how."""
+    adapted = [entry for entry in plan.entries if entry.adapter is not None]
+    fields = None if changes_base else _fields(adapted, plugins)
+    if fields is not None:
+        # PEFT adapts parameters by plain LoRA alone, and the biases beside an adapter by what is LoRA to it
+        fits = _is_plain_lora(fields) or not any(entry.is_parameter for entry in adapted)
+        if fits and (fields["peft_type"] == "LORA" or not _trains_biases(adapted)):
+            return fields
+    return {"peft_type": _foreign(adapted, changes_base)}
+
+
+def _is_plain_lora(fields: Mapping[str, Any]) -> bool:
+    return fields["peft_type"] == "LORA" and not fields.get("use_dora")
+
+
+def _trains_biases(adapted: Iterable[PlanEntry]) -> bool:
+    return any(entry.adapter is not None and entry.adapter.bias == "adapter" for entry in adapted)
+
+
+def _foreign(adapted: Iterable[PlanEntry], changes_base: bool) -> str:
+    """Return a type that PEFT refuses by name, which is that of the methods."""
+    names = dict.fromkeys(entry.adapter.method.name for entry in adapted if entry.adapter is not None)
+    return f"{FOREIGN_TYPE}{'_'.join(names).upper()}{ON_CHANGED_BASE * changes_base}"
+
+
+def disagreement(plan: Plan, config: Mapping[str, Any], plugins: Plugins, *, changes_base: bool) -> str:
+    """Return in which field a plan and a config do not say the same, in words; nothing if they agree."""
+    fields = method_fields(plan, plugins, changes_base=changes_base)
+    if config.get("peft_type") == _foreign([entry for entry in plan.entries if entry.adapter], changes_base):
+        return ""
+    if config.get("peft_type") != fields["peft_type"]:
+        return f"is of PEFT type {config.get('peft_type')!r}, and the plan beside it of {fields['peft_type']!r}"
+    for name, value in fields.items():
+        written = config.get(name)
+        if name.endswith("_pattern") and isinstance(value, Mapping) and isinstance(written, Mapping):
+            value = {_pattern(path, ()): one for path, one in value.items()}
+            written = {str(path).removesuffix(WEIGHT): one for path, one in written.items()}
+        if not name.endswith("_modules") and written != value:
+            return f"says {name}={config.get(name)!r}, and the plan beside it {value!r}"
+    return ""
 
 
 def _fields(adapted: Sequence[PlanEntry], plugins: Plugins) -> Mapping[str, Any] | None:
@@ -72,7 +115,7 @@ def _written(name: str, value: Any, misread: Collection[str]) -> Any:
 
 
 def _pattern(path: str, misread: Collection[str]) -> str:
-    return re.escape(path) + r"(\.weight)?" * (path in misread)
+    return re.escape(path) + WEIGHT * (path in misread)
 
 
 def _task(model: nn.Module) -> str | None:

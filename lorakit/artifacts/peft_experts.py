@@ -12,6 +12,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from lorakit.planning.place import Place
+
 # PEFT's own table, by the family to whose conversion transformers counts a model
 OLD_NAMES = {
     "mixtral": {"gate", "w1", "w2", "w3"},
@@ -27,4 +29,4 @@ def misread_by_peft(paths: Iterable[str], model: nn.Module) -> frozenset[str]:
     conversions = importlib.import_module("transformers.conversion_mapping")
     families = {"mixtral": "mixtral", **getattr(conversions, "_MODEL_TO_CONVERSION_PATTERN", {})}
     old = OLD_NAMES.get(families.get(model_type, ""), set())
-    return frozenset(path for path in paths if path.rpartition(".")[2] in old)
+    return frozenset(path for path in paths if Place(path).leaf in old)

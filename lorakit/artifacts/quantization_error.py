@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lorakit.application.places import parents_of
 from lorakit.application.storing import layer_weight, quantized_weight
+from lorakit.dtypes import name_of
 from lorakit.errors import ModelError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.language.printer import call_text
@@ -192,7 +193,8 @@ def _quantized(
     layer = original if device in (None, weight.device) else copy.deepcopy(original).to(device)
     weight = layer_weight(layer, entry.shape)
     stored = quantized_weight(weight, entry, plugins)
-    made = QuantizedLinear(stored, plugins.quantizer(entry.quant), getattr(layer, "bias", None)).train(layer.training)
+    bias = getattr(layer, "bias", None)
+    made = QuantizedLinear(stored, plugins.quantizer(entry.quant), bias, plugins.kernels).train(layer.training)
     restored = made.weight
     if restored.shape != weight.shape:
         shapes = f"{tuple(weight.shape)} to {tuple(restored.shape)}"
@@ -204,5 +206,5 @@ def _quantized(
         raise PluginError(f"quantizer `{entry.quant.name}` gives values that are not finite on `{entry.path}`")
     for parent, name in held.pop(original, ()):
         setattr(parent, name, made.to(layer_weight(original, entry.shape).device))
-    dtype = str(weight.dtype).removeprefix("torch.")
+    dtype = name_of(weight.dtype)
     return QuantizedModule(entry.path, call_text(entry.quant), dtype, weight.shape[0], weight.shape[1], error)

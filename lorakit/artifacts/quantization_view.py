@@ -13,8 +13,9 @@ from rich.text import Text
 
 from lorakit.artifacts.folders import new_file
 from lorakit.artifacts.quantization_error import QuantizationError, QuantizationReport, by_kind, together
+from lorakit.dtypes import short_name
 from lorakit.errors import OutputError
-from lorakit.planning.report import SHORT, layers_alike, plain_table, show_change
+from lorakit.planning.report import layers_alike, plain_table, show_change
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +33,7 @@ def quantization_view(report: QuantizationReport, *, every_module: bool = False)
             kind,
             str(len(modules)),
             f"{first.out_features} × {first.in_features}",
-            f"{SHORT.get(first.dtype, first.dtype)} → {first.quantizer}",
+            f"{short_name(first.dtype)} → {first.quantizer}",
             *_figures(together(module.error for module in modules)),
         )
     table.add_section()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,14 +72,11 @@ def _config(folder: Path, has_plan: bool) -> Mapping[str, Any]:
     if not isinstance(config, dict):
         raise AdapterError(f"{path} is no adapter config: it is a JSON {type(config).__name__}")
     if has_plan:
-        # lorakit wrote it for PEFT, and goes by its own plan
+        # lorakit wrote it, and holds it against the plan
         return config
     if config.get("peft_type") != "LORA":
         raise AdapterError(f"{path} is of PEFT type {config.get('peft_type')!r}; lorakit reads LORA")
-    for name, value in config.items():
-        # PEFT writes every field that it knows; one that is off changes nothing
-        if value and name not in READ | INERT:
-            raise AdapterError(f"{path} sets `{name}` to {value!r}, which lorakit cannot honour")
+    check_fields(path, config)
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(BASE_CHANGING_STARTS):
         raise AdapterError(
@@ -87,6 +84,16 @@ def _config(folder: Path, has_plan: bool) -> Mapping[str, Any]:
             "convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…) first"
         )
     return config
+
+
+def check_fields(path: Path, config: Mapping[str, Any], known: Iterable[str] = ()) -> None:
+    """Raise AdapterError for a field that changes what an adapter computes and is not known here.
+
+    PEFT writes every field that it knows; one that is off changes nothing.
+    """
+    for name, value in config.items():
+        if value and name not in {*READ, *INERT, *known}:
+            raise AdapterError(f"{path} sets `{name}` to {value!r}, which lorakit cannot honour")
 
 
 def read_taken(folder: Path) -> Mapping[str, tuple[Tensor, Tensor]]:

@@ -45,7 +45,6 @@ def _as_it_is(entry: PlanEntry, adapter: NamedAdapter, plugins: Plugins) -> Plan
     found = {one.name: tuple(module.get_parameter(one.name).shape) for one in entry.adapter.parameters}
     if found == {one.name: one.shape for one in entry.adapter.parameters}:
         return entry
-    factory = plugins.optimizer(adapter.plan.optimizer.call)
     # a rank is the size of something; which one, the method's own table tells
     for rank in sorted({size for shape in found.values() for size in shape if size}):
         settings = settings_at(entry.adapter.settings, rank)
@@ -53,7 +52,7 @@ def _as_it_is(entry: PlanEntry, adapter: NamedAdapter, plugins: Plugins) -> Plan
         if scaling is not None and settings.alpha is not None and settings.factor:
             settings = replace(settings, alpha=settings.alpha * scaling / settings.factor)
         try:
-            moved = with_settings(entry, settings, plugins, factory)
+            moved = with_settings(entry, settings, plugins)
         except UnfitError:
             continue
         if moved.adapter and {one.name: one.shape for one in moved.adapter.parameters} == found:

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from lorakit.application.building import build_adapter
 from lorakit.application.effective import effective
 from lorakit.application.storing import as_weight, canonical, layer_weight
-from lorakit.artifacts.checkpoint import INDEX, Reader
+from lorakit.artifacts.checkpoint import INDEX, MODEL_WEIGHTS
 from lorakit.artifacts.merge_layout import Layout, Piece
-from lorakit.artifacts.model_folder import COMPANIONS, MODEL_WEIGHTS
+from lorakit.artifacts.model_folder import COMPANIONS
 from lorakit.artifacts.packed_weights import packed_layer
 from lorakit.artifacts.peft_names import file_names
 from lorakit.artifacts.rounding import Rounding
+from lorakit.dtypes import name_of
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
 from lorakit.layers.quantized_linear import QuantizedLinear
+from lorakit.planning.place import Place
 from lorakit.planning.plan import PlanEntry
 
 Progress = Callable[[Sequence[Piece]], Iterable[Piece]]
@@ -38,19 +40,17 @@ def write_merged(layout: Layout, folder: Path, plugins: Plugins, progress: Progr
     Raises: AdapterError naming the module whose merged weight is not finite; ModelError for a damaged file.
     """
     rounding = Rounding()
-    reader = Reader(layout.stored)
     shards = layout.shards
     last = {shard[-1].name: number for number, shard in enumerate(shards, start=1)}
     places: dict[str, str] = {}
     pending: dict[str, Tensor] = {}
     for piece in progress(layout.pieces):
-        pending[piece.name] = _value(piece, layout, reader, plugins, rounding)
+        pending[piece.name] = _value(piece, layout, plugins, rounding)
         if number := last.get(piece.name):
             file = MODEL_WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
             save_file(pending, folder / file, metadata={"format": "pt"})
             places |= dict.fromkeys(pending, file)
             pending.clear()
-            reader.release()
     if len(shards) > 1:
         index = {"metadata": {"total_size": layout.bytes}, "weight_map": places}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -61,17 +61,15 @@ def write_merged(layout: Layout, folder: Path, plugins: Plugins, progress: Progr
     return rounding
 
 
-def _value(piece: Piece, layout: Layout, reader: Reader, plugins: Plugins, rounding: Rounding) -> Tensor:
+def _value(piece: Piece, layout: Layout, plugins: Plugins, rounding: Rounding) -> Tensor:
     base: Tensor | QuantizedLinear
-    if piece.entry is not None:
-        reader.release()
     if piece.trained is not None:
         base = layout.files.tensors[piece.trained]
     else:
         assert piece.source is not None
-        base = reader[piece.source] if not piece.parts else _packed(piece, layout, reader, plugins)
+        base = layout.stored[piece.source][...] if not piece.parts else _packed(piece, layout, plugins)
     if piece.entry is None:
-        plain = base if isinstance(base, Tensor) else _lying(base.weight.detach(), piece, layout)
+        plain = base if isinstance(base, Tensor) else _lying(base.weight.detach(), piece)
         if piece.bias_of is not None:
             plain = _changed_bias(plain, piece.bias_of, layout, plugins)
         plain = (plain.to(piece.dtype) if piece.dtype else plain).contiguous()
@@ -79,10 +77,9 @@ def _value(piece: Piece, layout: Layout, reader: Reader, plugins: Plugins, round
         return plain if piece.name == piece.source else plain.clone()
     with torch.no_grad():
         exact = _merged(base, piece.entry, layout, plugins)
-    exact = exact if isinstance(base, Tensor) else _lying(exact, piece, layout)
-    # what was read goes out of memory now; tensors that wait to be written keep a mapping of their own
+    exact = exact if isinstance(base, Tensor) else _lying(exact, piece)
+    # what was read goes out of memory now
     del base
-    reader.release()
     rounded = exact.to(piece.dtype).contiguous()
     if not bool(torch.isfinite(rounded).all()):
         raise AdapterError(
@@ -92,32 +89,29 @@ def _value(piece: Piece, layout: Layout, reader: Reader, plugins: Plugins, round
     return rounded
 
 
-def _packed(piece: Piece, layout: Layout, reader: Reader, plugins: Plugins) -> QuantizedLinear:
+def _packed(piece: Piece, layout: Layout, plugins: Plugins) -> QuantizedLinear:
     assert piece.source is not None and piece.dtype is not None
-    rows, columns = piece.shape if not _lies_transposed(piece, layout) else reversed(piece.shape)
-    return packed_layer(piece.source, piece.parts, (rows, columns), piece.dtype, reader, plugins)
+    rows, columns = piece.shape if not piece.is_transposed else reversed(piece.shape)
+    return packed_layer(piece.source, piece.parts, (rows, columns), piece.dtype, layout.stored, plugins)
 
 
-def _lying(weight: Tensor, piece: Piece, layout: Layout) -> Tensor:
+def _lying(weight: Tensor, piece: Piece) -> Tensor:
     """Return a weight (out_features, in_features) as its layer holds it when it is not packed."""
-    return weight.T if _lies_transposed(piece, layout) else weight
-
-
-def _lies_transposed(piece: Piece, layout: Layout) -> bool:
-    from lorakit.builtin.linear_layers import is_conv1d
-
-    assert piece.parameter is not None
-    return is_conv1d(layout.model.get_submodule(piece.parameter.rpartition(".")[0]))
+    return weight.T if piece.is_transposed else weight
 
 
 def _merged(base: Tensor | QuantizedLinear, entry: PlanEntry, layout: Layout, plugins: Plugins) -> Tensor:
     """Return the changed weight in float32, by the adapter's own merge."""
     assert entry.adapter is not None and entry.shape is not None
-    path, _, name = entry.path.rpartition(".") if entry.is_parameter else (entry.path, "", "weight")
-    layer = base if isinstance(base, nn.Module) else _with_parameter(layout.model.get_submodule(path), name, base)
+    place = Place.of(entry)
+    layer: nn.Module
+    if isinstance(base, Tensor):
+        layer = _with_parameter(layout.model.get_submodule(place.module), place.parameter, base)
+    else:
+        layer = base
     adapter = _adapter(layer, entry, layout, plugins)
-    if entry.is_parameter:
-        return effective([adapter], layer.get_parameter(name), entry)[0]
+    if place.is_parameter:
+        return effective([adapter], layer.get_parameter(place.parameter), entry)[0]
     weight = layer_weight(layer, entry.shape).float()
     if (pair := layout.files.taken.get(entry.path)) is not None:
         lora_A, lora_B = (one.float() for one in pair)
@@ -159,7 +153,7 @@ def _write_config(layout: Layout, folder: Path) -> None:
     settings: dict[str, Any] = json.loads((layout.base / "config.json").read_text(encoding="utf-8"))
     if layout.is_packed or layout.wanted is not None:
         settings.pop("quantization_config", None)
-        name = str(layout.dtype).removeprefix("torch.")
+        name = name_of(layout.dtype)
         _set(settings, ("dtype", "torch_dtype"), name)
         settings.setdefault("dtype", name)
     if layout.untied:

@@ -36,7 +36,10 @@ def swap(
     values: dict[str, Tensor] = dict(files.tensors)
     for path, entry in theirs.items():
         if entry.adapter is not None:
-            values |= _fitted(entry, ours[path], file_names(plan, entry), values, plugins)
+            try:
+                values |= _fitted(entry, ours[path], file_names(plan, entry), values, plugins)
+            except ValueError as error:
+                raise AdapterError(f"`{path}` of {folder} does not fit where `{name}` has its own: {error}") from error
     with torch.no_grad():
         for one in adapter_tensors(model, adapter):
             one.tensor.copy_(values[one.file_name])
@@ -58,8 +61,5 @@ def _fitted(
     if not hasattr(method, "resized"):
         raise AdapterError(f"`{theirs.path}` has other settings there, and `{method.name}` cannot be resized")
     given = {name: values[file_name] for name, file_name in names.items()}
-    try:
-        made = method.resized(given, theirs.shape, settings, own)
-    except ValueError as error:
-        raise AdapterError(f"`{theirs.path}` cannot be swapped in: {error}") from error
+    made = method.resized(given, theirs.shape, settings, own)
     return {names[name]: value for name, value in made.items()}

@@ -12,6 +12,7 @@ def plugins() -> dict[str, ModuleType]:
         dispatched_models,
         factory_models,
         initializers,
+        kernels,
         linear_layers,
         lora,
         optimizers,
@@ -24,7 +25,7 @@ def plugins() -> dict[str, ModuleType]:
     from lorakit.huggingface import models, saving
 
     modules = (
-        quantizers, initializers, optimizers, lora, roles, linear_layers, other_layers, bitsandbytes_layers,
+        quantizers, kernels, initializers, optimizers, lora, roles, linear_layers, other_layers, bitsandbytes_layers,
         stacked_parameters, rwkv, dispatched_models, factory_models, models, saving,
     )  # fmt: skip
     return {f"lorakit ({module.__name__.rpartition('.')[2]})": module for module in modules}

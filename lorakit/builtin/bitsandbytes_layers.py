@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from lorakit.hooks.manager import Plugins
     from lorakit.hooks.protocols import Quantizer
 
 
@@ -24,12 +25,12 @@ def lorakit_describe_module(module: nn.Module) -> LayerShape | None:
 
 
 @hookimpl
-def lorakit_convert_module(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
+def lorakit_convert_module(module: nn.Module, dtype: torch.dtype, plugins: Plugins) -> nn.Module | None:
     if (layers := _layers()) is None:
         return None
     if isinstance(module, layers.Linear4bit):
-        return _own_four_bits(module)
-    return _own_eight_bits(module, dtype) if isinstance(module, layers.Linear8bitLt) else None
+        return _own_four_bits(module, plugins)
+    return _own_eight_bits(module, dtype, plugins) if isinstance(module, layers.Linear8bitLt) else None
 
 
 def _layers() -> Any:
@@ -53,7 +54,7 @@ def _eight_bits(layer: Any) -> Quantizer | None:
     return None if layer.weight.is_floating_point() else Int8(threshold=layer.state.threshold)
 
 
-def _own_four_bits(layer: Any) -> nn.Module | None:
+def _own_four_bits(layer: Any, plugins: Plugins) -> nn.Module | None:
     from lorakit.builtin.fourbit import FP4, NF4
     from lorakit.layers.quantized_linear import QuantizedLinear
 
@@ -64,12 +65,12 @@ def _own_four_bits(layer: Any) -> nn.Module | None:
     quantizer = {"nf4": NF4, "fp4": FP4}[state.quant_type](blocksize=state.blocksize, double=state.nested)
     tensors = {"packed": layer.weight.data, "absmax": state.absmax}
     if state.nested:
-        tensors |= {"nested_absmax": state.state2.absmax, "nested_offset": state.offset}
+        tensors |= {"nested_absmax": state.state2.absmax, "nested_offset": state.offset.view(1)}
     quantized = QuantizedWeight(tensors, (layer.out_features, layer.in_features), state.dtype)
-    return QuantizedLinear(quantized, quantizer, layer.bias)
+    return QuantizedLinear(quantized, quantizer, layer.bias, plugins.kernels)
 
 
-def _own_eight_bits(layer: Any, dtype: torch.dtype) -> nn.Module | None:
+def _own_eight_bits(layer: Any, dtype: torch.dtype, plugins: Plugins) -> nn.Module | None:
     from lorakit.builtin.int8 import Int8
     from lorakit.layers.quantized_linear import QuantizedLinear
 
@@ -78,4 +79,4 @@ def _own_eight_bits(layer: Any, dtype: torch.dtype) -> nn.Module | None:
     if codes is None or scales is None:
         return None
     quantized = QuantizedWeight({"CB": codes, "SCB": scales}, (layer.out_features, layer.in_features), dtype)
-    return QuantizedLinear(quantized, Int8(threshold=layer.state.threshold), layer.bias)
+    return QuantizedLinear(quantized, Int8(threshold=layer.state.threshold), layer.bias, plugins.kernels)

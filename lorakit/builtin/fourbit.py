@@ -5,7 +5,6 @@ Source: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314, sections 2 and 3.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 # bitsandbytes quantizes the scales in blocks of this many
 NESTED_BLOCKSIZE = 256
-# bitsandbytes takes several times a weight's memory on the CPU, so it gets no more than so many numbers at once
+# bitsandbytes may take several times a weight's memory, so it gets no more than so many numbers at once
 PIECE = 2**20
 # transformers' config cannot say another
 CHECKPOINT_BLOCKSIZE = 64
@@ -47,11 +46,15 @@ class FourBit(Quantizer):
             offset = absmax.mean()
             tensors["absmax"], nested = bnb.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCKSIZE)
             tensors["nested_absmax"] = nested.absmax
-            tensors["nested_offset"] = offset
+            tensors["nested_offset"] = offset.view(1)
         return QuantizedWeight(tensors, (weight.shape[0], weight.shape[1]), weight.dtype)
 
     def _packed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights (n,) packed as (n / 2, 1) and their scales (n / blocksize,), both rounded up."""
+        if weights.device.type == "cpu":
+            from lorakit.layers.kernels.quantizing import quantize_4bit
+
+            return quantize_4bit(weights, self.blocksize, self.name)
         import bitsandbytes.functional as bnb
         import torch
 
@@ -68,23 +71,9 @@ class FourBit(Quantizer):
 
     def dequantize(self, quantized: QuantizedWeight) -> Tensor:
         """Return the weight (out_features, in_features)."""
-        import bitsandbytes  # noqa: F401  (registers torch.ops.bitsandbytes)
-        import torch
+        from lorakit.layers.kernels.fourbit import dequantize_4bit
 
-        absmax = quantized.tensors["absmax"]
-        if self.double:
-            absmax = torch.ops.bitsandbytes.dequantize_blockwise(
-                absmax,
-                quantized.tensors["nested_absmax"],
-                _nested_code(absmax.device),
-                NESTED_BLOCKSIZE,
-                torch.float32,
-            )
-            absmax = absmax + quantized.tensors["nested_offset"]
-        weight: Tensor = torch.ops.bitsandbytes.dequantize_4bit(
-            quantized.tensors["packed"], absmax, self.blocksize, self.name, list(quantized.shape), quantized.dtype
-        )
-        return weight
+        return dequantize_4bit(quantized.tensors, self.blocksize, self.name, list(quantized.shape), quantized.dtype)
 
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         """Return 4 bits and the share of the scales; odd sizes pay for the last, unfilled block."""
@@ -102,19 +91,23 @@ class FourBit(Quantizer):
         import bitsandbytes.functional as bnb
         import torch
 
+        from lorakit.layers.kernels.fourbit import DOUBLE, levels
+
         stored = quantized.tensors
         device = stored["packed"].device
         state = bnb.QuantState(
             absmax=stored["absmax"],
             shape=torch.Size(quantized.shape),
-            code=bnb.get_4bit_type(self.name, device=device),
+            # each file has its own
+            code=levels(self.name, device).clone(),
             blocksize=self.blocksize,
             quant_type=self.name,
             dtype=quantized.dtype,
-            offset=stored.get("nested_offset"),
+            # bitsandbytes holds it without a dimension
+            offset=stored["nested_offset"].view(()) if self.double else None,
             state2=bnb.QuantState(
                 absmax=stored["nested_absmax"],
-                code=_nested_code(device),
+                code=levels(DOUBLE, device),
                 blocksize=NESTED_BLOCKSIZE,
                 dtype=torch.float32,
             )
@@ -154,12 +147,3 @@ class FP4(FourBit):
     """Four-bit floating point: one sign, two exponent and one mantissa bit."""
 
     name: ClassVar[str] = "fp4"
-
-
-@functools.cache
-def _nested_code(device: torch.device) -> Tensor:
-    """Return the 256 levels of the eight-bit scales: a constant, so no module has to hold it."""
-    import bitsandbytes.functional as bnb
-
-    levels: Tensor = bnb.create_dynamic_map()
-    return levels.to(device)

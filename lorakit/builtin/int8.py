@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorakit.builtin.fourbit import PIECE
 from lorakit.hooks.finite import require_finite
+from lorakit.hooks.protocols import Quantizer
 from lorakit.values import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def _codes(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Int8:
+class Int8(Quantizer):
     """Eight bits a weight with one scale a row; input columns with outliers are multiplied in 16 bits."""
 
     name: ClassVar[str] = "int8"
@@ -59,16 +60,6 @@ class Int8:
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         """Return 8 bits and the share of one float32 scale a row."""
         return 8 + 32 / max(1, shape[1])
-
-    def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
-        """Return x (..., in_features) times the transposed weight plus bias, outliers apart."""
-        import bitsandbytes as bnb
-
-        state = bnb.MatmulLtState()
-        state.CB, state.SCB = quantized.tensors["CB"], quantized.tensors["SCB"]
-        state.threshold, state.has_fp16_weights = self.threshold, False
-        result: Tensor = bnb.matmul(x, state.CB, bias=bias, state=state)
-        return result
 
     def checkpoint_tensors(self, quantized: QuantizedWeight) -> Mapping[str, Tensor]:
         """Return what bitsandbytes' Linear8bitLt saves; format 0 is row-major, the only one that there still is."""

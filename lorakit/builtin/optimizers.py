@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,12 +18,17 @@ logger = logging.getLogger(__name__)
 
 # bitsandbytes keeps smaller tensors in 32 bits, and quantizes the rest in blocks of 256 with one float32 scale each
 MIN_8BIT_SIZE, BLOCKSIZE_8BIT = 4096, 256
+# bitsandbytes leaves the state of smaller tensors where it is
+PAGES_FROM = 100_000
+
+State = Mapping[str, tuple[tuple[int, ...], str]]
 
 
 @dataclass(frozen=True)
 class Adam:
     """What the Adams share: two moments of the gradient, and weight decay apart from them."""
 
+    pages_from: ClassVar[int] = PAGES_FROM
     betas: tuple[float, float] = field(default=(0.9, 0.999), metadata={"help": "decay of the two moments"})
     eps: float = field(default=1e-8, metadata={"help": "added to the denominator"})
     weight_decay: float = field(default=0.0, metadata={"help": "share of a weight taken off a step, times lr"})
@@ -51,11 +57,13 @@ class AdamW(Adam):
             import bitsandbytes as bnb
 
             return bnb.optim.PagedAdamW(list(groups), lr=self.default_lr, **self._arguments)
-        return torch.optim.AdamW(list(groups), lr=self.default_lr, **self._arguments)
+        # one kernel for all parameters, where torch has it
+        fused = all(parameter.is_cuda for group in groups for parameter in group["params"]) or None
+        return torch.optim.AdamW(list(groups), lr=self.default_lr, fused=fused, **self._arguments)
 
-    def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
-        """Return the bytes of two moments in the parameters' own width."""
-        return 2 * bytes_per_parameter * parameters
+    def state(self, shape: tuple[int, ...], dtype: str) -> State:
+        """Return the count of steps and two moments like the parameter; bitsandbytes' paged ones are in float32."""
+        return {"step": ((), "float32"), "exp_avg": (shape, dtype), "exp_avg_sq": (shape, dtype)}
 
 
 @dataclass(frozen=True)
@@ -72,11 +80,14 @@ class AdamW8bit(Adam):
         kind = bnb.optim.PagedAdamW8bit if pages(groups) else bnb.optim.AdamW8bit
         return kind(list(groups), lr=self.default_lr, **self._arguments)
 
-    def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
-        """Return the bytes of two moments with their scales and their two tables of 256 levels."""
-        if parameters < MIN_8BIT_SIZE:
-            return 2 * 4 * parameters
-        return 2 * (parameters + 4 * -(-parameters // BLOCKSIZE_8BIT)) + 2 * 4 * 256
+    def state(self, shape: tuple[int, ...], dtype: str) -> State:
+        """Return two moments with their scales and tables of 256 levels, or in float32 for a small parameter."""
+        count = math.prod(shape)
+        if count < MIN_8BIT_SIZE:
+            return {"state1": (shape, "float32"), "state2": (shape, "float32")}
+        moment = {"state": (shape, "uint8"), "absmax": ((-(-count // BLOCKSIZE_8BIT),), "float32")}
+        moment["qmap"] = ((256,), "float32")
+        return {f"{name}{number}": tensor for number in (1, 2) for name, tensor in moment.items()}
 
 
 @dataclass(frozen=True)
@@ -107,9 +118,9 @@ class SGD:
             weight_decay=self.weight_decay,
         )
 
-    def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
-        """Return the bytes of the momentum buffer, if there is one."""
-        return bytes_per_parameter * parameters if self.momentum else 0
+    def state(self, shape: tuple[int, ...], dtype: str) -> State:
+        """Return the momentum buffer, if there is one."""
+        return {"momentum_buffer": (shape, dtype)} if self.momentum else {}
 
 
 def pages(groups: Sequence[dict[str, Any]]) -> bool:

@@ -31,10 +31,13 @@ def demo(
 
     import lorakit
     from lorakit.cli.inputs import read_spec
-    from lorakit.cli.terminal import INTERRUPTED, say, working
-    from lorakit.cli.training import Job, run
+    from lorakit.cli.terminal import INTERRUPTED, console, reporter, say, working
     from lorakit.demo import dialogues, smollm2
+    from lorakit.jobs import Job, Training, train
+    from lorakit.plugins import default_plugins
+    from lorakit.trainers.display import Display
     from lorakit.trainers.settings import Settings
+    from lorakit.values import ModelReference
 
     parsed = read_spec(spec, []) if spec else lorakit.parse(QLORA)
     with working("fetching and converting SmolLM2-135M-Instruct (93 MB, once)"):
@@ -43,18 +46,11 @@ def demo(
         data = dialogues()
     say(f"model: {model}\ndata:  {data}\nspec:  {spec or QLORA}\n")
     settings = Settings(steps=steps, batch=4, tokens=128, held_out=0.025, evaluate_every=max(1, steps // 3), warmup=3)
-    outcome = run(
-        Job(
-            spec=parsed,
-            model=str(model),
-            data=str(data),
-            output=Path(output),
-            settings=settings,
-            sample="Do you like science fiction?",
-            # the demo may be run again: what it left itself it replaces
-            force=force or (output == OUTPUT and Path(output, "plan.json").is_file()),
-        )
-    )
+    # the demo may be run again: what it left itself it replaces
+    again = output == OUTPUT and Path(output, "plan.json").is_file()
+    job = Job(parsed, ModelReference(str(model)), Path(output), force=force or again)
+    training = Training(str(data), settings, sample="Do you like science fiction?")
+    outcome = train(job, training, default_plugins(), Display(console(stderr=True), say), reporter())
     if outcome.stopped:
         raise typer.Exit(INTERRUPTED)
     say(f"\nuse it:    PeftModel.from_pretrained(base, {output!r}) or lorakit.load({output!r}, {str(model)!r})")

@@ -17,20 +17,21 @@ def explain(
 
     Example: lorakit explain L042
     """
-    from lorakit.language.catalogue import PAGES, page_text
+    from lorakit.diagnostics import Code
+    from lorakit.language.catalogue import page_of, pages
 
     if not code:
-        sys.stdout.write("".join(f"{page.code}  {page.title}\n" for page in PAGES.values()))
+        sys.stdout.write("".join(f"{page.code}  {page.title}\n" for page in pages().values()))
         return
-    page = PAGES.get(code.upper())
-    if page is None:
+    try:
+        text = page_of(Code(code.upper())).text
+    except ValueError:
         from lorakit.language.suggestions import nearest
 
-        near = nearest(code.upper(), PAGES)
+        near = nearest(code.upper(), Code)
         hint = f"did you mean {near}?" if near else "`lorakit explain` lists all codes"
         sys.stderr.write(f"error: there is no code `{code}`; {hint}\n")
-        raise typer.Exit(2)
-    text = page_text(page)
+        raise typer.Exit(2) from None
     if not sys.stdout.isatty():
         sys.stdout.write(text)
         return

@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.cli.terminal import measured, working
-
 if TYPE_CHECKING:
     from torch import nn
 
     from lorakit.language.spec import Spec
     from lorakit.planning.plan import Plan
-    from lorakit.values import ModelReference
 
 
 def read_spec(path: str, variables: Sequence[str]) -> Spec | Plan:
@@ -26,12 +23,19 @@ def read_spec(path: str, variables: Sequence[str]) -> Spec | Plan:
     return parse(Path(path), variables_of(variables))
 
 
-def decide(spec: Spec | Plan, model: nn.Module, *, batch: int = 1, tokens: int = 512) -> Plan:
-    """Return what a spec makes of a model; a plan stays as it is. Raises: PlanError."""
-    import lorakit
-    from lorakit.planning.plan import Plan
+def decide(
+    spec: Spec | Plan,
+    model: nn.Module,
+    *,
+    batch: int | None = None,
+    tokens: int | None = None,
+    recompute: bool | None = None,
+) -> Plan:
+    """Return what a spec makes of a model; a plan keeps its decisions, and is counted again. Raises: PlanError."""
+    from lorakit import pipeline
+    from lorakit.plugins import default_plugins
 
-    return spec if isinstance(spec, Plan) else lorakit.plan(spec, model, batch=batch, tokens=tokens)
+    return pipeline.decide(spec, model, default_plugins(), batch=batch, tokens=tokens, recompute=recompute)
 
 
 def load_model(
@@ -43,39 +47,14 @@ def load_model(
     dtype: str | None = None,
 ) -> nn.Module:
     """Return the model that a reference names, in its own dtype or this one. Raises: ModelError."""
-    from lorakit.values import ModelReference
-
-    with working(f"reading {text}"):
-        return _load(ModelReference(text, None, with_weights, trust_remote_code, allow_pickle, dtype))
-
-
-def load_planned(
-    text: str, plan: Plan, *, device: str | None = None, trust_remote_code: bool = False, allow_pickle: bool = False
-) -> nn.Module:
-    """Return the model that a reference names, quantized as the plan says while it is read. Raises: ModelError."""
-    from lorakit.values import ModelReference
-
-    with measured(f"reading {text}") as progress:
-        return _load(
-            ModelReference(
-                text, None, True, trust_remote_code, allow_pickle, plan=plan, device=device, progress=progress
-            )
-        )
-
-
-def _load(reference: ModelReference) -> nn.Module:
+    from lorakit.cli.terminal import reporter
+    from lorakit.pipeline import read_model, read_structure
     from lorakit.plugins import default_plugins
+    from lorakit.values import ModelReference
 
-    return default_plugins().load_model(reference)
-
-
-def device_words() -> str:
-    """Say where the work runs."""
-    import torch
-
-    if torch.cuda.is_available():
-        return f"running on {torch.cuda.get_device_name()}"
-    return "no accelerator found: running on the CPU"
+    read = read_model if with_weights else read_structure
+    reference = ModelReference(text, None, with_weights, trust_remote_code, allow_pickle, dtype)
+    return read(reference, default_plugins(), reporter())
 
 
 def _read_plan(path: Path) -> Plan:

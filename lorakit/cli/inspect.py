@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lorakit.cli import options
-
-if TYPE_CHECKING:
-    from lorakit.artifacts.quantization_error import QuantizationReport
 
 WITH_QUANT = "With --quant"
 # what only `--quant` understands, by parameter and by option
@@ -92,7 +89,17 @@ def inspect(
             _refuse(context, {"tokens": "--tokens", "rows": "--rows"}, "--loss TEXT")
         if plot is not None:
             check_plot(Path(plot))
-        found = report = _quantization(quant, set_, folder, loss, tokens, rows, trust_remote_code, allow_pickle)
+        from lorakit.cli.inputs import read_spec
+        from lorakit.cli.terminal import reporter
+        from lorakit.jobs import measure
+        from lorakit.plugins import default_plugins
+        from lorakit.values import ModelReference
+
+        text = Path(loss) if loss else None
+        model = ModelReference(folder, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        found = report = measure(
+            read_spec(quant, set_), model, default_plugins(), reporter(), text=text, tokens=tokens, rows=rows
+        )
         view = quantization_view(report, every_module=every_module)
     if format_ is options.OutputFormat.json:
         print_json(codec.to_plain(found))
@@ -102,61 +109,6 @@ def inspect(
         from lorakit.artifacts.quantization_view import save_plot
 
         save_plot(report, Path(plot))
-
-
-def _quantization(
-    spec: str,
-    variables: list[str],
-    model: str,
-    text: str | None,
-    tokens: int,
-    rows: int,
-    trust_remote_code: bool,
-    allow_pickle: bool,
-) -> QuantizationReport:
-    import torch
-
-    from lorakit.artifacts.quantization_error import (
-        LossChange,
-        QuantizationReport,
-        quantize_and_measure,
-        quantized_entries,
-        together,
-    )
-    from lorakit.cli.inputs import decide, load_model, read_spec
-    from lorakit.cli.terminal import tracked
-    from lorakit.plugins import default_plugins
-    from lorakit.trainers.text_loss import mean_loss, read_loss_text
-
-    parsed = read_spec(spec, variables)
-    structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
-    plan = decide(parsed, structure)
-    quantized_entries(plan)
-    read = None
-    if text is not None:
-        read = read_loss_text(
-            Path(text), structure, model, tokens=tokens, rows=rows, trust_remote_code=trust_remote_code
-        )
-    loaded = load_model(model, with_weights=True, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    before = 0.0
-    if read is not None:
-        loaded.to(device)
-        before = mean_loss(loaded, read, lambda items: tracked(items, "loss before"))
-    modules = quantize_and_measure(
-        plan,
-        loaded,
-        default_plugins(),
-        device=device,
-        keep=read is not None,
-        progress=lambda entries: tracked(entries, "quantizing"),
-    )
-    loss = None
-    if read is not None:
-        after = mean_loss(loaded, read, lambda items: tracked(items, "loss after"))
-        found = read.tokenized
-        loss = LossChange(read.text, len(found.rows), found.cut, read.limit, found.trained_tokens, before, after)
-    return QuantizationReport(plan.model_class, modules, together(module.error for module in modules), loss)
 
 
 def _refuse_model(folder: Path) -> None:

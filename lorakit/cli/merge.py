@@ -47,13 +47,13 @@ def merge(
     from lorakit.artifacts.merge_layout import WholeModelNeeded, merge_layout
     from lorakit.cli.inputs import load_model
     from lorakit.cli.terminal import say
-    from lorakit.planning.plan import DTYPES
+    from lorakit.dtypes import LONG
     from lorakit.planning.report import show_bytes
     from lorakit.plugins import default_plugins
 
     folder = Path(output)
     check_output(folder, force)
-    name = DTYPES[dtype] if dtype else None
+    name = LONG[dtype] if dtype else None
     base = None
     if ":" not in model:
         structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
@@ -80,11 +80,12 @@ def _streamed(layout: Layout, model: str, folder: Path) -> None:
     from lorakit.artifacts.folders import new_folder, require_space
     from lorakit.artifacts.streamed_merge import write_merged
     from lorakit.cli.terminal import say, tracked
+    from lorakit.dtypes import name_of
     from lorakit.planning.report import show_bytes
     from lorakit.plugins import default_plugins
 
     require_space(folder, layout.bytes)
-    dtype = str(layout.dtype).removeprefix("torch.")
+    dtype = name_of(layout.dtype)
     packed = "packed by bitsandbytes, dequantized to" if layout.is_packed else "in"
     say(f"merging into the weights of {model}: {show_bytes(layout.stored_bytes)} {packed} {dtype}")
     with new_folder(folder) as aside:
@@ -102,6 +103,7 @@ def _in_memory(
     from lorakit.artifacts.model_folder import write_model
     from lorakit.cli.inputs import load_model
     from lorakit.cli.terminal import say, working
+    from lorakit.dtypes import name_of
     from lorakit.planning.report import show_bytes
     from lorakit.plugins import default_plugins
 
@@ -110,7 +112,7 @@ def _in_memory(
     )
     size = sum(parameter.numel() * parameter.element_size() for parameter in loaded.parameters())
     require_space(folder, size)
-    held = str(next(loaded.parameters()).dtype).removeprefix("torch.")
+    held = name_of(next(loaded.parameters()).dtype)
     say(f"merging into the weights of {model}: {show_bytes(size)} in {held}")
     plugins = default_plugins()
     load_adapter(Path(adapter), loaded, plugins, quantize=False, allow_pickle=allow_pickle)

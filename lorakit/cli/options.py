@@ -44,4 +44,7 @@ Calibration = Annotated[
 ]
 CalibrationRows = Annotated[int, typer.Option("--calibration-rows", min=1, help="Rows of that data to run over.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Rows of a training step.")]
+GradientCheckpointing = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Recompute activations: less memory, more time.")
+]
 Tokens = Annotated[int, typer.Option("--tokens", min=1, help="Tokens of a row at most.")]

@@ -12,6 +12,7 @@ def plan(
     every_module: options.EveryModule = False,
     batch: options.Batch = 1,
     tokens: options.Tokens = 512,
+    gradient_checkpointing: options.GradientCheckpointing = False,
     format_: options.Format = options.OutputFormat.text,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
@@ -26,7 +27,7 @@ def plan(
 
     parsed = read_spec(spec, set_)
     structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
-    decided = decide(parsed, structure, batch=batch, tokens=tokens)
+    decided = decide(parsed, structure, batch=batch, tokens=tokens, recompute=gradient_checkpointing)
     if format_ is options.OutputFormat.json:
         print(decided.to_json())
         return

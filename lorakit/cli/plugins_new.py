@@ -26,6 +26,9 @@ def new(
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="OUT", help="The folder to write; ./lorakit-NAME unless given.")
     ] = "",
+    like: Annotated[
+        str, typer.Option("--like", metavar="KNOWN", help="What a method starts from: lora, or ia3, which has no rank.")
+    ] = "",
     force: options.Force = False,
 ) -> None:
     """Write a plugin that works: a distribution with its entry point, a real example of its kind, and its tests.
@@ -40,7 +43,7 @@ def new(
     from lorakit.plugins import default_plugins
     from lorakit.scaffold import files_of, names_of
 
-    names = names_of(kind.value, name)
+    names = names_of(kind.value, name, like)
     claims = default_plugins().claims.get((kind.value, name), ())
     if claims:
         raise PluginError(f"the {kind.value} `{name}` is there already, in {' and '.join(claims)}; choose another name")

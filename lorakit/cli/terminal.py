@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+    from lorakit.planning.plan import Plan
+    from lorakit.reporter import Reporter
+
 DONE, WORK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 # pipes and log files have no width of their own
 PIPE_WIDTH = 140
@@ -103,6 +107,18 @@ def tracked(items: Sequence[Item], what: str) -> Iterable[Item]:
             yield from progress.track(items, description=what)
 
     return bar()
+
+
+def reporter(every_module: bool = False) -> Reporter:
+    """Return what tells a run's course here: the plan with a row for each kind of module, or for every one."""
+    from lorakit.reporter import Reporter
+
+    def show_plan(plan: Plan) -> None:
+        from lorakit.planning.report import plan_view
+
+        show(plan_view(plan, every_module=every_module))
+
+    return Reporter(say, show_plan, working, measured, tracked)
 
 
 def print_json(value: Any) -> None:

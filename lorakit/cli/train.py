@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lorakit.cli import options
-from lorakit.cli.calibration import ROWS
+from lorakit.pipeline import CALIBRATION_ROWS
 
 
 def train(
@@ -31,11 +31,9 @@ def train(
         int, typer.Option(min=0, help="Steps between held-out losses; 0 measures at the ends.")
     ] = 0,
     save_every: Annotated[int, typer.Option(min=0, help="Steps between checkpoints; 0 keeps none on the way.")] = 0,
-    gradient_checkpointing: Annotated[
-        bool, typer.Option(help="Recompute activations: less memory, more time.")
-    ] = False,
+    gradient_checkpointing: options.GradientCheckpointing = False,
     calibration: options.Calibration = None,
-    calibration_rows: options.CalibrationRows = ROWS,
+    calibration_rows: options.CalibrationRows = CALIBRATION_ROWS,
     loss: Annotated[str | None, typer.Option(metavar="FILE.py:FUNCTION", help="Loss of a PyTorch model.")] = None,
     sample: Annotated[str | None, typer.Option(metavar="PROMPT", help="Show the answer before and after.")] = None,
     seed: options.Seed = 0,
@@ -56,39 +54,32 @@ def train(
     from pathlib import Path
 
     from lorakit.cli.inputs import read_spec
-    from lorakit.cli.terminal import INTERRUPTED, say
-    from lorakit.cli.training import Job, run
+    from lorakit.cli.terminal import INTERRUPTED, console, reporter, say
+    from lorakit.jobs import Job, Training
+    from lorakit.jobs import train as train_adapter
+    from lorakit.plugins import default_plugins
+    from lorakit.trainers.display import Display
     from lorakit.trainers.settings import Settings
+    from lorakit.values import ModelReference
 
-    job = Job(
-        spec=read_spec(spec, set_),
-        model=model,
-        data=data,
-        output=Path(output),
-        settings=Settings(
-            steps=steps,
-            epochs=epochs,
-            batch=batch,
-            tokens=tokens,
-            lr=lr,
-            warmup=warmup,
-            held_out=held_out,
-            evaluate_every=evaluate_every,
-            save_every=save_every,
-            gradient_checkpointing=gradient_checkpointing,
-            seed=seed,
-        ),
-        loss=loss,
-        sample=sample,
-        resume=resume,
-        with_base=with_base,
-        force=force,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        calibration=calibration,
-        calibration_rows=calibration_rows,
+    settings = Settings(
+        steps=steps,
+        epochs=epochs,
+        batch=batch,
+        tokens=tokens,
+        lr=lr,
+        warmup=warmup,
+        held_out=held_out,
+        evaluate_every=evaluate_every,
+        save_every=save_every,
+        gradient_checkpointing=gradient_checkpointing,
+        seed=seed,
     )
-    outcome = run(job)
+    reference = ModelReference(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    job = Job(read_spec(spec, set_), reference, Path(output), with_base, force, calibration, calibration_rows)
+    training = Training(data, settings, loss, sample, resume)
+    display = Display(console(stderr=True), say)
+    outcome = train_adapter(job, training, default_plugins(), display, reporter())
     if outcome.stopped:
         say(f"stopped after step {outcome.steps}; --resume goes on from there")
         raise typer.Exit(INTERRUPTED)

@@ -8,6 +8,8 @@ from lorakit.hooks.protocols import (
     CalibratedQuantizer,
     Checkpointed,
     Initializer,
+    Kernel,
+    Linear,
     Method,
     Observer,
     OptimizerFactory,
@@ -31,7 +33,7 @@ from lorakit.planning.plan import (
     SelectorCount,
     Settings,
 )
-from lorakit.values import LayerShape, ModelReference, QuantizedWeight
+from lorakit.values import LayerShape, LowRank, ModelReference, QuantizedWeight, Storage
 
 __all__ = [
     "Adapter",
@@ -41,7 +43,10 @@ __all__ = [
     "Checkpointed",
     "Initializer",
     "Inventory",
+    "Kernel",
     "LayerShape",
+    "Linear",
+    "LowRank",
     "Memory",
     "Method",
     "ModelReference",
@@ -63,6 +68,7 @@ __all__ = [
     "SelectorCount",
     "Settings",
     "StartContext",
+    "Storage",
     "hookimpl",
     "hookspec",
     "low_rank_fields",

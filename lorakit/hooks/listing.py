@@ -6,9 +6,10 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-import lorakit
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import Option, describe_type, options_of, supports_double
+from lorakit.hooks.registration import INSTANCES
+from lorakit.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,10 @@ class Listing:
 
 def list_plugins(plugins: Plugins) -> Listing:
     """Return what is installed, lorakit's own first."""
-    found: dict[str, list[Any]] = {f"lorakit {lorakit.__version__}": []}
+    found: dict[str, list[Any]] = {f"lorakit {__version__}": []}
     for added in plugins.added:
         origin = added.distribution or (
-            f"lorakit {lorakit.__version__}" if added.origin.startswith("lorakit (") else added.origin
+            f"lorakit {__version__}" if added.origin.startswith("lorakit (") else added.origin
         )
         found.setdefault(origin, []).append(added)
     clashes = (
@@ -82,9 +83,10 @@ def _distribution(origin: str, parts: list[Any]) -> DistributionInfo:
 
 
 def _plugin(kind: str, item: Any) -> PluginInfo:
-    if kind == "role":
+    if kind in INSTANCES:
         summary = getattr(item, "summary", "") or inspect.getdoc(type(item)) or ""
-        return PluginInfo(kind, f"@{item.name}", str(summary).partition("\n")[0], False, ())
+        name = f"@{item.name}" if kind == "role" else item.name
+        return PluginInfo(kind, name, str(summary).partition("\n")[0], False, ())
     summary = (inspect.getdoc(item) or "").partition("\n")[0]
     double = kind == "quantizer" and supports_double(item)
     return PluginInfo(kind, item.name, summary, double, tuple(map(_option, options_of(item))))

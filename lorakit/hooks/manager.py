@@ -12,7 +12,7 @@ import pluggy
 from lorakit.errors import PluginError
 from lorakit.hooks.moments import Moments
 from lorakit.hooks.options import OptionError, configure
-from lorakit.hooks.protocols import Initializer, Method, OptimizerFactory, Quantizer, Role
+from lorakit.hooks.protocols import Initializer, Kernel, Method, OptimizerFactory, Quantizer, Role
 from lorakit.hooks.registration import Added
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Plugins(Moments):
         self.optimizers: Mapping[str, type[OptimizerFactory]] = self._registry("optimizer")
         self.methods: Mapping[str, type[Method]] = self._registry("method")
         self.roles: Mapping[str, Role] = self._registry("role")
+        self.kernels: tuple[Kernel, ...] = self._in_order_of_asking("kernel")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plugins:
         # a value that no copy changes; a copy of a model keeps the very plugins that adapted it
@@ -116,6 +117,11 @@ class Plugins(Moments):
                 if len(self.claims[kind, name]) == 1:
                     found[name] = item
         return dict(sorted(found.items()))
+
+    def _in_order_of_asking(self, kind: str) -> tuple[Any, ...]:
+        registry = self._registry(kind)
+        added = [item for one in self.added for item in one.plugins.get(kind, {}).values()]
+        return tuple(item for item in reversed(added) if registry.get(item.name) is item)
 
     def _configured_as(self, kind: str, registry: Mapping[str, Any], call: PluginCall) -> Any:
         # a plan asks for the same few again and again; what it gets is frozen

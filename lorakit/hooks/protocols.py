@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from lorakit.values import LayerShape, QuantizedWeight
+from lorakit.values import LayerShape, LowRank, QuantizedWeight, Storage
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,9 @@ class Quantizer(Protocol):
     infinity is refused with a ValueError that says `not finite` (`lorakit.hooks.require_finite` raises it), or just
     those values come back not finite; what they share a block with is never lost in silence.
 
-    A class that names this one as its base inherits `linear`; `lorakit.hooks.packing` packs codes of a few bits.
+    Its products are computed by a `Kernel`: without one of its own, by dequantizing for each product. What is stored
+    is held as frozen parameters: tensors of at least one dimension, which can be sharded. `lorakit.hooks.packing` packs
+    codes of a few bits.
     """
 
     name: ClassVar[str]
@@ -44,15 +46,6 @@ class Quantizer(Protocol):
 
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         """Return the bits that one weight of a matrix of this shape takes, scales included."""
-
-    def linear(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None) -> Tensor:
-        """Return x (..., in_features) times the transposed weight plus bias; differentiable in x.
-
-        This one dequantizes for each product, and autograd keeps the quantized weight alone.
-        """
-        from lorakit.layers.kernels.dequantized import dequantized_linear
-
-        return dequantized_linear(x, quantized, bias, self.dequantize)
 
 
 @runtime_checkable
@@ -87,6 +80,34 @@ class Checkpointed(Quantizer, Protocol):
 
         Every Linear but those at the paths `unquantized` is stored by this quantizer.
         Raises: ValueError with the reason if transformers cannot read what this quantizer's options give.
+        """
+
+
+class Linear(Protocol):
+    """Multiplies inputs with a quantized weight; what a `Kernel` gives a layer."""
+
+    def __call__(
+        self, x: Tensor, base: Mapping[str, Tensor], bias: Tensor | None, low_rank: Sequence[LowRank]
+    ) -> Tensor:
+        """Return x (..., in_features) times the transposed weight, plus bias, plus what every adapter adds.
+
+        `base` are the quantizer's tensors by name. The result has the dtype that a plain Linear would give, under
+        autocast too. Gradients reach x, the bias and the adapters; autograd keeps no dequantized weight.
+        """
+
+
+class Kernel(Protocol):
+    """A way to multiply with weights of some storage. A kernel is an instance, since it has no options."""
+
+    @property
+    def name(self) -> str:
+        """What the lists of plugins call it."""
+
+    def linear(self, storage: Storage) -> Linear | None:
+        """Return what multiplies with a weight stored so, or None if this kernel does not fit.
+
+        Asked when a layer is built, and again when it moves to another device or dtype; never in a forward. What it
+        returns is called in forwards alone: let it make no tensor that it could have made here, nor look at values.
         """
 
 
@@ -138,7 +159,9 @@ class OptimizerFactory(Protocol):
 
     An optimizer that steps one set of weights and means another to be used has methods `train` and `eval` that switch
     between them: trainers call them around steps, and before weights are measured or saved. `constant_lr = True` on the
-    class asks trainers to leave the learning rate as it is after the warm-up.
+    class asks trainers to leave the learning rate as it is after the warm-up, and `pages_from = n` says that on CUDA
+    the state of tensors of n elements and more pages where a group asks for it; without it no state does.
+    `changes_gradients = True` owns that a step leaves other numbers in the gradients.
     """
 
     name: ClassVar[str]
@@ -159,7 +182,8 @@ class Method(Protocol):
 
     Of the clauses of `adapt`, `clauses` names those that are settings of this method: any of `rank`, `alpha`,
     `scaling`, `dropout`, `init` and `lr_ratio`. A rule that gives another is refused; one without a `rank` too, where
-    the method takes one.
+    the method takes one. A class variable `partial_gradients = True` owns that training takes a part of what adapters
+    compute as constant (DoRA's norm, Liu et al. 2024, arXiv:2402.09353, section 4.3).
     """
 
     name: ClassVar[str]

@@ -12,19 +12,19 @@ import pluggy
 from lorakit.errors import PluginError
 from lorakit.hooks import specs
 from lorakit.hooks.options import options_of
-from lorakit.hooks.protocols import Initializer, Method, OptimizerFactory, Quantizer, Role
+from lorakit.hooks.protocols import Initializer, Kernel, Method, OptimizerFactory, Quantizer, Role
 
-# what is named in a spec, by kind; a role is an instance, all others are classes
+# what a plugin can add, by kind
 PROTOCOLS: Mapping[str, type] = {
     "quantizer": Quantizer,
     "initializer": Initializer,
     "optimizer": OptimizerFactory,
     "method": Method,
     "role": Role,
+    "kernel": Kernel,
 }
-
-# methods that a protocol itself does for whoever inherits from it
-PROVIDED = (Quantizer.linear,)
+# kinds without options, registered as instances; all others are classes, which a spec configures
+INSTANCES = ("role", "kernel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def _items(caller: pluggy.HookCaller, plugin: Any, kind: str) -> Iterator[tuple[
 
 def _check_kind(name: str, item: Any, kind: str) -> None:
     """Check an item against the protocol of its kind. Raises: PluginError naming what is missing."""
-    if kind != "role":
+    if kind not in INSTANCES:
         if not inspect.isclass(item):
             raise PluginError(f"the {kind} `{name}` is {item!r}; return its class, which a spec configures")
         try:
@@ -154,7 +154,7 @@ def _check_kind(name: str, item: Any, kind: str) -> None:
         except Exception as error:
             raise PluginError(f"the {kind} `{name}` is no dataclass with typed fields: {error}") from error
     elif inspect.isclass(item):
-        raise PluginError(f"the role `{name}` is a class; return an instance: `{item.__name__}()`")
+        raise PluginError(f"the {kind} `{name}` is a class; return an instance: `{item.__name__}()`")
     protocol = PROTOCOLS[kind]
     for attribute in vars(protocol).get("__annotations__", {}):
         if not hasattr(item, attribute):
@@ -163,7 +163,7 @@ def _check_kind(name: str, item: Any, kind: str) -> None:
         own = getattr(item, method, None)
         parameters = [word for word in inspect.signature(function).parameters if word != "self"]
         # whoever inherits from the protocol inherits its empty methods
-        if own is None or (own is function and own not in PROVIDED) or not callable(own):
+        if own is None or getattr(own, "__func__", own) is function or not callable(own):
             raise PluginError(f"the {kind} `{name}` has no method `{method}({', '.join(parameters)})`")
         if not _takes(own, len(parameters) + inspect.isclass(item)):
             raise PluginError(f"`{method}` of the {kind} `{name}` does not take ({', '.join(parameters)})")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from lorakit.hooks.protocols import Initializer, Method, OptimizerFactory, Quantizer, Role
+from lorakit.hooks.protocols import Initializer, Kernel, Method, OptimizerFactory, Quantizer, Role
 from lorakit.values import LayerShape, ModelReference
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
-# Registries: what the words of a spec can name
+# Registries: what the words of a spec can name, and what computes behind them
 
 
 @hookspec
@@ -66,6 +66,14 @@ def lorakit_methods() -> Sequence[type[Method]]:  # type: ignore[empty-body]
 @hookspec
 def lorakit_roles() -> Sequence[Role]:  # type: ignore[empty-body]
     """Return roles, for targets such as `@attention`."""
+
+
+@hookspec
+def lorakit_kernels() -> Sequence[Kernel]:  # type: ignore[empty-body]
+    """Return kernels, which multiply with quantized weights; no spec names them.
+
+    A layer asks them when it is built, the last registered first and the built-ins last, until one fits.
+    """
 
 
 # Moments: before a model changes

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lorakit.dtypes import dtype_of, name_of
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import call_of
@@ -28,7 +29,7 @@ class TensorForm:
 
     def empty(self) -> torch.Tensor:
         """Return a meta tensor of this form. Raises: ValueError."""
-        return torch.empty(self.shape, dtype=_dtype(self.dtype), device="meta")
+        return torch.empty(self.shape, dtype=dtype_of(self.dtype), device="meta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ class StoredLayer:
     def on_meta(self, plugins: Plugins, bias: torch.Tensor | None) -> QuantizedLinear:
         """Return the layer without its values. Raises: PluginError if its quantizer is not installed, ValueError."""
         tensors = {name: form.empty() for name, form in self.tensors.items()}
-        quantized = QuantizedWeight(tensors, self.shape, _dtype(self.dtype))
-        return QuantizedLinear(quantized, plugins.quantizer(self.quant), bias)
+        quantized = QuantizedWeight(tensors, self.shape, dtype_of(self.dtype))
+        return QuantizedLinear(quantized, plugins.quantizer(self.quant), bias, plugins.kernels)
 
 
 def manifest(layers: Mapping[str, QuantizedLinear]) -> dict[str, Any]:
@@ -66,16 +67,7 @@ def read_manifest(plain: Mapping[str, Any]) -> Mapping[str, StoredLayer]:
 def _stored(layers: Iterable[tuple[str, QuantizedLinear]]) -> Iterable[tuple[str, StoredLayer]]:
     for path, layer in layers:
         quantized = layer.quantized
-        forms = {name: TensorForm(tuple(value.shape), _name(value.dtype)) for name, value in quantized.tensors.items()}
-        yield path, StoredLayer(call_of(layer.quantizer), quantized.shape, _name(quantized.dtype), forms)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"no dtype is called {name!r}")
-    return found
+        forms = {
+            name: TensorForm(tuple(value.shape), name_of(value.dtype)) for name, value in quantized.tensors.items()
+        }
+        yield path, StoredLayer(call_of(layer.quantizer), quantized.shape, name_of(quantized.dtype), forms)

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
+from lorakit.artifacts.checkpoint import local_folder, stored_tensors
 from lorakit.artifacts.model_folder import without_bars
 from lorakit.huggingface.base_manifest import METHOD
-from lorakit.huggingface.shards import shard_paths, stored_tensors
 from lorakit.huggingface.stored_layers import StoredConfig
 from lorakit.huggingface.streaming import Halt, plan_config
 from lorakit.values import ModelReference
@@ -39,11 +39,11 @@ def load_checkpoint(model_class: Any, config: Any, reference: ModelReference) ->
     if own is not None:
         arguments["quantization_config"] = own
     # the code that comes with a model is found by the model's name alone
-    paths = shard_paths(reference.text) if own is not None and not getattr(config, "auto_map", None) else []
+    reads = own is not None and not getattr(config, "auto_map", None)
+    tensors = stored_tensors(local_folder(reference.text), reference.progress) if reads else {}
     with _progress(reference):
-        if not paths:
+        if not tensors:
             return model_class.from_pretrained(reference.text, **arguments)  # type: ignore[no-any-return]
-        tensors = stored_tensors(paths, reference.progress)
         if isinstance(own, StoredConfig):
             own.check(tensors)
             del config.quantization_config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit.artifacts.checkpoint import stored_tensors
+from lorakit.artifacts.json_files import read_object
 from lorakit.errors import LorakitError, ModelError
 from lorakit.hooks.specs import hookimpl
 from lorakit.values import ModelReference
@@ -30,17 +31,11 @@ def lorakit_load_model(reference: ModelReference) -> nn.Module | None:
 
 @hookimpl
 def lorakit_model_merged(model: nn.Module) -> None:
-    if not hasattr(getattr(model, "config", None), "quantization_config"):
-        return
-    # what transformers keeps of a quantized checkpoint, of which nothing is left: the last says how it read the packed
-    # tensors, and without that it saves by the model's class
-    marks = (
-        "is_quantized", "hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit",
-        "_weight_conversions",
-    )  # fmt: skip
-    for name in marks:
-        vars(model).pop(name, None)
-    del model.config.quantization_config  # type: ignore[union-attr]
+    from lorakit.huggingface import marks
+
+    if marks.stored_quantized(model) is not None:
+        marks.forget_reading(model)
+        marks.clear(model)
 
 
 def _config(reference: ModelReference) -> Any:
@@ -67,12 +62,7 @@ def _check_folder(folder: Path, reference: ModelReference) -> None:
         if (folder / "adapter_config.json").is_file():
             hint = "; it holds an adapter: give its base model here"
         raise ModelError(f"{folder} is no model: it has no config.json{hint}")
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{config} is no JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ModelError(f"{config} is no model config: it is a JSON {type(settings).__name__}")
+    read_object(config, "model config", ModelError)
     if not reference.with_weights:
         return
     if any(folder.glob("*.safetensors")):
@@ -164,19 +154,9 @@ def _plain_errors(reference: ModelReference) -> Iterator[None]:
     except LorakitError:
         raise
     except SafetensorError as error:
-        broken = next((str(path) for path in _damaged(Path(reference.text))), reference.text)
-        raise ModelError(f"{broken} is damaged or cut short: {error}") from error
+        # which file it was, transformers does not say
+        stored_tensors(Path(reference.text))
+        raise ModelError(f"{reference.text} is damaged or cut short: {error}") from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ModelError(f"cannot read the model {reference.text}: {first}") from error
-
-
-def _damaged(folder: Path) -> Iterator[Path]:
-    from safetensors import SafetensorError, safe_open
-
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (SafetensorError, OSError):
-            yield path

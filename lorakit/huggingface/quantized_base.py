@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lorakit.application.sharding import gathered, is_sharded, own_class, whole, writes
 from lorakit.application.state import state_of, unwrapped
 from lorakit.artifacts.model_folder import copy_companions, without_bars
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import Checkpointed
+from lorakit.huggingface import marks
 from lorakit.huggingface.base_manifest import manifest
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.inventory import read_inventory
@@ -43,27 +45,42 @@ def write_base(model: nn.Module, folder: Path, plugins: Plugins) -> str:
     adapters = {module for adapter in state.named.values() for module in adapter.modules.values()}
     modules = dict(_base_modules(model, adapters))
     layers = {path: module for path, module in modules.items() if isinstance(module, QuantizedLinear)}
-    if not hasattr(model, "save_pretrained"):
+    if not marks.is_pretrained(model):
         raise ModelError(
             f"a base is saved as a Hugging Face folder, and this {type(model).__name__} is a plain PyTorch model: "
             "keep what makes it, and save the adapter alone"
         )
     if not layers:
         raise ModelError("nothing in this model is quantized: its base is the model that you started from")
-    own = {path: dict(_own_tensors(module, adapters)) for path, module in modules.items() if path not in layers}
+    own = {
+        path: {name: _kept(value, model) for name, value in _own_tensors(module, adapters)}
+        for path, module in modules.items()
+        if path not in layers
+    }
     held = (value.dtype for tensors in own.values() for value in tensors.values() if value.is_floating_point())
     dtype = next(held, torch.get_default_dtype())
     config: Any = copy.deepcopy(model.config)
-    config.architectures, config.dtype = [type(model).__name__], dtype
+    config.architectures, config.dtype = [own_class(model).__name__], dtype
     reason = _use_checkpoint(config, modules, layers, dtype, plugins)
     if reason:
         config.quantization_config = manifest(layers)
     for path, layer in layers.items():
-        own[path] = dict(layer.state_dict() if reason else _checkpoint(layer))
+        with gathered(layer):
+            stored = layer.state_dict() if reason else _checkpoint(layer)
+        own[path] = {name: _kept(value, model) for name, value in stored.items()}
     tensors = {f"{path}.{name}".lstrip("."): own[path][name] for path in modules for name in own[path]}
-    _save(model, folder, config, tensors, original_names=not reason)
-    copy_companions(Path(str(getattr(model, "name_or_path", ""))), folder)
+    if writes(model):
+        _save(model, folder, config, tensors, original_names=not reason)
+        copy_companions(Path(str(getattr(model, "name_or_path", ""))), folder)
     return f"in lorakit's own form: {reason}" if reason else "a checkpoint that transformers reads by itself"
+
+
+def _kept(tensor: Tensor, model: nn.Module) -> Tensor:
+    """Return a tensor for the file; one that is gathered goes to the CPU, and away where another process writes."""
+    if not is_sharded(model):
+        return tensor
+    full = whole(tensor)
+    return full.cpu() if writes(model) else full.to("meta")
 
 
 def _base_modules(module: nn.Module, adapters: Set[nn.Module], path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -128,12 +145,13 @@ def _use_checkpoint(
 
 def _save(model: nn.Module, folder: Path, config: Any, tensors: dict[str, Tensor], original_names: bool) -> None:
     # a twin has a config of its own, and nothing of what an adapted model carries to have only its adapter saved
-    twin = copy.copy(model)
-    for name in ("save_pretrained", "_keys_to_ignore_on_save", "hf_quantizer"):
-        vars(twin).pop(name, None)
-    if hasattr(model.config, "quantization_config"):
-        # transformers cannot turn back how it read packed tensors; without that record it goes by the model's class
-        vars(twin).pop("_weight_conversions", None)
+    kind = own_class(model)
+    twin = kind.__new__(kind)
+    vars(twin).update(vars(model))
+    marks.clear_saving(twin)
+    marks.set_plain(twin)
+    if marks.stored_quantized(model) is not None:
+        marks.forget_reading(twin)
     twin.config, dtype = config, config.dtype
     with without_bars():
         twin.save_pretrained(  # type: ignore[operator]

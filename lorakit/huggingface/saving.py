@@ -7,12 +7,13 @@ tensor names when they come back.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
-import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit.artifacts.checkpoint import MODEL_WEIGHTS
 from lorakit.hooks.specs import hookimpl
 
 if TYPE_CHECKING:
@@ -20,37 +21,34 @@ if TYPE_CHECKING:
 
     from lorakit.planning.plan import Plan
 
-# transformers.trainer_utils.PREFIX_CHECKPOINT_DIR and transformers.utils.SAFE_WEIGHTS_NAME
-CHECKPOINT_PREFIX, MODEL_WEIGHTS = "checkpoint-", "model.safetensors"
+# transformers.trainer_utils.PREFIX_CHECKPOINT_DIR
+CHECKPOINT_PREFIX = "checkpoint-"
 
 
 @hookimpl
 def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
-    if not hasattr(model, "save_pretrained"):
-        return
     from lorakit.application.state import adapter_of
     from lorakit.artifacts.peft_names import adapter_tensors
+    from lorakit.huggingface import marks
 
-    # Trainer refuses models that transformers holds quantized, and so does `model.to`; by now the layers are lorakit's
-    if getattr(model, "is_quantized", False):
-        model.__dict__.update(is_quantized=False, hf_quantizer=None)
-        model.__dict__.pop("quantization_method", None)
-    # Trainer warns of every base weight that a checkpoint lacks, unless it is told that they were left out on purpose
-    trained = {one.inner for one in adapter_tensors(model, adapter_of(model))}
-    model._keys_to_ignore_on_save = [name for name in model.state_dict() if name not in trained]  # type: ignore[assignment]
-    if "save_pretrained" in model.__dict__:
-        # a second adapter on the model
+    if not marks.is_pretrained(model):
         return
-    model.__dict__["save_pretrained"] = types.MethodType(_save_adapter, model)
-    model.register_load_state_dict_pre_hook(_translate_names)
+    # Trainer refuses models that transformers holds quantized, and so does `model.to`; by now the layers are lorakit's
+    marks.set_plain(model)
+    trained = {one.inner for one in adapter_tensors(model, adapter_of(model))}
+    left_out = [name for name in model.state_dict() if name not in trained]
+    marks.set_saving(model, functools.partial(_save_adapter, model), left_out)
+    if not any(_translates(hook) for hook in model._load_state_dict_pre_hooks.values()):
+        model.register_load_state_dict_pre_hook(_translate_names)
 
 
 @hookimpl
 def lorakit_model_merged(model: nn.Module) -> None:
-    for name in ("save_pretrained", "_keys_to_ignore_on_save"):
-        model.__dict__.pop(name, None)
+    from lorakit.huggingface import marks
+
+    marks.clear_saving(model)
     for key, hook in list(model._load_state_dict_pre_hooks.items()):
-        if getattr(hook, "hook", hook) is _translate_names:
+        if _translates(hook):
             del model._load_state_dict_pre_hooks[key]
 
 
@@ -89,3 +87,8 @@ def _translate_names(model: nn.Module, state_dict: dict[str, Any], *_: Any) -> N
         value = state_dict.pop(name)
         # what layers share has a name in each of them
         state_dict.update(dict.fromkeys(own[name], value))
+
+
+def _translates(hook: Any) -> bool:
+    # torch wraps a hook
+    return getattr(hook, "hook", hook) is _translate_names

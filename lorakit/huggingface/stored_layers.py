@@ -9,10 +9,10 @@ from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from lorakit.artifacts.checkpoint import StoredTensor
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
 from lorakit.huggingface.base_manifest import METHOD, StoredLayer, read_manifest
-from lorakit.huggingface.shards import StoredTensor
 from lorakit.huggingface.streaming import LayersQuantizer
 
 
@@ -45,8 +45,8 @@ class StoredConfig(QuantizationConfigMixin):
                 found = tensors.get(f"{path}.weight_{name}")
                 if found is None:
                     raise ModelError(f"`{path}` is stored as {layer.quant.name}, and its tensor `{name}` is missing")
-                if tuple(found.get_shape()) != form.shape:
-                    raise ModelError(f"`{path}` holds `{name}` as {tuple(found.get_shape())} and not as {form.shape}")
+                if found.shape != form.shape:
+                    raise ModelError(f"`{path}` holds `{name}` as {found.shape} and not as {form.shape}")
 
 
 @register_quantizer(METHOD)

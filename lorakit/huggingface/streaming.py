@@ -17,7 +17,9 @@ from lorakit.application.starting import Starter
 from lorakit.application.storing import canonical
 from lorakit.errors import LorakitError, ModelError
 from lorakit.hooks.protocols import Observer, Quantizer
+from lorakit.huggingface import marks
 from lorakit.layers.quantized_linear import QuantizedLinear
+from lorakit.planning.place import Place
 from lorakit.planning.plan import PlanEntry
 from lorakit.values import ModelReference, QuantizedWeight
 
@@ -43,11 +45,7 @@ class LayersQuantizer(HfQuantizer):
         return True
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
-        self.remove_quantization_config(model)
-        vars(model).pop("is_quantized", None)
-        for module in model.modules():
-            if isinstance(module, PreTrainedModel):
-                vars(module.config).pop("_is_quantized", None)
+        marks.clear(model)
         return model
 
 
@@ -84,11 +82,11 @@ class PlanQuantizer(LayersQuantizer):
         self.quantized: dict[str, QuantizedWeight] = {}
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
-        path, _, name = param_name.rpartition(".")
+        place = Place(param_name, is_parameter=True)
         # transformers casts to the model's dtype first: a layer with another one is left to `apply_plan`
         return (
-            name == "weight"
-            and path in self.quantization_config.entries
+            place.leaf == "weight"
+            and place.holder in self.quantization_config.entries
             and model.get_parameter(param_name).dtype == model.config.dtype
         )
 
@@ -97,7 +95,7 @@ class PlanQuantizer(LayersQuantizer):
 
     def quantize(self, model: PreTrainedModel, name: str, weight: Tensor) -> Tensor:
         """Keep a weight quantized, and return what stands for it until all is read: one element, under its shape."""
-        path = name.rpartition(".")[0]
+        path = Place(name, is_parameter=True).holder
         expected = model.get_parameter(name)
         if weight.shape != expected.shape:
             raise ModelError(f"`{name}` is {tuple(weight.shape)} in the files and {tuple(expected.shape)} in the model")
@@ -115,7 +113,8 @@ class PlanQuantizer(LayersQuantizer):
         for path, quantized in self.quantized.items():
             original = model.get_submodule(path)
             quantizer = self.quantization_config.quantizer(path)
-            layer = QuantizedLinear(quantized, quantizer, getattr(original, "bias", None))
+            bias, kernels = getattr(original, "bias", None), self.quantization_config.starter.plugins.kernels
+            layer = QuantizedLinear(quantized, quantizer, bias, kernels)
             layer.train(original.training)
             for parent, name in held[original]:
                 setattr(parent, name, layer)

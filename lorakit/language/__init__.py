@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from lorakit.diagnostics import Diagnostic
 from lorakit.errors import SpecError
-from lorakit.language.diagnostics import Diagnostic
 from lorakit.language.spec import Spec
 
 if TYPE_CHECKING:

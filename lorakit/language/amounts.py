@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -57,7 +56,6 @@ class UnitError(ValueError):
     """An operator does not fit what its two sides measure."""
 
 
-@functools.lru_cache(4096)
 def literal(words: str) -> Amount:
     """Return the amount that a number literal stands for. Raises: LimitError."""
     match = _LITERAL.fullmatch(words)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorakit.diagnostics import Diagnostic
 from lorakit.errors import SpecError
-from lorakit.language.diagnostics import Diagnostic
 from lorakit.language.files import Files, read_file, read_spec
 from lorakit.language.problems import Problems
 from lorakit.language.program import build
@@ -77,29 +75,15 @@ def analyse(
             return Analysis(None, error.diagnostics, (), {})
     else:
         data = str(text_or_path)
-    text, damage = decode(data) if isinstance(data, bytes) else (data.removeprefix("\ufeff"), None)
+    text, damage = decode(data)
     source, problems = SourceText(name, text), Problems()
     files = Files(problems, read)
     settings = Settings(variables or {}, problems)
-    with _uncollected():
-        statements = tuple(files.statements(source, path, damage))
-        spec = build(statements, settings, plugins, quantities, complete=not files.unreadable)
+    statements = tuple(files.statements(source, path, damage))
+    spec = build(statements, settings, plugins, quantities, complete=not files.unreadable)
     sources = {tree.source.name: tree.source.text for tree in files.trees} | settings.sources
     order = {file: index for index, file in enumerate(sources)}
     found_all = tuple(sorted(problems.found, key=lambda found: (order[found.file], found.line, found.column)))
     if found_all:
         return Analysis(None, found_all, tuple(files.trees), sources)
     return Analysis(replace(spec, source=text, sources=sources), (), tuple(files.trees), sources)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Leave the garbage where it is for a moment: nearly all that is made here stays, and looking it over takes as long
-    as reading a large spec."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
+from lorakit.diagnostics import Code
 from lorakit.hooks.options import OptionError, configure, options_of, supports_double
 from lorakit.language.amounts import LimitError
-from lorakit.language.codes import Code
 from lorakit.language.names import Rank, Scope, evaluate
 from lorakit.language.problems import Place
 from lorakit.language.spec import PluginCall, Value
 from lorakit.language.suggestions import listed
-from lorakit.language.syntax import Call, NameUse, StringLiteral, Truth, TupleNode, ValueNode, Word
-from lorakit.language.words import CLAUSES
+from lorakit.language.syntax import Call, TupleNode, ValueNode, Word
+from lorakit.language.words import CLAUSES, INITIALIZER, PluginKind
 
 if TYPE_CHECKING:
     from lorakit.hooks import Plugins
-
-
-@dataclass(frozen=True)
-class PluginKind:
-    """One of the registries of plugins, and what its members are called."""
-
-    noun: str
-    registry: str
-
-
-QUANTIZER = PluginKind("quantizer", "quantizers")
-INITIALIZER = PluginKind("initializer", "initializers")
-OPTIMIZER = PluginKind("optimizer", "optimizers")
-METHOD = PluginKind("method", "methods")
 
 
 class _Faulty:
@@ -46,11 +31,10 @@ _FAULTY = _Faulty()
 
 @dataclass
 class Calls:
-    """Reads calls, and remembers those that were found sound, since most of a program's calls are alike."""
+    """Reads calls against the installed plugins."""
 
     plugins: Plugins
     scope: Scope
-    sound: set[tuple[str, PluginCall]] = dataclasses.field(default_factory=set)
 
     def read(self, node: Call, kind: PluginKind, place: Place, rank: Rank = None) -> PluginCall | None:
         """Return the call that was written, or None where its fault has been reported. Raises: PluginError."""
@@ -62,10 +46,7 @@ class Calls:
         double = self._double(node, plugin, registry, place)
         options, sound = self._options(node, plugin, place, rank)
         call = PluginCall(node.name.value, tuple(options.items()), double or False, place.word_span(node.name))
-        if (kind.registry, call) not in self.sound:
-            sound = self._configured(plugin, call, node, place, sound)
-            if sound:
-                self.sound.add((kind.registry, call))
+        sound = self._configured(plugin, call, node, place, sound)
         return call if sound and double is not None else None
 
     def _report_unknown(self, name: Word, kind: PluginKind, registry: Mapping[str, type], place: Place) -> None:
@@ -122,15 +103,13 @@ class Calls:
         return options, sound
 
     def _value(self, node: ValueNode, unit: str, place: Place, rank: Rank) -> Value | _Faulty:
-        if isinstance(node, StringLiteral):
-            return unquoted(node.word)
-        if isinstance(node, Truth):
-            return node.word.type == "TRUE"
+        if isinstance(node, Word) and node.type in _LITERALS:
+            return _LITERALS[node.type](node)
         if isinstance(node, TupleNode):
             items = tuple(self._value(item, unit, place, rank) for item in node.items)
             return _FAULTY if _FAULTY in items else cast("Value", items)
-        if isinstance(node, NameUse):
-            definition = self.scope.definitions.get(node.word.value)
+        if isinstance(node, Word):
+            definition = self.scope.definitions.get(node)
             if definition is not None and isinstance(definition.value, str):
                 return definition.value
         amount = evaluate(node, self.scope, place, rank)
@@ -173,7 +152,13 @@ def unquoted(word: Word) -> str:
     return re.sub(r"\\(.)", r"\1", word.value[1:-1])
 
 
-@functools.cache
+_LITERALS: Mapping[str, Callable[[Word], Value]] = {
+    "STRING": unquoted,
+    "TRUE": lambda word: True,
+    "FALSE": lambda word: False,
+}
+
+
 def _meant_units(plugin: type) -> dict[str, str]:
     """Return the options of a plugin, each with the unit that its field's metadata declares: `%`, `B` or none."""
     units = {field.name: str(field.metadata.get("unit", "")) for field in dataclasses.fields(plugin)}

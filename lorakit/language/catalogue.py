@@ -1,28 +1,43 @@
-"""The catalogue: one page a code, for `lorakit explain` and for the documentation."""
+"""The catalogue: one page a code, a Markdown file in the folder `pages`, for `lorakit explain` and for editors."""
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
 
-from lorakit.language.pages import Page
-from lorakit.language.pages_names import NAMES
-from lorakit.language.pages_plan import PLAN
-from lorakit.language.pages_syntax import SYNTAX
-from lorakit.language.pages_values import VALUES
+from lorakit.diagnostics import Code
 
-PAGES: Mapping[str, Page] = {str(page.code): page for page in (*SYNTAX, *NAMES, *VALUES, *PLAN)}
-
-
-def page_text(page: Page) -> str:
-    """Return a page as Markdown."""
-    settings = "".join(f" --set {name}={value}" for name, value in page.settings.items())
-    command = f"\n\nwith `lorakit check{settings}`" if settings else ""
-    encoding = f"\n\nsaved as {page.encoding}" if page.encoding != "utf-8" else ""
-    return (
-        f"# {page.code}: {page.title}\n\n{page.explanation}\n\n"
-        f"Wrong{command}{encoding}:\n\n{_example(page.wrong)}\n\nRight:\n\n{_example(page.right)}\n"
-    )
+_FORM = re.compile(
+    r"# \w+: (?P<title>.+)\n\n(?P<explanation>.+?)\n\n"
+    r"Wrong.*?:\n\n```lora\n(?P<wrong>.*?)\n```\n\nRight:\n\n```lora\n(?P<right>.*?)\n```\n",
+    re.DOTALL,
+)
 
 
-def _example(spec: str) -> str:
-    return "\n".join(f"    {line}" for line in spec.split("\n"))
+@dataclass(frozen=True)
+class Page:
+    """The page on one code: what it means, a spec that has the error, and one that has not; `text` is all of it."""
+
+    code: Code
+    text: str
+    title: str
+    explanation: str
+    wrong: str
+    right: str
+
+
+def page_of(code: Code) -> Page:
+    """Return the page on a code."""
+    text = (resources.files("lorakit.language") / "pages" / f"{code}.md").read_text("utf-8")
+    parts = _FORM.match(text)
+    assert parts is not None, code
+    return Page(code, text, **parts.groupdict())
+
+
+@functools.cache
+def pages() -> Mapping[str, Page]:
+    """Return all pages by code."""
+    return {str(code): page_of(code) for code in Code}

@@ -1,4 +1,4 @@
-"""Clauses: which statement takes which, and what may stand behind each."""
+"""Clauses: how what stands behind each is read."""
 
 from __future__ import annotations
 
@@ -6,46 +6,36 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lorakit.diagnostics import Code, Span
 from lorakit.language.amounts import Amount, LimitError
-from lorakit.language.calls import INITIALIZER, METHOD, QUANTIZER, Calls, PluginKind
-from lorakit.language.codes import Code
+from lorakit.language.calls import Calls
 from lorakit.language.names import Rank, evaluate
 from lorakit.language.problems import Place
-from lorakit.language.spec import PluginCall, Span
+from lorakit.language.spec import PluginCall
 from lorakit.language.suggestions import listed
-from lorakit.language.syntax import Clause, RuleNode
+from lorakit.language.syntax import Call, Clause, RuleNode
 from lorakit.language.targets import read_ranges, read_targets
+from lorakit.language.words import CLAUSES, NOT_YET, SETTINGS, Keyword, clauses_of
 
 
 @dataclass(frozen=True)
 class Context:
-    """The statement whose clauses are being read, and what `rank` is worth in it."""
+    """The statement whose clauses are being read, what `rank` is worth in it, and the method of a rule that has one."""
 
     calls: Calls
     place: Place
     rank: Rank = None
-
-
-@dataclass(frozen=True)
-class ClauseKind:
-    """One kind of clause: the field it fills, the statements that take it, and how it is read.
-
-    `read` returns None where it has reported a fault.
-    """
-
-    field: str
-    statements: tuple[str, ...]
-    read: Callable[[Clause, Context], Any]
+    method: Any = None
 
 
 def read_clauses(node: RuleNode, context: Context) -> dict[str, Any]:
     """Return the fields that the clauses of a statement fill; those at fault are reported and left out."""
     fields: dict[str, Any] = {}
-    for clause in _checked(node, context.place).values():
-        kind = CLAUSE_KINDS[clause.keyword.value]
-        value = kind.read(clause, context)
+    for clause in _checked(node, context).values():
+        keyword = CLAUSES[clause.keyword.value]
+        value = _READERS[keyword.takes](clause, keyword, context)
         if value is not None:
-            fields[kind.field] = value
+            fields[keyword.fills] = value
     return fields
 
 
@@ -56,25 +46,35 @@ def rank_clause(node: RuleNode) -> Clause | None:
 
 def read_rank(clause: Clause, context: Context) -> Amount | None:
     """Return the rank: a whole number, at least 1."""
+    return _whole(clause, context, Code.BAD_RANK, "a rank is")
+
+
+def _whole(clause: Clause, context: Context, code: Code, what: str) -> Amount | None:
     amount = evaluate(clause.argument, context.calls.scope, context.place)  # type: ignore[arg-type]
     if amount is None or not _plain(amount, clause, context):
         return None
     if amount.value.denominator != 1 or amount.value < 1:
-        message = f"a rank is a whole number and at least 1, not {_short(amount)}"
-        context.place.report(Code.BAD_RANK, message, *_argument(clause))
+        message = f"{what} a whole number and at least 1, not {_short(amount)}"
+        context.place.report(code, message, *_argument(clause))
         return None
     return amount
 
 
-def _checked(node: RuleNode, place: Place) -> Mapping[str, Clause]:
+def _checked(node: RuleNode, context: Context) -> Mapping[str, Clause]:
     """Return the clauses by keyword, without those that are given twice or do not belong here."""
     clauses: dict[str, Clause] = {}
+    place, method = context.place, context.method
+    foreign = SETTINGS.difference(method.clauses) if method is not None else frozenset()
     for clause in node.clauses:
         keyword, statement = clause.keyword.value, node.keyword.value
-        if statement not in CLAUSE_KINDS[keyword].statements:
-            takes = [name for name, kind in CLAUSE_KINDS.items() if statement in kind.statements]
-            message = f"`{statement}` takes no `{keyword}`"
-            place.report_word(Code.FOREIGN_CLAUSE, message, clause.keyword, None, f"it takes {listed(takes, 'and')}")
+        if statement not in CLAUSES[keyword].statements:
+            message, note = f"`{statement}` takes no `{keyword}`", f"it takes {listed(clauses_of(statement), 'and')}"
+            place.report_word(Code.FOREIGN_CLAUSE, message, clause.keyword, None, note)
+        elif keyword in foreign:
+            takes = [name for name in CLAUSES if name in SETTINGS - foreign]
+            notes = [f"it takes {listed(takes, 'and')}"] if takes else []
+            message = f"`{method.name}` takes no `{keyword}`"
+            place.report_word(Code.NOT_TAKEN, message, clause.keyword, None, *notes)
         elif keyword in clauses:
             first: Span = place.word_span(clauses[keyword].keyword)
             message = f"`{keyword}` is given twice"
@@ -117,11 +117,16 @@ def _number(clause: Clause, context: Context, *allowed: str) -> float | None:
         return None
 
 
-def _rank(clause: Clause, context: Context) -> int | None:
+def _rank(clause: Clause, keyword: Keyword, context: Context) -> int | None:
     return int(context.rank.value) if isinstance(context.rank, Amount) else None
 
 
-def _positive(clause: Clause, context: Context) -> float | None:
+def _count(clause: Clause, keyword: Keyword, context: Context) -> int | None:
+    amount = _whole(clause, context, Code.OUT_OF_BOUNDS, f"`{clause.keyword}` takes")
+    return int(amount.value) if amount is not None else None
+
+
+def _positive(clause: Clause, keyword: Keyword, context: Context) -> float | None:
     number = _number(clause, context)
     if number is not None and number <= 0:
         message = f"`{clause.keyword}` takes a number above 0, not {number:g}"
@@ -130,7 +135,7 @@ def _positive(clause: Clause, context: Context) -> float | None:
     return number
 
 
-def _probability(clause: Clause, context: Context) -> float | None:
+def _probability(clause: Clause, keyword: Keyword, context: Context) -> float | None:
     number = _number(clause, context, "%")
     if number is not None and not 0 <= number < 1:
         message = f"`{clause.keyword}` takes a number from 0 up to, but not including, 1; not {number:g}"
@@ -139,54 +144,56 @@ def _probability(clause: Clause, context: Context) -> float | None:
     return number
 
 
-def _choice(*choices: str) -> Callable[[Clause, Context], str | None]:
-    def read(clause: Clause, context: Context) -> str | None:
-        word: Any = clause.argument
-        if word in choices:
-            return str(word)
-        message = f"`{clause.keyword}` is {listed(choices)}, not `{word}`"
-        context.place.report_word(Code.UNKNOWN_CHOICE, message, word, context.place.nearest(word, choices))
-        return None
-
-    return read
-
-
-def _plugin(kind: PluginKind) -> Callable[[Clause, Context], PluginCall | None]:
-    def read(clause: Clause, context: Context) -> PluginCall | None:
-        return context.calls.read(clause.argument, kind, context.place, context.rank)  # type: ignore[arg-type]
-
-    return read
+def _choice(clause: Clause, keyword: Keyword, context: Context) -> str | None:
+    word: Any = clause.argument
+    if word in keyword.choices:
+        return str(word)
+    if f"{keyword.word} {word}" in NOT_YET:
+        _refuse(f"{keyword.word} {word}", word.start, word.end, context.place)
+    else:
+        message = f"`{clause.keyword}` is {listed(keyword.choices)}, not `{word}`"
+        near = context.place.nearest(word, keyword.choices)
+        context.place.report_word(Code.UNKNOWN_CHOICE, message, word, near)
+    return None
 
 
-def _flag(clause: Clause, context: Context) -> bool:
+def _not_yet(clause: Clause, keyword: Keyword, context: Context) -> None:
+    _refuse(keyword.word, clause.keyword.start, clause.end, context.place)
+
+
+def _refuse(words: str, start: int, end: int, place: Place) -> None:
+    message = f"`{words}` is a word of the language, but this lorakit does not do it yet"
+    place.report(Code.NOT_YET, message, start, end, None, f"help: {NOT_YET[words]}")
+
+
+def _plugin(clause: Clause, keyword: Keyword, context: Context) -> PluginCall | None:
+    assert isinstance(clause.argument, Call) and keyword.plugin is not None
+    return context.calls.read(clause.argument, keyword.plugin, context.place, context.rank)
+
+
+def _flag(clause: Clause, keyword: Keyword, context: Context) -> bool:
     return True
 
 
-def _layers(clause: Clause, context: Context) -> Any:
+def _ranges(clause: Clause, keyword: Keyword, context: Context) -> Any:
     return read_ranges(clause.argument, context.place)  # type: ignore[arg-type]
 
 
-def _excepts(clause: Clause, context: Context) -> Any:
+def _targets(clause: Clause, keyword: Keyword, context: Context) -> Any:
     calls = context.calls
     return read_targets(clause.argument, calls.scope, calls.plugins.roles, context.place)  # type: ignore[arg-type]
 
 
-_ADAPT, _RULES = ("adapt",), ("adapt", "quantize", "train")
-
-CLAUSE_KINDS: Mapping[str, ClauseKind] = {
-    "rank": ClauseKind("rank", _ADAPT, _rank),
-    "alpha": ClauseKind("alpha", _ADAPT, _positive),
-    "scaling": ClauseKind("scaling", _ADAPT, _choice("standard", "rslora")),
-    "dropout": ClauseKind("dropout", _ADAPT, _probability),
-    "method": ClauseKind("method", _ADAPT, _plugin(METHOD)),
-    "init": ClauseKind("init", _ADAPT, _plugin(INITIALIZER)),
-    "quant": ClauseKind("quant", _ADAPT, _plugin(QUANTIZER)),
-    "dtype": ClauseKind("dtype", _ADAPT, _choice("bf16", "fp16", "fp32")),
-    "bias": ClauseKind("bias", _ADAPT, _choice("none", "adapter")),
-    "lr": ClauseKind("lr", ("adapt", "train", "optimizer"), _positive),
-    "lr_ratio": ClauseKind("lr_ratio", _ADAPT, _positive),
-    "paged": ClauseKind("paged", ("adapt", "optimizer"), _flag),
-    "layers": ClauseKind("layers", _RULES, _layers),
-    "except": ClauseKind("excepts", _RULES, _excepts),
-    "optional": ClauseKind("optional", _RULES, _flag),
+# By what a clause takes; a reader returns None where it has reported a fault
+_READERS: Mapping[str, Callable[[Clause, Keyword, Context], Any]] = {
+    "rank": _rank,
+    "count": _count,
+    "positive": _positive,
+    "probability": _probability,
+    "choice": _choice,
+    "plugin": _plugin,
+    "flag": _flag,
+    "ranges": _ranges,
+    "targets": _targets,
+    "not yet": _not_yet,
 }

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from lorakit.language.codes import Code
+from lorakit.diagnostics import Code
+from lorakit.language.expectations import expected_name
 from lorakit.language.misspelled import wrong_character, wrong_number, wrong_string, wrong_target
 from lorakit.language.scene import Complaint, Scene, shown
-from lorakit.language.suggestions import nearest
+from lorakit.language.suggestions import listed, nearest
 from lorakit.language.syntax import Word
-from lorakit.language.words import CLAUSES, STATEMENTS, expected_name
+from lorakit.language.words import CLAUSES, STATEMENTS
 
 _CLOSING = {"LPAR": ")", "_LPAR": ")", "LSQB": "]", "LBRACE": "}"}
 
@@ -27,7 +28,7 @@ def complain(scene: Scene) -> Complaint:
 
 def complain_overrun(culprit: Word) -> Complaint:
     """Return the complaint about a bracket that is never closed, or a comma with nothing of its own behind it."""
-    start, end = culprit.start_pos, culprit.end_pos
+    start, end = culprit.start, culprit.end
     if culprit.type == "_COMMA":
         return Complaint(
             Code.VALUE_EXPECTED, "expected something behind `,`, found a new statement", start, end, None,
@@ -52,7 +53,7 @@ def _statement(scene: Scene) -> Complaint | None:
     if not found[:1].isalnum():
         return scene.complain(Code.UNKNOWN_STATEMENT, f"expected a statement, found {shown(found)}")
     near = nearest(found, STATEMENTS)
-    note = f"a statement begins with {', '.join(STATEMENTS[:-1])} or {STATEMENTS[-1]}"
+    note = f"a statement begins with {listed(STATEMENTS).replace('`', '')}"
     return scene.complain(Code.UNKNOWN_STATEMENT, f"{shown(found)} is no statement", near, *(() if near else (note,)))
 
 
@@ -68,7 +69,7 @@ def _options(scene: Scene) -> Complaint | None:
     if scene.accepted == {"_EQUAL"} and previous is not None:
         note = f"help: write `{scene.tokens[-3]} double`" if previous == "double" and len(scene.tokens) > 2 else None
         message = f"expected `=` and a value behind the option {shown(previous)}"
-        start, end = previous.start_pos, previous.end_pos
+        start, end = previous.start, previous.end
         return Complaint(Code.BAD_OPTION_FORM, message, start, end, None, (note,) if note else ())
     return None
 
@@ -97,7 +98,7 @@ def _missing(scene: Scene) -> Complaint | None:
     notes: tuple[str, ...] = ()
     if previous.type == "TARGET" and len(scene.tokens) > 1 and scene.tokens[-2].type == "_COMMA":
         notes = (f"help: the comma makes `{previous}` a target; leave the comma out",)
-    return Complaint(Code.VALUE_EXPECTED, message, previous.start_pos, previous.end_pos, None, notes)
+    return Complaint(Code.VALUE_EXPECTED, message, previous.start, previous.end, None, notes)
 
 
 def _clause(scene: Scene) -> Complaint | None:

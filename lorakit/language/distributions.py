@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from typing import TYPE_CHECKING
 
-from lorakit.language.codes import Code
+from lorakit.diagnostics import Code
 from lorakit.language.problems import Place
 from lorakit.language.syntax import UseNode
 

@@ -6,19 +6,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lorakit.diagnostics import HELP, Code, Span, at
 from lorakit.errors import SpecError
 from lorakit.language.calls import unquoted
-from lorakit.language.codes import Code
-from lorakit.language.diagnostics import HELP, at, render
 from lorakit.language.parser import parse_syntax
 from lorakit.language.problems import Place, Problems
-from lorakit.language.source import SourceText, Undecodable, decode
-from lorakit.language.spec import Span
+from lorakit.language.render import render_text
+from lorakit.language.source import MAX_SIZE, Damage, SourceText, decode
 from lorakit.language.suggestions import nearest
 from lorakit.language.syntax import IncludeNode, StatementNode, SyntaxTree
 
 MAX_INCLUDE_DEPTH = 64
-MAX_BYTES = 64 * 1024 * 1024
 
 
 @dataclass
@@ -32,7 +30,7 @@ class Files:
     _done: set[Path] = field(default_factory=set)
 
     def statements(
-        self, source: SourceText, path: Path | None, damage: Undecodable | None = None
+        self, source: SourceText, path: Path | None, damage: Damage | None = None
     ) -> Iterator[tuple[Place, StatementNode]]:
         """Yield the statements of a program in order, each with its file; includes give way to what they include."""
         folder = path.parent if path is not None else Path()
@@ -40,7 +38,7 @@ class Files:
         yield from self._expand(Place(source, self.problems), folder, chain, damage)
 
     def _expand(
-        self, place: Place, folder: Path, chain: tuple[Path, ...], damage: Undecodable | None
+        self, place: Place, folder: Path, chain: tuple[Path, ...], damage: Damage | None
     ) -> Iterator[tuple[Place, StatementNode]]:
         tree = parse_syntax(place.source)
         self.trees.append(tree)
@@ -54,7 +52,7 @@ class Files:
             else:
                 yield place, statement
 
-    def _report_syntax(self, place: Place, tree: SyntaxTree, damage: Undecodable | None) -> None:
+    def _report_syntax(self, place: Place, tree: SyntaxTree, damage: Damage | None) -> None:
         for found in tree.diagnostics:
             text = place.source.text[place.source.offset(found.line, found.column) :][:1]
             if damage is None or text != "\ufffd":
@@ -100,12 +98,9 @@ class Files:
 
 
 def read_file(path: Path) -> bytes:
-    """Return the bytes of a file. Raises: OSError, ValueError."""
+    """Return the bytes of a file, of one that is too large a few too many. Raises: OSError, ValueError."""
     with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise OSError(f"it is larger than {MAX_BYTES // 2**20} MiB")
-    return data
+        return file.read(MAX_SIZE + 1)
 
 
 def read_spec(path: Path, read: Callable[[Path], bytes] = read_file) -> bytes:
@@ -114,23 +109,23 @@ def read_spec(path: Path, read: Callable[[Path], bytes] = read_file) -> bytes:
         return read(path)
     except (OSError, ValueError) as error:
         found = at(Code.UNREADABLE, f"cannot read `{path}`: {reason(error)}", Span(str(path), 1, 1, 1, 1))
-        raise SpecError((found,), render((found,), {})) from error
+        raise SpecError((found,), render_text((found,), {})) from error
 
 
-def decoded(data: bytes, name: str) -> str:
-    """Return the text of a spec. Raises: SpecError where it is not UTF-8."""
+def decoded(data: bytes | str, name: str) -> str:
+    """Return the text of a spec. Raises: SpecError where it is not UTF-8 or too large."""
     text, damage = decode(data)
     if damage is not None:
         problems = Problems()
         report_damage(Place(SourceText(name, text), problems), damage)
-        raise SpecError(tuple(problems.found), render(problems.found, {name: text}))
+        raise SpecError(tuple(problems.found), render_text(problems.found, {name: text}))
     return text
 
 
-def report_damage(place: Place, damage: Undecodable) -> None:
-    """Report where a file stopped being UTF-8."""
+def report_damage(place: Place, damage: Damage) -> None:
+    """Report from where on a text cannot be read."""
     end = damage.offset + (1 if damage.offset < len(place.source.text) else 0)
-    place.report(Code.NOT_UTF8, damage.message, damage.offset, end, None, f"{HELP}{damage.help}")
+    place.report(damage.code, damage.message, damage.offset, end, None, f"{HELP}{damage.help}")
 
 
 def reason(error: Exception) -> str:

@@ -7,29 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lorakit.errors import SpecError
-from lorakit.language.codes import Code
-from lorakit.language.diagnostics import at, render
-from lorakit.language.layout import INDENT, Comment, Piece, lay_out, pieces
+from lorakit.language.files import decoded
+from lorakit.language.layout import CLOSING, INDENT, OPENING, Comment, Piece, lay_out, pieces
 from lorakit.language.parser import parse_syntax
+from lorakit.language.render import render_text
 from lorakit.language.source import SourceText
-from lorakit.language.syntax import MAX_DEPTH, SyntaxTree, Word
-from lorakit.language.words import CLAUSES, STATEMENTS
+from lorakit.language.syntax import SyntaxTree, Word
+from lorakit.language.words import CLAUSE_TERMINALS, STATEMENT_TERMINALS
 
-_STATEMENTS = frozenset(word.upper() for word in STATEMENTS)
-_CLAUSES = frozenset(word.upper() for word in CLAUSES)
 _GAP = re.compile(r"#[^\n]*|\n")
 
 
 def format_text(text: str, name: str = "<text>") -> str:
     """Return a spec in its canonical form. Raises: SpecError where it cannot be read."""
-    source = SourceText(name, text.removeprefix("\ufeff"))
-    return format_tree(parse_syntax(source))
+    return format_tree(parse_syntax(SourceText(name, decoded(text, name))))
 
 
 def format_tree(tree: SyntaxTree) -> str:
     """Return the canonical form of a syntax tree. Raises: SpecError where something in it could not be read."""
     if tree.diagnostics:
-        raise SpecError(tree.diagnostics, render(tree.diagnostics, {tree.source.name: tree.source.text}))
+        raise SpecError(tree.diagnostics, render_text(tree.diagnostics, {tree.source.name: tree.source.text}))
     lines: list[str] = []
     for unit in _printed(_units(tree)):
         lines += unit
@@ -58,10 +55,11 @@ def _units(tree: SyntaxTree) -> list[_Unit]:
     text, units, inside, depth, end = tree.source.text, [_Unit()], False, 0, 0
     words = [token for token in tree.tokens if token.type != "_END"]
     for word in words:
-        gap = text[end : word.start_pos]
-        end = word.end_pos
-        begins = word.type in _STATEMENTS or word.type == "RBRACE" or (inside and not depth and word.type in _CLAUSES)
-        depth += _depth_change(word, depth, tree.source)
+        gap = text[end : word.start]
+        end = word.end
+        begins = word.type in STATEMENT_TERMINALS or word.type == "RBRACE"
+        begins = begins or (inside and not depth and word.type in CLAUSE_TERMINALS)
+        depth += (word.type in OPENING) - (word.type in CLOSING)
         if begins:
             units.append(_Unit(inside=inside and word.type != "RBRACE"))
             _part(gap, units[-2], units[-1])
@@ -74,15 +72,6 @@ def _units(tree: SyntaxTree) -> list[_Unit]:
     units.append(_Unit())
     _part(text[end:], units[-2], units[-1])
     return units
-
-
-def _depth_change(word: Word, depth: int, source: SourceText) -> int:
-    if depth > MAX_DEPTH:
-        found = at(
-            Code.LIMIT, f"this nests deeper than {MAX_DEPTH} levels", source.span(word.start_pos, word.end_pos)
-        )  # fmt: skip
-        raise SpecError((found,), render((found,), {source.name: source.text}))
-    return (word.type in ("LPAR", "_LPAR", "LSQB")) - (word.type in ("RPAR", "RSQB"))
 
 
 def _comments(gap: str) -> list[Comment]:

@@ -11,8 +11,8 @@ from lorakit.language.syntax import Word
 WIDTH = 100
 INDENT = 2
 
-_OPENING = ("LPAR", "_LPAR", "LSQB")
-_CLOSING = ("RPAR", "RSQB")
+OPENING = ("LPAR", "_LPAR", "LSQB")
+CLOSING = ("RPAR", "RSQB")
 _TIGHT = ("PLUS", "MINUS", "TIMES", "OVER", "_DOTS")
 _VALUES = ("NUMBER", "NAME", "RPAR")
 
@@ -44,7 +44,7 @@ def pieces(words: Sequence[Word], comments: Sequence[Sequence[Comment]]) -> list
     depth = 0
     before: Piece | None = None
     for index, (word, behind) in enumerate(zip(words, comments, strict=True)):
-        if word.type in _CLOSING:
+        if word.type in CLOSING:
             depth -= 1
             if before is not None and before.type == "_COMMA":
                 result.pop()
@@ -53,7 +53,7 @@ def pieces(words: Sequence[Word], comments: Sequence[Sequence[Comment]]) -> list
         if word.type == "_COMMA" and before is not None:
             piece.comments[:0] = before.comments
             before.comments = []
-        if word.type in _OPENING:
+        if word.type in OPENING:
             depth += 1
         result.append(piece)
         before = piece
@@ -87,7 +87,7 @@ class _Page:
         index = 0
         while index < len(parts):
             part = parts[index]
-            end = _closing(parts, index) if part.type in _OPENING else index
+            end = _closing(parts, index) if part.type in OPENING else index
             if end > index and not self._fits(parts[index : end + 1]):
                 self._group(parts[index : end + 1], indent)
             else:
@@ -111,7 +111,7 @@ class _Page:
         index = 1
         while index < len(parts) - 1:
             part = parts[index]
-            end = _closing(parts, index) if part.type in _OPENING else index
+            end = _closing(parts, index) if part.type in OPENING else index
             if end > index and not self._fits(parts[index : end + 1]):
                 self._group(parts[index : end + 1], inner)
             else:
@@ -155,7 +155,7 @@ def _spaced(words: Sequence[Word], index: int, depth: int) -> bool:
     if index == 0:
         return False
     before, word = words[index - 1].type, words[index].type
-    if before in _OPENING or word in _CLOSING or word in ("_COMMA", "_LPAR"):
+    if before in OPENING or word in CLOSING or word in ("_COMMA", "_LPAR"):
         return False
     if before == "_COMMA":
         return depth > 0
@@ -169,7 +169,7 @@ def _spaced(words: Sequence[Word], index: int, depth: int) -> bool:
 def _closing(parts: Sequence[Piece], start: int) -> int:
     depth = 0
     for index in range(start, len(parts)):
-        depth += (parts[index].type in _OPENING) - (parts[index].type in _CLOSING)
+        depth += (parts[index].type in OPENING) - (parts[index].type in CLOSING)
         if depth == 0:
             return index
     raise AssertionError("brackets are balanced in what was parsed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 from lorakit.language.builder import Builder
@@ -37,17 +38,10 @@ class Machine:
                 values.append(value)
                 return True
             origin, size, make = makers[~action]
-            if size == 1:
-                if make is not None:
-                    values[-1] = make([values[-1]])
-                states[-1] = gotos[states[-2]][origin]
-            elif size:
-                values[-size:] = [make(values[-size:])]
-                del states[-size:]
-                states.append(gotos[states[-1]][origin])
-            else:
-                values.append(make([]))
-                states.append(gotos[states[-1]][origin])
+            start = len(values) - size
+            values[start:] = [make(values[start:])]
+            del states[start + 1 :]
+            states.append(gotos[states[-1]][origin])
             if states[-1] == self.end:
                 return True
 
@@ -81,43 +75,37 @@ class Machine:
 
 
 @functools.cache
-def matchers() -> list[Match | None]:
-    """Return for each state what matches a terminal that is possible in it, None until `matcher` is asked."""
-    return [None] * len(tables().pattern_of)
-
-
 def matcher(state: int) -> Match:
-    """Return what matches a terminal that is possible in a state."""
+    """Return what matches a terminal that is possible in a state, each in a group of its name.
+
+    The end of a statement is read everywhere: whether it says anything depends on the brackets around it.
+    """
     made = tables()
-    match = _compiled(made.patterns[made.pattern_of[state]]).match
-    matchers()[state] = match
-    return match
+    possible = made.actions[state].keys() | {"_END"}
+    return _matching("|".join(f"(?P<{name}>{regex})" for name, regex in made.terminals.items() if name in possible))
 
 
 @functools.cache
 def ignored() -> Match:
     """Return what matches blanks and comments."""
-    return _compiled(tables().ignored).match
+    return _matching(tables().ignored)
 
 
 @functools.cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
+def _matching(pattern: str) -> Match:
+    return re.compile(pattern).match
 
 
 @functools.cache
 def _makers() -> list[tuple[str, int, Any]]:
-    """Return for each reduction the rule it ends, how many symbols it takes, and what it makes of them.
-
-    That is None where one symbol is all there is, and stays what it is, as on the way from a number to an expression.
-    """
+    """Return for each reduction the rule it ends, how many symbols it takes, and what it makes of them."""
     return [(reduction.origin, reduction.size, _maker(reduction)) for reduction in tables().reductions]
 
 
-def _maker(reduction: Reduction) -> Callable[[list[Any]], Any] | None:
+def _maker(reduction: Reduction) -> Callable[[list[Any]], Any]:
     kept, spliced = reduction.kept, reduction.spliced
     if reduction.transparent:
-        return None
+        return itemgetter(0)
     build: Callable[[list[Any]], Any] = getattr(Builder(), reduction.builder) if reduction.builder else _as_is
     if len(kept) == reduction.size and not spliced:
         return build

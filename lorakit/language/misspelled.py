@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from lorakit.diagnostics import Code
 from lorakit.language.amounts import UNITS
-from lorakit.language.codes import Code
 from lorakit.language.scene import Complaint, Scene, shown
 from lorakit.language.syntax import Word
 
@@ -62,20 +62,20 @@ def wrong_string(scene: Scene) -> Complaint | None:
 def wrong_target(scene: Scene) -> Complaint | None:
     """A target of which only the beginning can be read, or none of it."""
     previous, text, offset = scene.previous, scene.source.text, scene.offset
-    adjacent = previous is not None and previous.type == "TARGET" and previous.end_pos == offset
+    adjacent = previous is not None and previous.type == "TARGET" and previous.end == offset
     if previous is not None and adjacent and scene.found.startswith((".", "[", "@", ":", "/")):
-        loose = _LOOSE_TARGET.match(text, previous.start_pos)
+        loose = _LOOSE_TARGET.match(text, previous.start)
         end = max(loose.end() if loose else 0, offset + 1)
         if scene.found.startswith("["):
             return _range_complaint(scene, offset, end)
-        return Complaint(Code.BAD_TARGET, *_bad_target(previous, text[offset:end]), previous.start_pos, end)
+        return Complaint(Code.BAD_TARGET, *_bad_target(previous, text[offset:end]), previous.start, end)
     if previous is not None and previous.type == "TARGET" and scene.found in (".", "["):
         loose = _LOOSE_TARGET.match(text, offset)
         message = "a target is written without blanks outside of `[ ]`"
         return scene.complain(Code.BAD_TARGET, message, end=max(loose.end() if loose else 0, offset + 1))
     if previous is not None and adjacent and previous.endswith("]") and scene.found[0:1].isalnum():
         message = "the segments of a target are parted by dots"
-        return Complaint(Code.BAD_TARGET, message, previous.start_pos, scene.end, f"{previous}.{scene.found}")
+        return Complaint(Code.BAD_TARGET, message, previous.start, scene.end, f"{previous}.{scene.found}")
     if "TARGET" not in scene.accepted or not scene.found:
         return None
     if scene.found[0] == "/":
@@ -134,10 +134,10 @@ def wrong_number(scene: Scene) -> Complaint | None:
     if previous is not None and previous.type == "NUMBER":
         if scene.found in UNITS and scene.found:
             message = "a unit stands without a blank behind its number"
-            return Complaint(Code.BAD_NUMBER, message, previous.start_pos, scene.end, f"{previous}{scene.found}")
-        if previous.end_pos == offset and scene.found.startswith((".", "%")):
-            loose = _LOOSE_NUMBER.match(text, previous.start_pos)
-            return _bad_number(previous.start_pos, loose[0] if loose else previous + scene.found)
+            return Complaint(Code.BAD_NUMBER, message, previous.start, scene.end, f"{previous}{scene.found}")
+        if previous.end == offset and scene.found.startswith((".", "%")):
+            loose = _LOOSE_NUMBER.match(text, previous.start)
+            return _bad_number(previous.start, loose[0] if loose else previous + scene.found)
     loose = _LOOSE_NUMBER.match(text, offset)
     if loose is None or "NUMBER" not in scene.accepted:
         return None
@@ -146,7 +146,7 @@ def wrong_number(scene: Scene) -> Complaint | None:
 
 def _ends(previous: Word, scene: Scene) -> tuple[int, int]:
     """Return the offsets of the words found or, at the end of a line, of those before."""
-    return (previous.start_pos, previous.end_pos) if scene.at_end else (scene.offset, scene.end)
+    return (previous.start, previous.end) if scene.at_end else (scene.offset, scene.end)
 
 
 def _bad_number(start: int, words: str) -> Complaint:

@@ -6,18 +6,15 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from lorakit.diagnostics import Code, Span
 from lorakit.language.amounts import Amount, LimitError, UnitError, combine, literal
-from lorakit.language.codes import Code
 from lorakit.language.problems import Place
-from lorakit.language.spec import Span, Target
+from lorakit.language.spec import Target
 from lorakit.language.syntax import (
-    MAX_DEPTH,
     Binary,
     ExpressionNode,
     Group,
-    NameUse,
     Negative,
-    NumberLiteral,
     Word,
 )
 
@@ -79,25 +76,23 @@ class Scope:
 
 def evaluate(node: ExpressionNode, scope: Scope, place: Place, rank: Rank = None) -> Amount | None:
     """Return what an expression is worth, or None where its fault has been reported."""
-    if isinstance(node, NumberLiteral):
-        try:
-            return literal(node.word.value)
-        except LimitError as error:
-            place.report(Code.LIMIT, str(error), node.start, node.end)
-            return None
-    if isinstance(node, NameUse):
-        return _named(node.word, scope, place, rank)
+    if isinstance(node, Word):
+        return _number(node, place) if node.type == "NUMBER" else _named(node, scope, place, rank)
     if isinstance(node, Group):
         return evaluate(node.inner, scope, place, rank)
     if isinstance(node, Negative):
         operand = evaluate(node.operand, scope, place, rank)
         return None if operand is None else Amount(-operand.value, operand.unit)
-    if isinstance(node, Binary):
-        left = evaluate(node.left, scope, place, rank)
-        right = evaluate(node.right, scope, place, rank)
-        return None if left is None or right is None else _combined(node, left, right, place)
-    place.report(Code.LIMIT, f"this nests deeper than {MAX_DEPTH} levels", node.start, node.end)
-    return None
+    left, right = evaluate(node.left, scope, place, rank), evaluate(node.right, scope, place, rank)
+    return None if left is None or right is None else _combined(node, left, right, place)
+
+
+def _number(word: Word, place: Place) -> Amount | None:
+    try:
+        return literal(word.value)
+    except LimitError as error:
+        place.report_word(Code.LIMIT, str(error), word)
+        return None
 
 
 def _named(word: Word, scope: Scope, place: Place, rank: Rank) -> Amount | None:

@@ -7,11 +7,12 @@ may not, puts ERROR in the place of what it could not read, and skips to the end
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from lorakit.language.diagnostics import Diagnostic
-from lorakit.language.machine import Machine, ignored, matcher, matchers
+from lorakit.diagnostics import Code, Diagnostic, at
+from lorakit.language.machine import Machine, ignored, matcher
 from lorakit.language.source import SourceText
-from lorakit.language.syntax import SyntaxTree, Word
+from lorakit.language.syntax import MAX_DEPTH, NESTING, BrokenNode, StatementNode, SyntaxTree, Word
 from lorakit.language.words import CLAUSES, STATEMENTS
 
 # Beyond this many a file is not a spec with mistakes but something else
@@ -51,23 +52,47 @@ class _Reading:
             if not self._recover(self.position):
                 return SyntaxTree(self.source, (), tuple(self.tokens), tuple(self.diagnostics))
         result = self.machine.values[0]
-        statements = result if self.start == "start" else (result,)
+        if self.start == "start":
+            statements = tuple(map(self._shallow, result))
+        else:
+            statements = () if self._nests(result) else (result,)
         return SyntaxTree(self.source, statements, tuple(self.tokens), tuple(self.diagnostics))
+
+    def _shallow(self, statement: StatementNode) -> StatementNode:
+        """Return a statement, or one that counts as unread in the place of what nests so deep."""
+        if not self._nests(statement):
+            return statement
+        start, end = statement.start, statement.end
+        return BrokenNode((Word(self.text[start:end], "ERROR", start),), start, end)
+
+    def _nests(self, node: tuple[Any, ...]) -> bool:
+        """Return whether something in a node nests deeper than every later walk may recurse, and report it."""
+        waiting: list[tuple[Any, Any, int]] = [(node, node, 0)]
+        while waiting:
+            inner, outermost, depth = waiting.pop()
+            if isinstance(inner, NESTING):
+                outermost, depth = (outermost, depth + 1) if depth else (inner, 1)
+            if depth > MAX_DEPTH:
+                span = self.source.span(outermost.start, outermost.end)
+                self.diagnostics.append(at(Code.LIMIT, f"this nests deeper than {MAX_DEPTH} levels", span))
+                return True
+            waiting += [(item, outermost, depth) for item in inner if isinstance(item, tuple)]
+        return False
 
     def _read(self) -> bool:
         """Feed words to the machine and return whether it took them all; if not, `position` is that of the culprit."""
         text, tokens, opened = self.text, self.tokens, self.opened
-        states, feed, matches, skip = self.machine.states, self.machine.feed, matchers(), ignored()
+        states, feed, skip = self.machine.states, self.machine.feed, ignored()
         while True:
             self.position = position = skip(text, self.position).end()  # type: ignore[union-attr]
-            match = (matches[states[-1]] or matcher(states[-1]))(text, position)
+            match = matcher(states[-1])(text, position)
             if match is None:
                 return position == len(text)
             kind: str = match.lastgroup  # type: ignore[assignment]
             word = Word(match[0], kind, position)
             if kind == "_END":
                 if (opened or (tokens and tokens[-1].type == "_COMMA")) and ";" not in word:
-                    self.position = word.end_pos
+                    self.position = word.end
                     continue
                 if not feed(kind, word):
                     return False
@@ -85,7 +110,7 @@ class _Reading:
                 if kind in _BRACKETS:
                     self._track(word)
             tokens.append(word)
-            self.position = word.end_pos
+            self.position = word.end
 
     def _track(self, bracket: Word) -> None:
         if bracket.type in _OPENING:
@@ -109,9 +134,9 @@ class _Reading:
         resume = overrun[1] if overrun else self._skip(offset)
         if len(self.diagnostics) >= MAX_SYNTAX_ERRORS:
             return False
-        while self.tokens and self.tokens[-1].start_pos >= resume:
+        while self.tokens and self.tokens[-1].start >= resume:
             self.tokens.pop()
-        start = min(self.unit.start_pos if self.unit is not None else offset, resume)
+        start = min(self.unit.start if self.unit is not None else offset, resume)
         unread = Word(self.text[start:resume], "ERROR", start)
         if self.brace is None:
             self.machine.drop_to(self.base)
@@ -137,13 +162,13 @@ class _Reading:
             return (left_open, offset) if left_open is not None else None
         line_start = self.text.rfind("\n", 0, offset) + 1
         first = _BEGINNING.match(self.text, line_start)
-        if first is None or not (first.start(1) == offset or self.tokens[-1].start_pos == first.start(1)):
+        if first is None or not (first.start(1) == offset or self.tokens[-1].start == first.start(1)):
             return None
-        before = [token for token in self.tokens[-2:] if token.start_pos < line_start]
+        before = [token for token in self.tokens[-2:] if token.start < line_start]
         culprit = (
             self.opened[-1] if self.opened else before[-1] if before and before[-1].type == "_COMMA" else self.brace
         )
-        if culprit is None or culprit.start_pos >= line_start:
+        if culprit is None or culprit.start >= line_start:
             return None
         if first[1] in STATEMENTS:
             if culprit is self.brace and not self._outdented(first.start(1)):
@@ -154,7 +179,7 @@ class _Reading:
 
     def _outdented(self, offset: int) -> bool:
         assert self.statement is not None
-        return self.source.position(offset)[1] <= self.source.position(self.statement.start_pos)[1]
+        return self.source.position(offset)[1] <= self.source.position(self.statement.start)[1]
 
     def _skip(self, offset: int) -> int:
         """Return where the statement or clause that holds this offset ends."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from lorakit.language.codes import Code
-from lorakit.language.diagnostics import Diagnostic, advised, at
+from lorakit.diagnostics import Code, Diagnostic, Span, advised, at
 from lorakit.language.source import SourceText
-from lorakit.language.spec import Span
 from lorakit.language.suggestions import nearest
 from lorakit.language.syntax import Word
 
@@ -35,7 +33,7 @@ class Place:
         return self.source.span(start, end)
 
     def word_span(self, word: Word) -> Span:
-        return self.source.span(word.start_pos, word.end_pos)
+        return self.source.span(word.start, word.end)
 
     def nearest(self, word: str, known: Iterable[str]) -> str | None:
         """Return the known word that was probably meant, if any is near."""
@@ -49,4 +47,4 @@ class Place:
 
     def report_word(self, code: Code, message: str, word: Word, near: str | None = None, *notes: str) -> None:
         """Report a problem with one word."""
-        self.report(code, message, word.start_pos, word.end_pos, near, *notes)
+        self.report(code, message, word.start, word.end, near, *notes)

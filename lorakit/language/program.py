@@ -7,27 +7,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lorakit.language.calls import OPTIMIZER, QUANTIZER, Calls, unquoted
+from lorakit.diagnostics import Code, Span
+from lorakit.language.calls import Calls, unquoted
 from lorakit.language.clauses import Context, rank_clause, read_clauses, read_rank
-from lorakit.language.codes import Code
 from lorakit.language.distributions import is_installed
 from lorakit.language.names import Definition, LetValue, Rank, Scope, evaluate
 from lorakit.language.problems import Place
 from lorakit.language.requires import Requires
 from lorakit.language.settings import Settings
-from lorakit.language.spec import Adapt, Optimizer, PluginCall, Quantize, Require, Rule, Span, Spec, Train
+from lorakit.language.spec import Adapt, Optimizer, Quantize, Require, Rule, Spec, Step, Train
 from lorakit.language.syntax import (
     BrokenNode,
+    Call,
     LetNode,
     RequireNode,
     RuleNode,
     StatementNode,
-    StringLiteral,
     TargetList,
     UseNode,
     Word,
 )
 from lorakit.language.targets import read_targets
+from lorakit.language.words import OPTIMIZER, QUANTIZER
 
 if TYPE_CHECKING:
     from lorakit.hooks import Plugins
@@ -56,7 +57,9 @@ def build(
             scope.definitions.setdefault(name, Definition(None, place.word_span(words)))
         _READERS[type(statement)](reader, statement, place)
     settings.report_unknown(scope)
-    return Spec(tuple(reader.rules), reader.optimizer, requires=tuple(reader.requires), uses=tuple(reader.uses))
+    return Spec(
+        tuple(reader.rules), reader.optimizer, reader.steps, tuple(reader.requires), tuple(reader.uses)
+    )  # fmt: skip
 
 
 def _scope(program: Sequence[tuple[Place, StatementNode]], complete: bool) -> Scope:
@@ -83,7 +86,8 @@ class _Reader:
     promises: Requires
     rules: list[Rule] = field(default_factory=list)
     optimizer: Optimizer | None = None
-    first_optimizer: Span | None = None
+    steps: Step | None = None
+    once: dict[Code, Span] = field(default_factory=dict)
     requires: list[Require] = field(default_factory=list)
     uses: list[tuple[str, str | None]] = field(default_factory=list)
 
@@ -92,32 +96,26 @@ class _Reader:
 
     def adapt(self, node: RuleNode, place: Place) -> None:
         targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
+        method = self._method(node)
+        ranked = method is None or "rank" in method.clauses
         clause = rank_clause(node)
-        rank: Rank = "unknown" if node.unread else None
-        if clause is not None:
+        rank: Rank = "unknown" if node.unread or clause is not None else None
+        if clause is not None and ranked:
             rank = read_rank(clause, Context(self.calls, place)) or "unknown"
-        fields = read_clauses(node, Context(self.calls, place, rank))
-        self._check_rank(node, fields, place)
+        fields = read_clauses(node, Context(self.calls, place, rank, method))
+        if method is not None and ranked and clause is None and not node.unread:
+            message = f"this rule has no rank, and `{method.name}` needs one"
+            place.report_word(Code.RANK_MISSING, message, node.keyword, None, "help: add a clause such as `rank 16`")
         if targets is not None:
             argument: Any = clause.argument if clause is not None else None
             rank_span = place.span(argument.start, argument.end) if argument is not None else None
             self.rules.append(Adapt(targets, **fields, span=place.span(node.start, node.end), rank_span=rank_span))
 
-    def _check_rank(self, node: RuleNode, fields: Mapping[str, Any], place: Place) -> None:
-        """Report a rank that is missing or too much; where the method is at fault nobody can tell."""
-        given = {clause.keyword.value: clause for clause in node.clauses}
-        if "method" in given and "method" not in fields:
-            return
-        call: PluginCall = fields.get("method", Adapt.__dataclass_fields__["method"].default)
-        method = self.calls.plugins.methods.get(call.name)
-        if method is None:
-            return
-        if "rank" in method.clauses and "rank" not in given and not node.unread:
-            message = f"this rule has no rank, and `{call.name}` needs one"
-            place.report_word(Code.RANK_MISSING, message, node.keyword, None, "help: add a clause such as `rank 16`")
-        if "rank" not in method.clauses and "rank" in given:
-            message = f"`{call.name}` takes no rank"
-            place.report_word(Code.NO_RANK_TAKEN, message, given["rank"].keyword)
+    def _method(self, node: RuleNode) -> Any:
+        """Return the method of a rule, or None where no plugin has its name: then nobody can tell what it takes."""
+        given = next((clause.argument for clause in node.clauses if clause.keyword.type == "METHOD"), None)
+        default: Any = Adapt.__dataclass_fields__["method"].default
+        return self.calls.plugins.methods.get(given.name.value if isinstance(given, Call) else default.name)
 
     def quantize(self, node: RuleNode, place: Place) -> None:
         targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
@@ -137,14 +135,24 @@ class _Reader:
         assert node.call is not None
         call = self.calls.read(node.call, OPTIMIZER, place)
         fields = read_clauses(node, Context(self.calls, place))
-        span = place.span(node.start, node.end)
-        if self.first_optimizer is not None:
-            note = f"the first one is at {self.first_optimizer}"
-            place.report_word(Code.TWO_OPTIMIZERS, "a program has one optimizer at most", node.keyword, None, note)
-            return
-        self.first_optimizer = span
-        if call is not None:
+        span = self._first(node, place, Code.TWO_OPTIMIZERS)
+        if span is not None and call is not None:
             self.optimizer = Optimizer(call, **fields, span=span)
+
+    def step(self, node: RuleNode, place: Place) -> None:
+        fields = read_clauses(node, Context(self.calls, place))
+        span = self._first(node, place, Code.TWO_STEPS)
+        if span is not None:
+            self.steps = Step(**fields, span=span)
+
+    def _first(self, node: RuleNode, place: Place, code: Code) -> Span | None:
+        """Return the span of a statement that a program has once, or None where this is not the first of its kind."""
+        if code in self.once:
+            message = f"a program has one {node.keyword} at most"
+            place.report_word(code, message, node.keyword, None, f"the first one is at {self.once[code]}")
+            return None
+        self.once[code] = place.span(node.start, node.end)
+        return self.once[code]
 
     def let(self, node: LetNode, place: Place) -> None:
         name, span = node.name.value, place.word_span(node.name)
@@ -163,8 +171,8 @@ class _Reader:
         self.scope.definitions[name] = Definition(value, span)
 
     def _value(self, node: Any, place: Place) -> LetValue:
-        if isinstance(node, StringLiteral):
-            return unquoted(node.word)
+        if isinstance(node, Word) and node.type == "STRING":
+            return unquoted(node)
         if isinstance(node, TargetList):
             return read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
         return evaluate(node, self.scope, place)
@@ -202,4 +210,5 @@ _RULE_READERS: Mapping[str, Callable[[_Reader, RuleNode, Place], None]] = {
     "quantize": _Reader.quantize,
     "train": _Reader.train,
     "optimizer": _Reader.optimize,
+    "step": _Reader.step,
 }

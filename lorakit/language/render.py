@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 
-from lorakit.language.diagnostics import HELP, Diagnostic
+from lorakit.diagnostics import HELP, Diagnostic
 from lorakit.language.source import SourceText
 
 # Of a longer line only a window around the words is shown

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from lorakit.diagnostics import Code
 from lorakit.language.amounts import Amount, LimitError, combine
-from lorakit.language.codes import Code
 from lorakit.language.names import Scope, evaluate, report_arithmetic
 from lorakit.language.problems import Place
 from lorakit.language.spec import Expression, Number, Operation, Quantity, Require
-from lorakit.language.syntax import Binary, ExpressionNode, Group, NameUse, Negative, RequireNode
+from lorakit.language.syntax import Binary, ExpressionNode, Group, Negative, RequireNode, Word
 
 _MEASURES = {"": "a plain number", "%": "a share", "B": "bytes"}
 
@@ -49,32 +49,32 @@ class Requires:
     def _side(self, node: ExpressionNode, place: Place) -> _Side | None:
         if isinstance(node, Group):
             return self._side(node.inner, place)
-        if isinstance(node, NameUse) and node.word in self.quantities:
-            return self._quantity(node, place)
+        name = node if isinstance(node, Word) and node.type == "NAME" else None
+        if name is not None and name in self.quantities:
+            return self._quantity(name, place)
         if isinstance(node, Negative):
             return self._negative(node, place)
         if isinstance(node, Binary):
             return self._binary(node, place)
-        known = node.word in self.scope.definitions if isinstance(node, NameUse) else True
-        if isinstance(node, NameUse) and not known and self.scope.complete:
+        if name is not None and name not in self.scope.definitions and self.scope.complete:
             if self.scope.lacks_plugins:
                 return None
-            near = place.nearest(node.word, (*self.quantities, *self.scope.definitions))
-            if near in self.quantities or (near is None and node.word not in self.scope.later):
+            near = place.nearest(name, (*self.quantities, *self.scope.definitions))
+            if near in self.quantities or (near is None and name not in self.scope.later):
                 note = () if near else (f"the quantities are {', '.join(self.quantities)}",)
-                message = f"there is no quantity and no name `{node.word}`"
-                place.report_word(Code.UNKNOWN_QUANTITY, message, node.word, near, *note)
+                message = f"there is no quantity and no name `{name}`"
+                place.report_word(Code.UNKNOWN_QUANTITY, message, name, near, *note)
                 return None
         amount = evaluate(node, self.scope, place)
         return None if amount is None else self._constant(node, amount, place)
 
-    def _quantity(self, node: NameUse, place: Place) -> _Side | None:
-        definition = self.scope.definitions.get(node.word.value)
+    def _quantity(self, name: Word, place: Place) -> _Side | None:
+        definition = self.scope.definitions.get(name)
         if definition is not None:
-            message = f"`{node.word}` is a quantity, and also a `let` name"
-            place.report_word(Code.RESERVED_NAME, message, node.word, None, f"it is defined at {definition.span}")
+            message = f"`{name}` is a quantity, and also a `let` name"
+            place.report_word(Code.RESERVED_NAME, message, name, None, f"it is defined at {definition.span}")
             return None
-        quantity = Quantity(node.word.value, place.word_span(node.word))
+        quantity = Quantity(name.value, place.word_span(name))
         return _Side(quantity, Amount.one(self.quantities[quantity.name]), False)
 
     def _constant(self, node: ExpressionNode, amount: Amount, place: Place) -> _Side | None:

@@ -7,11 +7,10 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 
-from lorakit.language.codes import Code
-from lorakit.language.diagnostics import Diagnostic, advised, at
+from lorakit.diagnostics import Code, Diagnostic, advised, at
+from lorakit.language.expectations import expectation, expected_name
 from lorakit.language.source import SourceText
 from lorakit.language.syntax import Word
-from lorakit.language.words import expectation, expected_name
 
 _FOUND = re.compile(r'\w+|"(?:\\.|[^"\\\n])*"?|\'[^\'\n]*\'|\.\.|[<>=!]=|.', re.DOTALL)
 

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lorakit.diagnostics import Code, Span, at
 from lorakit.errors import SpecError
-from lorakit.language.codes import Code
-from lorakit.language.diagnostics import at, render
 from lorakit.language.names import LetValue, Scope
 from lorakit.language.parser import parse_syntax
 from lorakit.language.problems import Place, Problems
+from lorakit.language.render import render_text
 from lorakit.language.source import SourceText
-from lorakit.language.spec import Span
 from lorakit.language.suggestions import listed, nearest
 
 _VALUE_FORMS = "a value is a number, a string in double quotes, or a list of targets in brackets"
@@ -80,6 +79,6 @@ def variables_of(settings: Iterable[str]) -> dict[str, str]:
         if not equal or not name.isidentifier():
             span = Span(source, 1, 1, 1, len(setting) + 1)
             found = at(Code.BAD_VARIABLE, f"`--set {setting}`: expected NAME=VALUE", span)
-            raise SpecError((found,), render((found,), {source: setting}))
+            raise SpecError((found,), render_text((found,), {source: setting}))
         variables[name] = value.strip()
     return variables

@@ -8,8 +8,12 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
-from lorakit.language.spec import Span
+from lorakit.diagnostics import Code, Span
 
+# Whatever is larger is no spec, and reading it would take long
+MAX_SIZE = 2**20
+
+_SAVE = "save the file as UTF-8"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -54,23 +58,28 @@ class SourceText:
 
 
 @dataclass(frozen=True, slots=True)
-class Undecodable:
-    """Where bytes stopped being UTF-8, as an offset into the decoded text, and in words."""
+class Damage:
+    """Why a text cannot be read whole, and from which offset into what was decoded of it."""
 
+    code: Code
     offset: int
     message: str
     help: str
 
 
-def decode(data: bytes) -> tuple[str, Undecodable | None]:
+def decode(data: bytes | str) -> tuple[str, Damage | None]:
     """Return the text of a file without its byte order mark, and what was wrong with the bytes, if anything."""
+    if len(data) > MAX_SIZE:
+        message = f"this spec is larger than {MAX_SIZE // 2**20} MiB"
+        return "", Damage(Code.TOO_LARGE, 0, message, "split it into files, and `include` them")
+    if isinstance(data, str):
+        return data.removeprefix("\ufeff"), None
     if data.startswith(_UTF16):
-        return "", Undecodable(0, "this file is UTF-16, and a spec is UTF-8", "save the file as UTF-8")
+        return "", Damage(Code.NOT_UTF8, 0, "this file is UTF-16, and a spec is UTF-8", _SAVE)
     data = data.removeprefix(codecs.BOM_UTF8)
     try:
         return data.decode(), None
     except UnicodeDecodeError as error:
         offset = len(data[: error.start].decode())
-        text = data.decode(errors="replace")
         message = f"the byte 0x{data[error.start]:02X} is not UTF-8"
-        return text, Undecodable(offset, message, "save the file as UTF-8")
+        return data.decode(errors="replace"), Damage(Code.NOT_UTF8, offset, message, _SAVE)

@@ -10,23 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from lorakit.diagnostics import Span
+
 Value: TypeAlias = "bool | int | float | str | tuple[Value, ...]"
 # where words stood is no part of what is written to files
 UNWRITTEN = {"written": False}
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A piece of source text: 1-based lines and columns in code points, the end exclusive."""
-
-    file: str
-    line: int
-    column: int
-    end_line: int
-    end_column: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}"
 
 
 @dataclass(frozen=True, slots=True)

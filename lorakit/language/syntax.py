@@ -1,28 +1,25 @@
-"""Syntax nodes: what was written, word by word, with offsets into the source; they mean nothing yet.
-
-Nodes are named tuples: a large spec has a hundred thousand of them.
-"""
+"""Syntax nodes: what was written, word by word, with offsets into the source; they mean nothing yet."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from lorakit.language.diagnostics import Diagnostic
+from lorakit.diagnostics import Diagnostic
 from lorakit.language.source import SourceText
 
 
 class Word(str):
     """A word of the source: which terminal of the grammar it is, and the offsets at which it begins and ends."""
 
-    __slots__ = ("end_pos", "start_pos", "type")
+    __slots__ = ("end", "start", "type")
 
     type: str
-    start_pos: int
-    end_pos: int
+    start: int
+    end: int
 
     def __new__(cls, text: str, kind: str, start: int) -> Word:
         word = str.__new__(cls, text)
-        word.type, word.start_pos, word.end_pos = kind, start, start + len(text)
+        word.type, word.start, word.end = kind, start, start + len(text)
         return word
 
     @property
@@ -31,26 +28,8 @@ class Word(str):
         return str(self)
 
 
-# Deeper expressions are refused where they are read, so that every later walk may recurse
+# Deeper values are refused where they are read, so that every later walk may recurse
 MAX_DEPTH = 100
-
-
-class NumberLiteral(NamedTuple):
-    """`16`, `2e-4`, `1%` or `24GiB`."""
-
-    word: Word
-    start: int
-    end: int
-    depth: int = 1
-
-
-class NameUse(NamedTuple):
-    """A name in an expression: of a `let`, `rank`, or a quantity."""
-
-    word: Word
-    start: int
-    end: int
-    depth: int = 1
 
 
 class Binary(NamedTuple):
@@ -61,7 +40,6 @@ class Binary(NamedTuple):
     right: ExpressionNode
     start: int
     end: int
-    depth: int
 
 
 class Negative(NamedTuple):
@@ -70,7 +48,6 @@ class Negative(NamedTuple):
     operand: ExpressionNode
     start: int
     end: int
-    depth: int
 
 
 class Group(NamedTuple):
@@ -79,33 +56,6 @@ class Group(NamedTuple):
     inner: ExpressionNode
     start: int
     end: int
-    depth: int
-
-
-class TooDeep(NamedTuple):
-    """Stands for a value that nests deeper than the language allows."""
-
-    start: int
-    end: int
-    depth: int = MAX_DEPTH
-
-
-class StringLiteral(NamedTuple):
-    """`"text"`, quotes and escapes as written."""
-
-    word: Word
-    start: int
-    end: int
-    depth: int = 1
-
-
-class Truth(NamedTuple):
-    """`true` or `false`."""
-
-    word: Word
-    start: int
-    end: int
-    depth: int = 1
 
 
 class TupleNode(NamedTuple):
@@ -114,7 +64,9 @@ class TupleNode(NamedTuple):
     items: tuple[ValueNode, ...]
     start: int
     end: int
-    depth: int
+
+
+NESTING = (Binary, Negative, Group, TupleNode)
 
 
 class TargetList(NamedTuple):
@@ -125,8 +77,9 @@ class TargetList(NamedTuple):
     end: int
 
 
-ExpressionNode: TypeAlias = "NumberLiteral | NameUse | Binary | Negative | Group | TooDeep"
-ValueNode: TypeAlias = "ExpressionNode | StringLiteral | Truth | TupleNode"
+# A word stands for itself: a number, a string, `true` or `false`, or a name
+ExpressionNode: TypeAlias = "Word | Binary | Negative | Group"
+ValueNode: TypeAlias = "ExpressionNode | TupleNode"
 
 
 class OptionNode(NamedTuple):
@@ -167,7 +120,10 @@ class Clause(NamedTuple):
 
 
 class RuleNode(NamedTuple):
-    """`adapt`, `quantize`, `train` or `optimizer`; `unread` are the clauses of its block that could not be read."""
+    """`adapt`, `quantize`, `train`, `optimizer` or `step`.
+
+    `unread` are the clauses of its block that could not be read.
+    """
 
     keyword: Word
     targets: tuple[Word, ...]
@@ -182,7 +138,7 @@ class LetNode(NamedTuple):
     """`let name = value`."""
 
     name: Word
-    value: ExpressionNode | StringLiteral | TargetList
+    value: ExpressionNode | TargetList
     start: int
     end: int
 

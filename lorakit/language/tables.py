@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 STARTS = ("start", "value")
 
 # Counts the forms that cached tables have had
-_FORM = 3
+_FORM = 4
 
 
 class Reduction(NamedTuple):
@@ -40,8 +41,8 @@ class Tables(NamedTuple):
     """An LALR parser with a contextual lexer, as plain data.
 
     `actions` are by state and terminal: the state to shift to, or the number of a reduction, inverted (`~number`).
-    `gotos` are by state and rule. `patterns` are regexes of the terminals that are possible in a state, each in a group
-    of its name; `pattern_of` says which regex is a state's. `ignored` is the regex of what says nothing.
+    `gotos` are by state and rule. `terminals` are regexes by name, those first that are tried first; `ignored` is the
+    regex of what says nothing.
     """
 
     starts: dict[str, int]
@@ -49,8 +50,7 @@ class Tables(NamedTuple):
     actions: list[dict[str, int]]
     gotos: list[dict[str, int]]
     reductions: list[Reduction]
-    patterns: list[str]
-    pattern_of: list[int]
+    terminals: dict[str, str]
     ignored: str
 
 
@@ -75,6 +75,12 @@ def tables() -> Tables:
         return made
 
 
+@functools.cache
+def terminal(name: str) -> re.Pattern[str]:
+    """Return the regex of a terminal."""
+    return re.compile(tables().terminals[name])
+
+
 def compile_tables(grammar: str) -> Tables:
     """Return the tables that Lark makes of a grammar, the same in every run."""
     from lark import Lark
@@ -86,14 +92,9 @@ def compile_tables(grammar: str) -> Tables:
     symbols = {terminal.name for terminal in terminals} | {"$END", "ERROR"}
     states = _in_order(table, Shift)
     rules: dict[Any, int] = {}
-    patterns: dict[str, int] = {}
-    made = Tables({}, {}, [], [], [], [], [], "")
+    made = Tables({}, {}, [], [], [], {}, "")
     for state in states:
         row = dict(sorted(table.states[state].items()))
-        # the end of a statement is read everywhere: whether it says anything depends on the brackets around it
-        taken = [terminal for terminal in terminals if terminal.name in row or terminal.name == "_END"]
-        pattern = "|".join(f"(?P<{terminal.name}>{terminal.pattern.to_regexp()})" for terminal in taken)
-        made.pattern_of.append(patterns.setdefault(pattern, len(patterns)))
         made.actions.append(
             {
                 name: states[target] if action is Shift else ~rules.setdefault(target, len(rules))
@@ -107,7 +108,7 @@ def compile_tables(grammar: str) -> Tables:
         starts={name: states[table.start_states[name]] for name in STARTS},
         ends={name: states[table.end_states[name]] for name in STARTS},
         reductions=[_reduction(rule) for rule in rules],
-        patterns=list(patterns),
+        terminals={terminal.name: terminal.pattern.to_regexp() for terminal in terminals},
         ignored=f"(?:{'|'.join(ignored)})*",
     )
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from lorakit.language.codes import Code
+from lorakit.diagnostics import Code
 from lorakit.language.names import Scope
 from lorakit.language.problems import Place
 from lorakit.language.spec import IndexRange, Segment, Target
@@ -65,7 +64,7 @@ def _read_target(word: Word, scope: Scope, roles: Mapping[str, Any], place: Plac
     try:
         target = _target(word.value)
     except _FaultError as fault:
-        start = word.start_pos
+        start = word.start
         place.report(fault.code, fault.message, start + fault.start, start + fault.end, None, *fault.notes)
         return None
     if target.role is not None and target.role not in roles:
@@ -73,9 +72,9 @@ def _read_target(word: Word, scope: Scope, roles: Mapping[str, Any], place: Plac
             return None
         near = place.nearest(target.role, roles)
         note = () if near else (f"the roles are {listed((f'@{role}' for role in roles), 'and')}",)
-        start = word.end_pos - len(target.role)
+        start = word.end - len(target.role)
         notes = (*note, *scope.absence("role", target.role))
-        place.report(Code.UNKNOWN_ROLE, f"there is no role `@{target.role}`", start, word.end_pos, near, *notes)
+        place.report(Code.UNKNOWN_ROLE, f"there is no role `@{target.role}`", start, word.end, near, *notes)
         return None
     return replace(target, span=place.word_span(word))
 
@@ -93,13 +92,10 @@ def read_ranges(nodes: Iterable[RangeNode], place: Place) -> tuple[IndexRange, .
     return tuple(ranges) if sound else None
 
 
-@functools.lru_cache(4096)
 def _target(words: str) -> Target:
     if words.startswith("/"):
         _check_regex(words[1:-1])
         return Target(regex=words[1:-1])
-    if words.replace(".", "").replace("_", "").isalnum():
-        return Target(tuple(map(_plain_segment, words.split("."))))
     segments: list[Segment] = []
     role = class_name = None
     for match in _SEGMENT.finditer(words):
@@ -113,18 +109,13 @@ def _target(words: str) -> Target:
     return Target(tuple(segments), role, class_name)
 
 
-@functools.lru_cache(4096)
-def _plain_segment(name: str) -> Segment:
-    return Segment(name)
-
-
 def _segment(name: str, indices: str | None, start: int) -> Segment:
     end = start + len(name)
     if "**" in name and name != "**":
         message = "`**` stands for whole segments: `a.**.b`; a part of a segment is `*`"
         raise _FaultError(Code.BAD_TARGET, message, start, end)
     if indices is None:
-        return _plain_segment(name)
+        return Segment(name)
     if name == "**":
         raise _FaultError(Code.BAD_TARGET, "`**` is no numbered container, so it takes no indices", start, end)
     ranges = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from lorakit.layers.kernels.low_rank import add_wide
 from lorakit.layers.lora_layer import LoRALayer
 
 
@@ -32,5 +33,5 @@ class LoRAEmbedding(LoRALayer):
         result: Tensor = self.base_layer(tokens)
         if self.is_off:
             return result
-        rows = functional.embedding(tokens, self.lora_A.T)
-        return self.added(result, functional.linear(rows, self.lora_B) * self._scale)
+        rows = (functional.embedding(tokens, self.lora_A.T) * self._scale).to(result.dtype)
+        return add_wide(result, rows, self.lora_B, self.scaling_of(rows))

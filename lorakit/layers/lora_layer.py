@@ -63,9 +63,12 @@ class LoRALayer(nn.Module, ABC):
         """Whether the adapter is out of use, so that its base layer alone answers."""
         return is_off(self.strength)
 
-    def added(self, result: Tensor, update: Tensor) -> Tensor:
-        """Return result + scaling · strength · update, in the result's dtype."""
-        return result + (update * (self.scaling * factor(self, self.strength, update))).to(result.dtype)
+    def scaling_of(self, x: Tensor) -> float | Tensor:
+        """Return what A · x is multiplied by: a number, or a tensor (rows, 1, …) for x (rows, …).
+
+        Raises: RowsError where rows have a factor each and the first dimension of x is not that of the batch.
+        """
+        return self.scaling * factor(self, self.strength, x)
 
     @property
     def weight(self) -> Tensor:

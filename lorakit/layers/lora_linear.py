@@ -5,11 +5,15 @@ Source: Hu et al. 2021, "LoRA", arXiv:2106.09685, section 4.1.
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn import functional
+from collections.abc import Sequence
 
+from torch import Tensor
+
+from lorakit.layers.kernels.low_rank import add_low_rank
 from lorakit.layers.lora_layer import LoRALayer
 from lorakit.layers.quantized_linear import QuantizedLinear
+from lorakit.layers.strength import factor
+from lorakit.values import LowRank
 
 
 def lora_delta(lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
@@ -39,14 +43,28 @@ class LoRALinear(LoRALayer):
         """Return the change of the weight (out_features, in_features)."""
         return lora_delta(lora_A, lora_B, self.scaling)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return h (..., out_features) from x (..., in_features), in the base layer's dtype."""
-        result: Tensor = self.base_layer(x)
-        if self.is_off:
-            return result
-        x = functional.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
-        update = functional.linear(functional.linear(x, self.lora_A), self.lora_B)
-        return self.added(result, update)
+    def forward(self, x: Tensor, low_rank: Sequence[LowRank] = ()) -> Tensor:
+        """Return h (..., out_features) from x (..., in_features), in the base layer's dtype.
+
+        What adapters around this one add comes in `low_rank`, and goes on to a base layer that adds it itself.
+        """
+        base = self.base_layer
+        if not self.is_off:
+            low_rank = (self.low_rank(x), *low_rank)
+        if not low_rank:
+            return base(x)  # type: ignore[no-any-return]
+        if type(base).forward in _ADDING:
+            return base(x, low_rank)  # type: ignore[no-any-return]
+        return add_low_rank(base(x), x, low_rank)
+
+    def low_rank(self, x: Tensor) -> LowRank:
+        """Return what this adapter adds to a product with x (..., in_features)."""
+        scaling = self.scaling * factor(self, self.strength, x)
+        return LowRank(self.lora_A, self.lora_B, scaling, self.dropout if self.training else 0.0)
+
+
+# the layers whose forward takes what adapters add
+_ADDING = (LoRALinear.forward, QuantizedLinear.forward)
 
 
 class LoRATransposedLinear(LoRALinear):

@@ -5,6 +5,7 @@ The adapter is a parametrization: whoever reads the parameter reads W₀ + scali
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from lorakit.layers.strength import Strength, is_off, one_factor
@@ -47,7 +48,13 @@ class LoRAStack(nn.Module):
         """Return the effective weight (stack, rows, columns)."""
         if is_off(self.strength):
             return weight
-        return weight + (one_factor(self, self.strength) * self.change(self.lora_A, self.lora_B)).to(weight.dtype)
+        # in the weight's dtype, and in one pass over the stack, which is much larger than the matrices
+        lora_A = self.lora_A.to(weight.dtype).view(self.stack, -1, self.lora_A.shape[1])
+        lora_B = self.lora_B.to(weight.dtype).view(self.lora_B.shape[0], -1, self.stack).permute(2, 0, 1)
+        first, second = (lora_A.mT, lora_B.mT) if self.transposed else (lora_B, lora_A)
+        stacked = weight.view(self.stack, *weight.shape[-2:])
+        factor = self.scaling * one_factor(self, self.strength)
+        return torch.baddbmm(stacked, first, second, alpha=factor).view(weight.shape)
 
     def exact_weight(self, weight: Tensor) -> Tensor:
         """Return the effective weight in float32 from a weight in float32, with no rounding on the way."""

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from lorakit.diagnostics import Code, Diagnostic
 from lorakit.language.analysis import analyse
-from lorakit.language.codes import Code
-from lorakit.language.diagnostics import Diagnostic
 from lorakit.lsp.document import Document
 
 _MEANT = re.compile(r"did you mean `(.+)`\?", re.DOTALL)

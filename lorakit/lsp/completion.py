@@ -11,16 +11,14 @@ from lsprotocol.types import CompletionItemKind
 
 from lorakit.hooks.options import Option, supports_double
 from lorakit.language.amounts import Amount
-from lorakit.language.clauses import CLAUSE_KINDS
-from lorakit.language.quantities import QUANTITIES as KNOWN_QUANTITIES
-from lorakit.language.words import STATEMENTS
+from lorakit.language.quantities import MEANINGS, QUANTITIES
+from lorakit.language.words import CLAUSE_TERMINALS, CLAUSES, KEYWORDS, STATEMENTS, clauses_of
 from lorakit.lsp.document import Document
-from lorakit.lsp.keywords import CHOICES, KEYWORDS, QUANTITIES, RANK
 from lorakit.lsp.model import Model
 from lorakit.lsp.names import names_of
 from lorakit.lsp.offers import Offer, Request
-from lorakit.lsp.prose import keyword_text, name_text, option_detail, option_line, plugin_summary, plugin_text
-from lorakit.lsp.reading import CLAUSE_TYPES, cursor_at, unclosed
+from lorakit.lsp.prose import RANK, keyword_text, name_text, option_detail, option_line, plugin_summary, plugin_text
+from lorakit.lsp.reading import cursor_at, unclosed
 from lorakit.lsp.slots import (
     ChoiceSlot,
     NewNameSlot,
@@ -56,8 +54,8 @@ def _statements(request: Request) -> Iterable[Offer]:
 
 def _clauses(request: Request) -> Iterable[Offer]:
     """Return the clauses that the statement takes and does not have yet."""
-    for word, kind in CLAUSE_KINDS.items():
-        if request.cursor.statement in kind.statements and word.upper() not in request.cursor.given:
+    for word, clause in clauses_of(request.cursor.statement).items():
+        if clause.terminal not in request.cursor.given:
             yield _keyword(word, request)
 
 
@@ -107,7 +105,7 @@ def _option_names(slot: OptionSlot, request: Request) -> Iterable[Offer]:
 
 
 def _choices(slot: ChoiceSlot, request: Request) -> Iterable[Offer]:
-    for word, meaning in CHOICES[slot.clause].items():
+    for word, meaning in CLAUSES[slot.clause].choices.items():
         yield Offer(word, request.cursor.start, CompletionItemKind.EnumMember, meaning)
 
 
@@ -119,12 +117,12 @@ def _values(slot: ValueSlot, request: Request) -> Iterable[Offer]:
         if isinstance(found.value, Amount) or (isinstance(found.value, str) and option is not None):
             text = name_text(name, found)
             yield Offer(name, start, CompletionItemKind.Variable, found.shown, text)
-    clause = next((word.type for word in reversed(words) if word.type in CLAUSE_TYPES), "RANK")
+    clause = next((word.type for word in reversed(words) if word.type in CLAUSE_TERMINALS), "RANK")
     if request.cursor.statement == "adapt" and clause != "RANK":
         yield Offer("rank", start, CompletionItemKind.Variable, RANK.meaning, keyword_text(RANK), order=1)
     if request.cursor.statement == "require":
-        for name in KNOWN_QUANTITIES:
-            yield Offer(name, start, CompletionItemKind.Constant, QUANTITIES.get(name, ""), order=-1)
+        for name in QUANTITIES:
+            yield Offer(name, start, CompletionItemKind.Constant, MEANINGS[name], order=-1)
     if option is not None and typing.get_origin(option.type) is Literal:
         for order, value in enumerate(typing.get_args(option.type)):
             word = f'"{value}"' if isinstance(value, str) else str(value)

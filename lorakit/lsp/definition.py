@@ -30,7 +30,7 @@ def definition(document: Document, offset: int) -> Definition | None:
 
 def _name(document: Document, word: Word) -> Definition | None:
     name = names_of(document).get(str(word))
-    return Definition(name.source.name, name.word.start_pos, name.word.end_pos) if name is not None else None
+    return Definition(name.source.name, name.word.start, name.word.end) if name is not None else None
 
 
 def _list(document: Document, word: Word) -> Definition | None:
@@ -40,7 +40,7 @@ def _list(document: Document, word: Word) -> Definition | None:
 
 def _file(document: Document, word: Word) -> Definition | None:
     for node in document.tree.statements:
-        if isinstance(node, IncludeNode) and node.path.start_pos == word.start_pos:
+        if isinstance(node, IncludeNode) and node.path.start == word.start:
             path = included(node, document.folder)
             return Definition(str(path), 0, 0) if path.is_file() else None
     return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lsprotocol import types
 
-from lorakit.language.diagnostics import HELP, Diagnostic
+from lorakit.diagnostics import HELP, Diagnostic
 from lorakit.lsp.document import Document
 from lorakit.lsp.includes import include_of
 from lorakit.lsp.model import Unreadable, model_comment
@@ -84,7 +84,7 @@ def _range(found: Diagnostic, document: Document) -> types.Range:
 def _include(file: str, document: Document) -> types.Range:
     """Return the range of the path that brings in a file."""
     node = include_of(file, document)
-    return document.positions.range(node.path.start_pos, node.path.end_pos) if node is not None else NOWHERE
+    return document.positions.range(node.path.start, node.path.end) if node is not None else NOWHERE
 
 
 def kept(findings: Iterable[Diagnostic], before: Document, now: Document) -> Iterator[Diagnostic]:

@@ -6,17 +6,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorakit.language.catalogue import PAGES
-from lorakit.language.diagnostics import Diagnostic
+from lorakit.diagnostics import Code, Diagnostic
+from lorakit.language.catalogue import page_of
 from lorakit.language.problems import Place, Problems
+from lorakit.language.quantities import MEANINGS
 from lorakit.language.syntax import Word
 from lorakit.language.targets import read_targets
+from lorakit.language.words import CLAUSES, KEYWORDS
 from lorakit.lsp.document import Document
-from lorakit.lsp.keywords import CHOICES, KEYWORDS, QUANTITIES, RANK
 from lorakit.lsp.model import Model, Unreadable, model_comment
 from lorakit.lsp.names import names_of, scope_of
-from lorakit.lsp.prose import keyword_text, modules, name_text, option_line, plugin_text, target_text
-from lorakit.lsp.reading import CLAUSE_TYPES, STATEMENT_TYPES, word_at
+from lorakit.lsp.prose import RANK, keyword_text, modules, name_text, option_line, plugin_text, target_text
+from lorakit.lsp.reading import word_at
 from lorakit.lsp.slots import (
     ChoiceSlot,
     NewNameSlot,
@@ -63,7 +64,7 @@ def _pages(document: Document, found: Iterable[Diagnostic], offset: int) -> Iter
     for one in found:
         start, end = source.offset(one.line, one.column), source.offset(one.end_line, one.end_column)
         if one.file == source.name and start <= offset < end:
-            page = PAGES[one.code]
+            page = page_of(Code(one.code))
             yield Hint(f"**{page.code}: {page.title}**\n\n{page.explanation}", start, end)
 
 
@@ -89,7 +90,7 @@ def _word_hint(document: Document, model: Model | Unreadable | None, offset: int
         return None
     spot = _Spot(document, model if isinstance(model, Model) else None, *found)
     text = _TEXTS[spot.word.type](spot)
-    return Hint(text, spot.word.start_pos, spot.word.end_pos) if text else None
+    return Hint(text, spot.word.start, spot.word.end) if text else None
 
 
 def _keyword(spot: _Spot) -> str:
@@ -97,7 +98,7 @@ def _keyword(spot: _Spot) -> str:
 
 
 def _target(spot: _Spot) -> str:
-    names = names_of(spot.document, spot.word.start_pos)
+    names = names_of(spot.document, spot.word.start)
     name = names.get(str(spot.word))
     is_list = name is not None and isinstance(name.value, tuple)
     place = Place(spot.document.source, Problems())
@@ -125,7 +126,7 @@ def _option(slot: OptionSlot, spot: _Spot) -> str | None:
 
 
 def _choice(slot: ChoiceSlot, spot: _Spot) -> str | None:
-    meaning = CHOICES[slot.clause].get(str(spot.word))
+    meaning = CLAUSES[slot.clause].choices.get(str(spot.word))
     return f"`{slot.clause} {spot.word}`: {meaning}" if meaning is not None else None
 
 
@@ -134,8 +135,8 @@ def _value(slot: ValueSlot, spot: _Spot) -> str | None:
     statement = spot.before[0].type if spot.before else ""
     if word == "rank" and statement == "ADAPT":
         return keyword_text(RANK)
-    if word in QUANTITIES and statement == "REQUIRE":
-        return f"`{word}`: {QUANTITIES[word]}"
+    if word in MEANINGS and statement == "REQUIRE":
+        return f"`{word}`: {MEANINGS[word]}"
     return _new_name(slot, spot)
 
 
@@ -153,7 +154,7 @@ _NAMES: Mapping[type, Callable[[Any, _Spot], str | None]] = {
 }
 
 _TEXTS: Mapping[str, Callable[[_Spot], str | None]] = {
-    **dict.fromkeys((*STATEMENT_TYPES, *CLAUSE_TYPES, "DOUBLE", "TRUE", "FALSE"), _keyword),
+    **dict.fromkeys((keyword.terminal for keyword in KEYWORDS.values()), _keyword),
     "TARGET": _target,
     "REGEX": _target,
     "NAME": _name,

@@ -10,7 +10,7 @@ from lorakit.language.calls import unquoted
 from lorakit.language.names import Definition, LetValue, Scope, evaluate
 from lorakit.language.problems import Place, Problems
 from lorakit.language.source import SourceText
-from lorakit.language.syntax import LetNode, StringLiteral, TargetList, Word
+from lorakit.language.syntax import LetNode, TargetList, Word
 from lorakit.language.targets import read_targets
 from lorakit.lsp.document import Document
 from lorakit.lsp.includes import statements_of
@@ -45,13 +45,13 @@ def names_of(document: Document, above: int | None = None) -> dict[str, Name]:
 
 def scope_of(names: Mapping[str, Name]) -> Scope:
     """Return a scope that knows these names and keeps quiet about all others."""
-    spans = {name: found.source.span(found.word.start_pos, found.word.end_pos) for name, found in names.items()}
+    spans = {name: found.source.span(found.word.start, found.word.end) for name, found in names.items()}
     return Scope({name: Definition(found.value, spans[name]) for name, found in names.items()}, complete=False)
 
 
 def _value(node: LetNode, place: Place, scope: Scope, document: Document) -> LetValue:
-    if isinstance(node.value, StringLiteral):
-        return unquoted(node.value.word)
+    if isinstance(node.value, Word) and node.value.type == "STRING":
+        return unquoted(node.value)
     if isinstance(node.value, TargetList):
         return read_targets(node.value.targets, scope, document.plugins.roles, place)
     return evaluate(node.value, scope, place)

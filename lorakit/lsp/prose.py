@@ -8,11 +8,13 @@ from typing import Any
 
 from lorakit.hooks import Plugins, Role
 from lorakit.hooks.options import Option, describe_type, options_of, supports_double
-from lorakit.language.calls import PluginKind
 from lorakit.language.spec import Target
-from lorakit.lsp.keywords import Keyword
+from lorakit.language.words import Keyword, PluginKind
 from lorakit.lsp.model import Model
 from lorakit.lsp.names import Name
+
+# what `rank` says in the other clauses of its rule
+RANK = Keyword("rank", "The rank of this rule.", takes="rank")
 
 # So many paths of a target's modules are shown
 _SHOWN = 4
@@ -59,7 +61,7 @@ def role_summary(role: Role) -> str:
 
 def name_text(name: str, found: Name) -> str:
     """Return what a name is worth and where that is said."""
-    line = found.source.position(found.word.start_pos)[0]
+    line = found.source.position(found.word.start)[0]
     return f"`{name} = {found.shown}`\n\n{found.source.name}, line {line}"
 
 

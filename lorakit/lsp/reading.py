@@ -11,10 +11,7 @@ from dataclasses import dataclass
 
 from lorakit.language.machine import Machine, ignored, matcher
 from lorakit.language.syntax import SyntaxTree, Word
-from lorakit.language.words import CLAUSES, STATEMENTS
-
-STATEMENT_TYPES = frozenset(word.upper() for word in STATEMENTS)
-CLAUSE_TYPES = frozenset(word.upper() for word in CLAUSES)
+from lorakit.language.words import CLAUSES, STATEMENT_TERMINALS
 
 _OPENING, _CLOSING = ("LPAR", "_LPAR", "LSQB"), ("RPAR", "RSQB")
 _RESUME = re.compile(rf'"(?:\\.|[^"\\\n])*"?|#[^\n]*|(?<![^\s;{{)])(?P<clause>{"|".join(CLAUSES)})\b')
@@ -44,7 +41,7 @@ def statements(tokens: Sequence[Word]) -> Iterator[list[Word]]:
     inside = False
     for token in tokens:
         ends = token.type == "_END" and not inside
-        if (ends or token.type in STATEMENT_TYPES) and current:
+        if (ends or token.type in STATEMENT_TERMINALS) and current:
             yield current
             current = []
         if not ends:
@@ -68,9 +65,9 @@ def word_at(tree: SyntaxTree, offset: int) -> tuple[tuple[Word, ...], Word] | No
     reader = _Reader(tree, tree.source.text, offset)
     reader.read()
     words = reader.words
-    if words and words[-1].start_pos > offset:
+    if words and words[-1].start > offset:
         words.pop()
-    if words and words[-1].end_pos >= offset and words[-1].type != "_END":
+    if words and words[-1].end >= offset and words[-1].type != "_END":
         return tuple(words[:-1]), words[-1]
     return None
 
@@ -104,7 +101,7 @@ def _cursor(tree: SyntaxTree, start: int) -> Cursor | None:
         return None
     words = reader.words
     whole = next((one for one in statements(tree.tokens) if words and one[0] is words[0]), [])
-    given = {word.type for word in (*words, *whole) if word.start_pos != start}
+    given = {word.type for word in (*words, *whole) if word.start != start}
     return Cursor(start, tuple(words), reader.machine.accepted(), given)
 
 
@@ -128,7 +125,7 @@ class _Reader:
                 return "#" not in self.text[before : self.position].rpartition("\n")[2]
             if not self._word() and not self._resume():
                 return False
-            if self.words and self.words[-1].end_pos > self.stop:
+            if self.words and self.words[-1].end > self.stop:
                 return True
 
     def _word(self) -> bool:
@@ -140,7 +137,7 @@ class _Reader:
             if not self.machine.feed(word.type, word):
                 return False
             self.words.append(word)
-        self.position = word.end_pos
+        self.position = word.end
         return True
 
     def _goes_on(self, line_end: Word) -> bool:
@@ -168,17 +165,17 @@ def _read_before(tree: SyntaxTree, stop: int) -> tuple[list[Word], int]:
     position = 0
     inside = broken = False
     for token in tree.tokens:
-        if token.start_pos >= stop:
+        if token.start >= stop:
             break
         ends = token.type == "_END" and not inside
-        if ends or token.type in STATEMENT_TYPES:
+        if ends or token.type in STATEMENT_TERMINALS:
             words, inside, broken = [], False, False
-        if not ends and token.end_pos > stop:
+        if not ends and token.end > stop:
             break
         broken |= token.type == "ERROR"
         inside = _inside(token, inside)
         if not broken:
-            position = min(token.end_pos, stop)
+            position = min(token.end, stop)
         if not broken and not ends:
             words.append(token)
     return words, position

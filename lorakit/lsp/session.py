@@ -13,9 +13,9 @@ from lsprotocol import types
 from pygls.uris import to_fs_path
 from pygls.workspace import Workspace
 
+from lorakit.diagnostics import Diagnostic
 from lorakit.errors import LorakitError, PlanError
 from lorakit.hooks import Plugins
-from lorakit.language.diagnostics import Diagnostic
 from lorakit.language.files import read_file
 from lorakit.lsp.diagnostics import NOWHERE, kept, model_problem, problem, published
 from lorakit.lsp.document import Document, read_document

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 from lorakit.hooks import Plugins
 from lorakit.hooks.options import Option, options_of
-from lorakit.language.calls import INITIALIZER, METHOD, OPTIMIZER, QUANTIZER, PluginKind
 from lorakit.language.syntax import Word
+from lorakit.language.words import KEYWORDS, QUANTIZER, PluginKind
 from lorakit.lsp.reading import unclosed
 
 
@@ -51,15 +51,10 @@ class NewNameSlot:
 Slot: TypeAlias = "PluginSlot | ChoiceSlot | OptionSlot | ValueSlot | NewNameSlot"
 
 _BY_TYPE: Mapping[str, Slot] = {
-    "QUANT": PluginSlot(QUANTIZER),
+    **{keyword.terminal: PluginSlot(keyword.plugin) for keyword in KEYWORDS.values() if keyword.plugin is not None},
+    **{keyword.terminal: ChoiceSlot(keyword.word) for keyword in KEYWORDS.values() if keyword.choices},
     "TARGET": PluginSlot(QUANTIZER),
     "REGEX": PluginSlot(QUANTIZER),
-    "INIT": PluginSlot(INITIALIZER),
-    "METHOD": PluginSlot(METHOD),
-    "OPTIMIZER": PluginSlot(OPTIMIZER),
-    "SCALING": ChoiceSlot("scaling"),
-    "DTYPE": ChoiceSlot("dtype"),
-    "BIAS": ChoiceSlot("bias"),
     "LET": NewNameSlot(),
 }
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from lorakit.diagnostics import Code, Diagnostic, advised, at
 from lorakit.hooks.protocols import Role
-from lorakit.language.diagnostics import Diagnostic, advised, at
 from lorakit.language.spec import Adapt, Quantize, Rule, Spec, Target, Train
 from lorakit.language.suggestions import nearest
 from lorakit.planning.inventory import Inventory, ModuleInfo
@@ -56,6 +56,7 @@ class _Reach:
 
     def __init__(self, rule: Rule, inventory: Inventory, selection: Selection) -> None:
         self.rule = rule
+        self._kind = KINDS[type(rule)]
         self.findings: list[Diagnostic] = []
         self.selectors: list[SelectorCount] = []
         self._inventory = inventory
@@ -70,48 +71,29 @@ class _Reach:
         )
         if found and not self.paths and not self.findings and not rule.optional:
             left_out = "`except`" if rule.excepts else "`layers`"
-            self._complain("L101", f"nothing is left of this rule: {left_out} takes out all it matched", rule)
+            self._complain(
+                Code.MATCHES_NOTHING, f"nothing is left of this rule: {left_out} takes out all it matched", rule
+            )
 
     def _select(self, target: Target, selection: Selection) -> Iterable[str]:
         matched = selection.matches(target)
         if not matched and not self.rule.optional:
             self._complain(
-                "L101",
+                Code.MATCHES_NOTHING,
                 f"`{target}` matches no module of {self._inventory.model_class}",
                 target,
                 near=_near(target, self._inventory),
                 note=_structure(self._inventory),
             )
-        usable = [path for path in matched if self._usable(self._inventory.modules[path])]
+        usable = [path for path in matched if self._kind.usable(self._inventory.modules[path])]
         if target.is_outright and len(usable) < len(matched):
             self._refuse(target, next(path for path in matched if path not in usable))
         self.selectors.append(SelectorCount(str(target), len(matched), len(matched) - len(usable)))
-        if isinstance(self.rule, Train):
-            return [inner for path in usable for inner in _holders_inside(path, self._inventory)]
-        return usable
-
-    def _usable(self, module: ModuleInfo) -> bool:
-        if isinstance(self.rule, Train):
-            return bool(module.parameters) or module.holds_modules
-        if isinstance(self.rule, Quantize):
-            return module.shape is not None and module.shape.is_linear
-        return module.shape is not None and not module.shape.refusal
+        return [inner for path in usable for inner in self._kind.decides(path, self._inventory)]
 
     def _refuse(self, target: Target, path: str) -> None:
-        module = self._inventory.modules[path]
-        inside = f"; what is inside it is `{target}.*`" if module.holds_modules else ""
-        if isinstance(self.rule, Adapt):
-            why = f": {module.shape.refusal}" if module.shape else ""
-            message = f"no adapter fits `{path}`, a {module.class_name}{why}"
-            note = "a plugin adds one with the hooks lorakit_describe_module and lorakit_adapt_module" + inside
-            if (weight := self._inventory.modules.get(f"{path}.weight")) and weight.shape:
-                note = f"its matrix alone is a target: `{target}.weight`"
-        elif isinstance(self.rule, Quantize):
-            message = f"`{path}`, a {module.class_name}, has no matrix to quantize"
-            note = "a plugin adds its class with the hook lorakit_describe_module" + inside
-        else:
-            message, note = f"`{path}`, a {module.class_name}, has no parameters to train", ""
-        self._complain("L102", message, target, note=note)
+        message, note = self._kind.refusal(target, self._inventory.modules[path], self._inventory)
+        self._complain(Code.NOT_ADAPTABLE, message, target, note=note)
 
     def _excepted(self, selection: Selection) -> frozenset[str]:
         """Return what the `except` targets take out: the modules they match and everything inside those."""
@@ -119,15 +101,58 @@ class _Reach:
         for target in self.rule.excepts:
             paths = selection.matches(target)
             if not paths and not self.rule.optional:
-                self._complain("L101", f"`except {target}` matches no module of {self._inventory.model_class}", target)
+                self._complain(
+                    Code.MATCHES_NOTHING,
+                    f"`except {target}` matches no module of {self._inventory.model_class}",
+                    target,
+                )
             matched.update(paths)
         if not matched:
             return frozenset()
         return frozenset(path for path in self._inventory.modules if any(above in matched for above in _lineage(path)))
 
-    def _complain(self, code: str, message: str, place: Target | Rule, near: str | None = None, note: str = "") -> None:
+    def _complain(
+        self, code: Code, message: str, place: Target | Rule, near: str | None = None, note: str = ""
+    ) -> None:
         suggestion, notes = advised(near, [note] if note else [])
         self.findings.append(at(code, message, place.span, suggestion=suggestion, notes=notes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What the rules of one keyword reach: `decides` the modules that a usable one stands for, `refusal` why it is not.
+
+    A refusal is a message and a note.
+    """
+
+    usable: Callable[[ModuleInfo], bool]
+    decides: Callable[[str, Inventory], Iterable[str]]
+    refusal: Callable[[Target, ModuleInfo, Inventory], tuple[str, str]]
+
+
+def _no_adapter(target: Target, module: ModuleInfo, inventory: Inventory) -> tuple[str, str]:
+    why = f": {module.shape.refusal}" if module.shape else ""
+    note = "a plugin adds one with the hooks lorakit_describe_module and lorakit_adapt_module" + _inside(target, module)
+    if (weight := inventory.modules.get(f"{module.path}.weight")) and weight.shape:
+        note = f"its matrix alone is a target: `{target}.weight`"
+    return f"no adapter fits `{module.path}`, a {module.class_name}{why}", note
+
+
+def _no_matrix(target: Target, module: ModuleInfo, inventory: Inventory) -> tuple[str, str]:
+    note = "a plugin adds its class with the hook lorakit_describe_module" + _inside(target, module)
+    return f"`{module.path}`, a {module.class_name}, has no matrix to quantize", note
+
+
+def _no_parameters(target: Target, module: ModuleInfo, inventory: Inventory) -> tuple[str, str]:
+    return f"`{module.path}`, a {module.class_name}, has no parameters to train", ""
+
+
+def _inside(target: Target, module: ModuleInfo) -> str:
+    return f"; what is inside it is `{target}.*`" if module.holds_modules else ""
+
+
+def _itself(path: str, inventory: Inventory) -> Iterable[str]:
+    return (path,)
 
 
 def _lineage(path: str) -> Iterable[str]:
@@ -144,6 +169,13 @@ def _holders_inside(path: str, inventory: Inventory) -> Iterable[str]:
         if (shape := inventory.modules[child].shape) and shape.outright:
             continue
         yield from _holders_inside(child, inventory)
+
+
+KINDS: Mapping[type[Rule], _Kind] = {
+    Adapt: _Kind(lambda module: module.shape is not None and not module.shape.refusal, _itself, _no_adapter),
+    Quantize: _Kind(lambda module: module.shape is not None and module.shape.is_linear, _itself, _no_matrix),
+    Train: _Kind(lambda module: bool(module.parameters) or module.holds_modules, _holders_inside, _no_parameters),
+}
 
 
 def _near(target: Target, inventory: Inventory) -> str | None:
@@ -177,7 +209,7 @@ def _shadowed(
     winners = {winner.span.line for path in contested if (winner := deciding.get(path)) and winner.span}
     lines = ", ".join(map(str, sorted(winners)))
     yield at(
-        "L104",
+        Code.SHADOWED,
         f"this rule decides nothing: {'lines' if len(winners) > 1 else 'line'} {lines} replaced it everywhere",
         one.rule.span,
         suggestion="remove it, move it below, or add `optional`",

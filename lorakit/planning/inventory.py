@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from lorakit.planning.dataflow import Dataflow, Example, Kept, observed
+from lorakit.planning.examples import examples_of
 from lorakit.planning.parents import weights_read_by
 from lorakit.values import LayerShape
 
@@ -48,6 +50,7 @@ class ModuleInfo:
     """One module under its first name; `shape` is None for a module that no adapter fits.
 
     A stack of matrices that a module holds as one parameter stands here as a module of its own, named by its path.
+    Modules with equal `input` read the same tensor; None says that it is not known.
     """
 
     path: str
@@ -59,6 +62,7 @@ class ModuleInfo:
     holds_modules: bool
     other_paths: tuple[str, ...] = ()
     is_parameter: bool = False
+    input: int | None = None
 
     @property
     def weight(self) -> ParameterInfo | None:
@@ -75,6 +79,7 @@ class Inventory:
     `input_path` and `output_path` are the modules that the model itself calls its input and output embeddings;
     `head_paths` are the output embeddings, or for a model without them the Linear-like layers outside its base model.
     `settings` are the plain entries of a Hugging Face config, empty for any other model.
+    `kept` is what autograd keeps of a step, where the model could be run on meta tensors.
     """
 
     model_class: str
@@ -83,6 +88,7 @@ class Inventory:
     output_path: str | None = None
     head_paths: tuple[str, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
+    kept: Kept | None = None
 
     @functools.cached_property
     def children(self) -> Mapping[str, tuple[str, ...]]:
@@ -92,6 +98,15 @@ class Inventory:
             if path:
                 found.setdefault(path.rpartition(".")[0], []).append(path)
         return {path: tuple(paths) for path, paths in found.items()}
+
+    @functools.cached_property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The Linear-like layers that read one tensor, by path, where there are two or more, in the model's order."""
+        found: dict[int, list[str]] = {}
+        for path, module in self.modules.items():
+            if module.input is not None and module.shape is not None and module.shape.is_linear:
+                found.setdefault(module.input, []).append(path)
+        return tuple(tuple(paths) for paths in found.values() if len(paths) > 1)
 
     @functools.cached_property
     def owners(self) -> Mapping[int, tuple[str, ...]]:
@@ -120,8 +135,12 @@ class Inventory:
         return sum(parameter.bytes for parameter in self.unique_parameters())
 
 
-def read_inventory(model: nn.Module, plugins: Plugins) -> Inventory:
-    """Return the inventory of a model, which may live on meta tensors; no value of any tensor is read."""
+def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) -> Inventory:
+    """Return the inventory of a model, which may live on meta tensors; no value of any tensor is read.
+
+    What a layer reads, and whether it is called, comes from a forward on meta tensors with `example`: a dict of the
+    forward's arguments by name, a tuple, or one tensor. A Hugging Face model needs none; any other is not run without.
+    """
     first_names: dict[int, str] = {}
     other_names: dict[str, list[str]] = {}
     modules: dict[str, nn.Module] = {}
@@ -151,13 +170,16 @@ def read_inventory(model: nn.Module, plugins: Plugins) -> Inventory:
                     for name, parameter in module._parameters.items()
                     if parameter is not None
                     and not _stands_alone(stacks.get(f"{path}.{name}".lstrip(".")))
-                    and not (name == "weight" and shape and shape.stored)
+                    and not (shape and shape.stored and _is_of_weight(name))
                 ),
             ),
             holds_modules=bool(module._modules),
             other_paths=tuple(other_names.get(path, ())),
         )
         infos |= stacks
+    flow = _dataflow(model, infos, example)
+    if flow is not None:
+        infos = {path: _seen(info, flow) for path, info in infos.items()}
     config = getattr(model, "config", None)
     output_path = _embedding_path(model, "get_output_embeddings", first_names)
     return Inventory(
@@ -167,6 +189,7 @@ def read_inventory(model: nn.Module, plugins: Plugins) -> Inventory:
         output_path=output_path,
         head_paths=(output_path,) if output_path else tuple(_outside_base(model, infos, first_names)),
         settings=_plain_settings(config) if hasattr(config, "to_dict") else {},
+        kept=flow.kept if flow else None,
     )
 
 
@@ -186,6 +209,21 @@ def stored(inventory: Inventory, plan: Plan, plugins: Plugins) -> Inventory:
     return replace(inventory, modules=modules)
 
 
+def _dataflow(model: nn.Module, infos: Mapping[str, ModuleInfo], example: Example) -> Dataflow | None:
+    """Run the model on meta tensors. What is quantized is not looked into, nor experts if their code stops the run."""
+    shapes = {path: info.shape for path, info in infos.items() if info.shape is not None}
+    quantized: dict[str, int | None] = {path: shape.out_features for path, shape in shapes.items() if shape.stored}
+    experts = {path.rpartition(".")[0]: None for path, shape in shapes.items() if shape.stack > 1}
+    examples = examples_of(model) if example is None else [example]
+    return observed(model, examples, (quantized, quantized | experts) if experts else (quantized,))
+
+
+def _seen(info: ModuleInfo, flow: Dataflow) -> ModuleInfo:
+    if info.path in flow.uncalled and info.shape is not None:
+        info = replace(info, shape=replace(info.shape, called=False))
+    return replace(info, input=flow.inputs.get(info.path))
+
+
 def _parameter(name: str, parameter: nn.Parameter) -> ParameterInfo:
     dtype = str(parameter.dtype).removeprefix("torch.")
     return ParameterInfo(name, tuple(parameter.shape), dtype, parameter.element_size(), id(parameter))
@@ -197,6 +235,11 @@ def _stored_weight(module: nn.Module, shape: LayerShape | None) -> Iterator[Para
         size = (shape.out_features, shape.in_features)
         stored = round(shape.stored.bits_per_weight(size) * size[0] * size[1] / 8)
         yield ParameterInfo("weight", size, shape.stored.name, 1, id(module), stored)
+
+
+def _is_of_weight(name: str) -> bool:
+    """Whether a parameter of a quantized layer is its weight or, packed, a part of it."""
+    return name == "weight" or name.startswith("weight_")
 
 
 def _stacks(path: str, module: nn.Module, plugins: Plugins) -> dict[str, ModuleInfo]:

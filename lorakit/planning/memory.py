@@ -1,20 +1,23 @@
-"""The memory forecast: weights, adapters, gradients and optimizer state by count, activations by estimate."""
+"""The memory forecast: weights, adapters, gradients and optimizer state by count, and what autograd keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from lorakit.planning.dataflow import Kept
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.plan import Memory, PlanEntry
+from lorakit.planning.targets import block_of
 
 # transformers computes norms and the loss in float32, whatever the model's dtype
 FLOAT32 = 4
 
 
-def forecast(inventory: Inventory, entries: Sequence[PlanEntry], batch: int, tokens: int) -> Memory:
-    """Return what one training step on batch × tokens holds, in bytes; nothing is recomputed in the backward pass."""
+def forecast(inventory: Inventory, entries: Sequence[PlanEntry], step: Memory) -> Memory:
+    """Return what one training step holds, in bytes, for the batch × tokens of `step`."""
+    rows = step.batch * step.tokens
     changed = sum(entry.bytes.weight_before - entry.bytes.weight_after for entry in entries)
-    itemsize = max((parameter.itemsize for parameter in inventory.unique_parameters()), default=2)
+    itemsize = _itemsize(inventory)
     weight = max((entry.bytes.weight_before for entry in entries if entry.quant), default=0)
     return Memory(
         weights_before=inventory.total_bytes,
@@ -22,43 +25,79 @@ def forecast(inventory: Inventory, entries: Sequence[PlanEntry], batch: int, tok
         adapters=sum(entry.bytes.adapter for entry in entries),
         gradients=sum(entry.bytes.gradient for entry in entries),
         optimizer=sum(entry.bytes.optimizer for entry in entries),
-        activations=batch * tokens * _saved_per_token(inventory, entries, itemsize),
-        workspace=max(weight, batch * tokens * _loss_per_token(inventory, itemsize)),
-        batch=batch,
-        tokens=tokens,
+        activations=rows * _activations(inventory, entries, step.recompute),
+        workspace=max(weight, rows * (itemsize + 2 * FLOAT32) * _vocabulary(inventory)),
+        batch=step.batch,
+        tokens=step.tokens,
+        recompute=step.recompute,
     )
 
 
-def _saved_per_token(inventory: Inventory, entries: Sequence[PlanEntry], itemsize: int) -> int:
-    """Estimate the bytes that autograd keeps for one token, from the structure alone.
+def _activations(inventory: Inventory, entries: Sequence[PlanEntry], recompute: bool) -> int:
+    """Return the bytes that are kept for each row until the backward pass, at the worst moment of a step.
+
+    The loss keeps its softmax. Where blocks are recomputed, what enters them is kept, and of one block all the rest;
+    the softmax is gone when the first of them is computed again.
+    """
+    kept = inventory.kept or _guessed(inventory)
+    blocks = _with_adapters(kept, inventory, entries)
+    outside, loss = blocks.pop("", 0), FLOAT32 * _vocabulary(inventory)
+    if recompute:
+        return kept.entering + outside + max(loss, *blocks.values(), 0)
+    return sum(blocks.values()) + outside + loss
+
+
+def _with_adapters(kept: Kept, inventory: Inventory, entries: Sequence[PlanEntry]) -> dict[str, int]:
+    """Return what blocks keep with adapters: A·x for each, and x once for all that read the same.
+
+    A layer that trains keeps its x too. Of a lookup's tokens nothing is kept that matters.
+    """
+    blocks, itemsize = dict(kept.blocks), _itemsize(inventory)
+    counted: set[object] = set(kept.inputs)
+    for entry in entries:
+        block = block_of(entry.path)
+        adapter, shape = entry.adapter, entry.shape
+        if adapter is not None and adapter.settings.rank:
+            blocks[block] = blocks.get(block, 0) + itemsize * adapter.settings.rank
+        if shape is None or shape.kind == "embedding" or not (adapter or entry.train):
+            continue
+        number = inventory.modules[entry.path].input
+        source = (_parent(entry.path), shape.in_features) if number is None else number
+        if source not in counted:
+            counted.add(source)
+            blocks[block] = blocks.get(block, 0) + itemsize * shape.in_features
+    return blocks
+
+
+def _guessed(inventory: Inventory) -> Kept:
+    """Estimate what autograd keeps where the model could not be run, from its structure alone.
 
     A block's Linear-like layers give what attention and activation functions keep: the outputs of all but the last of a
     parent, whose own output goes to the residual and whose input stands for what the function before it keeps. A norm
-    keeps its input, an adapter its input, once for all that read the same, and A·x. The loss keeps the softmax.
+    keeps its input. What enters a block is as wide as the input of its first layer.
     """
-    total = 0
-    for siblings in _siblings(inventory).values():
-        *inner, last = siblings
-        total += itemsize * sum(module.shape.out_features for module in inner if module.shape)
-        total += itemsize * (last.shape.in_features if last.shape and inner else 0)
-    for module in inventory.modules.values():
+    blocks: dict[str, int] = {}
+    itemsize = _itemsize(inventory)
+    siblings = _siblings(inventory)
+    for parent, (*inner, last) in siblings.items():
+        size = itemsize * sum(module.shape.out_features for module in inner if module.shape)
+        size += itemsize * (last.shape.in_features if last.shape and inner else 0)
+        blocks[block_of(parent)] = blocks.get(block_of(parent), 0) + size
+    for path, module in inventory.modules.items():
         weight = module.weight
         if weight is not None and len(weight.shape) == 1 and "norm" in module.class_name.lower():
-            total += weight.numel * (FLOAT32 if "rms" in module.class_name.lower() else itemsize)
-    inputs = {(_parent(entry.path), entry.shape.in_features) for entry in entries if entry.adapter and entry.shape}
-    total += itemsize * sum(in_features for _, in_features in inputs)
-    total += itemsize * sum(entry.adapter.settings.rank or 0 for entry in entries if entry.adapter)
-    return total + FLOAT32 * _vocabulary(inventory)
+            size = weight.numel * (FLOAT32 if "rms" in module.class_name.lower() else itemsize)
+            blocks[block_of(path)] = blocks.get(block_of(path), 0) + size
+    return Kept(blocks, itemsize * sum(_widths(siblings).values()))
 
 
-def _loss_per_token(inventory: Inventory, itemsize: int) -> int:
-    """Return the bytes of the logits, their float32 copy and its gradient, which the loss needs for a moment."""
-    return (itemsize + 2 * FLOAT32) * _vocabulary(inventory)
-
-
-def _vocabulary(inventory: Inventory) -> int:
-    head = inventory.modules.get(inventory.output_path) if inventory.output_path else None
-    return head.shape.out_features if head and head.shape else 0
+def _widths(siblings: Mapping[str, Sequence[ModuleInfo]]) -> dict[str, int]:
+    """Return how wide the input of each block's first layer is."""
+    widths: dict[str, int] = {}
+    for parent, (first, *_) in siblings.items():
+        if (block := block_of(parent)) and first.shape:
+            widths.setdefault(block, first.shape.in_features)
+    return widths
 
 
 def _siblings(inventory: Inventory) -> dict[str, list[ModuleInfo]]:
@@ -68,6 +107,15 @@ def _siblings(inventory: Inventory) -> dict[str, list[ModuleInfo]]:
         if module.shape is not None and module.shape.is_linear and path != inventory.output_path:
             found.setdefault(_parent(path), []).append(module)
     return found
+
+
+def _vocabulary(inventory: Inventory) -> int:
+    head = inventory.modules.get(inventory.output_path) if inventory.output_path else None
+    return head.shape.out_features if head and head.shape else 0
+
+
+def _itemsize(inventory: Inventory) -> int:
+    return max((parameter.itemsize for parameter in inventory.unique_parameters()), default=2)
 
 
 def _parent(path: str) -> str:

@@ -10,14 +10,15 @@ from lorakit.errors import PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import RankMover
 from lorakit.language.spec import PluginCall
-from lorakit.planning.entries import with_settings
+from lorakit.planning.entries import with_settings, with_shared
 from lorakit.planning.plan import Plan, PlanEntry, Settings
 
 
 def moved(plan: Plan, seen: Mapping[tuple[str, str], Any], plugins: Plugins) -> Plan:
     """Return the plan with the ranks that its initializers give once they have seen (kind, path) inputs.
 
-    The update of a layer is scaled as before. Raises: PluginError if an initializer answers with other layers or ranks.
+    The update of a layer is scaled as before; figures are still those of the plan as it was.
+    Raises: PluginError if an initializer answers with other layers or ranks.
     """
     ranks: dict[str, int] = {}
     for call, entries in _movers(plan, plugins).items():
@@ -34,8 +35,8 @@ def moved(plan: Plan, seen: Mapping[tuple[str, str], Any], plugins: Plugins) -> 
         ranks |= answer
     if not ranks:
         return plan
-    made = (_with_rank(entry, ranks.get(entry.path), plan, plugins) for entry in plan.entries)
-    return replace(plan, entries=tuple(entry for entry in made if entry is not None))
+    made = (_with_rank(entry, ranks.get(entry.path), plugins) for entry in plan.entries)
+    return replace(plan, entries=with_shared([entry for entry in made if entry is not None]))
 
 
 def _movers(plan: Plan, plugins: Plugins) -> dict[PluginCall, list[PlanEntry]]:
@@ -47,15 +48,15 @@ def _movers(plan: Plan, plugins: Plugins) -> dict[PluginCall, list[PlanEntry]]:
     return found
 
 
-def _with_rank(entry: PlanEntry, rank: int | None, plan: Plan, plugins: Plugins) -> PlanEntry | None:
+def _with_rank(entry: PlanEntry, rank: int | None, plugins: Plugins) -> PlanEntry | None:
     """Return an entry with another rank; without an adapter for rank 0, and None if nothing is left of it then."""
     if rank is None or entry.adapter is None or rank == entry.adapter.settings.rank:
         return entry
     if rank == 0:
-        bare = replace(entry, adapter=None, bytes=replace(entry.bytes, adapter=0, gradient=0, optimizer=0))
+        bare = replace(entry, adapter=None)
         return bare if bare.quant else None
     settings = settings_at(entry.adapter.settings, rank)
-    return with_settings(entry, settings, plugins, plugins.optimizer(plan.optimizer.call))
+    return with_settings(entry, settings, plugins)
 
 
 def settings_at(settings: Settings, rank: int) -> Settings:

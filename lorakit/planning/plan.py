@@ -10,6 +10,7 @@ from typing import Any
 
 from lorakit.errors import PlanError
 from lorakit.language.spec import PluginCall
+from lorakit.language.words import choices
 from lorakit.planning import codec
 from lorakit.planning.migration import migrated
 from lorakit.values import LayerShape
@@ -51,7 +52,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         # a plan may come from a file that anyone wrote
-        _one_of("scaling", self.scaling, (None, "standard", "rslora"))
+        _one_of("scaling", self.scaling, (None, *choices("scaling")))
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank must be 1 or more, not {self.rank}")
         if self.alpha is not None and not math.isfinite(self.alpha):
@@ -117,7 +118,7 @@ class AdapterPlan:
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, tuple(DTYPES.values()))
-        _one_of("bias", self.bias, ("none", "adapter"))
+        _one_of("bias", self.bias, choices("bias"))
 
     @property
     def own(self) -> tuple[ParameterPlan, ...]:
@@ -197,7 +198,10 @@ class OptimizerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The forecast for one training step in bytes; `activations` is an estimate for batch × tokens."""
+    """The forecast for one training step in bytes; `activations` is an estimate for batch × tokens.
+
+    With `recompute` the backward pass computes each block again from its inputs (gradient checkpointing).
+    """
 
     weights_before: int
     weights: int
@@ -208,6 +212,12 @@ class Memory:
     workspace: int
     batch: int
     tokens: int
+    recompute: bool = False
+
+    @classmethod
+    def of_step(cls, batch: int, tokens: int, recompute: bool) -> Memory:
+        """Return the forecast of a step before anything is counted."""
+        return cls(0, 0, 0, 0, 0, 0, 0, batch, tokens, recompute)
 
     @property
     def peak(self) -> int:
@@ -216,7 +226,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A spec, decided for one model."""
+    """A spec, decided for one model; `groups` are the Linear-like layers, by path, that read one tensor each."""
 
     model_class: str
     model_parameters: int
@@ -227,6 +237,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     source: str = ""
     version: int = FORMAT_VERSION
+    groups: tuple[tuple[str, ...], ...] = ()
 
     @property
     def added(self) -> int:

@@ -191,7 +191,8 @@ def memory_rows(memory: Memory) -> Iterable[tuple[str, int, str]]:
     yield "adapters", memory.adapters, ""
     yield "gradients", memory.gradients, ""
     yield "optimizer state", memory.optimizer, ""
-    yield "activations", memory.activations, f"estimate for {memory.batch} × {memory.tokens} tokens, none recomputed"
+    policy = "blocks recomputed" if memory.recompute else "none recomputed"
+    yield "activations", memory.activations, f"estimate for {memory.batch} × {memory.tokens} tokens, {policy}"
     yield (
         "workspace",
         memory.workspace,

@@ -5,19 +5,17 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping
 
-from lorakit.language.diagnostics import Diagnostic, at
+from lorakit.diagnostics import Code, Diagnostic, at
+from lorakit.language.amounts import UNITS
+from lorakit.language.quantities import QUANTITIES
 from lorakit.language.spec import Expression, Number, Operation, Quantity, Spec
 from lorakit.planning.plan import Plan
 
-QUANTITIES: Mapping[str, Callable[[Plan], float]] = {
+# what the language lets a promise speak of, by the same names
+FIGURES: Mapping[str, Callable[[Plan], float]] = {
     "trainable": lambda plan: plan.trainable_share,
     "peak_memory": lambda plan: float(plan.memory.peak),
 }
-UNITS = {
-    "": 1, "%": 0.01, "B": 1,
-    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
-}  # fmt: skip
 ARITHMETIC: Mapping[str, Callable[[float, float], float]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
 }  # fmt: skip
@@ -32,13 +30,13 @@ def broken(spec: Spec, plan: Plan) -> Iterable[Diagnostic]:
         try:
             left, right = _value(require.left, plan), _value(require.right, plan)
         except ZeroDivisionError:
-            yield at("L105", "this promise divides by zero", require.span)
+            yield at(Code.PROMISE_BROKEN, "this promise divides by zero", require.span)
             continue
         if not COMPARISONS[require.comparison](left, right):
             names = sorted({*_names(require.left), *_names(require.right)})
-            figures = ", ".join(f"`{name}` is {_show(name, QUANTITIES[name](plan))}" for name in names)
+            figures = ", ".join(f"`{name}` is {_show(name, FIGURES[name](plan))}" for name in names)
             yield at(
-                "L105",
+                Code.PROMISE_BROKEN,
                 f"the plan breaks this promise: {figures}",
                 require.span,
                 notes=tuple(_costliest(names, plan)),
@@ -47,9 +45,9 @@ def broken(spec: Spec, plan: Plan) -> Iterable[Diagnostic]:
 
 def _value(expression: Expression, plan: Plan) -> float:
     if isinstance(expression, Number):
-        return expression.value * UNITS[expression.unit]
+        return expression.value * float(UNITS[expression.unit]) if expression.unit else expression.value
     if isinstance(expression, Quantity):
-        return QUANTITIES[expression.name](plan)
+        return FIGURES[expression.name](plan)
     return ARITHMETIC[expression.operator](_value(expression.left, plan), _value(expression.right, plan))
 
 
@@ -62,7 +60,7 @@ def _names(expression: Expression) -> Iterable[str]:
 
 
 def _show(name: str, value: float) -> str:
-    return f"{value:.3%}" if name == "trainable" else f"{value / 2**30:.2f}GiB"
+    return f"{value:.3%}" if QUANTITIES[name] == "%" else f"{value / 2**30:.2f}GiB"
 
 
 def _costliest(names: Iterable[str], plan: Plan) -> Iterable[str]:

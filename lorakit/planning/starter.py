@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from lorakit.dtypes import short_name
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
 from lorakit.language import parse
 from lorakit.language.format import format_text
 from lorakit.planning.inventory import Inventory
+from lorakit.planning.place import Place
 from lorakit.planning.planner import make_plan
-from lorakit.planning.report import SHORT, show_bytes
+from lorakit.planning.report import show_bytes
 
 # the usual advice of those who train: 16 for one domain, 64 for several
 RANKS = {"one": 16, "many": 64}
@@ -50,7 +52,7 @@ def starter_spec(inventory: Inventory, plugins: Plugins, domains: str = "one", r
 
 
 def _head(inventory: Inventory, roles: dict[str, frozenset[str]], reference: str) -> Iterable[str]:
-    dtypes = {SHORT.get(parameter.dtype, parameter.dtype) for parameter in inventory.unique_parameters()}
+    dtypes = {short_name(parameter.dtype) for parameter in inventory.unique_parameters()}
     yield (
         f"# {inventory.model_class}: {inventory.total_parameters:,} parameters, "
         f"{show_bytes(inventory.total_bytes)} in {', '.join(sorted(dtypes))}"
@@ -77,7 +79,7 @@ def _narrow(inventory: Inventory, paths: Iterable[str], rank: int) -> list[str]:
     for path in inventory.modules:
         shape = inventory.modules[path].shape
         if path in paths and shape is not None and shape.largest_rank < rank:
-            names[path.rpartition(".")[2]] = None
+            names[Place(path).leaf] = None
     return list(names)
 
 

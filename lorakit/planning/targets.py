@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from lorakit.hooks.protocols import Role
 from lorakit.language.spec import IndexRange, Target
-from lorakit.planning.inventory import Inventory, ModuleInfo
+
+if TYPE_CHECKING:
+    from lorakit.planning.inventory import Inventory, ModuleInfo
 
 ANY_NUMBER = object()
 Part: TypeAlias = "str | re.Pattern[str] | tuple[IndexRange, ...] | object"
@@ -91,6 +93,12 @@ def outermost_index(path: str) -> tuple[str, int] | None:
         if segment.isdigit():
             return ".".join(segments[:position]), int(segment)
     return None
+
+
+def block_of(path: str) -> str:
+    """Return the member of the outermost numbered container that a path is or lies in, or ''."""
+    position = outermost_index(path)
+    return f"{position[0]}.{position[1]}".lstrip(".") if position else ""
 
 
 def container_counts(paths: Iterable[str]) -> tuple[tuple[str, int], ...]:

@@ -1,4 +1,4 @@
-"""What every quantizer, initializer, optimizer, method and role must keep, as checks that a plugin's tests can run.
+"""What every quantizer, initializer, optimizer, method, role and kernel must keep, as checks for a plugin's tests.
 
     import pytest
     from lorakit.testing import quantizer_checks
@@ -15,6 +15,7 @@ distribution adds. CUDA is checked where there is one.
 
 from lorakit.testing.checks import Check, CheckError
 from lorakit.testing.initializers import check_initializer, initializer_checks
+from lorakit.testing.kernels import check_kernel, kernel_checks
 from lorakit.testing.methods import check_method, method_checks
 from lorakit.testing.optimizers import check_optimizer, optimizer_checks
 from lorakit.testing.quantizers import check_quantizer, quantizer_checks
@@ -24,11 +25,13 @@ __all__ = [
     "Check",
     "CheckError",
     "check_initializer",
+    "check_kernel",
     "check_method",
     "check_optimizer",
     "check_quantizer",
     "check_role",
     "initializer_checks",
+    "kernel_checks",
     "method_checks",
     "optimizer_checks",
     "quantizer_checks",

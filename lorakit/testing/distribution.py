@@ -10,6 +10,7 @@ from lorakit.hooks.options import options_of, supports_double
 from lorakit.testing.checks import Check
 from lorakit.testing.configured import options
 from lorakit.testing.initializers import initializer_checks
+from lorakit.testing.kernels import fits, kernel_checks
 from lorakit.testing.methods import method_checks
 from lorakit.testing.optimizers import optimizer_checks
 from lorakit.testing.quantizers import quantizer_checks
@@ -32,7 +33,22 @@ def checks_of_distribution(plugins: Plugins, origins: tuple[str, ...]) -> dict[s
         if added.origin in origins:
             for kind, by_name in added.plugins.items():
                 for name, item in by_name.items():
-                    found |= _checks(f"{kind} {name}", kind, item)
+                    if kind == "kernel":
+                        found |= _kernel_checks(f"{kind} {name}", item, plugins)
+                    else:
+                        found |= _checks(f"{kind} {name}", kind, item)
+    return found
+
+
+def _kernel_checks(title: str, kernel: Any, plugins: Plugins) -> dict[str, list[Check]]:
+    """Return the checks of a kernel on every quantizer that it fits."""
+    found = {}
+    for name, quantizer in plugins.quantizers.items():
+        for configured in ({}, {"double": True}) if supports_double(quantizer) else ({},):
+            if fits(kernel, subject_of(quantizer, "quantizer", configured)):
+                found[f"{title} on {name}{' double' * bool(configured)}"] = kernel_checks(
+                    kernel, quantizer, **configured
+                )
     return found
 
 

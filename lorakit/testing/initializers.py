@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import lorakit
 from lorakit.hooks.starting import StartContext
+from lorakit.language.printer import call_text
 from lorakit.planning.plan import Settings
 from lorakit.testing.checks import Check, CheckError, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
-from lorakit.testing.subjects import Subject, random_matrix, same_bits, subject_of
+from lorakit.testing.subjects import Subject, random_matrix, relative_error, same_bits, subject_of
 from lorakit.values import LayerShape
 
 # (outputs, inputs, rank): even, a wide one of odd rank, a single input, a single output, the full rank
@@ -39,6 +41,7 @@ def _start_checks(subject: Subject) -> Iterator[Check]:
     yield from variants_of(determinism, subject)
     yield from variants_of(flipped, subject)
     yield from variants_of(lookup, subject)
+    yield from variants_of(applied, subject, {"": (False,), "quantized": (True,)})
     yield from variants_of(weight_dtypes, subject, {"bf16": (torch.bfloat16,), "fp16": (torch.float16,)})
 
 
@@ -68,6 +71,29 @@ def start(subject: Subject, outputs: int, inputs: int, rank: int) -> None:
         "declare it on the class: `changes_start: ClassVar[bool] = True`, or `changes_base` where B·A is to be taken "
         "from the base weight",
     )
+
+
+def applied(subject: Subject, quantized: bool) -> None:
+    """On a model it leaves the base weight as it is, and the outputs too, unless the class says otherwise."""
+    model = nn.Sequential(nn.Linear(24, 16))
+    with torch.no_grad():
+        model[0].weight.copy_(random_matrix(16, 24))
+    layer, x = model[0], random_matrix(8, 24, seed=1)
+    held, plain = layer.weight.detach().clone(), model(x)
+    plugins = subject.plugins()
+    text = f"adapt 0 rank 4 alpha 8 dtype fp32 init {call_text(subject.call)} {'quant nf4' * quantized}"
+    spec = lorakit.parse(text, plugins=plugins)
+    adapted = lorakit.apply(spec, model, plugins=plugins, calibration=[x, random_matrix(8, 24, seed=2)])
+    expect(
+        same_bits(layer.weight, held), "the base weight was changed in place; the class says `changes_base` for that"
+    )
+    if quantized:
+        plain = adapted[0].base_layer(x)  # type: ignore[index, operator, union-attr]
+    says = [said for said in ("changes_start", "changes_base") if getattr(subject.plugin, said, False)]
+    if (says == ["changes_base"] and quantized) or "changes_start" in says:
+        return
+    error = relative_error(adapted(x), plain)
+    expect(error < 1e-4, f"a fresh adapter moves the outputs by {error:.2g} of their norm")
 
 
 def can_learn(subject: Subject, outputs: int, inputs: int, rank: int) -> None:

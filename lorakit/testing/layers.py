@@ -44,6 +44,19 @@ class Experts(nn.Module):
         return x @ (self.stack if self.is_transposed else self.stack.transpose(1, 2))
 
 
+def small_llama() -> nn.Module:
+    """Return a Llama of two layers in evaluation mode, its weights always the same."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        num_hidden_layers=2, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=32, max_position_embeddings=32,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval()
+
+
 def _conv1d() -> nn.Module:
     from transformers.pytorch_utils import Conv1D
 

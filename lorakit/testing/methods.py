@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import lorakit
-from lorakit.application.state import NamedAdapter, adapter_of
-from lorakit.language.printer import call_text
-from lorakit.language.spec import PluginCall
-from lorakit.planning.inventory import read_inventory
-from lorakit.planning.plan import ParameterPlan, PlanEntry, Settings
+from lorakit.planning.plan import Settings
+from lorakit.testing.cases import TOLERANCE, Case, fitting
 from lorakit.testing.checks import Check, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.layers import SAMPLES, Sample
+from lorakit.testing.method_models import model_checks
+from lorakit.testing.method_training import training_checks
 from lorakit.testing.subjects import Subject, on_devices, relative_error, same_bits, subject_of
-from lorakit.values import LayerShape
-
-RANK = 2
-TOLERANCE = 1e-4
 
 
 def method_checks(method_class: type, **options: Any) -> list[Check]:
@@ -45,14 +37,14 @@ def check_method(method_class: type, **options: Any) -> None:
 
 def _adapter_checks(subject: Subject) -> Iterator[Check]:
     yield from variants_of(kinds, subject)
-    fitting = _fitting(subject)
-    each = {kind: (sample,) for kind, sample in fitting.items()}
+    known = fitting(subject)
+    each = {kind: (sample,) for kind, sample in known.items()}
     anywhere = on_devices(each)
-    linear = {kind: (sample,) for kind, sample in fitting.items() if kind.startswith("linear")}
+    linear = {kind: (sample,) for kind, sample in known.items() if kind.startswith("linear")}
     if not each:
         return
     dtypes = {
-        f"{kind}-{dtype}": (sample, dtype) for kind, sample in fitting.items() for dtype in ("fp32", "bf16", "fp16")
+        f"{kind}-{dtype}": (sample, dtype) for kind, sample in known.items() for dtype in ("fp32", "bf16", "fp16")
     }
     yield from variants_of(parameters, subject, dtypes)
     yield from variants_of(start, subject, anywhere)
@@ -65,6 +57,9 @@ def _adapter_checks(subject: Subject) -> Iterator[Check]:
     if linear:
         yield from variants_of(batches, subject, linear)
         yield from variants_of(quantized_base, subject, on_devices(linear))
+    yield from training_checks(subject, each)
+    if linear:
+        yield from model_checks(subject, each, linear)
 
 
 def kinds(subject: Subject) -> None:
@@ -76,12 +71,12 @@ def kinds(subject: Subject) -> None:
         f"`clauses` is {clauses!r}; write `clauses: ClassVar[frozenset[str]] = frozenset(…)` with any of "
         f"{', '.join(sorted(known))}",
     )
-    expect(bool(_fitting(subject)), f"`parameters` names no parameter for any of {', '.join(SAMPLES)}")
+    expect(bool(fitting(subject)), f"`parameters` names no parameter for any of {', '.join(SAMPLES)}")
 
 
 def parameters(subject: Subject, sample: Sample, dtype: str) -> None:
     """The adapter holds the parameters that `parameters` promised, in the planned dtype, around its layer."""
-    case = _Case(subject, sample, dtype)
+    case = Case(subject, sample, dtype)
     promised = case.shapes
     own = case.own
     found = {name: tuple(parameter.shape) for name, parameter in own.items()}
@@ -101,8 +96,8 @@ def parameters(subject: Subject, sample: Sample, dtype: str) -> None:
 
 
 def start(subject: Subject, sample: Sample, device: str) -> None:
-    """A fresh adapter with B = 0 changes nothing, in training and in evaluation mode."""
-    case = _Case(subject, sample, "fp32", device)
+    """A fresh adapter changes nothing, in training and in evaluation mode."""
+    case = Case(subject, sample, "fp32", device)
     x = sample.inputs(3).to(device)
     exact = sample.model().to(device)(x)
     for mode in (True, False):
@@ -111,15 +106,16 @@ def start(subject: Subject, sample: Sample, device: str) -> None:
 
 
 def gradients(subject: Subject, sample: Sample, device: str) -> None:
-    """A fresh adapter can learn, later all that trains of it gets a gradient, and the base layer never does."""
-    case = _Case(subject, sample, "fp32", device)
+    """A fresh adapter can learn, later every parameter that trains gets a gradient, and the base layer never does."""
+    case = Case(subject, sample, "fp32", device)
     x = sample.inputs(3).to(device)
     case.model.train()
     for fresh in (True, False):
         case.model.zero_grad()
         case.model(x).square().sum().backward()
-        still = [name for name, p in case.trained.items() if p.grad is None or not p.grad.any()]
-        expect(len(still) < len(case.trained), "no parameter of a fresh adapter gets a gradient: it would never learn")
+        trained = {name: parameter for name, parameter in case.own.items() if parameter.requires_grad}
+        still = [name for name, parameter in trained.items() if parameter.grad is None or not parameter.grad.any()]
+        expect(len(still) < len(trained), "no parameter of a fresh adapter gets a gradient: it would never learn")
         lost = [name for name, p in case.own.items() if p.grad is not None and not p.grad.isfinite().all()]
         expect(not lost, f"the gradient of {', '.join(lost)} is not finite")
         expect(fresh or not still, f"{', '.join(still)} got no gradient although the adapter is not fresh any more")
@@ -130,7 +126,7 @@ def gradients(subject: Subject, sample: Sample, device: str) -> None:
 
 def merged(subject: Subject, sample: Sample, device: str) -> None:
     """The merged layer computes what the adapter does; a method that cannot be merged has no `exact_weight`."""
-    case = _Case(subject, sample, "fp32", device)
+    case = Case(subject, sample, "fp32", device)
     if not sample.is_parameter and not hasattr(case.adapter, "exact_weight"):
         return
     case.randomize()
@@ -145,7 +141,7 @@ def merged(subject: Subject, sample: Sample, device: str) -> None:
 
 def strength(subject: Subject, sample: Sample) -> None:
     """The adapter's attribute `strength` puts it out of use at 0.0, weights its change, and gives each row its own."""
-    case = _Case(subject, sample, "fp32")
+    case = Case(subject, sample, "fp32")
     adapter = case.adapter
     at_first: Any = getattr(adapter, "strength", None)
     expect(
@@ -174,7 +170,7 @@ def strength(subject: Subject, sample: Sample) -> None:
 
 def file_names(subject: Subject, sample: Sample) -> None:
     """Every parameter has a name in files, no two alike, so that a file holds them all."""
-    names = [one.file_name for one in _Case(subject, sample, "fp32").table]
+    names = [one.file_name for one in Case(subject, sample, "fp32").table]
     expect(len(set(names)) == len(names), f"the table gives one `file_name` twice: {', '.join(names)}")
     bad = [name for name in names if not isinstance(name, str) or not name.strip(".")]
     expect(not bad, f"the table holds the file names {bad}, which are no names")
@@ -182,7 +178,7 @@ def file_names(subject: Subject, sample: Sample) -> None:
 
 def saved(subject: Subject, sample: Sample) -> None:
     """A saved adapter, loaded on a fresh model, gives the same bits."""
-    case = _Case(subject, sample, "fp32")
+    case = Case(subject, sample, "fp32")
     case.randomize()
     x = sample.inputs(3)
     wanted = case.model.eval()(x)
@@ -195,16 +191,16 @@ def saved(subject: Subject, sample: Sample) -> None:
 def determinism(subject: Subject, sample: Sample) -> None:
     """The same seed gives the same adapter, whatever the global random generators were seeded with."""
     torch.manual_seed(1)
-    first = _Case(subject, sample, "fp32")
+    first = Case(subject, sample, "fp32")
     torch.manual_seed(2)
-    second = _Case(subject, sample, "fp32")
+    second = Case(subject, sample, "fp32")
     differing = [name for name, parameter in first.own.items() if not same_bits(parameter, second.own[name])]
     expect(not differing, f"{', '.join(differing)} start with other values the second time")
 
 
 def batches(subject: Subject, sample: Sample) -> None:
     """An adapter around a Linear takes inputs of any batch shape."""
-    case = _Case(subject, sample, "fp32")
+    case = Case(subject, sample, "fp32")
     for batch in ((), (2,), (2, 3), (0,)):
         y = case.model(torch.ones(*batch, case.shape.in_features))
         wanted = (*batch, case.shape.out_features)
@@ -213,113 +209,15 @@ def batches(subject: Subject, sample: Sample) -> None:
 
 def quantized_base(subject: Subject, sample: Sample, device: str) -> None:
     """A quantized base layer is adapted like a plain one: no change at the start, gradients, and it merges."""
-    case = _Case(subject, sample, "fp32", device, quant="quant nf4")
+    case = Case(subject, sample, "fp32", device, clauses="quant nf4")
     x = sample.inputs(3).to(device)
     error = relative_error(case.model(x), case.adapter.get_submodule("base_layer")(x))
     expect(error < TOLERANCE, f"a fresh adapter on a quantized layer moves the outputs by {error:.2g} of their norm")
     case.randomize()
     before = case.model.eval()(x)
     before.square().sum().backward()
-    still = [name for name, parameter in case.trained.items() if parameter.grad is None]
+    still = [name for name, parameter in case.own.items() if parameter.requires_grad and parameter.grad is None]
     expect(not still, f"on a quantized layer {', '.join(still)} got no gradient")
     if hasattr(case.adapter, "exact_weight"):
         error = relative_error(lorakit.merge(case.model)(x), before)
         expect(error < TOLERANCE, f"merging with a quantized layer moved the outputs by {error:.2g} of their norm")
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A sample model, adapted by the method under test."""
-
-    subject: Subject
-    sample: Sample
-    dtype: str
-    device: str = "cpu"
-    quant: str = ""
-
-    @functools.cached_property
-    def plugins(self) -> Any:
-        return self.subject.plugins()
-
-    @functools.cached_property
-    def model(self) -> nn.Module:
-        rank = f"rank {RANK}" if "rank" in self.subject.plugin.clauses else ""
-        method = call_text(self.subject.call)
-        text = f"adapt {self.sample.path} {rank} dtype {self.dtype} method {method} {self.quant}"
-        spec = lorakit.parse(text, plugins=self.plugins)
-        return lorakit.apply(spec, self.sample.model().to(self.device), plugins=self.plugins)
-
-    @functools.cached_property
-    def layer(self) -> Any:
-        """The layer that was given to the method, as the adapter holds it."""
-        return dict(self.model.named_modules()).get("layer.base_layer")
-
-    @property
-    def named(self) -> NamedAdapter:
-        return adapter_of(self.model)
-
-    @property
-    def entry(self) -> PlanEntry:
-        return self.named.plan.entries[0]
-
-    @property
-    def shape(self) -> LayerShape:
-        assert self.entry.shape is not None
-        return self.entry.shape
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {one.name: one.shape for one in self.table}
-
-    @property
-    def table(self) -> tuple[ParameterPlan, ...]:
-        assert self.entry.adapter is not None
-        return self.entry.adapter.parameters
-
-    @functools.cached_property
-    def adapter(self) -> nn.Module:
-        return self.named.modules[self.entry.path]
-
-    @functools.cached_property
-    def own(self) -> dict[str, nn.Parameter]:
-        """The parameters that the method added, by name."""
-        return {n: p for n, p in self.adapter.named_parameters() if not n.startswith("base_layer.")}
-
-    @property
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Those of its own that train."""
-        return {one.name: self.own[one.name] for one in self.table if one.trains}
-
-    def randomize(self) -> None:
-        """Move every parameter of the adapter, as training would."""
-        generator = torch.Generator().manual_seed(9)
-        with torch.no_grad():
-            for parameter in self.own.values():
-                noise: Tensor = 0.2 * torch.randn(parameter.shape, generator=generator)
-                parameter.add_(noise.to(parameter.device, parameter.dtype))
-
-
-def _fitting(subject: Subject) -> dict[str, Sample]:
-    """Return the samples for which the method names parameters."""
-    fitting = {}
-    for kind, sample in SAMPLES.items():
-        with torch.device("meta"):
-            inventory = read_inventory(nn.Sequential(sample.model()), subject.plugins())
-        shape = inventory.modules[f"0.{sample.path}"].shape
-        try:
-            promised = _promised(subject, shape) if shape is not None else ()
-        except ValueError:
-            promised = ()
-        except Exception:
-            # the check of this kind says so
-            promised = (None,)
-        if promised:
-            fitting[kind] = sample
-    return fitting
-
-
-def _promised(subject: Subject, shape: LayerShape) -> Sequence[Any]:
-    clauses = subject.plugin.clauses
-    given = {"rank": RANK, "alpha": float(RANK), "init": PluginCall("gaussian")}
-    settings = Settings(**{name: value for name, value in given.items() if name in clauses})  # type: ignore[arg-type]
-    return tuple(subject.make().parameters(shape, settings))

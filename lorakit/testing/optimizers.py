@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,19 +12,18 @@ from torch import Tensor, nn
 
 from lorakit.testing.checks import Check, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
+from lorakit.testing.optimizer_runs import run_checks
 from lorakit.testing.subjects import Subject, on_devices, same_bits, subject_of
 
 STEPS = 20
-# vectors of a few values and of many, since small ones may be stored otherwise
-LENGTHS = (1, 63, 4095, 4096, 10_000)
-# an optimizer may count its steps in a tensor
-COUNTER_BYTES = 16
+# tensors of a few values and of many, since small ones may be stored otherwise
+SHAPES = ((1,), (63,), (4095,), (4096,), (10_000,), (5, 7), (64, 80), (3, 40, 50))
 
 
 def optimizer_checks(optimizer_class: type, **options: Any) -> list[Check]:
     """Return every check of an optimizer, configured with these options; each has an `id` and is called."""
     subject = subject_of(optimizer_class, "optimizer", options)
-    return [*configured_checks(subject), *_step_checks(subject)]
+    return [*configured_checks(subject), *_step_checks(subject), *run_checks(subject)]
 
 
 def check_optimizer(optimizer_class: type, **options: Any) -> None:
@@ -41,7 +40,10 @@ def _step_checks(subject: Subject) -> Iterator[Check]:
     yield from variants_of(learning_rates, subject, everywhere)
     yield from variants_of(without_gradient, subject, everywhere)
     yield from variants_of(resumes, subject, everywhere)
-    yield from variants_of(state_bytes, subject, {str(length): (length,) for length in LENGTHS})
+    kept = {
+        f"{'x'.join(map(str, shape))}-{dtype}": (shape, dtype) for shape in SHAPES for dtype in ("float32", "bfloat16")
+    }
+    yield from variants_of(state, subject, kept)
 
 
 def default_lr(subject: Subject) -> None:
@@ -119,19 +121,21 @@ def resumes(subject: Subject, device: str) -> None:
     )
 
 
-def state_bytes(subject: Subject, length: int) -> None:
-    """`state_bytes` is what the state of a tensor takes in memory, so that the plan's forecast holds."""
-    parameter = nn.Parameter(torch.zeros(length))
+def state(subject: Subject, shape: tuple[int, ...], dtype: str) -> None:
+    """`state` names the tensors that a step keeps for a parameter, by shape and dtype, so that the forecast holds."""
+    parameter = nn.Parameter(torch.zeros(shape, dtype=getattr(torch, dtype)))
     optimizer = _built(subject, [([parameter], subject.plugin.default_lr, False)])
     _step(optimizer, [parameter])
-    tensors = {value.data_ptr(): value for value in optimizer.state[parameter].values() if isinstance(value, Tensor)}
-    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values() if tensor.numel() > 0)
-    declared = subject.make().state_bytes(length, parameter.element_size())
-    expect(isinstance(declared, int), f"`state_bytes` returned {declared!r}, which is no whole number")
+    held = {
+        name: (tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for name, value in optimizer.state[parameter].items()
+        if isinstance(value, Tensor)
+    }
+    declared = subject.make().state(shape, dtype)
+    expect(isinstance(declared, Mapping), f"`state` returned {declared!r}, which is no mapping")
     expect(
-        abs(declared - held) <= COUNTER_BYTES,
-        f"`state_bytes({length}, {parameter.element_size()})` is {declared}, and the state of a float32 vector of "
-        f"{length} takes {held} bytes",
+        dict(declared) == held,
+        f"`state({shape}, {dtype!r})` is {dict(declared)}, and after a step the state holds {held}",
     )
 
 

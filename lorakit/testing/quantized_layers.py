@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorakit.layers.quantized_linear import QuantizedLinear
+from lorakit.plugins import default_plugins
 from lorakit.testing.checks import Check, expect, variants_of
 from lorakit.testing.subjects import DTYPES, Subject, on_devices, random_matrix, relative_error, same_bits
+from lorakit.values import LowRank
 
 OUT_FEATURES, IN_FEATURES = 48, 64
 BATCHES = ((64,), (2, 64), (2, 3, 64), (0, 64))
@@ -32,6 +35,7 @@ def layer_checks(subject: Subject) -> Iterator[Check]:
     yield from variants_of(no_outputs, subject, everywhere)
     yield from variants_of(input_gradient, subject, on_devices({name: (dtype,) for name, dtype in DTYPES.items()}))
     yield from variants_of(autocast, subject, everywhere)
+    yield from variants_of(adapters, subject, on_devices({name: (dtype,) for name, dtype in DTYPES.items()}))
     yield from variants_of(forward_stores_nothing, subject, everywhere)
     yield from variants_of(state_dict, subject, everywhere)
     yield from variants_of(files, subject)
@@ -57,7 +61,8 @@ def no_outputs(subject: Subject, device: str) -> None:
     """A layer without outputs, a weight of 0 × 64, gives an empty answer."""
     quantizer = subject.make()
     weight = torch.zeros(0, IN_FEATURES, device=device)
-    y = QuantizedLinear(quantizer.quantize(weight), quantizer, None)(_inputs((2, IN_FEATURES), torch.float32, device))
+    layer = QuantizedLinear(quantizer.quantize(weight), quantizer, None, _kernels(subject))
+    y = layer(_inputs((2, IN_FEATURES), torch.float32, device))
     expect(tuple(y.shape) == (2, 0), f"the outputs are {tuple(y.shape)}; expected (2, 0)")
 
 
@@ -85,6 +90,26 @@ def autocast(subject: Subject, device: str) -> None:
     expect(y.dtype == torch.bfloat16, f"under autocast to bfloat16 the outputs are {y.dtype}")
     y.float().sum().backward()
     expect(x.grad is not None and x.grad.dtype == torch.float32, "under autocast the float32 inputs got no gradient")
+
+
+def adapters(subject: Subject, dtype: torch.dtype, device: str) -> None:
+    """What adapters add is scaling · B · A · x, of float32 matrices too, and their gradients are those of this sum."""
+    layer, x = _layer(subject, dtype, device), _inputs((4, 3, IN_FEATURES), dtype, device)
+    lora_A = random_matrix(4, IN_FEATURES, torch.float32, device, seed=5).requires_grad_()
+    lora_B = random_matrix(OUT_FEATURES, 4, torch.float32, device, seed=6).requires_grad_()
+    y = layer(x, (LowRank(lora_A, lora_B, 2.0, 0.0),))
+    exact = layer(x).double() + 2 * x.double() @ lora_A.double().T @ lora_B.double().T
+    error = relative_error(y, exact)
+    expect(y.dtype == dtype, f"with adapters the outputs are {y.dtype} for inputs of {dtype}")
+    expect(error < TOLERANCE, f"with adapters the outputs are off by {error:.3f}")
+    gradient = _inputs(tuple(y.shape), dtype, device, seed=4)
+    y.backward(gradient)
+    wanted = torch.autograd.grad(exact, (lora_A, lora_B), gradient.double())
+    for name, matrix, right in zip("AB", (lora_A, lora_B), wanted, strict=True):
+        expect(matrix.grad is not None, f"{name} of the adapter got no gradient")
+        assert matrix.grad is not None
+        error = relative_error(matrix.grad, right)
+        expect(error < TOLERANCE, f"the gradient of {name} is off by {error:.3f}")
 
 
 def forward_stores_nothing(subject: Subject, device: str) -> None:
@@ -150,9 +175,13 @@ def _layer(subject: Subject, dtype: torch.dtype, device: str, *, bias: bool = Tr
     quantizer = subject.make()
     weight = random_matrix(OUT_FEATURES, IN_FEATURES, dtype, device, seed)
     offset = random_matrix(1, OUT_FEATURES, dtype, device, seed=8)[0] if bias else None
-    layer = QuantizedLinear(quantizer.quantize(weight), quantizer, offset)
+    layer = QuantizedLinear(quantizer.quantize(weight), quantizer, offset, _kernels(subject))
     assert isinstance(layer, nn.Module)
     return layer
+
+
+def _kernels(subject: Subject) -> tuple[Any, ...]:
+    return default_plugins().kernels if subject.kernels is None else subject.kernels
 
 
 def _inputs(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int = 3) -> Tensor:

@@ -15,6 +15,7 @@ from lorakit.hooks.protocols import CalibratedQuantizer
 from lorakit.testing.checks import Check, CheckError, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.quantized_layers import layer_checks
+from lorakit.testing.quantizer_storage import storage_checks
 from lorakit.testing.subjects import (
     DTYPES,
     Subject,
@@ -40,7 +41,8 @@ def quantizer_checks(quantizer_class: type, **options: Any) -> list[Check]:
     `@pytest.mark.parametrize("check", quantizer_checks(Mine), ids=str)`.
     """
     subject = subject_of(quantizer_class, "quantizer", options)
-    return [*configured_checks(subject), *_stored_checks(subject), *layer_checks(subject), *_calibrated(subject)]
+    found = (_stored_checks, storage_checks, layer_checks, _calibrated)
+    return [*configured_checks(subject), *(check for checks in found for check in checks(subject))]
 
 
 def check_quantizer(quantizer_class: type, **options: Any) -> None:
@@ -86,7 +88,8 @@ def sizes_and_dtypes(subject: Subject, shape: tuple[int, int], dtype: torch.dtyp
     for name, tensor in quantized.tensors.items():
         expect(isinstance(tensor, Tensor), f"tensors[{name!r}] is a {type(tensor).__name__}, not a tensor")
         expect(type(tensor) is Tensor, f"tensors[{name!r}] is a {type(tensor).__name__}; files hold plain tensors")
-        expect(name.isidentifier(), f"{name!r} in tensors is no identifier, and becomes the name of a buffer")
+        expect(name.isidentifier(), f"{name!r} in tensors is no identifier, and becomes the name of a parameter")
+        expect(tensor.ndim > 0, f"tensors[{name!r}] has no dimension, and cannot be sharded; store it as (1,)")
         expect(tensor.device == weight.device, f"tensors[{name!r}] is on {tensor.device}, the weight on {device}")
         expect(not tensor.requires_grad, f"tensors[{name!r}] requires a gradient; a stored weight is frozen")
     back = quantizer.dequantize(quantized)

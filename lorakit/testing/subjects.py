@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +25,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Subject:
-    """A plugin class of one kind, such as `quantizer`, and the options that it is tested with."""
+    """A plugin class of one kind, such as `quantizer`, and the options that it is tested with.
+
+    `kernels` are those that layers of a quantizer ask; None for all that are installed.
+    """
 
     plugin: Any
     kind: str
     options: Mapping[str, Any]
+    kernels: tuple[Any, ...] | None = None
 
     @property
     def call(self) -> PluginCall:
@@ -46,14 +51,24 @@ class Subject:
                 f"did not make one: {error}"
             ) from error
 
-    def plugins(self) -> Plugins:
-        """Return the built-ins and this plugin, whatever else is installed."""
+    def plugins(self, *beside: Any) -> Plugins:
+        """Return the built-ins, this plugin and others of its kind, whatever else is installed."""
         registry = f"lorakit_{self.kind}s"
         own = [item for module in builtin.plugins().values() for item in getattr(module, registry, tuple)()]
-        if self.plugin in own:
+        tested = [item for item in (self.plugin, *(one for one in beside if one is not self.plugin)) if item not in own]
+        if not tested:
             return load_plugins()
-        module = types.SimpleNamespace(**{registry: hookimpl(_answer(self.plugin))})
+        module = types.SimpleNamespace(**{registry: hookimpl(lambda: tested)}, **self._kernels())
         return load_plugins(modules={"the plugin under test": module})
+
+    def _kernels(self) -> dict[str, Any]:
+        """Return the hook that adds kernels, where the plugin's module or package has one: they belong together."""
+        if self.kind != "quantizer":
+            return {}
+        name = self.plugin.__module__
+        places = [sys.modules[place] for place in (name, name.partition(".")[0]) if place in sys.modules]
+        found = [place.lorakit_kernels for place in places if hasattr(place, "lorakit_kernels")]
+        return {"lorakit_kernels": found[0]} if found else {}
 
 
 def subject_of(plugin: Any, kind: str, options: Mapping[str, Any]) -> Subject:
@@ -109,7 +124,3 @@ def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
     found, exact = found.detach().double(), exact.detach().double()
     error, norm = (found - exact).norm(), exact.norm()
     return float(error / norm) if norm else float(error)
-
-
-def _answer(plugin: Any) -> Callable[[], list[Any]]:
-    return lambda: [plugin]

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from lorakit.application.batches import moved
 from lorakit.application.optimizer import build_optimizer, keeps_lr
 from lorakit.application.state import state_of
 from lorakit.artifacts.adapter_folder import WEIGHTS, write_adapter_files
 from lorakit.artifacts.folders import new_folder
 from lorakit.artifacts.loading import restore_tensors
-from lorakit.builtin.factory_models import named_object
 from lorakit.errors import DataError
+from lorakit.named_objects import named_object
 from lorakit.trainers.display import Display
 from lorakit.trainers.modes import to_evaluation, to_training
 from lorakit.trainers.settings import Outcome, Settings
@@ -116,7 +117,7 @@ class PairsTask:
     def _loss(self, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
         device = next(model.parameters()).device
         try:
-            return self._loss_of(model(_moved(inputs, device)), _moved(targets, device))
+            return self._loss_of(model(moved(inputs, device)), moved(targets, device))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise DataError(f"a batch does not fit the model or the loss: {error}") from error
 
@@ -167,10 +168,6 @@ def _schedule(done: int, settings: Settings, falls: bool) -> float:
 
 def _due(done: int, every: int, settings: Settings) -> bool:
     return bool(every) and done % every == 0 and done < settings.steps
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path, step: int) -> None:

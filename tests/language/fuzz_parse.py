@@ -64,10 +64,10 @@ def seeds() -> list[bytes]:
     """Return the inputs to begin with."""
     from language_helpers import EXAMPLE
 
-    from lorakit.language.catalogue import PAGES
+    from lorakit.language.catalogue import pages
 
     texts = [path.read_text("utf-8") for path in (ROOT / "examples").glob("*.lora")]
-    texts += [text for page in PAGES.values() for text in (page.wrong, page.right)]
+    texts += [text for page in pages().values() for text in (page.wrong, page.right)]
     return [text.encode() for text in (EXAMPLE, *texts)]
 
 

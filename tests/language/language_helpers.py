@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,17 +12,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from lorakit.errors import SpecError
 from lorakit.hooks import LayerShape, Plugins, QuantizedWeight, StartContext, hookimpl
 from lorakit.language.analysis import Analysis, analyse
-from lorakit.language.diagnostics import render
 from lorakit.language.format import format_text
 from lorakit.language.printer import to_text
-from lorakit.language.render import render_github, render_json
+from lorakit.language.render import render_github, render_json, render_text
 from lorakit.language.spec import Adapt, Spec
 from lorakit.plugins import load_plugins
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lorakit.planning.plan import PlanEntry
+    from lorakit.planning.plan import ParameterPlan, PlanEntry, Settings
 
 EXAMPLE = """\
 let r = 16
@@ -35,6 +35,7 @@ adapt @attention {
 adapt layers[0..7].@mlp rank r/2 quant nf4 double
 quantize @linear nf4 double            # everything else that is linear
 optimizer adamw(betas=(0.9, 0.999), weight_decay=0) lr 2e-4 paged
+step batch 2 tokens 2048 compute bf16
 require trainable < 1%
 require peak_memory <= 24GiB"""
 
@@ -94,15 +95,18 @@ class Rankless:
     """A method without matrices of a rank."""
 
     name: ClassVar[str] = "rankless"
-    needs_rank: ClassVar[bool] = False
+    clauses: ClassVar[frozenset[str]] = frozenset({"dropout"})
 
-    def parameter_shapes(self, layer: LayerShape, rank: int | None) -> dict[str, tuple[int, ...]]:
-        return {}
+    def parameters(self, layer: LayerShape, settings: Settings) -> tuple[ParameterPlan, ...]:
+        return ()
 
-    def file_names(self, layer: LayerShape) -> dict[str, str]:
-        return {}
+    def start(self, parameters: Mapping[str, Tensor], context: StartContext) -> None:
+        """There is nothing to start."""
 
-    def adapt(self, layer: nn.Module, entry: PlanEntry) -> None:
+    def adapt(self, layer: nn.Module, entry: PlanEntry, parameters: Mapping[str, nn.Parameter]) -> None:
+        return None
+
+    def peft(self, entries: Sequence[PlanEntry]) -> None:
         return None
 
 
@@ -170,7 +174,7 @@ def survive(data: str | bytes) -> None:
         assert 1 <= found.column <= len(lines[found.line - 1]) + 1
         assert found.end_column <= len(lines[found.end_line - 1]) + 1
         assert (found.line, found.column) <= (found.end_line, found.end_column)
-    render(analysis.diagnostics, analysis.sources)
+    render_text(analysis.diagnostics, analysis.sources)
     render_json(analysis.diagnostics)
     render_github(analysis.diagnostics)
     text = data.decode(errors="replace") if isinstance(data, bytes) else data

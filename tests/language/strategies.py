@@ -22,6 +22,7 @@ from lorakit.language.spec import (
     Require,
     Segment,
     Spec,
+    Step,
     Target,
     Train,
 )
@@ -118,6 +119,8 @@ OPTIMIZERS = st.builds(
     st.none() | POSITIVE,
     st.booleans(),
 )
+COUNTS = st.none() | st.integers(1, 10**9)
+STEPS = st.builds(Step, COUNTS, COUNTS, st.sampled_from([None, "bf16", "fp16", "fp32"]))
 SHARES = st.recursive(
     st.one_of(
         st.just(Quantity("trainable")),
@@ -137,6 +140,7 @@ SPECS = st.builds(
     Spec,
     st.lists(RULES, max_size=4).map(tuple),
     st.none() | OPTIMIZERS,
+    st.none() | STEPS,
     st.lists(REQUIRES, max_size=2).map(tuple),
     st.lists(st.sampled_from([("lark", None), ("lark", "1.0")]), max_size=1).map(tuple),
 )
@@ -191,5 +195,5 @@ def _statement(draw: Callable[[Any], Any], words: Sequence[Word], text: str, ope
 def _gap(draw: Callable[[Any], Any], before: Word, word: Word, depth: int, text: str, plain: bool) -> str:
     if before.type == "_COMMA" or depth:
         return str(draw(_FREE if plain else _FREE_COMMENTS))
-    apart = text[before.end_pos : word.start_pos] != "" and "COMPARISON" not in (before.type, word.type)
+    apart = text[before.end : word.start] != "" and "COMPARISON" not in (before.type, word.type)
     return str(draw(_SOME if apart else _BLANKS))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.language.catalogue import PAGES
+from lorakit.diagnostics import Code
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,7 +108,7 @@ def test_explain() -> None:
     code, out, err = lorakit("explain", "l035")
     assert (code, err) == (0, "") and out.startswith("# L035: `init zeros` does not exist\n")
     code, out, _ = lorakit("explain")
-    assert code == 0 and len(out.splitlines()) == len(PAGES)
+    assert code == 0 and len(out.splitlines()) == len(Code)
     code, _, err = lorakit("explain", "L42")
     assert code == 2 and err == "error: there is no code `L42`; did you mean L042?\n"
     assert lorakit("explain", "nonsense")[2].endswith("`lorakit explain` lists all codes\n")

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from language_helpers import codes, look, only, plugins, read, rule
 
+from lorakit.diagnostics import Span
 from lorakit.errors import SpecError
 from lorakit.language import parse
 from lorakit.language.analysis import Analysis, analyse
 from lorakit.language.settings import variables_of
-from lorakit.language.spec import Span, Spec, Target
+from lorakit.language.spec import Spec, Target
 
 
 def write(folder: Path, files: dict[str, str | bytes]) -> Path:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from language_helpers import EXAMPLE, codes, look, survive
 
-from lorakit.language.diagnostics import render
+from lorakit.language.render import render_text
 from lorakit.language.words import CLAUSES, STATEMENTS
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.lora"))
@@ -21,9 +21,9 @@ LIVELY = settings(max_examples=150, deadline=None)
 
 
 def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 @LIVELY
@@ -105,11 +105,11 @@ DEEP = 100_000
     ids=lambda value: value[:20],
 )  # fmt: skip
 def test_monsters(text: str, code: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     analysis = look(text)
-    render(analysis.diagnostics, analysis.sources)
+    render_text(analysis.diagnostics, analysis.sources)
     assert analysis.diagnostics[0].code == code
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

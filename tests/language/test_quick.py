@@ -48,14 +48,14 @@ def test_the_commands_load_no_torch() -> None:
         "let x{n} = {n}+1\nadapt m{n} {{\n  rank x{n}\n  alpha 2*rank\n}}",
     ],
 )
-def test_ten_thousand_statements(line: str) -> None:
+def test_five_thousand_statements(line: str) -> None:
     """The bound is far above what it takes, for machines that are busy; it catches quadratic work."""
-    text = "".join(line.format(n=n) + "\n" for n in range(10_000))
+    text = "".join(line.format(n=n) + "\n" for n in range(5_000))
     look("adapt q rank 4")
     start = time.process_time()
     analysis = look(text)
-    assert time.process_time() - start < 6
-    assert analysis.spec is not None and len(analysis.spec.rules) == 10_000
+    assert time.process_time() - start < 4
+    assert analysis.spec is not None and len(analysis.spec.rules) == 5_000
 
 
 def test_time_grows_with_length_only() -> None:

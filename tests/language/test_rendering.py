@@ -8,16 +8,15 @@ import unicodedata
 import pytest
 from language_helpers import look
 
+from lorakit.diagnostics import Code, Span, at
 from lorakit.errors import SpecError
 from lorakit.language import parse
-from lorakit.language.diagnostics import at, render
-from lorakit.language.render import render_github, render_json
-from lorakit.language.spec import Span
+from lorakit.language.render import render_github, render_json, render_text
 
 
 def shown(text: str, color: bool = False) -> str:
     analysis = look(text)
-    return render(analysis.diagnostics, analysis.sources, color)
+    return render_text(analysis.diagnostics, analysis.sources, color)
 
 
 def test_the_form() -> None:
@@ -117,7 +116,9 @@ def test_json() -> None:
 
 
 def test_github() -> None:
-    found = at("L001", "100% of a:\nb, c", Span("a,b:c.lora", 1, 2, 3, 4), suggestion="do\r\nthis", notes=["that"])
+    found = at(
+        Code.UNEXPECTED, "100% of a:\nb, c", Span("a,b:c.lora", 1, 2, 3, 4), suggestion="do\r\nthis", notes=["that"]
+    )
     assert render_github([found]) == (
         "::error file=a%2Cb%3Ac.lora,line=1,col=2,endLine=3,endColumn=4,title=lorakit L001"
         "::100%25 of a:%0Ab, c%0Ahelp: do%0D%0Athis%0Anote: that"
@@ -126,5 +127,5 @@ def test_github() -> None:
 
 
 def test_a_diagnostic_without_a_place() -> None:
-    found = at("L101", "`q` matches nothing", None)
-    assert render([found], {}) == "error[L101]: `q` matches nothing\n --> <spec>:1:1"
+    found = at(Code.MATCHES_NOTHING, "`q` matches nothing", None)
+    assert render_text([found], {}) == "error[L101]: `q` matches nothing\n --> <spec>:1:1"

@@ -13,11 +13,23 @@ from strategies import SPECS, writings
 
 from lorakit.errors import SpecError
 from lorakit.language import parse
+from lorakit.language.analysis import analyse
 from lorakit.language.format import format_text
 from lorakit.language.parser import parse_syntax
 from lorakit.language.printer import to_text
 from lorakit.language.source import SourceText
-from lorakit.language.spec import Adapt, PluginCall, Segment, Spec, Target
+from lorakit.language.spec import (
+    Adapt,
+    Number,
+    Operation,
+    Optimizer,
+    PluginCall,
+    Quantize,
+    Require,
+    Segment,
+    Spec,
+    Target,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SLOW = settings(
@@ -29,8 +41,8 @@ def comments(text: str) -> list[str]:
     """Return the comments of a text, in order."""
     end, found = 0, []
     for word in parse_syntax(SourceText("", text)).tokens:
-        found += re.findall(r"#[^\n]*", text[end : word.start_pos])
-        end = word.end_pos
+        found += re.findall(r"#[^\n]*", text[end : word.start])
+        end = word.end
     return [comment.rstrip() for comment in found + re.findall(r"#[^\n]*", text[end:])]
 
 
@@ -178,8 +190,51 @@ def test_the_examples_are_those_of_the_design() -> None:
     assert (full.optimizer, full.requires) == (example.optimizer, example.requires)
 
 
-def test_what_cannot_be_written() -> None:
-    for label in ("a\nb", "\ud800\n"):
-        rule = Adapt((Target((Segment("q"),)),), 4, quant=PluginCall("wide", (("label", label),)))
-        with pytest.raises(SpecError):
-            to_text(Spec((rule,)))
+def deep(levels: int) -> Operation:
+    node = Operation("+", Number(1), Number(1))
+    for _ in range(levels):
+        node = Operation("*", node, node.right)
+    return node
+
+
+Q = (Target((Segment("q"),)),)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (Spec((Quantize(Q, PluginCall("wide", (("label", "a\nb"),))),)), '`"a\nb"` cannot be written'),
+        (Spec((Quantize(Q, PluginCall("wide", (("label", "\ud800\n"),))),)), "cannot be written"),
+        (Spec((Quantize(Q, PluginCall("wide", (("scale", float("inf")),))),)), "`inf` cannot be written"),
+        (Spec((Quantize(Q, PluginCall("a b")),)), "`a b` cannot be written"),
+        (Spec((Quantize(Q, PluginCall("double")),)), "`double` cannot be written"),
+        (Spec((Adapt((Target((Segment("q p"),)),), 4),)), "`q p` cannot be written"),
+        (Spec((Adapt(Q, 4, lr=float("nan")),)), "`nan` cannot be written"),
+        (Spec(optimizer=Optimizer(PluginCall("rank"))), "`rank` cannot be written"),
+        (Spec(uses=(("a b", None),)), "`a b` cannot be written"),
+        (Spec(requires=(Require(deep(200), "<", Number(1)),)), "nests deeper than 100 levels"),
+    ],
+)
+def test_what_cannot_be_written(spec: Spec, message: str) -> None:
+    with pytest.raises(SpecError) as raised:
+        to_text(spec)
+    assert message in raised.value.diagnostics[0].message
+
+
+def test_what_nests_as_deep_as_can_be_read_is_written() -> None:
+    text = to_text(Spec(requires=(Require(deep(90), "<", Number(1)),)))
+    assert to_text(read(text)) == text
+
+
+def test_no_text_is_larger_than_the_limit(tmp_path: Path) -> None:
+    line = "adapt q rank 4 # " + "x" * 1000 + "\n"
+    large = line * (2**20 // len(line) + 1)
+    (tmp_path / "large.lora").write_text(large)
+    for read_it in (lambda: parse(large), lambda: parse(tmp_path / "large.lora"), lambda: format_text(large)):
+        with pytest.raises(SpecError) as raised:
+            read_it()
+        assert [found.code for found in raised.value.diagnostics] == ["L016"]
+    (tmp_path / "main.lora").write_text('include "large.lora"\n')
+    (found,) = analyse(tmp_path / "main.lora").diagnostics
+    assert found.code == "L016" and found.file == str(tmp_path / "large.lora") and "included at" in found.notes[0]
+    assert len(parse(large[: 2**20 - len(line)].rpartition("\n")[0]).rules) > 1000

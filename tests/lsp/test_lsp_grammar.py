@@ -19,8 +19,8 @@ from lorakit.language.parser import parse_syntax
 from lorakit.language.quantities import QUANTITIES
 from lorakit.language.source import SourceText
 from lorakit.language.syntax import Word
-from lorakit.language.words import CLAUSES, STATEMENTS
-from lorakit.lsp.reading import CLAUSE_TYPES, STATEMENT_TYPES, statements
+from lorakit.language.words import CLAUSE_TERMINALS, CLAUSES, STATEMENT_TERMINALS, STATEMENTS
+from lorakit.lsp.reading import statements
 from lorakit.lsp.slots import ChoiceSlot, NewNameSlot, OptionSlot, PluginSlot, ValueSlot, slot_behind
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +48,8 @@ adapt t {
 }
 optimizer adamw(betas=(0.9, 0.99), weight_decay=w)
 optimizer sgd(nesterov=true)
+step batch r*2 { tokens 2048; compute bf16
+  memory 22GiB capture }
 include "a/b.lora"
 use lorakit-extra >= 1.2
 require peak_memory*2 <= 24GiB + most
@@ -120,8 +122,8 @@ def test_every_unit_is_read(unit: str) -> None:
 
 
 SCOPES = {
-    **dict.fromkeys(STATEMENT_TYPES, KEYWORD),
-    **dict.fromkeys((*CLAUSE_TYPES, "DOUBLE"), CLAUSE),
+    **dict.fromkeys(STATEMENT_TERMINALS, KEYWORD),
+    **dict.fromkeys((*CLAUSE_TERMINALS, "DOUBLE"), CLAUSE),
     **dict.fromkeys(("TARGET", "REGEX"), "meta.targets.lora"),
     **dict.fromkeys(("TRUE", "FALSE"), "constant.language.boolean.lora"),
     **dict.fromkeys(("NUMBER", "INTEGER"), "constant.numeric.lora"),
@@ -160,7 +162,7 @@ def asserted(text: str) -> str:
         for index, word in enumerate(statement):
             scope = scope_of(statement[:index], word)
             if scope is not None:
-                line, column = tree.source.position(word.start_pos)
+                line, column = tree.source.position(word.start)
                 expected.setdefault(line, []).append(assertion(column - 1, len(word), scope))
     lines = ['# SYNTAX TEST "source.lora"']
     for number, line in enumerate(text.split("\n"), 1):

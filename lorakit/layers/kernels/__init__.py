@@ -1,1 +1,1 @@
-"""Who multiplies: the computations behind the adapters, chosen by the quantizer and not by the modules."""
+"""Who multiplies: the computations behind the adapters, chosen when a layer is built and never in a forward."""

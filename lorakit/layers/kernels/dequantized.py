@@ -1,40 +1,135 @@
-"""The linear forward that any quantizer can use: dequantize, multiply, and dequantize again in the backward pass."""
+"""The product that fits every quantizer: dequantize, multiply, and dequantize again in the backward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lorakit.values import QuantizedWeight
+from lorakit.layers.kernels.in_place import add_product_
+from lorakit.layers.kernels.low_rank import add_low_rank_, as_rows
+from lorakit.values import LowRank, QuantizedWeight, Storage
 
-Dequantize = Callable[[QuantizedWeight], Tensor]
+if TYPE_CHECKING:
+    from lorakit.hooks.protocols import Linear
+
+# from a quantizer's tensors by name to the weight (out_features, in_features) in a dtype
+Dequantize = Callable[[Mapping[str, Tensor], torch.dtype], Tensor]
 
 
-def dequantized_linear(x: Tensor, quantized: QuantizedWeight, bias: Tensor | None, dequantize: Dequantize) -> Tensor:
-    """Return x (..., in_features) @ weightᵀ + bias, in the dtype that a plain Linear would give.
+def dequantizing(storage: Storage) -> Linear:
+    """Return what multiplies with a weight by dequantizing it as its quantizer does."""
+
+    def dequantize(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        return storage.quantizer.dequantize(QuantizedWeight(tensors, storage.shape, storage.dtype)).to(dtype)
+
+    return functools.partial(dequantized_linear, dequantize=dequantize)
+
+
+def dequantized_linear(
+    x: Tensor,
+    base: Mapping[str, Tensor],
+    bias: Tensor | None,
+    low_rank: Sequence[LowRank],
+    *,
+    dequantize: Dequantize,
+) -> Tensor:
+    """Return x (..., in_features) @ weightᵀ + bias + what adapters add, in the dtype that a plain Linear would give.
 
     Autograd keeps the quantized weight alone, never the dequantized one.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    result: Tensor = _DequantizedMatmul.apply(x, quantized, dequantize)
-    return result if bias is None else result + bias.to(result.dtype)
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+    rows = as_rows(x)
+    if all(one.dropout == 0.0 and isinstance(one.scaling, float) for one in low_rank):
+        scalings = tuple(one.scaling for one in low_rank)
+        pairs = [matrix.to(x.dtype) for one in low_rank for matrix in (one.A, one.B)]
+        result: Tensor = _Product.apply(rows, bias, base, dequantize, scalings, *pairs)
+    else:
+        result = add_low_rank_(_Product.apply(rows, bias, base, dequantize, ()), x, low_rank)
+    return result if x.ndim == 2 else result.view(*x.shape[:-1], result.shape[1])
 
 
-class _DequantizedMatmul(torch.autograd.Function):
+class _Product(torch.autograd.Function):
+    """y = x Wᵀ + bias + Σ scaling · (x Aᵀ) Bᵀ, where both sums over the wide side are added in place.
+
+    Shapes: x (rows, in_features); A (rank, in_features), B (out_features, rank); y (rows, out_features).
+    """
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, quantized: QuantizedWeight, dequantize: Dequantize) -> Tensor:
-        ctx.quantized, ctx.dequantize = quantized, dequantize
-        with torch.autocast(x.device.type, enabled=False):
-            return functional.linear(x, dequantize(quantized).to(x.dtype))
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        bias: Tensor | None,
+        tensors: Mapping[str, Tensor],
+        dequantize: Dequantize,
+        scalings: Sequence[float],
+        *pairs: Tensor,
+    ) -> Tensor:
+        # held as they are and not saved: what packs saved tensors away is to leave weights in their place
+        ctx.tensors, ctx.dequantize, ctx.scalings = tensors, dequantize, scalings
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        with _exactly(x.device.type):
+            weight = dequantize(tensors, x.dtype)
+            result = functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+            thin = [functional.linear(x, lora_A) for lora_A in pairs[::2]]
+            for one, lora_B, scaling in zip(thin, pairs[1::2], scalings, strict=True):
+                add_product_(result, one, lora_B.t(), scaling)
+        # x is there for the gradient of A alone
+        ctx.save_for_backward(*([x, *thin, *pairs] if pairs else []))
+        return result
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None]:
-        if not ctx.needs_input_grad[0]:
-            return None, None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = grad_outputs
-        return gradient @ ctx.dequantize(ctx.quantized).to(gradient.dtype), None, None
+        of_x = of_bias = None
+        of_pairs: list[Tensor | None] = []
+        with _exactly(gradient.device.type):
+            narrow: list[tuple[Tensor, Tensor]] = []
+            if ctx.scalings:
+                count = len(ctx.scalings)
+                x, thin, pairs = ctx.saved_tensors[0], ctx.saved_tensors[1:][:count], ctx.saved_tensors[1 + count :]
+                # a compiler keeps what a product reads; a copy, which it drops, leaves it to compute x again
+                x = x.clone() if torch.compiler.is_compiling() else x
+                for index, scaling in enumerate(ctx.scalings):
+                    lora_A, lora_B = pairs[2 * index : 2 * index + 2]
+                    of_thin = (gradient @ lora_B) * scaling
+                    narrow.append((of_thin, lora_A))
+                    needed = ctx.needs_input_grad[5 + 2 * index :][:2]
+                    of_pairs.append(of_thin.t() @ x if needed[0] else None)
+                    of_pairs.append((gradient.t() @ thin[index]) * scaling if needed[1] else None)
+            if ctx.needs_input_grad[0]:
+                of_x = gradient @ ctx.dequantize(_anew(ctx.tensors, gradient), gradient.dtype)
+                for of_thin, lora_A in narrow:
+                    add_product_(of_x, of_thin, lora_A, 1.0)
+        if ctx.needs_input_grad[1]:
+            of_bias = gradient.sum(0, dtype=ctx.bias_dtype)
+        return of_x, of_bias, None, None, None, *of_pairs
+
+
+def _anew(tensors: Mapping[str, Tensor], gradient: Tensor) -> Mapping[str, Tensor]:
+    """Return the tensors of a weight that is to be dequantized again; a compiler would keep the first result else.
+
+    It sees that both come from the same, unless the smallest of them waits for the gradient.
+    """
+    if not torch.compiler.is_compiling() or not tensors:
+        return tensors
+    smallest = ""
+    for name, tensor in tensors.items():
+        if not smallest or tensor.numel() < tensors[smallest].numel():
+            smallest = name
+    return {**tensors, smallest: torch.ops.lorakit.copy_after(tensors[smallest], gradient)}
+
+
+def _exactly(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Return a block in which what a quantizer multiplies keeps its dtype; entering one costs time."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
+
+
+_NOTHING = contextlib.nullcontext()

@@ -34,6 +34,8 @@ class DoRA:
 
     name: ClassVar[str] = "dora"
     clauses: ClassVar[frozenset[str]] = frozenset({"rank", "alpha", "scaling", "dropout", "init", "lr_ratio"})
+    # the norm under the magnitude counts as constant
+    partial_gradients: ClassVar[bool] = True
 
     def parameters(self, layer: LayerShape, settings: Settings) -> Sequence[ParameterPlan]:
         """Return lora_A and lora_B, as LoRA has them, and the magnitude of every output; none for a parameter."""

@@ -6,7 +6,7 @@ Source: Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,6 +27,7 @@ class ScheduleFree:
     name: ClassVar[str] = "schedulefree"
     default_lr: ClassVar[float] = 1e-3
     constant_lr: ClassVar[bool] = True
+    changes_gradients: ClassVar[bool] = True
     betas: tuple[float, float] = field(
         default=(0.9, 0.999), metadata={"help": "share of the average in y, and decay of the second moment"}
     )
@@ -61,6 +62,6 @@ class ScheduleFree:
         optimizer.train()  # type: ignore[attr-defined]
         return optimizer
 
-    def state_bytes(self, parameters: int, bytes_per_parameter: int) -> int:
-        """Return the bytes of the fast weights and the second moment, in the parameters' own width."""
-        return 2 * bytes_per_parameter * parameters
+    def state(self, shape: tuple[int, ...], dtype: str) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """Return the fast weights and the second moment, both like the parameter."""
+        return {"z": (shape, dtype), "exp_avg_sq": (shape, dtype)}

@@ -42,10 +42,14 @@ class NVFP4(WeightOnly):
         return 4 * rows * columns + 8 * rows * columns // BLOCK + 32
 
     def pack(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the tensors with the scales as bytes, which copy, pickle and shard everywhere, as float8 does not."""
+        """Return the tensors with the scales as bytes, which copy, pickle and shard everywhere, as float8 does not.
+
+        The scale of all has one dimension, since nothing can be sharded that has none.
+        """
         import torch
 
-        return {**tensors, "scale": tensors["scale"].view(torch.uint8)}
+        scale, of_all = tensors["scale"].view(torch.uint8), tensors["per_tensor_scale"].view(1)
+        return {**tensors, "scale": scale, "per_tensor_scale": of_all}
 
     def rebuild(self, tensors: Mapping[str, Tensor], columns: int, dtype: torch.dtype) -> Any:
         """Return an NVFP4Tensor."""
@@ -53,4 +57,6 @@ class NVFP4(WeightOnly):
 
         torchao = library.module("torchao.prototype.mx_formats.nvfp4_tensor")
         scale = tensors["scale"].view(torch.float8_e4m3fn)
-        return torchao.NVFP4Tensor(**{**tensors, "scale": scale}, block_size=BLOCK, orig_dtype=dtype)
+        of_all = tensors["per_tensor_scale"].view(())
+        held = {**tensors, "scale": scale, "per_tensor_scale": of_all}
+        return torchao.NVFP4Tensor(**held, block_size=BLOCK, orig_dtype=dtype)

@@ -1,0 +1,67 @@
+"""transformers' private marks on a model: what each says, who reads it, and when it goes.
+
+None of them is promised by transformers. This is the one file that names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+# that transformers itself holds the weights quantized: asked by Trainer, `model.to`, accelerate and PEFT
+QUANTIZED = ("is_quantized", "hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit")
+# the same in the config of every model within the model: some attentions then take the config's dtype and ask no Linear
+CONFIG_QUANTIZED = "_is_quantized"
+# how tensors of the files became parameters, which `save_pretrained` turns back; it cannot for packed tensors, and
+# without this record goes by the model's class
+CONVERSIONS = "_weight_conversions"
+# what a checkpoint leaves out on purpose: Trainer warns of any other missing name when it resumes
+LEFT_OUT = "_keys_to_ignore_on_save"
+SAVE = "save_pretrained"
+
+
+def is_pretrained(model: nn.Module) -> bool:
+    """Return whether a model saves itself as transformers' models do."""
+    return hasattr(model, SAVE)
+
+
+def stored_quantized(model: nn.Module) -> Any:
+    """Return what the config says of the quantized files that a model was read from; None if they were plain."""
+    return getattr(getattr(model, "config", None), "quantization_config", None)
+
+
+def set_plain(model: nn.Module) -> None:
+    """Say that transformers holds no weight of a model, for its layers are lorakit's; its config stays as it is.
+
+    The config's own mark is right still: it tells transformers to look at no Linear's weight.
+    """
+    for name in QUANTIZED:
+        vars(model).pop(name, None)
+
+
+def clear(model: nn.Module) -> None:
+    """Remove all that says that weights are or were quantized, from the model and from every config within it."""
+    set_plain(model)
+    for module in model.modules():
+        if (config := getattr(module, "config", None)) is not None and hasattr(config, "__dict__"):
+            vars(config).pop(CONFIG_QUANTIZED, None)
+    if stored_quantized(model) is not None:
+        del model.config.quantization_config  # type: ignore[union-attr]
+
+
+def forget_reading(model: nn.Module) -> None:
+    """Have a model saved by its class alone, and not as the inverse of how it was read."""
+    vars(model).pop(CONVERSIONS, None)
+
+
+def set_saving(model: nn.Module, save: Callable[..., None], left_out: Iterable[str]) -> None:
+    """Let `save` stand for the model's own `save_pretrained`, which leaves these names of its state out."""
+    vars(model).update({SAVE: save, LEFT_OUT: list(left_out)})
+
+
+def clear_saving(model: nn.Module) -> None:
+    """Give a model its own `save_pretrained` back."""
+    for name in (SAVE, LEFT_OUT):
+        vars(model).pop(name, None)

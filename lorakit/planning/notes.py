@@ -1,0 +1,94 @@
+"""What is true of a plan and easily missed, in a sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lorakit.hooks.manager import Plugins
+from lorakit.hooks.protocols import Observer
+from lorakit.language.spec import Adapt, Quantize, Spec
+from lorakit.planning.cascade import Decisions
+from lorakit.planning.figures import Tensor, numel, size, trained
+from lorakit.planning.inventory import Inventory
+from lorakit.planning.plan import Plan
+
+
+def notes_of(spec: Spec, inventory: Inventory, decisions: Decisions, plugins: Plugins) -> Iterable[str]:
+    """Yield the notes on what a spec decides for a model."""
+    yield from _rules(spec, decisions)
+    yield from _calibration(spec, plugins)
+    yield from _experts(inventory, decisions)
+    yield from _ties(inventory, decisions)
+
+
+def paging_notes(plan: Plan, inventory: Inventory, plugins: Plugins) -> Iterable[str]:
+    """Yield what `paged` comes to, where a plan asks for it: state pages by tensors, and only of the larger ones."""
+    if not (plan.optimizer.paged or any(entry.adapter and entry.adapter.paged for entry in plan.entries)):
+        return
+    factory, name = plugins.optimizer(plan.optimizer.call), plan.optimizer.call.name
+    held = [(shape, factory.state(shape, dtype)) for shape, dtype in _trained(plan, inventory)]
+    whole = sum(size(state.values()) for _, state in held)
+    threshold = getattr(factory, "pages_from", None)
+    if not whole:
+        yield f"paged: `{name}` keeps no state as it is configured, so there is nothing to page"
+    elif threshold is None:
+        yield f"paged: `{name}` does not page, its state stays where the parameters are"
+    else:
+        # scales, tables and counters beside the moments stay
+        paging = [
+            size(tensor for tensor in state.values() if tensor[0] == shape)
+            for shape, state in held
+            if numel(shape) >= threshold
+        ]
+        yield (
+            f"paged: on CUDA {len(paging)} of {len(held)} tensors page, with {sum(paging):,} of {whole:,} bytes of "
+            f"state: those of {threshold:,} elements and more; on a CPU nothing changes"
+        )
+
+
+def _trained(plan: Plan, inventory: Inventory) -> Iterable[Tensor]:
+    counted: set[str] = set()
+    for entry in plan.entries:
+        yield from trained(entry, inventory.modules[entry.path], counted)
+
+
+def _rules(spec: Spec, decisions: Decisions) -> Iterable[str]:
+    for rule, summary in zip(spec.rules, decisions.rules, strict=True):
+        where = summary.place
+        towers = [container for container, _ in summary.containers if container]
+        if len(towers) > 1:
+            reach = ", ".join(f"{count} in {container or 'no layer'}" for container, count in summary.containers)
+            yield f"{where}: the rule crosses {len(towers)} towers: {reach}"
+        if passed := sum(selector.passed_over for selector in summary.selectors):
+            yield f"{where}: passed over {passed} modules that no adapter fits"
+        if isinstance(rule, Adapt) and rule.alpha is None and rule.rank is not None:
+            scale = "1" if rule.scaling == "standard" else f"sqrt(rank) = {rule.rank**0.5:.3g}"
+            yield f"{where}: alpha is not given, so alpha = rank = {rule.rank} and the update is scaled by {scale}"
+
+
+def _calibration(spec: Spec, plugins: Plugins) -> Iterable[str]:
+    quants = {rule.quant for rule in spec.rules if isinstance(rule, Adapt | Quantize) and rule.quant}
+    starts = {
+        rule.init for rule in spec.rules if isinstance(rule, Adapt) and "init" in plugins.method(rule.method).clauses
+    }
+    lookers = [*map(plugins.quantizer, quants), *map(plugins.initializer, starts)]
+    for name in sorted({one.name for one in lookers if isinstance(one, Observer)}):
+        yield f"{name}: sees what goes into its layers before anything changes, so it needs calibration data"
+
+
+def _experts(inventory: Inventory, decisions: Decisions) -> Iterable[str]:
+    outside = [path for path, module in inventory.modules.items() if module.shape and module.shape.stack > 1]
+    if outside and not any(path in decisions.adapt or path in decisions.train for path in outside):
+        count = sum(parameter.numel for path in outside for parameter in inventory.modules[path].parameters)
+        share = count / inventory.total_parameters
+        yield f"{count:,} parameters ({share:.0%}) lie in expert stacks that no rule adapts; `adapt @experts` would"
+
+
+def _ties(inventory: Inventory, decisions: Decisions) -> Iterable[str]:
+    for path in (*decisions.adapt, *decisions.train):
+        weight = inventory.modules[path].weight
+        if weight and len(ends := inventory.owners[weight.weight_id]) > 1:
+            verb = "trains" if path in decisions.train else "is adapted"
+            other = ", ".join(f"`{end.rpartition('.')[0]}`" for end in ends if end.rpartition(".")[0] != path)
+            consequence = "both ends train" if path in decisions.train else f"{other} keeps the shared weight as it is"
+            yield f"`{path}` {verb} and shares its weight with {other}: {consequence}"

@@ -1,0 +1,278 @@
+"""Checks of a method in training: where gradients go, what a step changes, and what the clauses of a rule do."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import lorakit
+from lorakit.artifacts.peft_config import FOREIGN_TYPE
+from lorakit.testing.cases import TOLERANCE, Case, adapted
+from lorakit.testing.checks import Check, CheckError, expect, variants_of
+from lorakit.testing.layers import Sample
+from lorakit.testing.subjects import Subject, relative_error, same_bits
+
+# float32 outputs, and a central difference of them
+NEARNESS = 2e-2
+STEP = 1e-2
+# each clause that a method may take, with two values that cannot compute the same
+EFFECTS: Mapping[str, tuple[str, str]] = {
+    "alpha": ("alpha 2", "alpha 8"),
+    "scaling": ("rank 3 alpha 3 scaling standard", "rank 3 alpha 3 scaling rslora"),
+}
+
+
+def training_checks(subject: Subject, each: Mapping[str, tuple[Sample]]) -> Iterator[Check]:
+    """Yield the checks of one layer of every kind."""
+    yield from variants_of(
+        input_gradient, subject, {k: v for k, v in each.items() if v[0].inputs(3).is_floating_point()}
+    )
+    yield from variants_of(parameter_gradients, subject, each)
+    yield from variants_of(training_step, subject, each)
+    yield from variants_of(half_strength, subject, each)
+    yield from variants_of(generator, subject, each)
+    yield from variants_of(base_untouched, subject, each)
+    yield from variants_of(peft, subject, each)
+    first = dict(list(each.items())[:1])
+    for clause in sorted(subject.plugin.clauses & EFFECTS.keys()):
+        yield from variants_of(effect, subject, {f"{kind}-{clause}": (*one, clause) for kind, one in each.items()})
+    if "dropout" in subject.plugin.clauses:
+        yield from variants_of(dropout, subject, first)
+    if "init" in subject.plugin.clauses:
+        yield from variants_of(init, subject, first)
+    if "lr_ratio" in subject.plugin.clauses:
+        yield from variants_of(learning_rates, subject, first)
+
+
+def input_gradient(subject: Subject, sample: Sample) -> None:
+    """The gradient of the inputs is the one that the outputs show, so that layers below learn from the whole change."""
+    case = Case(subject, sample)
+    case.randomize()
+    case.model.eval()
+    x = sample.inputs(3).requires_grad_()
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+    weights = _weights(case.model(x))
+    (found,) = torch.autograd.grad((case.model(x) * weights).sum(), x)
+    with torch.no_grad():
+        wanted = _slope(lambda h: (case.model(x + h * direction) * weights).double().sum())
+    _expect_near(
+        float((found * direction).double().sum()), wanted, "the inputs", float(found.norm() * direction.norm())
+    )
+
+
+def parameter_gradients(subject: Subject, sample: Sample) -> None:
+    """The gradient of every parameter that trains is the one that the outputs show; `partial_gradients` owns another."""
+    case = Case(subject, sample)
+    case.randomize()
+    case.model.eval()
+    x = sample.inputs(3)
+    weights = _weights(case.model(x))
+    trained = {name: parameter for name, parameter in case.own.items() if parameter.requires_grad}
+    found = torch.autograd.grad((case.model(x) * weights).sum(), list(trained.values()), allow_unused=True)
+    for (name, parameter), gradient in zip(trained.items(), found, strict=True):
+        direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
+        start = parameter.detach().clone()
+
+        def at(h: float, parameter: Tensor = parameter, start: Tensor = start, way: Tensor = direction) -> Tensor:
+            parameter.copy_(start + h * way)
+            return (case.model(x) * weights).double().sum()
+
+        with torch.no_grad():
+            wanted = _slope(at)
+            parameter.copy_(start)
+        if gradient is None:
+            raise CheckError(f"`{name}` trains, and got no gradient")
+        if getattr(subject.plugin, "partial_gradients", False):
+            continue
+        size = float(gradient.norm() * direction.norm())
+        _expect_near(float((gradient * direction).double().sum()), wanted, f"`{name}`", size)
+
+
+def training_step(subject: Subject, sample: Sample) -> None:
+    """A step changes what the table says trains and nothing else, no base weight and no buffer; a file holds it all."""
+    case = Case(subject, sample)
+    case.randomize()
+    case.model.train()
+    trains = {f"{one.name}" for one in case.table if one.trains}
+    before = {name: value.clone() for name, value in _everything(case.model).items()}
+    optimizer = lorakit.optimizer(case.model, lr=0.1)
+    for seed in (3, 4):
+        optimizer.zero_grad()
+        case.model(sample.inputs(seed)).square().sum().backward()
+        optimizer.step()
+    own = {id(parameter): name for name, parameter in case.own.items()}
+    for name, value in _everything(case.model).items():
+        named = own.get(id(value), "")
+        if named in trains:
+            expect(not same_bits(value, before[name]), f"the table says that `{named}` trains, and two steps left it")
+        else:
+            expect(same_bits(value, before[name]), f"two steps changed `{name}`, which the table does not say trains")
+    x = sample.inputs(3)
+    wanted = case.model.eval()(x)
+    with tempfile.TemporaryDirectory() as folder:
+        lorakit.save(case.model, Path(folder, "adapter"))
+        loaded = lorakit.load(Path(folder, "adapter"), sample.model(), plugins=case.plugins)
+    expect(
+        same_bits(loaded(x), wanted), "after training the loaded adapter computes something else: what else changed?"
+    )
+
+
+def half_strength(subject: Subject, sample: Sample) -> None:
+    """At half the strength the change of the outputs is half of it, and a merge takes half of it too."""
+    case = Case(subject, sample)
+    case.randomize()
+    case.model.eval()
+    x = sample.inputs(3)
+    plain, full = sample.model()(x), case.model(x)
+    lorakit.adapters(case.model).use({"default": 0.5})
+    half = case.model(x)
+    error = relative_error(half - plain, (full - plain) / 2)
+    expect(error < 1e-3, f"with `strength` 0.5 the change of the outputs is off by {error:.2g} from half of it")
+    if sample.is_parameter or hasattr(case.adapter, "exact_weight"):
+        error = relative_error(lorakit.merge(case.model)(x), half)
+        expect(
+            error < TOLERANCE,
+            f"merged at `strength` 0.5 the outputs are off by {error:.2g}: `exact_weight` counts it in",
+        )
+
+
+def generator(subject: Subject, sample: Sample) -> None:
+    """What is drawn comes from `context.generator`: another seed draws other values, and no global generator moves."""
+    state = torch.get_rng_state()
+    first = Case(subject, sample)
+    _ = first.model
+    # the sample's own weights are drawn aside
+    expect(torch.equal(torch.get_rng_state(), state), "`start` or `adapt` moved torch's global random generator")
+    other = Case(subject, _reseeded(sample), seed=1)
+    same = [
+        name
+        for name, parameter in first.own.items()
+        if _looks_drawn(parameter) and same_bits(parameter, other.own[name])
+    ]
+    expect(
+        not same,
+        f"{', '.join(same)} start with the same numbers for another seed and another weight; draw with "
+        "`generator=context.generator`",
+    )
+
+
+def base_untouched(subject: Subject, sample: Sample) -> None:
+    """Starting and building an adapter leaves the base's weights as they are, bit for bit."""
+    case = Case(subject, sample)
+    model = sample.model()
+    held = [value.detach().clone() for value in model.parameters()]
+    # the very tensors stay in the model
+    kept = list(model.parameters())
+    adapted(subject, model, sample.path, case.plugins)
+    expect(all(map(same_bits, kept, held)), "the base weight was changed: look at `context.weight()`, and leave it")
+
+
+def peft(subject: Subject, sample: Sample) -> None:
+    """Where `peft` claims a type of PEFT's, PEFT loads the saved adapter and computes the same."""
+    if importlib.util.find_spec("peft") is None:
+        return
+    case = Case(subject, sample)
+    case.randomize()
+    x = sample.inputs(3)
+    wanted = case.model.eval()(x)
+    with tempfile.TemporaryDirectory() as place:
+        folder = lorakit.save(case.model, Path(place, "adapter"))
+        claimed = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
+        if claimed.startswith(FOREIGN_TYPE):
+            return
+        from peft import PeftModel
+
+        try:
+            loaded = PeftModel.from_pretrained(sample.model(), str(folder))
+        except Exception as error:
+            raise CheckError(f"`peft` claims {claimed}, and PEFT does not load it: {error}; return None") from error
+    error = relative_error(loaded.eval()(x), wanted)
+    expect(
+        error < 1e-3,
+        f"`peft` claims {claimed}, and what PEFT computes is off by {error:.2g} of the outputs; return None where PEFT "
+        "cannot compute the same",
+    )
+
+
+def effect(subject: Subject, sample: Sample, clause: str) -> None:
+    """A clause that the method takes has an effect on what a trained adapter computes."""
+    found = []
+    for clauses in EFFECTS[clause]:
+        case = Case(subject, sample, clauses=clauses)
+        moved = torch.Generator().manual_seed(9)
+        with torch.no_grad():
+            for parameter in case.own.values():
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=moved))
+        found.append(case.model.eval()(sample.inputs(3)))
+    error = relative_error(found[0], found[1])
+    both = " and ".join(f"`{one}`" for one in EFFECTS[clause])
+    expect(error > TOLERANCE, f"{both} compute the same: use it, or take `{clause}` out of `clauses`")
+
+
+def dropout(subject: Subject, sample: Sample) -> None:
+    """`dropout` drops in training, and in training alone."""
+    case = Case(subject, sample, clauses="dropout 0.5")
+    case.randomize()
+    x = sample.inputs(3)
+    case.model.train()
+    expect(
+        not torch.equal(case.model(x), case.model(x)),
+        "with `dropout 0.5` two forwards in training mode are the same: use it, or take `dropout` out of `clauses`",
+    )
+    case.model.eval()
+    expect(torch.equal(case.model(x), case.model(x)), "with `dropout 0.5` two forwards in evaluation mode differ")
+
+
+def init(subject: Subject, sample: Sample) -> None:
+    """The initializer that a rule names decides the start values."""
+    first, second = (Case(subject, sample, clauses=f"init {name}") for name in ("gaussian", "kaiming"))
+    same = all(same_bits(parameter, second.own[name]) for name, parameter in first.own.items())
+    expect(not same, "`init gaussian` and `init kaiming` start alike: call `context.initialize(lora_A, lora_B)`")
+
+
+def learning_rates(subject: Subject, sample: Sample) -> None:
+    """`lr_ratio` gives some parameter a rate of its own."""
+    plain, ratio = (Case(subject, sample, clauses=clauses).table for clauses in ("", "lr_ratio 4"))
+    rates = [(one.name, one.rate) for one in ratio]
+    expect(rates != [(one.name, one.rate) for one in plain], "`lr_ratio 4` changes no `rate` of the table")
+
+
+def _weights(outputs: Tensor) -> Tensor:
+    return torch.randn(outputs.shape, generator=torch.Generator().manual_seed(4))
+
+
+def _slope(function: Callable[[float], Tensor]) -> float:
+    return float((function(STEP) - function(-STEP)) / (2 * STEP))
+
+
+def _expect_near(found: float, wanted: float, what: str, size: float) -> None:
+    scale = max(abs(wanted), 0.05 * size, 1e-6)
+    expect(
+        abs(found - wanted) < NEARNESS * scale,
+        f"the gradient of {what} along some direction is {found:.4g}, and the outputs change by {wanted:.4g}",
+    )
+
+
+def _everything(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _looks_drawn(parameter: Tensor) -> bool:
+    """Whether values look random: most of them differ."""
+    return parameter.numel() > 8 and parameter.detach().unique().numel() > parameter.numel() // 2
+
+
+def _reseeded(sample: Sample) -> Sample:
+    """Return a sample whose weights are drawn from another seed."""
+
+    class Other(Sample):
+        def model(self, seed: int = 1) -> nn.Module:
+            return super().model(1)
+
+    return Other(sample.path, sample.layer, sample.inputs)
