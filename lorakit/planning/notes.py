@@ -15,7 +15,7 @@ from lorakit.planning.plan import Plan
 
 def notes_of(spec: Spec, inventory: Inventory, decisions: Decisions, plugins: Plugins) -> Iterable[str]:
     """Yield the notes on what a spec decides for a model."""
-    yield from _rules(spec, decisions)
+    yield from _rules(spec, decisions, plugins)
     yield from _calibration(spec, plugins)
     yield from _experts(inventory, decisions)
     yield from _ties(inventory, decisions)
@@ -52,7 +52,7 @@ def _trained(plan: Plan, inventory: Inventory) -> Iterable[Tensor]:
         yield from trained(entry, inventory.modules[entry.path], counted)
 
 
-def _rules(spec: Spec, decisions: Decisions) -> Iterable[str]:
+def _rules(spec: Spec, decisions: Decisions, plugins: Plugins) -> Iterable[str]:
     for rule, summary in zip(spec.rules, decisions.rules, strict=True):
         where = summary.place
         towers = [container for container, _ in summary.containers if container]
@@ -61,7 +61,8 @@ def _rules(spec: Spec, decisions: Decisions) -> Iterable[str]:
             yield f"{where}: the rule crosses {len(towers)} towers: {reach}"
         if passed := sum(selector.passed_over for selector in summary.selectors):
             yield f"{where}: passed over {passed} modules that no adapter fits"
-        if isinstance(rule, Adapt) and rule.alpha is None and rule.rank is not None:
+        if isinstance(rule, Adapt) and rule.alpha is None and "alpha" in plugins.method(rule.method).clauses:
+            assert rule.rank is not None
             scale = "1" if rule.scaling == "standard" else f"sqrt(rank) = {rule.rank**0.5:.3g}"
             yield f"{where}: alpha is not given, so alpha = rank = {rule.rank} and the update is scaled by {scale}"
 

@@ -54,7 +54,7 @@ def test_what_peft_does_not_know_is_not_given_to_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("clause", ["rank 4"])
 def test_a_clause_that_is_no_setting_of_it_is_refused(clause: str) -> None:
-    with pytest.raises(lorakit.SpecError, match="`ia3` takes no rank"):
+    with pytest.raises(lorakit.SpecError, match="`ia3` takes no `rank`"):
         lorakit.parse(f"adapt q {clause} method ia3")
 
 

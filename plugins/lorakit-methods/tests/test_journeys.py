@@ -25,11 +25,15 @@ VERA = "adapt q_proj,v_proj,down_proj rank 8 method vera dtype fp32"
 PISSA = "adapt q_proj,down_proj rank 4 alpha 8 init pissa dtype fp32"
 EVA = "adapt q_proj,down_proj rank 4 alpha 8 init eva dtype fp32"
 DORA_PISSA = "adapt q_proj,down_proj rank 4 alpha 8 method dora init pissa dtype fp32"
-TEXTS = {"dora": DORA, "ia3": IA3, "vera": VERA, "pissa": PISSA, "eva": EVA, "dora-pissa": DORA_PISSA}
+MIXED = f"{DORA}\nadapt k_proj,v_proj method ia3 dtype fp32\nadapt o_proj rank 4 init pissa dtype fp32"
+TEXTS = {"dora": DORA, "ia3": IA3, "vera": VERA, "pissa": PISSA, "eva": EVA, "dora-pissa": DORA_PISSA, "mixed": MIXED}
+# the biases of the base train too
+TEXTS |= {f"{name}-biases": TEXTS[name].replace("dtype", "bias adapter dtype") for name in ("dora", "ia3")}
+
 # what PEFT computes by itself from the folder
-IN_PEFT = {name: TEXTS[name] for name in ("dora", "ia3", "vera", "eva")}
+IN_PEFT = {name: TEXTS[name] for name in ("dora", "dora-biases", "ia3", "vera", "eva")}
 # what can be put out of use, since the base stays as it is
-SWITCHED = IN_PEFT
+SWITCHED = {name: TEXTS[name] for name in ("dora", "ia3", "vera", "eva")}
 QUANTS = ["", "quant nf4 double", "quant hqq"]
 CALIBRATION = [{"input_ids": TOKENS}]
 
@@ -91,10 +95,10 @@ def test_peft_loads_the_folder_and_computes_the_same(name: str, tmp_path: Path) 
     same(logits(theirs.merge_and_unload()), logits(lorakit.merge(model)))
 
 
-@pytest.mark.parametrize("name", ["pissa", "dora-pissa"])
+@pytest.mark.parametrize("name", ["pissa", "dora-pissa", "mixed"])
 def test_peft_refuses_by_name_what_it_cannot_compute(name: str, tmp_path: Path) -> None:
     folder = lorakit.save(trained(TEXTS[name]), tmp_path / "adapter")
-    with pytest.raises(KeyError, match="LORAKIT_(LORA|DORA)_ON_CHANGED_BASE"):
+    with pytest.raises(KeyError, match="LORAKIT_(LORA|DORA|DORA_IA3_LORA)_ON_CHANGED_BASE"):
         PeftModel.from_pretrained(llama(), folder)
 
 
