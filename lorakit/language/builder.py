@@ -56,6 +56,9 @@ class Builder:
     def optimizer(self, items: list[Any]) -> RuleNode:
         return _rule(items[0], (), items[1], items[2:], items)
 
+    def step(self, items: list[Any]) -> RuleNode:
+        return _rule(items[0], (), None, items[1:], items)
+
     def let(self, items: list[Any]) -> LetNode:
         return LetNode(items[1], items[2], items[0].start_pos, items[2].end)
 

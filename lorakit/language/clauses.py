@@ -15,6 +15,7 @@ from lorakit.language.spec import PluginCall, Span
 from lorakit.language.suggestions import listed
 from lorakit.language.syntax import Clause, RuleNode
 from lorakit.language.targets import read_ranges, read_targets
+from lorakit.language.words import NOT_YET
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,16 @@ def rank_clause(node: RuleNode) -> Clause | None:
 
 def read_rank(clause: Clause, context: Context) -> Amount | None:
     """Return the rank: a whole number, at least 1."""
+    return _whole(clause, context, Code.BAD_RANK, "a rank is")
+
+
+def _whole(clause: Clause, context: Context, code: Code, what: str) -> Amount | None:
     amount = evaluate(clause.argument, context.calls.scope, context.place)  # type: ignore[arg-type]
     if amount is None or not _plain(amount, clause, context):
         return None
     if amount.value.denominator != 1 or amount.value < 1:
-        message = f"a rank is a whole number and at least 1, not {_short(amount)}"
-        context.place.report(Code.BAD_RANK, message, *_argument(clause))
+        message = f"{what} a whole number and at least 1, not {_short(amount)}"
+        context.place.report(code, message, *_argument(clause))
         return None
     return amount
 
@@ -72,7 +77,9 @@ def _checked(node: RuleNode, place: Place) -> Mapping[str, Clause]:
     for clause in node.clauses:
         keyword, statement = clause.keyword.value, node.keyword.value
         if statement not in CLAUSE_KINDS[keyword].statements:
-            takes = [name for name, kind in CLAUSE_KINDS.items() if statement in kind.statements]
+            takes = [
+                name for name, kind in CLAUSE_KINDS.items() if statement in kind.statements and name not in NOT_YET
+            ]
             message = f"`{statement}` takes no `{keyword}`"
             place.report_word(Code.FOREIGN_CLAUSE, message, clause.keyword, None, f"it takes {listed(takes, 'and')}")
         elif keyword in clauses:
@@ -121,6 +128,11 @@ def _rank(clause: Clause, context: Context) -> int | None:
     return int(context.rank.value) if isinstance(context.rank, Amount) else None
 
 
+def _count(clause: Clause, context: Context) -> int | None:
+    amount = _whole(clause, context, Code.OUT_OF_BOUNDS, f"`{clause.keyword}` takes")
+    return int(amount.value) if amount is not None else None
+
+
 def _positive(clause: Clause, context: Context) -> float | None:
     number = _number(clause, context)
     if number is not None and number <= 0:
@@ -151,6 +163,24 @@ def _choice(*choices: str) -> Callable[[Clause, Context], str | None]:
     return read
 
 
+def _compute(clause: Clause, context: Context) -> str | None:
+    word: Any = clause.argument
+    if word == "fp8":
+        _refuse("`compute fp8`", word.start_pos, word.end_pos, context, "write `compute bf16`")
+        return None
+    return _choice("bf16", "fp16", "fp32")(clause, context)
+
+
+def _not_yet(clause: Clause, context: Context) -> None:
+    word = clause.keyword
+    _refuse(f"`{word}`", word.start_pos, clause.end, context, NOT_YET[str(word)])
+
+
+def _refuse(what: str, start: int, end: int, context: Context, instead: str) -> None:
+    message = f"{what} is a word of the language, but this lorakit does not do it yet"
+    context.place.report(Code.NOT_YET, message, start, end, None, f"help: {instead}")
+
+
 def _plugin(kind: PluginKind) -> Callable[[Clause, Context], PluginCall | None]:
     def read(clause: Clause, context: Context) -> PluginCall | None:
         return context.calls.read(clause.argument, kind, context.place, context.rank)  # type: ignore[arg-type]
@@ -171,7 +201,7 @@ def _excepts(clause: Clause, context: Context) -> Any:
     return read_targets(clause.argument, calls.scope, calls.plugins.roles, context.place)  # type: ignore[arg-type]
 
 
-_ADAPT, _RULES = ("adapt",), ("adapt", "quantize", "train")
+_ADAPT, _RULES, _STEP = ("adapt",), ("adapt", "quantize", "train"), ("step",)
 
 CLAUSE_KINDS: Mapping[str, ClauseKind] = {
     "rank": ClauseKind("rank", _ADAPT, _rank),
@@ -189,4 +219,9 @@ CLAUSE_KINDS: Mapping[str, ClauseKind] = {
     "layers": ClauseKind("layers", _RULES, _layers),
     "except": ClauseKind("excepts", _RULES, _excepts),
     "optional": ClauseKind("optional", _RULES, _flag),
+    "batch": ClauseKind("batch", _STEP, _count),
+    "tokens": ClauseKind("tokens", _STEP, _count),
+    "memory": ClauseKind("memory", _STEP, _not_yet),
+    "compute": ClauseKind("compute", _STEP, _compute),
+    "capture": ClauseKind("capture", _STEP, _not_yet),
 }

@@ -54,11 +54,13 @@ class Code(StrEnum):
     DIVISION_BY_ZERO = "L046"
     REVERSED_RANGE = "L047"
     NO_RANK_TAKEN = "L048"
+    NOT_YET = "L049"
 
     # whole programs
     TWO_OPTIMIZERS = "L050"
     UNKNOWN_QUANTITY = "L051"
     INCOMPARABLE = "L052"
+    TWO_STEPS = "L053"
 
     # files and installed packages
     UNREADABLE = "L060"

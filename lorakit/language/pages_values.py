@@ -39,7 +39,8 @@ VALUES = (
     Page(
         Code.OUT_OF_BOUNDS,
         "a value out of bounds",
-        "`dropout` is at least 0 and below 1; `alpha`, `lr` and `lr_ratio` are above 0.",
+        "`dropout` is at least 0 and below 1; `alpha`, `lr` and `lr_ratio` are above 0; `batch` "
+        "and `tokens` are whole numbers, at least 1.",
         "adapt q_proj rank 16 dropout 1.5",
         "adapt q_proj rank 16 dropout 0.1",
     ),
@@ -73,6 +74,14 @@ VALUES = (
         "adapt q_proj method rankless",
     ),
     Page(
+        Code.NOT_YET,
+        "a word that lorakit does not act on yet",
+        "The language has this word, and this version of lorakit does not do what it says. Rather than pass over it "
+        "in silence, the spec is refused, and the error says what to write in its place.",
+        "step batch 2 compute fp8",
+        "step batch 2 compute bf16",
+    ),
+    Page(
         Code.TWO_OPTIMIZERS,
         "more than one optimizer",
         "A program has one optimizer at most, included files among it. `lr` on a rule sets the learning rate of its "
@@ -94,6 +103,13 @@ VALUES = (
         "Bytes compare with bytes, shares with shares or plain numbers.",
         "require peak_memory <= 24",
         "require peak_memory <= 24GiB",
+    ),
+    Page(
+        Code.TWO_STEPS,
+        "more than one step",
+        "A program says once how a training step runs, included files among it. All of its clauses go into one `step`.",
+        "step batch 2\nstep tokens 2048",
+        "step batch 2 tokens 2048",
     ),
     Page(
         Code.UNREADABLE,

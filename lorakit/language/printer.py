@@ -16,6 +16,7 @@ from lorakit.language.spec import (
     Quantize,
     Require,
     Spec,
+    Step,
     Train,
     Value,
 )
@@ -28,6 +29,7 @@ def to_text(spec: Spec) -> str:
     lines = [f"use {name}" + (f" >= {version}" if version is not None else "") for name, version in spec.uses]
     lines += [_STATEMENTS[type(rule)](rule) for rule in spec.rules]
     lines += [_optimizer(spec.optimizer)] if spec.optimizer is not None else []
+    lines += [_step(spec.step)] if spec.step is not None else []
     lines += [_require(require) for require in spec.requires]
     return format_text("\n".join(lines))
 
@@ -46,6 +48,10 @@ def _train(rule: Train) -> str:
 
 def _optimizer(optimizer: Optimizer) -> str:
     return _joined("optimizer", call_text(optimizer.call), *_clauses(optimizer, _OPTIMIZER_CLAUSES))
+
+
+def _step(step: Step) -> str:
+    return _joined("step", *_clauses(step, _STEP_CLAUSES))
 
 
 def _require(require: Require) -> str:
@@ -121,6 +127,11 @@ _RULE_CLAUSES: Mapping[str, Callable[[Any], str]] = {
 }
 _TRAIN_CLAUSES = {"lr": _keyword("lr", _number), **_RULE_CLAUSES}
 _OPTIMIZER_CLAUSES = {"lr": _keyword("lr", _number), "paged": _flag("paged")}
+_STEP_CLAUSES = {
+    "batch": _keyword("batch", _number),
+    "tokens": _keyword("tokens", _number),
+    "compute": _keyword("compute"),
+}
 _ADAPT_CLAUSES: Mapping[str, Callable[[Any], str]] = {
     "method": _keyword("method", call_text),
     "rank": _keyword("rank", _number),

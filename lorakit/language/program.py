@@ -15,7 +15,7 @@ from lorakit.language.names import Definition, LetValue, Rank, Scope, evaluate
 from lorakit.language.problems import Place
 from lorakit.language.requires import Requires
 from lorakit.language.settings import Settings
-from lorakit.language.spec import Adapt, Optimizer, PluginCall, Quantize, Require, Rule, Span, Spec, Train
+from lorakit.language.spec import Adapt, Optimizer, PluginCall, Quantize, Require, Rule, Span, Spec, Step, Train
 from lorakit.language.syntax import (
     BrokenNode,
     LetNode,
@@ -56,7 +56,9 @@ def build(
             scope.definitions.setdefault(name, Definition(None, place.word_span(words)))
         _READERS[type(statement)](reader, statement, place)
     settings.report_unknown(scope)
-    return Spec(tuple(reader.rules), reader.optimizer, requires=tuple(reader.requires), uses=tuple(reader.uses))
+    return Spec(
+        tuple(reader.rules), reader.optimizer, reader.steps, tuple(reader.requires), tuple(reader.uses)
+    )  # fmt: skip
 
 
 def _scope(program: Sequence[tuple[Place, StatementNode]], complete: bool) -> Scope:
@@ -83,7 +85,8 @@ class _Reader:
     promises: Requires
     rules: list[Rule] = field(default_factory=list)
     optimizer: Optimizer | None = None
-    first_optimizer: Span | None = None
+    steps: Step | None = None
+    once: dict[Code, Span] = field(default_factory=dict)
     requires: list[Require] = field(default_factory=list)
     uses: list[tuple[str, str | None]] = field(default_factory=list)
 
@@ -137,14 +140,24 @@ class _Reader:
         assert node.call is not None
         call = self.calls.read(node.call, OPTIMIZER, place)
         fields = read_clauses(node, Context(self.calls, place))
-        span = place.span(node.start, node.end)
-        if self.first_optimizer is not None:
-            note = f"the first one is at {self.first_optimizer}"
-            place.report_word(Code.TWO_OPTIMIZERS, "a program has one optimizer at most", node.keyword, None, note)
-            return
-        self.first_optimizer = span
-        if call is not None:
+        span = self._first(node, place, Code.TWO_OPTIMIZERS)
+        if span is not None and call is not None:
             self.optimizer = Optimizer(call, **fields, span=span)
+
+    def step(self, node: RuleNode, place: Place) -> None:
+        fields = read_clauses(node, Context(self.calls, place))
+        span = self._first(node, place, Code.TWO_STEPS)
+        if span is not None:
+            self.steps = Step(**fields, span=span)
+
+    def _first(self, node: RuleNode, place: Place, code: Code) -> Span | None:
+        """Return the span of a statement that a program has once, or None where this is not the first of its kind."""
+        if code in self.once:
+            message = f"a program has one {node.keyword} at most"
+            place.report_word(code, message, node.keyword, None, f"the first one is at {self.once[code]}")
+            return None
+        self.once[code] = place.span(node.start, node.end)
+        return self.once[code]
 
     def let(self, node: LetNode, place: Place) -> None:
         name, span = node.name.value, place.word_span(node.name)
@@ -202,4 +215,5 @@ _RULE_READERS: Mapping[str, Callable[[_Reader, RuleNode, Place], None]] = {
     "quantize": _Reader.quantize,
     "train": _Reader.train,
     "optimizer": _Reader.optimize,
+    "step": _Reader.step,
 }

@@ -167,7 +167,10 @@ class Clause(NamedTuple):
 
 
 class RuleNode(NamedTuple):
-    """`adapt`, `quantize`, `train` or `optimizer`; `unread` are the clauses of its block that could not be read."""
+    """`adapt`, `quantize`, `train`, `optimizer` or `step`.
+
+    `unread` are the clauses of its block that could not be read.
+    """
 
     keyword: Word
     targets: tuple[Word, ...]

@@ -7,12 +7,18 @@ from collections.abc import Sequence, Set
 
 from lorakit.language.syntax import Word
 
-STATEMENTS = ("adapt", "quantize", "train", "optimizer", "let", "include", "require", "use")
+STATEMENTS = ("adapt", "quantize", "train", "optimizer", "step", "let", "include", "require", "use")
 
 CLAUSES = (
     "rank", "alpha", "scaling", "dropout", "method", "init", "quant", "dtype", "bias", "lr", "lr_ratio", "paged",
-    "layers", "except", "optional",
+    "layers", "except", "optional", "batch", "tokens", "memory", "compute", "capture",
 )  # fmt: skip
+
+# Clauses of which lorakit knows only the word so far, each with what to write instead
+NOT_YET = {
+    "memory": "leave it out; `require peak_memory <= 24GiB` says what a step may need",
+    "capture": "leave it out: a step runs one operation after the other",
+}
 
 # as the grammar says NAME
 _NAME = re.compile(r"[^\W\d]\w*")
@@ -27,6 +33,7 @@ _NAMES = {
     "SCALING": "`standard` or `rslora`",
     "DTYPE": "`bf16`, `fp16` or `fp32`",
     "BIAS": "`none` or `adapter`",
+    "COMPUTE": "`bf16`, `fp16` or `fp32`",
     "LET": "a name",
     "REQUIRE": "a quantity",
     "_LPAR": "an option",

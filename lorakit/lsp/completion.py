@@ -13,7 +13,7 @@ from lorakit.hooks.options import Option, supports_double
 from lorakit.language.amounts import Amount
 from lorakit.language.clauses import CLAUSE_KINDS
 from lorakit.language.quantities import QUANTITIES as KNOWN_QUANTITIES
-from lorakit.language.words import STATEMENTS
+from lorakit.language.words import NOT_YET, STATEMENTS
 from lorakit.lsp.document import Document
 from lorakit.lsp.keywords import CHOICES, KEYWORDS, QUANTITIES, RANK
 from lorakit.lsp.model import Model
@@ -57,7 +57,8 @@ def _statements(request: Request) -> Iterable[Offer]:
 def _clauses(request: Request) -> Iterable[Offer]:
     """Return the clauses that the statement takes and does not have yet."""
     for word, kind in CLAUSE_KINDS.items():
-        if request.cursor.statement in kind.statements and word.upper() not in request.cursor.given:
+        taken = word in NOT_YET or word.upper() in request.cursor.given
+        if request.cursor.statement in kind.statements and not taken:
             yield _keyword(word, request)
 
 

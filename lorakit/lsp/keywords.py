@@ -32,6 +32,10 @@ KEYWORDS: Mapping[str, Keyword] = {
         "optimizer NAME[(options)] [lr X] [paged]",
         "The optimizer that `lorakit.optimizer(model)` builds; one a program.",
     ),
+    "step": Keyword(
+        "step [batch N] [tokens N] [compute bf16|fp16|fp32]",
+        "How one training step runs, which the forecast of memory and the training go by; one a program.",
+    ),
     "let": Keyword(
         "let NAME = VALUE",
         "Names a number, a string, or a list of targets in brackets. `--set NAME=VALUE` on the command line gives it "
@@ -81,6 +85,15 @@ KEYWORDS: Mapping[str, Keyword] = {
     ),
     "except": Keyword("except TARGETS", "Leaves out what these targets select, and everything inside it."),
     "optional": Keyword("optional", "A target that matches nothing is no error in this rule."),
+    "batch": Keyword("batch N", "So many rows of data go through a device in one step. A whole number, at least 1."),
+    "tokens": Keyword("tokens N", "So many tokens has the longest row of a step. A whole number, at least 1."),
+    "memory": Keyword("memory SIZE", "The most memory that a step may hold on a device. Not done by this lorakit yet."),
+    "compute": Keyword(
+        "compute bf16|fp16|fp32",
+        "What the frozen weights are multiplied in. Without this clause bf16 where the device has it in hardware, else "
+        "fp16 on a GPU and fp32 on a CPU.",
+    ),
+    "capture": Keyword("capture", "The whole step runs as one graph. Not done by this lorakit yet."),
     "double": Keyword(
         "NAME double", "Quantizes the scales of the quantizer once more; it stands directly behind the quantizer."
     ),
@@ -93,6 +106,11 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
     "dtype": {
         "bf16": "bfloat16: the range of fp32 in 16 bits",
         "fp16": "float16: more digits than bf16, less range",
+        "fp32": "float32",
+    },
+    "compute": {
+        "bf16": "bfloat16 tensor cores, where the device has them",
+        "fp16": "float16; the adapters stay in float32",
         "fp32": "float32",
     },
     "bias": {"none": "biases stay frozen", "adapter": "the biases of the adapted modules train"},

@@ -60,6 +60,7 @@ _BY_TYPE: Mapping[str, Slot] = {
     "SCALING": ChoiceSlot("scaling"),
     "DTYPE": ChoiceSlot("dtype"),
     "BIAS": ChoiceSlot("bias"),
+    "COMPUTE": ChoiceSlot("compute"),
     "LET": NewNameSlot(),
 }
 

@@ -15,6 +15,7 @@ _KINDS: Mapping[object, types.SymbolKind] = {
     "quantize": types.SymbolKind.Struct,
     "train": types.SymbolKind.Property,
     "optimizer": types.SymbolKind.Object,
+    "step": types.SymbolKind.Event,
     LetNode: types.SymbolKind.Constant,
     IncludeNode: types.SymbolKind.File,
     RequireNode: types.SymbolKind.Boolean,

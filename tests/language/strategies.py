@@ -22,6 +22,7 @@ from lorakit.language.spec import (
     Require,
     Segment,
     Spec,
+    Step,
     Target,
     Train,
 )
@@ -118,6 +119,8 @@ OPTIMIZERS = st.builds(
     st.none() | POSITIVE,
     st.booleans(),
 )
+COUNTS = st.none() | st.integers(1, 10**9)
+STEPS = st.builds(Step, COUNTS, COUNTS, st.sampled_from([None, "bf16", "fp16", "fp32"]))
 SHARES = st.recursive(
     st.one_of(
         st.just(Quantity("trainable")),
@@ -137,6 +140,7 @@ SPECS = st.builds(
     Spec,
     st.lists(RULES, max_size=4).map(tuple),
     st.none() | OPTIMIZERS,
+    st.none() | STEPS,
     st.lists(REQUIRES, max_size=2).map(tuple),
     st.lists(st.sampled_from([("lark", None), ("lark", "1.0")]), max_size=1).map(tuple),
 )

@@ -18,6 +18,7 @@ from lorakit.language.spec import (
     Segment,
     Span,
     Spec,
+    Step,
     Target,
     Train,
 )
@@ -46,6 +47,7 @@ def test_the_example() -> None:
             Quantize((Target(role="linear"),), nf4),
         ),
         Optimizer(PluginCall("adamw", (("betas", (0.9, 0.999)), ("weight_decay", 0))), 2e-4, True),
+        Step(2, 2048, "bf16"),
         (
             Require(Quantity("trainable"), "<", Number(1, "%")),
             Require(Quantity("peak_memory"), "<=", Number(24, "GiB")),
@@ -115,6 +117,28 @@ def test_one_meaning_in_many_forms(text: str) -> None:
     assert rule(text) == Adapt((path("q"),), 4, 8.0, paged=True)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "step batch 4 tokens 2048 compute fp16",
+        "step compute fp16 tokens 2048 batch 4",
+        "step batch 4 {\n  compute fp16; tokens 2048\n}",
+        "let rows = 2\nstep { tokens 2*1024 batch 2*rows compute fp16 }",
+    ],
+)
+def test_a_step_says_how_it_runs_in_any_order(text: str) -> None:
+    spec = read(text)
+    assert spec.step == Step(4, 2048, "fp16") and not spec.rules
+    assert read(str(spec)) == spec and str(spec) == "step batch 4 tokens 2048 compute fp16\n"
+
+
+def test_a_step_says_only_what_is_written() -> None:
+    assert read("adapt q rank 4").step is None
+    assert read("step tokens 8").step == Step(tokens=8)
+    step = read("let a = 1\nstep batch a").step
+    assert step is not None and step.span == Span("<text>", 2, 1, 2, 13)
+
+
 def test_no_statement_is_a_sound_program() -> None:
     for text in ("", "\n", "# nothing\n", ";;", "\ufeff", "let x = 1"):
         assert read(text) == Spec()
@@ -163,6 +187,7 @@ def test_words_are_what_their_place_says() -> None:
         "quantize",
         "train",
         "optimizer",
+        "step",
         "let",
         "include",
         "require",
@@ -173,6 +198,8 @@ def test_words_are_what_their_place_says() -> None:
         "except",
         "double",
         "paged",
+        "batch",
+        "memory",
         "true",
     ]
     for word in keywords:

@@ -6,7 +6,8 @@ import pytest
 from lsp_helpers import Editor
 from lsprotocol import types
 
-from lorakit.language.words import CLAUSES, STATEMENTS
+from lorakit.language.clauses import CLAUSE_KINDS
+from lorakit.language.words import STATEMENTS
 from lorakit.plugins import default_plugins
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -19,7 +20,7 @@ RULE = ["except", "layers", "optional"]
 
 
 def without(*words: str) -> list[str]:
-    return sorted(set(CLAUSES) - set(words))
+    return sorted({clause for clause, kind in CLAUSE_KINDS.items() if "adapt" in kind.statements} - set(words))
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,9 @@ def without(*words: str) -> list[str]:
         ("train q |", ["except", "layers", "lr", "optional"]),
         ("quantize q nf4 |", ["double", *RULE]),
         ("optimizer sgd |", ["lr", "paged"]),
+        ("step |", ["batch", "compute", "tokens"]),
+        ("step tokens 8 { batch 2\n|", ["compute"]),
+        ("step compute |", ["bf16", "fp16", "fp32"]),
         ("adapt q rank 4 quant |", QUANTIZERS),
         ("adapt q rank 4 quant n|", QUANTIZERS),
         ("quantize @linear |", QUANTIZERS),

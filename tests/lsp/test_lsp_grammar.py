@@ -48,6 +48,8 @@ adapt t {
 }
 optimizer adamw(betas=(0.9, 0.99), weight_decay=w)
 optimizer sgd(nesterov=true)
+step batch r*2 { tokens 2048; compute bf16
+  memory 22GiB capture }
 include "a/b.lora"
 use lorakit-extra >= 1.2
 require peak_memory*2 <= 24GiB + most

@@ -24,8 +24,8 @@ from lorakit.plugins import default_plugins
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.lora"))
 
 PIECES = (
-    "adapt", "quantize", "train", "optimizer", "let", "include", "require", "use", "rank", "alpha", "quant", "nf4",
-    "double", "init", "gaussian", "sigma", "layers", "except", "q_proj", "@mlp", ":Linear", "/a/", "x",
+    "adapt", "quantize", "train", "optimizer", "step", "let", "include", "require", "use", "rank", "alpha", "quant",
+    "nf4", "double", "init", "gaussian", "sigma", "layers", "except", "q_proj", "@mlp", ":Linear", "/a/", "x",
     "16", "2e-4", "1%", "24GiB", '"a.lora"', '"', "(", ")", "[", "]", "{", "}", ",", ".", "..", "=", "<", "*", "-",
     "/", "#", ";", "\n", "\r\n", " ", "🦙", "\ufeff", "\x00", "\u2028",
 )  # fmt: skip
