@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from lorakit.application.summary import Summary
     from lorakit.named_adapters import Adapters
+    from lorakit.planning.hardware import Hardware
     from lorakit.planning.plan import Plan
 
 logger = logging.getLogger("lorakit")
@@ -40,14 +41,17 @@ def plan(
     *,
     batch: int = 1,
     tokens: int = 512,
+    hardware: Hardware | None = None,
     trust_remote_code: bool = False,
     plugins: Plugins | None = None,
 ) -> Plan:
     """Return what a spec makes of a model: an nn.Module (meta tensors are fine), a Hugging Face config, or a reference.
 
-    No weight is read. batch × tokens is the step that the memory forecast is for.
+    No weight is read. batch × tokens is the step that the memory forecast is for. `hardware` decides what the model
+    computes in where the spec does not say it; without one it is this machine's accelerator, or else its CPU.
     Raises: SpecError, PlanError, ModelError.
     """
+    from lorakit.application import hardware as here
     from lorakit.application.state import adapted_state
     from lorakit.planning.inventory import read_inventory
     from lorakit.planning.planner import make_plan
@@ -58,7 +62,7 @@ def plan(
     # a further adapter is planned for the layers that lie under those before it
     state = adapted_state(module)
     inventory = state.inventory if state else read_inventory(module, plugins)
-    return make_plan(parsed, inventory, plugins, batch=batch, tokens=tokens)
+    return make_plan(parsed, inventory, plugins, batch=batch, tokens=tokens, hardware=hardware or here.hardware())
 
 
 def apply(

@@ -12,9 +12,9 @@ HALVES = ("bfloat16", "float16")
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Where a model is computed: `device` is torch's word for it, `fast` names the dtypes of 16 bits that it is quick in.
+    """Where a model is computed: `device` is torch's word for it, `fast` names the 16-bit dtypes that it is quick in.
 
-    Float32 needs no mention. `name` is for people, such as `this CPU` or `Tesla T4`.
+    `name` is for people, such as `this CPU` or `Tesla T4`.
     """
 
     device: str
@@ -42,6 +42,11 @@ class Compute:
         # a plan may come from a file that anyone wrote
         if self.dtype != self.own and self.dtype not in SHORT:
             raise ValueError(f"a model computes in {', '.join(SHORT)}, not {self.dtype!r}")
+
+    def held(self, dtype: str) -> str:
+        """Return the dtype that a floating tensor of the model is held in: none is left that is slow to multiply."""
+        moves = dtype == self.own or (self.dtype == "float32" and dtype in HALVES)
+        return self.dtype if moves and (self.asked or self.dtype != self.own) else dtype
 
     @property
     def words(self) -> str:

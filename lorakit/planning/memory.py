@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lorakit.planning.computing import dequantized_bytes, held_itemsize, widened_bytes
+from lorakit.planning.hardware import Compute
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.plan import Memory, PlanEntry
 
@@ -11,11 +13,14 @@ from lorakit.planning.plan import Memory, PlanEntry
 FLOAT32 = 4
 
 
-def forecast(inventory: Inventory, entries: Sequence[PlanEntry], batch: int, tokens: int) -> Memory:
+def forecast(
+    inventory: Inventory, entries: Sequence[PlanEntry], batch: int, tokens: int, compute: Compute | None = None
+) -> Memory:
     """Return what one training step on batch × tokens holds, in bytes; nothing is recomputed in the backward pass."""
     changed = sum(entry.bytes.weight_before - entry.bytes.weight_after for entry in entries)
-    itemsize = max((parameter.itemsize for parameter in inventory.unique_parameters()), default=2)
-    weight = max((entry.bytes.weight_before for entry in entries if entry.quant), default=0)
+    changed -= widened_bytes(inventory, entries, compute)
+    itemsize = max((held_itemsize(parameter, compute) for parameter in inventory.unique_parameters()), default=2)
+    weight = max((dequantized_bytes(entry, compute) for entry in entries if entry.quant), default=0)
     return Memory(
         weights_before=inventory.total_bytes,
         weights=inventory.total_bytes - changed + sum(entry.bytes.extra for entry in entries),

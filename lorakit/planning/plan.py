@@ -10,11 +10,11 @@ from typing import Any
 from lorakit.errors import PlanError
 from lorakit.language.spec import PluginCall
 from lorakit.planning import codec
+from lorakit.planning.hardware import DTYPES as DTYPES
+from lorakit.planning.hardware import Compute
 from lorakit.values import LayerShape
 
 FORMAT_VERSION = 1
-# dtypes of adapters, as a spec says them and as torch names them
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A spec, decided for one model."""
+    """A spec, decided for one model; without `compute` the model is left in the dtypes that it has."""
 
     model_class: str
     model_parameters: int
@@ -159,6 +159,7 @@ class Plan:
     rules: tuple[RuleSummary, ...]
     optimizer: OptimizerPlan
     memory: Memory
+    compute: Compute | None = None
     notes: tuple[str, ...] = ()
     source: str = ""
     version: int = FORMAT_VERSION

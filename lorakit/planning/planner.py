@@ -14,15 +14,26 @@ from lorakit.language.printer import call_text
 from lorakit.language.spec import Adapt, PluginCall, Quantize, Spec, Train
 from lorakit.planning import memory, requirements
 from lorakit.planning.cascade import Decisions, decide, place
+from lorakit.planning.computing import ITEMSIZE, adapter_dtype, compute_for, held_itemsize
+from lorakit.planning.hardware import Compute, Hardware
 from lorakit.planning.inventory import Inventory, ModuleInfo
-from lorakit.planning.plan import DTYPES, AdapterPlan, Bytes, OptimizerPlan, Plan, PlanEntry
+from lorakit.planning.plan import AdapterPlan, Bytes, OptimizerPlan, Plan, PlanEntry
 
-ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 DEFAULT_OPTIMIZER = PluginCall("adamw")
 
 
-def make_plan(spec: Spec, inventory: Inventory, plugins: Plugins, *, batch: int = 1, tokens: int = 512) -> Plan:
+def make_plan(
+    spec: Spec,
+    inventory: Inventory,
+    plugins: Plugins,
+    *,
+    batch: int = 1,
+    tokens: int = 512,
+    hardware: Hardware | None = None,
+) -> Plan:
     """Return what the spec makes of this model; batch × tokens is the step that the memory forecast is for.
+
+    On no `hardware` in particular the model computes in its own dtype, unless the spec says otherwise.
 
     Raises: PlanError holding every diagnostic: targets that match nothing, layers that no adapter fits, and so on.
     """
@@ -32,7 +43,13 @@ def make_plan(spec: Spec, inventory: Inventory, plugins: Plugins, *, batch: int 
         )
     decisions = decide(spec, inventory, plugins.roles)
     plan, problems = plan_decisions(
-        decisions, inventory, plugins, _optimizer(spec, plugins), batch=batch, tokens=tokens
+        decisions,
+        inventory,
+        plugins,
+        _optimizer(spec, plugins),
+        batch=batch,
+        tokens=tokens,
+        compute=compute_for(spec, decisions, inventory, hardware),
     )
     _raise([*decisions.findings, *problems, *_without_bias(decisions, inventory)], spec)
     plan = replace(plan, notes=tuple(_notes(spec, inventory, decisions, plugins)), source=spec.source)
@@ -49,6 +66,7 @@ def plan_decisions(
     *,
     batch: int = 1,
     tokens: int = 512,
+    compute: Compute | None = None,
 ) -> tuple[Plan, list[Diagnostic]]:
     """Return the plan of what was decided for each module, without the modules whose decision has a problem."""
     optimizer = optimizer or OptimizerPlan(
@@ -64,7 +82,7 @@ def plan_decisions(
         problems = list(_problems(module, adapt, quantize, train, inventory, plugins))
         findings += problems
         if not problems:
-            entry = _entry(module, adapt, quantize, train, plugins, factory)
+            entry = _entry(module, adapt, quantize, train, plugins, factory, compute)
             extra = plugins.estimate_memory(entry)
             entries.append(replace(entry, bytes=replace(entry.bytes, extra=extra)) if extra else entry)
     plan = Plan(
@@ -73,7 +91,8 @@ def plan_decisions(
         entries=tuple(entries),
         rules=decisions.rules,
         optimizer=optimizer,
-        memory=memory.forecast(inventory, entries, batch, tokens),
+        memory=memory.forecast(inventory, entries, batch, tokens, compute),
+        compute=compute,
     )
     return plan, findings
 
@@ -190,6 +209,7 @@ def _entry(
     train: Train | None,
     plugins: Plugins,
     factory: OptimizerFactory,
+    compute: Compute | None,
 ) -> PlanEntry:
     quant = adapt.quant if adapt else quantize.quant if quantize else None
     weight, shape = module.weight, module.shape
@@ -201,9 +221,9 @@ def _entry(
     adapter: AdapterPlan | None = None
     trained: list[tuple[int, int]] = []
     if adapt:
-        adapter, trained = _adapter(module, adapt, plugins)
+        adapter, trained = _adapter(module, adapt, plugins, compute)
     elif train:
-        trained = [(parameter.numel, parameter.itemsize) for parameter in module.parameters]
+        trained = [(parameter.numel, held_itemsize(parameter, compute)) for parameter in module.parameters]
     added = sum(numel * itemsize for numel, itemsize in trained)
     return PlanEntry(
         path=module.path,
@@ -226,11 +246,12 @@ def _entry(
     )
 
 
-def _adapter(module: ModuleInfo, adapt: Adapt, plugins: Plugins) -> tuple[AdapterPlan, list[tuple[int, int]]]:
+def _adapter(
+    module: ModuleInfo, adapt: Adapt, plugins: Plugins, compute: Compute | None
+) -> tuple[AdapterPlan, list[tuple[int, int]]]:
     """Return the adapter of a module, and (numel, itemsize) of every tensor that it trains."""
     weight = module.weight
-    base = weight.dtype if weight and weight.dtype in ITEMSIZE else "bfloat16"
-    dtype = DTYPES[adapt.dtype] if adapt.dtype else "bfloat16" if adapt.quant else base
+    dtype = adapter_dtype(adapt, weight.dtype if weight else None, compute)
     method = plugins.method(adapt.method)
     trained = []
     assert module.shape is not None
@@ -241,7 +262,7 @@ def _adapter(module: ModuleInfo, adapt: Adapt, plugins: Plugins) -> tuple[Adapte
         trained.append((numel, ITEMSIZE[dtype]))
     added = sum(numel for numel, _ in trained)
     biases = [parameter for parameter in module.parameters if parameter.name == "bias" and adapt.bias == "adapter"]
-    trained += [(bias.numel, bias.itemsize) for bias in biases]
+    trained += [(bias.numel, held_itemsize(bias, compute)) for bias in biases]
     plan = AdapterPlan(
         method=adapt.method,
         rank=adapt.rank,
