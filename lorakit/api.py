@@ -72,6 +72,7 @@ def apply(
     *,
     name: str = "default",
     calibration: Iterable[Any] | None = None,
+    hardware: Hardware | None = None,
     trust_remote_code: bool = False,
     plugins: Plugins | None = None,
 ) -> nn.Module:
@@ -80,7 +81,8 @@ def apply(
     A Hugging Face model is quantized while it is read, a tensor at a time. The same plan, weights and seed give the
     same bits. A model takes several adapters, each under a `name` of its own; the last one applied is in use until
     `lorakit.adapters(model)` says otherwise. `calibration` is needed by quantizers that see a layer's inputs first:
-    batches of what the model's forward takes, each a dict of arguments by name, a tuple, or one tensor.
+    batches of what the model's forward takes, each a dict of arguments by name, a tuple, or one tensor. `hardware` is
+    as for `lorakit.plan`.
     Raises: SpecError, PlanError, ModelError, DataError; the model is untouched then.
     """
     from lorakit.application.apply import apply_plan
@@ -89,7 +91,9 @@ def apply(
     plugins = plugins or default_plugins()
 
     def decide(structure: nn.Module) -> Plan:
-        return spec_or_plan if isinstance(spec_or_plan, Plan) else plan(spec_or_plan, structure, plugins=plugins)
+        if isinstance(spec_or_plan, Plan):
+            return spec_or_plan
+        return plan(spec_or_plan, structure, hardware=hardware, plugins=plugins)
 
     module, decided = _with_plan(model, decide, plugins, trust_remote_code=trust_remote_code)
     return apply_plan(decided, module, plugins, seed=seed, name=name, calibration=calibration)
@@ -137,14 +141,17 @@ def load(
     quantize: bool = True,
     allow_missing: bool = False,
     allow_pickle: bool = False,
+    hardware: Hardware | None = None,
     trust_remote_code: bool = False,
     plugins: Plugins | None = None,
 ) -> nn.Module:
     """Return the model with a saved adapter on it, lorakit's or PEFT's, in evaluation mode (`model.train()` trains on).
 
-    The base is quantized again as the adapter's plan.json says, unless `quantize` is False.
+    The base is quantized again as the adapter's plan.json says, unless `quantize` is False. `hardware` is as for
+    `lorakit.plan`: the model computes in what is quick here, wherever the adapter was trained.
     Raises: AdapterError, ModelError; the model is untouched then.
     """
+    from lorakit.application import hardware as here
     from lorakit.artifacts.loading import load_adapter
     from lorakit.artifacts.reading import read_plan
 
@@ -159,6 +166,7 @@ def load(
         quantize=quantize,
         allow_missing=allow_missing,
         allow_pickle=allow_pickle,
+        hardware=hardware or here.hardware(),
     )
 
 

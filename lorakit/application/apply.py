@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lorakit.application.calibration import observe
+from lorakit.application.compute import cast, check_compute
 from lorakit.application.layers import (
     core_of,
     holder_of,
@@ -56,6 +57,7 @@ def apply_plan(
     """
     state = adapted_state(model)
     _check_name(state, name)
+    check_compute(state, plan)
     plugins.before_apply(model, plan)
     modules = dict(model.named_modules())
     _check(plan, model, modules)
@@ -88,6 +90,7 @@ def apply_plan(
     remember_base(model, state, adapter)
     state.inventory = stored(state.inventory, plan, plugins)
     state.named[name] = adapter
+    cast(model, state, plan.compute)
     attach(model, state)
     use(model, state, {name: 1.0})
     plugins.model_ready(model, plan)

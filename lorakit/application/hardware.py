@@ -14,8 +14,8 @@ from lorakit.planning.hardware import HALVES, Hardware
 # a product that takes tens of microseconds in float32: (rows, inputs, outputs)
 SIZE = (16, 256, 512)
 ROUNDS = 5
-# on one core a dtype of 16 bits takes half of the time of float32 where the processor multiplies it, 1.4 times as much where
-# it only converts, and 15 times as much in a loop over numbers
+# on one core a dtype of 16 bits takes half of the time of float32 where the processor multiplies it, 1.4 times as much
+# where it only converts, and 15 times as much in a loop over numbers
 SLOW = 3.0
 
 

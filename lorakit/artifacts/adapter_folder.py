@@ -9,7 +9,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lorakit.application.state import adapter_of, unwrapped
+from lorakit.application.compute import own_value
+from lorakit.application.state import adapter_of, state_of, unwrapped
 from lorakit.artifacts.folders import new_folder
 from lorakit.artifacts.peft_config import peft_config
 from lorakit.artifacts.peft_names import adapter_tensors
@@ -54,7 +55,11 @@ def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins, name: 
     """Write an adapter's files into a folder that exists, each aside first, so that none is ever half there."""
     adapter = adapter_of(model, name)
     model = unwrapped(model)
-    tensors = {file_name: _ready(tensor) for file_name, _, tensor in adapter_tensors(model, adapter, plugins)}
+    state = state_of(model)
+    tensors = {
+        file_name: _ready(own_value(state, model.get_parameter(inner), tensor))
+        for file_name, inner, tensor in adapter_tensors(model, adapter, plugins)
+    }
     config = json.dumps(peft_config(adapter.plan, model), indent=2) + "\n"
     writers: dict[str, Callable[[Path], object]] = {
         WEIGHTS: lambda path: save_file(_unshared(tensors), path, metadata={"format": "pt"}),

@@ -17,6 +17,8 @@ from lorakit.artifacts.peft_names import PREFIX, adapter_tensors, file_names
 from lorakit.artifacts.reading import AdapterFiles, read_adapter
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
+from lorakit.planning.computing import compute_again
+from lorakit.planning.hardware import Hardware
 from lorakit.planning.inventory import Inventory, read_inventory
 from lorakit.planning.plan import Plan
 
@@ -30,11 +32,13 @@ def load_adapter(
     quantize: bool = True,
     allow_missing: bool = False,
     allow_pickle: bool = False,
+    hardware: Hardware | None = None,
 ) -> nn.Module:
     """Return the model with the folder's adapter on it, in evaluation mode; the model is unchanged if anything fails.
 
-    The base is quantized again as plan.json says, unless `quantize` is False. Where the model has adapters already, the
-    new one alone is in use. Raises: AdapterError, ModelError.
+    The base is quantized again as plan.json says, unless `quantize` is False. It computes in what the hardware is
+    quick in, wherever the adapter was trained; on none in particular it keeps its own dtypes. Where the model has adapters
+    already, the new one alone is in use. Raises: AdapterError, ModelError.
     """
     state = adapted_state(model)
     inventory = state.inventory if state else read_inventory(model, plugins)
@@ -47,6 +51,7 @@ def load_adapter(
             f"{files.folder} sits on a base that {quantizer} quantized for its calibration data, which cannot be done "
             "again here: give the base that --with-base saved, or quantize=False for an unquantized one"
         )
+    plan = replace(plan, compute=compute_again(plan, inventory, hardware) if hardware else None)
     apply_plan(plan, model, plugins, name=name, inventory=inventory, initialize=allow_missing)
     restore_tensors(model, files.tensors, plugins)
     model.eval()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lorakit.application.compute import cast_more, own_dtypes, uncast
 from lorakit.application.layers import bare_parameter, base_at, core_of, holder_of, is_parameter, put
 from lorakit.application.state import Adapted, detach, state_of, unwrapped
 from lorakit.artifacts.rounding import Rounding
@@ -55,7 +56,9 @@ def merge_model(model: nn.Module, plugins: Plugins, *, requantize: bool = False)
     state = state_of(model)
     model = unwrapped(model)
     state.check_apart()
-    folded = _fold(model, state, requantize)
+    with own_dtypes(model, state):
+        folded = _fold(model, state, requantize)
+    uncast(state)
     plain = {model.get_submodule(path): layer for path, layer in folded.layers.items()}
     if not requantize:
         adapted = {core_of(module) for module in plain}
@@ -83,7 +86,11 @@ def merge_for_now(model: nn.Module, state: Adapted) -> MergeReport:
     state.check_apart()
     for adapter in state.named.values():
         adapter.check_switch()
-    folded = _fold(model, state, requantize=False)
+    with own_dtypes(model, state):
+        folded = _fold(model, state, requantize=False)
+    # as merging for good rounds them, and then in what the model computes in
+    cast_more(state, [parameter for layer in folded.layers.values() for parameter in layer.parameters()])
+    cast_more(state, [weight for _, weight in folded.parameters.values()])
     for path, layer in folded.layers.items():
         state.merged[path] = _exchange_core(model.get_submodule(path), layer)
     for path, (entry, weight) in folded.parameters.items():

@@ -28,10 +28,11 @@ class LoRAConv(LoRALayer):
         result: Tensor = self.base_layer(x)
         if self.is_off:
             return result
-        x = functional.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
+        lora_A, lora_B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
+        x = functional.dropout(x, self.dropout, self.training)
         # the base layer's own convolution, so that its padding mode and dilation hold for A as well
-        thin = self.core._conv_forward(x, self.lora_A, None)  # type: ignore[operator]
+        thin = self.core._conv_forward(x, lora_A, None)  # type: ignore[operator]
         # channels lie before as many dimensions as the kernel has, behind a batch or not
-        channels = 1 - self.lora_A.ndim
-        update = functional.linear(thin.movedim(channels, -1), self.lora_B.flatten(1)).movedim(-1, channels)
+        channels = 1 - lora_A.ndim
+        update = functional.linear(thin.movedim(channels, -1), lora_B.flatten(1)).movedim(-1, channels)
         return self.added(result, update)

@@ -36,5 +36,5 @@ class LoRAEmbedding(LoRALayer):
         result: Tensor = self.base_layer(tokens)
         if self.is_off:
             return result
-        rows = functional.embedding(tokens, self.lora_A.T)
-        return self.added(result, functional.linear(rows, self.lora_B) * self._scale)
+        rows = functional.embedding(tokens, self.lora_A.T).to(result.dtype)
+        return self.added(result, functional.linear(rows, self.lora_B.to(result.dtype)) * self._scale)

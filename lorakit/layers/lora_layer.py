@@ -97,7 +97,8 @@ class LoRALayer(nn.Module, ABC):
         base: Tensor = self.base_layer.weight  # type: ignore[assignment]
         if self.is_off:
             return base
-        return base + (one_factor(self, self.share) * self.delta()).to(base.dtype)
+        change = self.change(self.lora_A.to(base.dtype), self.lora_B.to(base.dtype))
+        return base + one_factor(self, self.share) * change
 
     @property
     def bias(self) -> Tensor | None:

@@ -48,8 +48,9 @@ class LoRALinear(LoRALayer):
         result: Tensor = self.base_layer(x)
         if self.is_off:
             return result
-        x = functional.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
-        update = functional.linear(functional.linear(x, self.lora_A), self.lora_B)
+        lora_A, lora_B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
+        x = functional.dropout(x, self.dropout, self.training)
+        update = functional.linear(functional.linear(x, lora_A), lora_B)
         return self.added(result, update)
 
 

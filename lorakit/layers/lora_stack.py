@@ -77,7 +77,8 @@ class LoRAStack(nn.Module):
         """Return the effective weight (stack, rows, columns)."""
         if is_off(self.share):
             return weight
-        return weight + (one_factor(self, self.share) * self.delta()).to(weight.dtype)
+        delta = self.change(self.lora_A.to(weight.dtype), self.lora_B.to(weight.dtype))
+        return weight + one_factor(self, self.share) * delta
 
     def exact_weight(self, weight: Tensor) -> Tensor:
         """Return the effective weight in float32 from a weight in float32, with no rounding on the way."""
