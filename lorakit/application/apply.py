@@ -57,10 +57,10 @@ def apply_plan(
     """
     state = adapted_state(model)
     _check_name(state, name)
-    check_compute(state, plan)
     plugins.before_apply(model, plan)
     modules = dict(model.named_modules())
     _check(plan, model, modules)
+    check_compute(model, state, plan)
     # taken over before the model runs, since bitsandbytes' own layers may repack their weights when they do
     layers = _converted(model, plugins)
     seen = observe(plan, model, plugins, calibration)

@@ -46,32 +46,38 @@ class Cast:
         return held
 
 
-def check_compute(state: Adapted | None, plan: Plan) -> None:
-    """Raise ModelError if a further plan asks for another dtype than the model computes in."""
-    if state is None or state.cast is None or plan.compute is None or not plan.compute.asked:
+def check_compute(model: nn.Module, state: Adapted | None, plan: Plan) -> None:
+    """Raise ModelError if a model cannot compute in what a plan says.
+
+    It may compute in another dtype already that the plan asks to change, or hold weights beyond float16's range.
+    """
+    compute = plan.compute
+    if compute is None:
         return
-    now, asked = state.cast.compute.dtype, plan.compute.dtype
-    if now != asked:
-        raise ModelError(
-            f"this model computes in {SHORT[now]} for the adapters that are on it, and the plan asks for "
-            f"`step compute {SHORT[asked]}`: leave that out, or load the model again"
-        )
+    if state is not None and state.cast is not None:
+        now = state.cast.compute.dtype
+        if compute.asked and compute.dtype != now:
+            raise ModelError(
+                f"this model computes in {SHORT[now]} for the adapters that are on it, and the plan says "
+                f"`step compute {SHORT[compute.dtype]}`: leave that out, or load the model again"
+            )
+        return
+    if compute.dtype == "float16" and compute.own != "float16":
+        largest = torch.finfo(torch.float16).max
+        for name, parameter in model.named_parameters():
+            if parameter.is_floating_point() and bool((parameter.isfinite() & (parameter.abs() > largest)).any()):
+                raise ModelError(f"`{name}` holds weights beyond the range of fp16: write `step compute fp32`")
 
 
 def cast(model: nn.Module, state: Adapted, compute: Compute | None) -> None:
     """Hold all of a model that is not quantized, and is no adapter's own, in the dtype that it computes in.
 
-    Does nothing where it does so already. Raises: ModelError for a weight that is out of float16's range; nothing is
-    cast then.
+    Does nothing where it does so already. `uncast` gives everything back.
     """
     if compute is None or state.cast is not None or (compute.dtype == compute.own and not compute.asked):
         return
     state.cast = Cast(compute)
-    try:
-        _cast(model, state.cast, _adapters_own(state))
-    except ModelError:
-        uncast(state)
-        raise
+    _cast(model, state.cast, _adapters_own(state))
 
 
 def uncast(state: Adapted) -> None:
@@ -122,17 +128,16 @@ def cast_more(state: Adapted, parameters: Iterable[nn.Parameter]) -> None:
 
 def _cast(model: nn.Module, made: Cast, apart: set[int]) -> None:
     seen: set[int] = set(apart)
-    for path, module in model.named_modules():
-        for name, parameter in module._parameters.items():
+    for module in model.modules():
+        for parameter in module._parameters.values():
             # a tied weight is one parameter in two places
             if parameter is None or id(parameter) in seen or not parameter.is_floating_point():
                 continue
             seen.add(id(parameter))
             own, target = parameter.dtype, made.target(parameter.dtype)
             if own != target:
-                values, kept = _rounded(parameter.data, target, f"{path}.{name}")
-                made.parameters.append((parameter, own, kept))
-                parameter.data = values
+                made.parameters.append((parameter, own, _kept(parameter.data, target)))
+                parameter.data = parameter.data.to(target)
         if isinstance(module, QuantizedLinear):
             made.layers.append((module, module.dequantized_dtype))
             module.dequantized_dtype = made.target(module.dequantized_dtype)
@@ -156,18 +161,12 @@ def _adapters_own(state: Adapted) -> set[int]:
     }
 
 
-def _rounded(values: Tensor, dtype: torch.dtype, name: str) -> tuple[Tensor, Kept | None]:
-    """Return values in another dtype, and those of 16 bits that it rounds: few, since only the smallest are."""
-    result = values.to(dtype)
-    if torch.finfo(dtype).max < torch.finfo(values.dtype).max and bool((result.isinf() & values.isfinite()).any()):
-        raise ModelError(
-            f"`{name}` holds weights that are beyond the range of {SHORT[str(dtype).removeprefix('torch.')]}: "
-            "write `step compute fp32`"
-        )
-    if dtype.itemsize > values.dtype.itemsize or values.dtype.itemsize > 2:
-        return result, None
-    places = (result.to(values.dtype) != values).flatten().nonzero().flatten()
-    return result, Kept(places, values.take(places)) if len(places) else None
+def _kept(values: Tensor, dtype: torch.dtype) -> Kept | None:
+    """Return what another dtype of 16 bits rounds: few values, since only the smallest are. None of any other dtype."""
+    if values.dtype.itemsize != 2 or dtype.itemsize != 2:
+        return None
+    places = (values.to(dtype).to(values.dtype) != values).flatten().nonzero().flatten()
+    return Kept(places, values.take(places)) if len(places) else None
 
 
 def _own(values: Tensor, dtype: torch.dtype, kept: Kept | None) -> Tensor:

@@ -37,8 +37,8 @@ def load_adapter(
     """Return the model with the folder's adapter on it, in evaluation mode; the model is unchanged if anything fails.
 
     The base is quantized again as plan.json says, unless `quantize` is False. It computes in what the hardware is
-    quick in, wherever the adapter was trained; on none in particular it keeps its own dtypes. Where the model has adapters
-    already, the new one alone is in use. Raises: AdapterError, ModelError.
+    quick in, wherever the adapter was trained; on none in particular it keeps its own dtypes. Where the model has
+    adapters already, the new one alone is in use. Raises: AdapterError, ModelError.
     """
     state = adapted_state(model)
     inventory = state.inventory if state else read_inventory(model, plugins)
