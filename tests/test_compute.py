@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM
 import lorakit
 from architectures import ARCHITECTURES
 from helpers import QLORA, make_gpt2, make_llama, randomize
-from lorakit.application import hardware as here
+from lorakit.application.hardware import hardware as machine
+from lorakit.application.hardware import is_quick
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.hardware import Hardware
 from lorakit.planning.plan import Plan
@@ -351,9 +352,9 @@ def test_weights_beyond_fp16_are_refused_and_stay() -> None:
 
 
 def test_the_machine_says_what_it_is_quick_in() -> None:
-    assert here.is_quick(torch.float32)
-    assert here.hardware() is here.hardware()
-    assert here.hardware().is_cpu == (not torch.accelerator.is_available())
+    assert is_quick(torch.float32)
+    assert machine() is machine()
+    assert machine().is_cpu == (not torch.accelerator.is_available())
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="limits what an x86 processor shows")
