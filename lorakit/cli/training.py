@@ -80,7 +80,6 @@ def run(job: Job) -> Outcome:
     )
     if device is not None:
         model.to(device)
-    _sample(job, task, model, "before")
     batches = calibration_batches(plan, model, plugins, calibration, job.calibration, job.calibration_rows)
     if not job.resume:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
@@ -92,6 +91,8 @@ def run(job: Job) -> Outcome:
         progress=lambda entries: tracked(entries, "applying"),
         calibration=batches,
     )
+    # a fresh adapter changes nothing, and by now the model computes in what is quick here
+    _sample(job, task, model, "before")
     outcome = task.train(model, job.checkpoints, plugins, Display(console(stderr=True), say), resume=job.resume)
     if outcome.stopped:
         return outcome
