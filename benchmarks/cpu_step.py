@@ -28,7 +28,7 @@ from lorakit.application.hardware import hardware
 from lorakit.planning.hardware import DTYPES
 
 PLAIN = "adapt q_proj,v_proj rank 16"
-SPECS = {"nf4 double": f"{PLAIN} quant nf4 double", "plain weights": PLAIN}
+SPECS = {"nf4 double": f"{PLAIN} quant nf4 double\nquantize @linear nf4 double", "plain weights": PLAIN}
 Step = Callable[[], float]
 
 
