@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from lorakit.application.summary import Summary
     from lorakit.named_adapters import Adapters
+    from lorakit.planning.hardware import Hardware
     from lorakit.planning.plan import Plan
 
 logger = logging.getLogger("lorakit")
@@ -42,6 +43,7 @@ def plan(
     tokens: int | None = None,
     recompute: bool | None = None,
     example: Any = None,
+    hardware: Hardware | None = None,
     trust_remote_code: bool = False,
     plugins: Plugins | None = None,
 ) -> Plan:
@@ -51,6 +53,8 @@ def plan(
     computes blocks again in its backward pass (gradient checkpointing). A plan made elsewhere keeps its decisions and,
     where nothing else is said, its step; its figures are counted again. `example` is what a plain PyTorch model's
     forward takes, a dict of arguments by name, a tuple, or one tensor: it shows which layers read the same tensor.
+    `hardware` decides what the model computes in where the spec does not say it; without one it is this machine's
+    accelerator, or else its CPU.
     Raises: SpecError, PlanError, ModelError.
     """
     from lorakit.pipeline import decide, read_structure
@@ -58,8 +62,9 @@ def plan(
     plugins = plugins or default_plugins()
     structure = read_structure(_source(model, trust_remote_code), plugins)
     return decide(
-        _decisions(spec, plugins), structure, plugins, batch=batch, tokens=tokens, recompute=recompute, example=example
-    )
+        _decisions(spec, plugins), structure, plugins,
+        batch=batch, tokens=tokens, recompute=recompute, example=example, hardware=hardware,
+    )  # fmt: skip
 
 
 def apply(
@@ -69,6 +74,7 @@ def apply(
     *,
     name: str = "default",
     calibration: Iterable[Any] | None = None,
+    hardware: Hardware | None = None,
     trust_remote_code: bool = False,
     plugins: Plugins | None = None,
 ) -> nn.Module:
@@ -77,7 +83,8 @@ def apply(
     A Hugging Face model is quantized while it is read, a tensor at a time. The same plan, weights and seed give the
     same bits. A model takes several adapters, each under a `name` of its own; the last one applied is in use until
     `lorakit.adapters(model)` says otherwise. `calibration` is needed by quantizers that see a layer's inputs first:
-    batches of what the model's forward takes, each a dict of arguments by name, a tuple, or one tensor.
+    batches of what the model's forward takes, each a dict of arguments by name, a tuple, or one tensor. `hardware` is
+    as for `lorakit.plan`.
     Raises: SpecError, PlanError, ModelError, DataError; the model is untouched then.
     """
     from lorakit.application.apply import apply_plan
@@ -86,7 +93,7 @@ def apply(
     plugins = plugins or default_plugins()
     source = _with_weights(model, trust_remote_code)
     first = read_first(source, plugins)
-    decided = decide(_decisions(spec_or_plan, plugins), first, plugins)
+    decided = decide(_decisions(spec_or_plan, plugins), first, plugins, hardware=hardware)
     module, starter = read_started(source, first, decided, plugins, seed=seed)
     return apply_plan(
         starter.plan, module, plugins, seed=seed, name=name, calibration=calibration, started=starter.started
@@ -135,14 +142,17 @@ def load(
     quantize: bool = True,
     allow_missing: bool = False,
     allow_pickle: bool = False,
+    hardware: Hardware | None = None,
     trust_remote_code: bool = False,
     plugins: Plugins | None = None,
 ) -> nn.Module:
     """Return the model with a saved adapter on it, lorakit's or PEFT's, in evaluation mode (`model.train()` trains on).
 
-    The base is quantized again as the adapter's plan.json says, unless `quantize` is False.
+    The base is quantized again as the adapter's plan.json says, unless `quantize` is False. `hardware` is as for
+    `lorakit.plan`: the model computes in what is quick here, wherever the adapter was trained.
     Raises: AdapterError, ModelError; the model is untouched then.
     """
+    from lorakit.application import hardware as here
     from lorakit.artifacts.loading import load_adapter, starter_of
     from lorakit.pipeline import read_model
 
@@ -158,6 +168,7 @@ def load(
         allow_missing=allow_missing,
         allow_pickle=allow_pickle,
         started=starter.started if starter else None,
+        hardware=hardware or here.hardware(),
     )
 
 

@@ -126,10 +126,11 @@ def train(job: Job, training: Training, plugins: Plugins, display: Display, repo
     model, starter = read_started(job.model, first, plan, plugins, reporter, seed=settings.seed, device=device)
     if device is not None:
         model.to(device)
-    _sample(training.sample, task, model, "before", reporter)
     if not training.resume:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
     _apply(job, starter, model, calibrating, reporter)
+    # a fresh adapter changes nothing, and by now the model computes in what is quick here
+    _sample(training.sample, task, model, "before", reporter)
     outcome = task.train(model, job.checkpoints, display, resume=training.resume)
     if outcome.stopped:
         return outcome

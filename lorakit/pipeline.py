@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from lorakit.application.starting import Starter
     from lorakit.hooks.manager import Plugins
+    from lorakit.planning.hardware import Hardware
     from lorakit.planning.plan import Plan
     from lorakit.values import ModelReference
 
@@ -58,13 +59,16 @@ def decide(
     tokens: int | None = None,
     recompute: bool | None = None,
     example: Any = None,
+    hardware: Hardware | None = None,
 ) -> Plan:
     """Return what a spec makes of a model, for a step of 1 × 512 tokens that keeps all, unless something else is said.
 
     A plan made elsewhere keeps its decisions, and its step where nothing is said; its figures are counted again.
-    `example` is what a plain model's forward takes, to see which layers read the same tensor.
+    `example` is what a plain model's forward takes, to see which layers read the same tensor. `hardware` is what a spec
+    decides the computing dtype for: this machine's unless given.
     Raises: PlanError.
     """
+    from lorakit.application import hardware as here
     from lorakit.application.state import adapted_state
     from lorakit.planning.figures import finished
     from lorakit.planning.inventory import read_inventory
@@ -77,7 +81,7 @@ def decide(
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if not isinstance(spec, Spec):
         return finished(replace(spec, memory=replace(spec.memory, **given)), inventory, plugins)
-    return make_plan(spec, inventory, plugins, **given)
+    return make_plan(spec, inventory, plugins, hardware=hardware or here.hardware(), **given)
 
 
 def read_model(

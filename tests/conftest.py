@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import byte_tokenizer, make_gpt2, make_llama
+from helpers import EVERY_DTYPE, byte_tokenizer, make_gpt2, make_llama
+from lorakit.application import hardware
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -30,6 +31,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="takes many minutes; run with --slow"))
+
+
+@pytest.fixture(autouse=True)
+def any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let models keep the dtypes that a test gives them: whether the machine multiplies bf16 is chance."""
+    monkeypatch.setattr(hardware, "hardware", lambda: EVERY_DTYPE)
 
 
 @pytest.fixture

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from lorakit.planning.hardware import Hardware
+
+# whatever the machine is: models keep the dtypes that they have
+EVERY_DTYPE = Hardware("cpu", frozenset({"bfloat16", "float16"}), "this CPU")
 QLORA = "adapt q_proj,v_proj rank 4 quant nf4 double paged"
 
 

@@ -53,7 +53,7 @@ def trainer(model: nn.Module, folder: Path, steps: int = 20, **options: object) 
 def test_two_runs_of_20_steps_give_the_same_bits(tmp_path: Path) -> None:
     ends = []
     for run in range(2):
-        model = lorakit.apply(QLORA, make_llama().to(torch.bfloat16), seed=4)
+        model = lorakit.apply(QLORA, make_llama(), seed=4)
         base = {name: value.clone() for name, value in model.state_dict().items() if "lora_" not in name}
         start = adapters(model)
         trainer(model, tmp_path / str(run)).train()
@@ -142,10 +142,10 @@ def test_gradients_survive_checkpointing(reentrant: bool, order: str, tokens: to
 def test_a_quantized_checkpoint_of_transformers_trains(tmp_path: Path) -> None:
     from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
-    make_llama().to(torch.bfloat16).save_pretrained(tmp_path / "base")
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    make_llama().save_pretrained(tmp_path / "base")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     model = LlamaForCausalLM.from_pretrained(
-        tmp_path / "base", quantization_config=config, dtype=torch.bfloat16, device_map="cpu"
+        tmp_path / "base", quantization_config=config, dtype=torch.float32, device_map="cpu"
     )
     lorakit.apply("adapt q_proj,v_proj rank 4", model)
     run = trainer(model, tmp_path / "run", steps=40)

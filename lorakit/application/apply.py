@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lorakit.application.building import build_adapter
+from lorakit.application.compute import cast, check_compute, uncast
 from lorakit.application.observing import observe
 from lorakit.application.places import (
     adapt_parameter,
@@ -70,6 +71,7 @@ def apply_plan(
             plugins.before_apply(model, plan)
             modules = dict(model.named_modules())
             _check(plan, model, modules)
+            check_compute(model, state, plan)
             # taken over before the model runs, since bitsandbytes' own layers may repack their weights when they do
             converted = _converted(model, plugins)
             # a new adapter is alone in use, and so sees what the base alone computes
@@ -85,6 +87,8 @@ def apply_plan(
             _commit(model, state, NamedAdapter(name, plan, seed, built.adapters, taken=built.taken), built)
             plugins.model_ready(model, plan)
         except BaseException:
+            if state is not None and (earlier is None or earlier["cast"] is None):
+                uncast(state)
             if state is not None and earlier is not None:
                 state.restore(earlier)
             raise
@@ -166,6 +170,7 @@ def _commit(model: nn.Module, state: Adapted, adapter: NamedAdapter, built: _Bui
     remember_base(model, state, adapter)
     state.inventory = stored(state.inventory, adapter.plan, state.plugins)
     state.named[adapter.name] = adapter
+    cast(model, state, adapter.plan.compute)
     attach(model, state)
     use(model, state, {adapter.name: 1.0})
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lorakit.application.compute import Cast
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
 from lorakit.layers.strength import Strength
@@ -63,7 +64,7 @@ class Adapted:
 
     `base` are the base model's own values of what any adapter trains in full, on the CPU; `standing` names the adapter
     whose values stand in the model instead. `merged` holds the base's own layers and parameters, by path, while the
-    adapters are folded into others in their place.
+    adapters are folded into others in their place. `cast` is what the model holds in another dtype than its own.
     """
 
     inventory: Inventory
@@ -72,6 +73,7 @@ class Adapted:
     base: dict[str, Tensor] = field(default_factory=dict)
     standing: dict[str, str] = field(default_factory=dict)
     merged: dict[str, nn.Module | nn.Parameter] = field(default_factory=dict)
+    cast: Cast | None = None
 
     def copied(self) -> dict[str, Any]:
         """Return what this state holds now, for `restore`."""

@@ -11,8 +11,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lorakit.application.compute import own_value
 from lorakit.application.sharding import meet, whole, writes
-from lorakit.application.state import NamedAdapter, adapter_of, unwrapped
+from lorakit.application.state import NamedAdapter, adapter_of, state_of, unwrapped
 from lorakit.artifacts.folders import new_folder
 from lorakit.artifacts.peft_config import FOREIGN_TYPE, peft_config
 from lorakit.artifacts.peft_names import adapter_tensors
@@ -85,7 +86,8 @@ def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins, name: 
     check_tensors(tensors)
     if not writes(model):
         return
-    ready = {one.file_name: _ready(one.tensor) for one in tensors}
+    state = state_of(model)
+    ready = {one.file_name: _ready(own_value(state, model.get_parameter(one.inner), one.tensor)) for one in tensors}
     fields = peft_config(plan, model, plugins, changes_base=bool(adapter.taken))
     _say_if_foreign(adapter, str(fields["peft_type"]))
     config = json.dumps(fields, indent=2) + "\n"

@@ -21,7 +21,9 @@ from lorakit.artifacts.peft_names import adapter_tensors, file_names, full_name
 from lorakit.artifacts.reading import AdapterFiles, check_fields, read_adapter, read_plan, read_taken
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
+from lorakit.planning.computing import compute_again
 from lorakit.planning.entries import UnfitError, completed
+from lorakit.planning.hardware import Hardware
 from lorakit.planning.inventory import Inventory, read_inventory
 from lorakit.planning.plan import Plan
 
@@ -36,11 +38,13 @@ def load_adapter(
     allow_missing: bool = False,
     allow_pickle: bool = False,
     started: Mapping[str, Started] | None = None,
+    hardware: Hardware | None = None,
 ) -> nn.Module:
     """Return the model with the folder's adapter on it, in evaluation mode; the model is unchanged if anything fails.
 
     The base is quantized again as plan.json says, unless `quantize` is False. Where the model has adapters already, the
-    new one alone is in use. `started` is what `starter_of` the folder stored while the model was read.
+    new one alone is in use. It computes in what the hardware is quick in, wherever the adapter was trained; on none in
+    particular it keeps its own dtypes. `started` is what `starter_of` the folder stored while the model was read.
     Raises: AdapterError, ModelError.
     """
     state = adapted_state(model)
@@ -53,6 +57,7 @@ def load_adapter(
             f"{files.folder} sits on a base that {wanting[0].name} quantized for its calibration data, which cannot be "
             "done again here: give the base that --with-base saved, or quantize=False for an unquantized one"
         )
+    plan = replace(plan, compute=compute_again(plan, inventory, hardware) if hardware else None)
     with unchanged_on_failure(model):
         apply_plan(
             plan, model, plugins, name=name, inventory=inventory, initialize=allow_missing,

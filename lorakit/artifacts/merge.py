@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lorakit.application.compute import cast, cast_more, own_dtypes, uncast
 from lorakit.application.effective import effective, merged_layer
 from lorakit.application.places import (
     adapters_of_parameter,
@@ -65,14 +66,28 @@ def merge_model(model: nn.Module, *, requantize: bool = False) -> tuple[nn.Modul
     state = state_of(model)
     model = unwrapped(model)
     state.check_apart()
-    folded = _fold(model, state, requantize)
+    with own_dtypes(model, state):
+        folded = _fold(model, state, requantize)
     plain = {model.get_submodule(path): layer for path, layer in folded.layers.items()}
     if not requantize:
         adapted = {base_layer_of(module) for module in plain}
-        for module in model.modules():
-            if isinstance(module, QuantizedLinear) and module not in adapted:
-                with gathered(module):
-                    plain[module] = module.plain(module.weight)
+        with own_dtypes(model, state):
+            for module in model.modules():
+                if isinstance(module, QuantizedLinear) and module not in adapted:
+                    with gathered(module):
+                        plain[module] = module.plain(module.weight)
+    computes = state.cast.compute if state.cast else None
+    try:
+        uncast(state)
+        _put(model, state, folded, plain)
+    except BaseException:
+        cast(model, state, computes)
+        raise
+    return model, folded.report
+
+
+def _put(model: nn.Module, state: Adapted, folded: _Folded, plain: dict[nn.Module, nn.Module]) -> None:
+    """Put what was folded into the model, all of it or nothing."""
     with unchanged_on_failure(model):
         replace_modules(model, plain)
         for entry, weight in folded.parameters.values():
@@ -84,7 +99,6 @@ def merge_model(model: nn.Module, *, requantize: bool = False) -> tuple[nn.Modul
         detach(model)
         state.plugins.model_merged(model)
         model.eval()
-    return model, folded.report
 
 
 def merge_for_now(model: nn.Module, state: Adapted) -> MergeReport:
@@ -93,7 +107,11 @@ def merge_for_now(model: nn.Module, state: Adapted) -> MergeReport:
     Raises: ModelError if they are merged already or one cannot be put out of use, AdapterError as `merge_model`.
     """
     state.check_apart()
-    folded = _fold(model, state, requantize=False)
+    with own_dtypes(model, state):
+        folded = _fold(model, state, requantize=False)
+    # as merging for good rounds them, and then in what the model computes in
+    cast_more(state, [parameter for layer in folded.layers.values() for parameter in layer.parameters()])
+    cast_more(state, [weight for _, weight in folded.parameters.values()])
     for path, layer in folded.layers.items():
         state.merged[path] = _exchange_core(model.get_submodule(path), layer)
     for path, (entry, weight) in folded.parameters.items():

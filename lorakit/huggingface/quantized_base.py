@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lorakit.application.compute import own_dtypes
 from lorakit.application.sharding import gathered, is_sharded, own_class, whole, writes
-from lorakit.application.state import state_of, unwrapped
+from lorakit.application.state import Adapted, state_of, unwrapped
 from lorakit.artifacts.model_folder import copy_companions, without_bars
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
@@ -42,6 +43,11 @@ def write_base(model: nn.Module, folder: Path, plugins: Plugins) -> str:
             "save the adapter alone, or merge"
         )
     model = unwrapped(model)
+    with own_dtypes(model, state):
+        return _write(model, state, folder, plugins)
+
+
+def _write(model: nn.Module, state: Adapted, folder: Path, plugins: Plugins) -> str:
     adapters = {module for adapter in state.named.values() for module in adapter.modules.values()}
     modules = dict(_base_modules(model, adapters))
     layers = {path: module for path, module in modules.items() if isinstance(module, QuantizedLinear)}

@@ -80,8 +80,8 @@ class LoRALayer(nn.Module, ABC):
         base: Tensor = self.base_layer.weight  # type: ignore[assignment]
         if self.is_off:
             return base
-        change = one_factor(self, self.strength) * self.change(self.lora_A, self.lora_B)
-        return base + self._as_held(change).to(base.dtype)
+        change = self.change(self.lora_A.to(base.dtype), self.lora_B.to(base.dtype))
+        return base + self._as_held(one_factor(self, self.strength) * change)
 
     def _as_held(self, weight: Tensor) -> Tensor:
         """Return a weight (out_features, in_features) as the base layer holds its own."""

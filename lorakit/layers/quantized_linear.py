@@ -78,6 +78,11 @@ class QuantizedLinear(nn.Module):
             layer.bias = nn.Parameter(self.bias.detach().to(weight.dtype), requires_grad=False)
         return layer
 
+    def dequantize_to(self, dtype: torch.dtype) -> None:
+        """Multiply in another dtype from now on; what is stored stays as it is."""
+        self.dequantized_dtype = dtype
+        self._linear = self._chosen()
+
     def _chosen(self) -> Linear:
         storage = self.storage
         for kernel in self.kernels:

@@ -11,7 +11,7 @@ from lorakit.hooks.options import call_of
 from lorakit.language.printer import call_text
 from lorakit.language.spec import Adapt, PluginCall, Quantize, Train
 from lorakit.planning.cascade import Decisions
-from lorakit.planning.entries import ITEMSIZE
+from lorakit.planning.computing import ITEMSIZE
 from lorakit.planning.inventory import Inventory, ModuleInfo
 
 

@@ -96,6 +96,7 @@ def _totals(plan: Plan) -> dict[str, str]:
         "trainable parameters": f"{plan.trainable:,} ({plan.trainable_share:.2%})",
         "weights": show_bytes(plan.memory.weights),
         "peak memory": show_bytes(plan.memory.peak),
+        "computes in": SHORT.get(plan.compute.dtype, plan.compute.dtype) if plan.compute else "",
         "optimizer": f"{call_text(optimizer.call)} lr {optimizer.lr:g}{' paged' if optimizer.paged else ''}",
     }
 

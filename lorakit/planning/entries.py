@@ -8,11 +8,11 @@ from dataclasses import fields, replace
 from lorakit.hooks.manager import Plugins
 from lorakit.language.spec import Adapt, Quantize, Train
 from lorakit.planning.cascade import place
+from lorakit.planning.computing import adapter_dtype
+from lorakit.planning.hardware import Compute
 from lorakit.planning.inventory import ModuleInfo
-from lorakit.planning.plan import DTYPES, AdapterPlan, Bytes, ParameterPlan, Plan, PlanEntry, Settings
+from lorakit.planning.plan import AdapterPlan, Bytes, ParameterPlan, Plan, PlanEntry, Settings
 from lorakit.values import LayerShape
-
-ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 
 
 class UnfitError(ValueError):
@@ -20,7 +20,12 @@ class UnfitError(ValueError):
 
 
 def make_entry(
-    module: ModuleInfo, adapt: Adapt | None, quantize: Quantize | None, train: Train | None, plugins: Plugins
+    module: ModuleInfo,
+    adapt: Adapt | None,
+    quantize: Quantize | None,
+    train: Train | None,
+    plugins: Plugins,
+    compute: Compute | None = None,
 ) -> PlanEntry:
     """Return the entry of a module, its bytes not yet counted. Raises: UnfitError if its method does not take it."""
     weight = module.weight
@@ -31,7 +36,7 @@ def make_entry(
         dtype=weight.dtype if weight else module.parameters[0].dtype,
         parameters=sum(parameter.numel for parameter in module.parameters),
         quant=adapt.quant if adapt else quantize.quant if quantize else None,
-        adapter=_adapter(module, adapt, plugins) if adapt else None,
+        adapter=_adapter(module, adapt, plugins, compute) if adapt else None,
         train=train is not None,
         train_lr=train.lr if train else None,
         decided_by=tuple(place(rule) for rule in (adapt, quantize, train) if rule is not None),
@@ -103,16 +108,14 @@ def _shared(entries: Iterable[PlanEntry]) -> Iterable[ParameterPlan]:
     return (one for entry in entries if entry.adapter for one in entry.adapter.parameters if one.shared)
 
 
-def _adapter(module: ModuleInfo, adapt: Adapt, plugins: Plugins) -> AdapterPlan:
+def _adapter(module: ModuleInfo, adapt: Adapt, plugins: Plugins, compute: Compute | None) -> AdapterPlan:
     assert module.shape is not None
-    weight = module.weight
-    base = weight.dtype if weight and weight.dtype in ITEMSIZE else "bfloat16"
     biases = [one.numel for one in module.parameters if one.name == "bias" and adapt.bias == "adapter"]
     plan = AdapterPlan(
         method=adapt.method,
         settings=settings_of(adapt, plugins),
         parameters=(),
-        dtype=DTYPES[adapt.dtype] if adapt.dtype else "bfloat16" if adapt.quant else base,
+        dtype=adapter_dtype(adapt, module.weight.dtype if module.weight else None, compute),
         bias=adapt.bias,
         lr=adapt.lr,
         paged=adapt.paged,

@@ -37,7 +37,7 @@ def finished(plan: Plan, inventory: Inventory, plugins: Plugins) -> Plan:
         plan,
         entries=entries,
         rules=tuple(_recounted(plan.rules, entries)),
-        memory=memory.forecast(inventory, entries, plan.memory),
+        memory=memory.forecast(inventory, entries, plan.memory, plan.compute),
         groups=inventory.groups,
     )
 

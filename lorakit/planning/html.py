@@ -17,7 +17,8 @@ WIDTH = 160.0
 def plan_html(plan: Plan) -> str:
     """Return a plan as HTML without scripts, classes or anything fetched."""
     title = f"<p><b>{escape(plan.model_class)}</b>: {plan.model_parameters:,} parameters + {plan.added:,} added, "
-    title += f"{plan.trainable:,} trainable ({plan.trainable_share:.2%})</p>"
+    title += f"{plan.trainable:,} trainable ({plan.trainable_share:.2%})"
+    title += f", {escape(plan.compute.words)}</p>" if plan.compute and plan.compute.words else "</p>"
     notes = "".join(f"<div><small>note: {escape(note)}</small></div>" for note in plan.notes)
     return title + _modules(plan) + "<br>" + _memory(plan) + notes
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from lorakit.planning.computing import dequantized_bytes, held_itemsize, widened_bytes
 from lorakit.planning.dataflow import Kept
+from lorakit.planning.hardware import Compute
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.plan import Memory, PlanEntry
 from lorakit.planning.targets import block_of
@@ -13,19 +15,23 @@ from lorakit.planning.targets import block_of
 FLOAT32 = 4
 
 
-def forecast(inventory: Inventory, entries: Sequence[PlanEntry], step: Memory) -> Memory:
+def forecast(
+    inventory: Inventory, entries: Sequence[PlanEntry], step: Memory, compute: Compute | None = None
+) -> Memory:
     """Return what one training step holds, in bytes, for the batch × tokens of `step`."""
     rows = step.batch * step.tokens
     changed = sum(entry.bytes.weight_before - entry.bytes.weight_after for entry in entries)
-    itemsize = _itemsize(inventory)
-    weight = max((entry.bytes.weight_before for entry in entries if entry.quant), default=0)
+    changed -= widened_bytes(inventory, entries, compute)
+    itemsize = _itemsize(inventory, compute)
+    weight = max((dequantized_bytes(entry, compute) for entry in entries if entry.quant), default=0)
     return Memory(
         weights_before=inventory.total_bytes,
         weights=inventory.total_bytes - changed + sum(entry.bytes.extra for entry in entries),
         adapters=sum(entry.bytes.adapter for entry in entries),
         gradients=sum(entry.bytes.gradient for entry in entries),
         optimizer=sum(entry.bytes.optimizer for entry in entries),
-        activations=rows * _activations(inventory, entries, step.recompute),
+        # what is kept grows as the weights do that make it
+        activations=rows * _activations(inventory, entries, step.recompute) * itemsize // _itemsize(inventory),
         workspace=max(weight, rows * (itemsize + 2 * FLOAT32) * _vocabulary(inventory)),
         batch=step.batch,
         tokens=step.tokens,
@@ -114,8 +120,8 @@ def _vocabulary(inventory: Inventory) -> int:
     return head.shape.out_features if head and head.shape else 0
 
 
-def _itemsize(inventory: Inventory) -> int:
-    return max((parameter.itemsize for parameter in inventory.unique_parameters()), default=2)
+def _itemsize(inventory: Inventory, compute: Compute | None = None) -> int:
+    return max((held_itemsize(parameter, compute) for parameter in inventory.unique_parameters()), default=2)
 
 
 def _parent(path: str) -> str:

@@ -12,12 +12,12 @@ from lorakit.errors import PlanError
 from lorakit.language.spec import PluginCall
 from lorakit.language.words import choices
 from lorakit.planning import codec
+from lorakit.planning.hardware import DTYPES as DTYPES
+from lorakit.planning.hardware import Compute
 from lorakit.planning.migration import migrated
 from lorakit.values import LayerShape
 
 FORMAT_VERSION = 2
-# dtypes of adapters, as a spec says them and as torch names them
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +226,10 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A spec, decided for one model; `groups` are the Linear-like layers, by path, that read one tensor each."""
+    """A spec, decided for one model; `groups` are the Linear-like layers, by path, that read one tensor each.
+
+    Without `compute` the model is left in the dtypes that it has.
+    """
 
     model_class: str
     model_parameters: int
@@ -234,6 +237,7 @@ class Plan:
     rules: tuple[RuleSummary, ...]
     optimizer: OptimizerPlan
     memory: Memory
+    compute: Compute | None = None
     notes: tuple[str, ...] = ()
     source: str = ""
     version: int = FORMAT_VERSION

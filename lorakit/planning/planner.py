@@ -13,8 +13,10 @@ from lorakit.language.spec import PluginCall, Spec
 from lorakit.planning import requirements
 from lorakit.planning.cascade import Decisions, decide
 from lorakit.planning.checks import Decided, problems_of, without_bias
+from lorakit.planning.computing import compute_for
 from lorakit.planning.entries import UnfitError, make_entry, with_shared
 from lorakit.planning.figures import finished
+from lorakit.planning.hardware import Compute, Hardware
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.notes import notes_of, paging_notes
 from lorakit.planning.plan import Memory, OptimizerPlan, Plan, PlanEntry
@@ -30,11 +32,14 @@ def make_plan(
     batch: int = 1,
     tokens: int = 512,
     recompute: bool = False,
+    hardware: Hardware | None = None,
 ) -> Plan:
     """Return what the spec makes of this model, with the memory forecast for a step on batch × tokens.
 
     Figures are counted once plugins have had the plan, and promises are held against those. With `recompute` the step
     computes blocks again in its backward pass.
+
+    On no `hardware` in particular the model computes in its own dtype, unless the spec says otherwise.
 
     Raises: PlanError holding every diagnostic: targets that match nothing, layers that no adapter fits, and so on.
     """
@@ -44,7 +49,10 @@ def make_plan(
         )
     decisions = decide(spec, inventory, plugins.roles)
     step = Memory.of_step(batch, tokens, recompute)
-    plan, problems = plan_decisions(decisions, inventory, plugins, _optimizer(spec, plugins), step)
+    plan, problems = plan_decisions(
+        decisions, inventory, plugins, _optimizer(spec, plugins), step,
+        compute_for(spec, decisions, inventory, hardware),
+    )  # fmt: skip
     _raise([*decisions.findings, *problems, *without_bias(decisions, inventory)], spec)
     plan = replace(plan, notes=tuple(notes_of(spec, inventory, decisions, plugins)), source=spec.source)
     changed = finished(plugins.plan_ready(plan), inventory, plugins)
@@ -59,6 +67,7 @@ def plan_decisions(
     plugins: Plugins,
     optimizer: OptimizerPlan | None = None,
     step: Memory = Memory.of_step(1, 512, False),  # noqa: B008
+    compute: Compute | None = None,
 ) -> tuple[Plan, list[Diagnostic]]:
     """Return the plan of what was decided for each module, without the modules whose decision has a problem."""
     optimizer = optimizer or OptimizerPlan(
@@ -75,7 +84,7 @@ def plan_decisions(
         if problems:
             continue
         try:
-            decided.append(make_entry(module, adapt, quantize, train, plugins))
+            decided.append(make_entry(module, adapt, quantize, train, plugins, compute))
         except UnfitError as error:
             assert adapt is not None
             findings.append(at(Code.NOT_POSSIBLE_HERE, str(error), adapt.span))
@@ -86,6 +95,7 @@ def plan_decisions(
         rules=decisions.rules,
         optimizer=optimizer,
         memory=step,
+        compute=compute,
     )
     return finished(plan, inventory, plugins), findings
 

@@ -13,9 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lorakit.language.printer import call_text
-from lorakit.planning.plan import DTYPES, Memory, Plan, PlanEntry
-
-SHORT = {long: short for short, long in DTYPES.items()}
+from lorakit.planning.hardware import SHORT as SHORT
+from lorakit.planning.plan import Memory, Plan, PlanEntry
 
 
 def show_bytes(count: float) -> str:
@@ -171,6 +170,7 @@ def _parameters(plan: Plan) -> Text:
         f", {plan.trainable:,} trainable ({plan.trainable_share:.2%})\n",
         f" optimizer: {call_text(plan.optimizer.call)}, lr {plan.optimizer.lr:g}",
         ", paged" if plan.optimizer.paged else "",
+        f"\n {plan.compute.words}" if plan.compute and plan.compute.words else "",
     )  # fmt: skip
 
 
