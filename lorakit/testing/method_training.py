@@ -67,7 +67,7 @@ def input_gradient(subject: Subject, sample: Sample) -> None:
 
 
 def parameter_gradients(subject: Subject, sample: Sample) -> None:
-    """The gradient of every parameter that trains is the one that the outputs show; `partial_gradients` owns another."""
+    """The gradient of every parameter that trains is what the outputs show; `partial_gradients` owns another."""
     case = Case(subject, sample)
     case.randomize()
     case.model.eval()
