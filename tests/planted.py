@@ -6,30 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from lorakit.hooks import QuantizedWeight, hookimpl
 from lorakit.testing import Check, CheckError
-
-
-class ByTheQuantizer:
-    """Multiplies by the quantizer's own `linear`, where a test gave it one."""
-
-    name = "by_the_quantizer"
-
-    def linear(self, storage: Any) -> Any:
-        quantizer = storage.quantizer
-        if not hasattr(quantizer, "linear"):
-            return None
-
-        def linear(x: Any, base: Any, bias: Any, low_rank: Any) -> Any:
-            assert not low_rank
-            return quantizer.linear(x, QuantizedWeight(base, storage.shape, storage.dtype), bias)
-
-        return linear
-
-
-@hookimpl
-def lorakit_kernels() -> list[ByTheQuantizer]:
-    return [ByTheQuantizer()]
 
 
 def variant(base: type, **changes: Any) -> type:

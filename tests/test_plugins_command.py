@@ -126,6 +126,17 @@ def test_a_plugin_that_fails_a_check_is_told_which(tmp_path: Path) -> None:
     assert "0 of 1" in done.stdout and "start[7x33-rank-3]" not in done.stdout
 
 
+def test_one_cause_is_told_once(tmp_path: Path) -> None:
+    wrong = GOOD.replace("NAME", "wrong").replace(
+        '"wrong"', '"wrong"\n    def initialize(self, lora_A, lora_B, context):\n        1 / 0'
+    )
+    install(tmp_path, "mine", wrong)
+    done = lorakit_with(tmp_path, "plugins", "test", "mine")
+    assert done.returncode == 1 and done.stdout.count("`initialize` fills both matrices") == 2
+    assert "failed: initializer wrong, fills-in-place[16x24-rank-4], fills-in-place[7x33-rank-3]" in done.stdout
+    assert "and 2 more" in done.stdout and "It raised ZeroDivisionError: division by zero" in done.stdout
+
+
 def test_an_unknown_distribution_is_bad_input(tmp_path: Path) -> None:
     install(tmp_path, "mine", GOOD.replace("NAME", "start"))
     unknown = lorakit_with(tmp_path, "plugins", "test", "absent")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from lorakit.testing import Check
 
 Outcome = tuple["Check", str]
+# the checks that are named where many fail by one cause
+SHOWN = 3
 
 
 def test(
@@ -52,8 +54,8 @@ def test(
         outcomes[title].append((check, _failure(check)))
     show(_table(outcomes))
     failed = [(title, check, reason) for title, ran in outcomes.items() for check, reason in ran if reason]
-    for title, check, reason in failed:
-        say(f"failed: {title}, {check.id}\n  {check.question}\n  {reason}")
+    for text in _causes(failed):
+        say(text)
     say(f"{len(every) - len(failed)} of {len(every)} checks passed")
     if failed:
         raise typer.Exit(WORK_FAILED)
@@ -77,6 +79,20 @@ def _failure(check: Check) -> str:
     except CheckError as error:
         return str(error)
     return ""
+
+
+def _causes(failed: Sequence[tuple[str, Check, str]]) -> list[str]:
+    """Return a block of text for every cause, with all of the checks that failed by it."""
+    causes: dict[tuple[str, str, str], list[str]] = {}
+    for title, check, reason in failed:
+        # what a check asks stands before its own error where the plugin raised
+        own = reason.removeprefix(check.question).strip()
+        causes.setdefault((title, check.question, own), []).append(check.id)
+    return [
+        f"failed: {title}, {', '.join(ids[:SHOWN])}{f' and {len(ids) - SHOWN} more' * (len(ids) > SHOWN)}\n"
+        f"  {question}\n  {reason}"
+        for (title, question, reason), ids in causes.items()
+    ]
 
 
 def _table(outcomes: Mapping[str, Sequence[Outcome]]) -> Table:

@@ -75,10 +75,10 @@ def start(subject: Subject, outputs: int, inputs: int, rank: int) -> None:
 
 def applied(subject: Subject, quantized: bool) -> None:
     """On a model it leaves the base weight as it is, and the outputs too, unless the class says otherwise."""
-    model = nn.Sequential(nn.Linear(24, 16))
+    layer, x = nn.Linear(24, 16), random_matrix(8, 24, seed=1)
     with torch.no_grad():
-        model[0].weight.copy_(random_matrix(16, 24))
-    layer, x = model[0], random_matrix(8, 24, seed=1)
+        layer.weight.copy_(random_matrix(16, 24))
+    model = nn.Sequential(layer)
     held, plain = layer.weight.detach().clone(), model(x)
     plugins = subject.plugins()
     text = f"adapt 0 rank 4 alpha 8 dtype fp32 init {call_text(subject.call)} {'quant nf4' * quantized}"
@@ -88,7 +88,7 @@ def applied(subject: Subject, quantized: bool) -> None:
         same_bits(layer.weight, held), "the base weight was changed in place; the class says `changes_base` for that"
     )
     if quantized:
-        plain = adapted[0].base_layer(x)  # type: ignore[index, operator, union-attr]
+        plain = adapted.get_submodule("0.base_layer")(x)
     says = [said for said in ("changes_start", "changes_base") if getattr(subject.plugin, said, False)]
     if (says == ["changes_base"] and quantized) or "changes_start" in says:
         return

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from lorakit.language.printer import call_text
 from lorakit.testing.checks import Check, expect, require_all, variants_of
 from lorakit.testing.quantized_layers import layer_checks
 from lorakit.testing.subjects import Subject, random_matrix, subject_of
@@ -44,4 +45,4 @@ def kernel_name(subject: Subject) -> None:
 def kernel_fits(subject: Subject) -> None:
     """`linear` returns a function for what the quantizer stores."""
     assert subject.kernels is not None
-    expect(fits(subject.kernels[0], subject), f"`linear` returned None for a layer of {subject.call}")
+    expect(fits(subject.kernels[0], subject), f"`linear` returned None for a layer of {call_text(subject.call)}")

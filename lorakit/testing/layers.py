@@ -54,7 +54,8 @@ def small_llama() -> nn.Module:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return LlamaForCausalLM(config).eval()
+        model: nn.Module = LlamaForCausalLM(config)
+        return model.eval()
 
 
 def _conv1d() -> nn.Module:

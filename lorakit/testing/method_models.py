@@ -129,7 +129,7 @@ def hugging_face(subject: Subject) -> None:
     with torch.no_grad():
         wanted = model.eval()(TOKENS).logits
         with tempfile.TemporaryDirectory() as place:
-            model.save_pretrained(Path(place, "adapter"))
+            model.save_pretrained(Path(place, "adapter"))  # type: ignore[operator]
             loaded = lorakit.load(Path(place, "adapter"), small_llama(), plugins=plugins)
         expect(same_bits(loaded(TOKENS).logits, wanted), "what save_pretrained wrote loads as something else")
         if all(hasattr(one, "exact_weight") for one in adapter_of(model).modules.values()):
@@ -277,7 +277,8 @@ def _alone() -> Iterator[None]:
     if distributed.is_initialized():
         yield
         return
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    store = distributed.HashStore()  # type: ignore[attr-defined]
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         yield
     finally:
@@ -298,7 +299,7 @@ def _trained(model: nn.Module, place: str, checkpoint: str | None = None) -> nn.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trainer = Trainer(model=model, args=arguments, train_dataset=rows)  # type: ignore[arg-type]
+            trainer = Trainer(model=model, args=arguments, train_dataset=rows)
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=checkpoint)
     finally:

@@ -67,7 +67,7 @@ def input_gradient(subject: Subject, sample: Sample) -> None:
 
 
 def parameter_gradients(subject: Subject, sample: Sample) -> None:
-    """The gradient of every parameter that trains is the one that the outputs show; `partial_gradients` owns another."""
+    """The gradient of every parameter that trains is what the outputs show; `partial_gradients` owns another."""
     case = Case(subject, sample)
     case.randomize()
     case.model.eval()
@@ -81,7 +81,8 @@ def parameter_gradients(subject: Subject, sample: Sample) -> None:
 
         def at(h: float, parameter: Tensor = parameter, start: Tensor = start, way: Tensor = direction) -> Tensor:
             parameter.copy_(start + h * way)
-            return (case.model(x) * weights).double().sum()
+            outputs: Tensor = case.model(x)
+            return (outputs * weights).double().sum()
 
         with torch.no_grad():
             wanted = _slope(at)
@@ -190,8 +191,8 @@ def peft(subject: Subject, sample: Sample) -> None:
 
         try:
             loaded = PeftModel.from_pretrained(sample.model(), str(folder))
-        except Exception as error:
-            raise CheckError(f"`peft` claims {claimed}, and PEFT does not load it: {error}; return None") from error
+        except Exception as raised:
+            raise CheckError(f"`peft` claims {claimed}, and PEFT does not load it: {raised}; return None") from raised
     error = relative_error(loaded.eval()(x), wanted)
     expect(
         error < 1e-3,

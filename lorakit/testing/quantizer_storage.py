@@ -12,8 +12,9 @@ from lorakit.values import QuantizedWeight
 
 # rows longer than any block, an odd width above one, and more weights than 16 bits count
 LARGE = ((2, 5003), (3, 4097), (700, 131))
-# normal values cost 1.65 · 2^-b of their norm at b bits a value (Panter and Dite 1951); four times that is far off
-FAR = 4 * 1.65
+# normal values cost 1.65 · 2^-b of their norm at b bits a value (Panter and Dite 1951), and several times that where
+# some of the bits are an exponent, as in float8; ten times is far off
+FAR = 10 * 1.65
 # what rounding to bfloat16 costs; nothing is asked to be closer
 FINEST = 4e-3
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,17 +57,8 @@ class Subject:
         tested = [item for item in (self.plugin, *(one for one in beside if one is not self.plugin)) if item not in own]
         if not tested:
             return load_plugins()
-        module = types.SimpleNamespace(**{registry: hookimpl(lambda: tested)}, **self._kernels())
+        module = types.SimpleNamespace(**{registry: hookimpl(lambda: tested)})
         return load_plugins(modules={"the plugin under test": module})
-
-    def _kernels(self) -> dict[str, Any]:
-        """Return the hook that adds kernels, where the plugin's module or package has one: they belong together."""
-        if self.kind != "quantizer":
-            return {}
-        name = self.plugin.__module__
-        places = [sys.modules[place] for place in (name, name.partition(".")[0]) if place in sys.modules]
-        found = [place.lorakit_kernels for place in places if hasattr(place, "lorakit_kernels")]
-        return {"lorakit_kernels": found[0]} if found else {}
 
 
 def subject_of(plugin: Any, kind: str, options: Mapping[str, Any]) -> Subject:
