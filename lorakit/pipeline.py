@@ -61,7 +61,7 @@ def decide(
     example: Any = None,
     hardware: Hardware | None = None,
 ) -> Plan:
-    """Return what a spec makes of a model, for a step of 1 × 512 tokens that keeps all, unless something else is said.
+    """Return what a spec makes of a model, for the step that is given, or the spec's own, or 1 × 512 that keep all.
 
     A plan made elsewhere keeps its decisions, and its step where nothing is said; its figures are counted again.
     `example` is what a plain model's forward takes, to see which layers read the same tensor. `hardware` is what a spec
@@ -81,6 +81,9 @@ def decide(
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if not isinstance(spec, Spec):
         return finished(replace(spec, memory=replace(spec.memory, **given)), inventory, plugins)
+    if spec.step is not None:
+        said = {"batch": spec.step.batch, "tokens": spec.step.tokens}
+        given = {name: value for name, value in said.items() if value is not None} | given
     return make_plan(spec, inventory, plugins, hardware=hardware or here.hardware(), **given)
 
 

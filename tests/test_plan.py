@@ -176,3 +176,12 @@ def test_adapter_dtype_follows_the_base(llama: nn.Module) -> None:
 def test_rslora_scales_by_the_root_of_the_rank(llama: nn.Module) -> None:
     entry = lorakit.plan("adapt q_proj rank 16 alpha 8 scaling rslora", llama).entries[0]
     assert entry.adapter is not None and entry.adapter.settings.factor == 2.0
+
+
+def test_a_step_of_the_spec_is_what_is_forecast_unless_something_else_is_asked_for(llama: nn.Module) -> None:
+    spec = "adapt q_proj rank 2\nstep batch 3 tokens 40"
+    planned = lorakit.plan(spec, llama).memory
+    assert (planned.batch, planned.tokens) == (3, 40)
+    asked = lorakit.plan(spec, llama, tokens=20).memory
+    assert (asked.batch, asked.tokens) == (3, 20)
+    assert lorakit.plan("adapt q_proj rank 2", llama).memory.tokens == 512

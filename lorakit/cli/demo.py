@@ -30,7 +30,7 @@ def demo(
     from pathlib import Path
 
     import lorakit
-    from lorakit.cli.inputs import read_spec
+    from lorakit.cli.inputs import read_spec, step_of
     from lorakit.cli.terminal import INTERRUPTED, console, reporter, say, working
     from lorakit.demo import dialogues, smollm2
     from lorakit.jobs import Job, Training, train
@@ -45,7 +45,11 @@ def demo(
     with working("fetching dialogues (350 KB, once)"):
         data = dialogues()
     say(f"model: {model}\ndata:  {data}\nspec:  {spec or QLORA}\n")
-    settings = Settings(steps=steps, batch=4, tokens=128, held_out=0.025, evaluate_every=max(1, steps // 3), warmup=3)
+    step = step_of(parsed)
+    settings = Settings(
+        steps=steps, batch=step.batch or 4, tokens=step.tokens or 128,
+        held_out=0.025, evaluate_every=max(1, steps // 3), warmup=3,
+    )  # fmt: skip
     # the demo may be run again: what it left itself it replaces
     again = output == OUTPUT and Path(output, "plan.json").is_file()
     job = Job(parsed, ModelReference(str(model)), Path(output), force=force or again)

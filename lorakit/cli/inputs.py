@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorakit.language.spec import Spec
+    from lorakit.language.spec import Spec, Step
     from lorakit.planning.plan import Plan
 
 
@@ -21,6 +21,13 @@ def read_spec(path: str, variables: Sequence[str]) -> Spec | Plan:
     from lorakit.language.settings import variables_of
 
     return parse(Path(path), variables_of(variables))
+
+
+def step_of(spec: Spec | Plan) -> Step:
+    """Return what a spec says of how a step runs; a plan made elsewhere says it of its forecast alone."""
+    from lorakit.language.spec import Spec, Step
+
+    return (spec.step if isinstance(spec, Spec) else None) or Step()
 
 
 def decide(

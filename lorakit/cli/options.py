@@ -43,8 +43,18 @@ Calibration = Annotated[
     ),
 ]
 CalibrationRows = Annotated[int, typer.Option("--calibration-rows", min=1, help="Rows of that data to run over.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Rows of a training step.")]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch", min=1, help="Rows of a training step; the spec's `step batch` unless given.", show_default=False
+    ),
+]
 GradientCheckpointing = Annotated[
     bool, typer.Option("--gradient-checkpointing", help="Recompute activations: less memory, more time.")
 ]
-Tokens = Annotated[int, typer.Option("--tokens", min=1, help="Tokens of a row at most.")]
+Tokens = Annotated[
+    int | None,
+    typer.Option(
+        "--tokens", min=1, help="Tokens of a row at most; the spec's `step tokens` unless given.", show_default=False
+    ),
+]

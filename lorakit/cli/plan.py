@@ -10,15 +10,16 @@ def plan(
     model: options.Model,
     set_: options.Set = [],  # noqa: B006
     every_module: options.EveryModule = False,
-    batch: options.Batch = 1,
-    tokens: options.Tokens = 512,
+    batch: options.Batch = None,
+    tokens: options.Tokens = None,
     gradient_checkpointing: options.GradientCheckpointing = False,
     format_: options.Format = options.OutputFormat.text,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Show what a spec makes of a model: modules, parameters, bytes before and after, memory of a training step.
 
-    Reads the model's config alone.
+    Reads the model's config alone. The memory is that of a step on --batch × --tokens; where neither is given and the
+    spec has no `step`, on 1 × 512.
 
     Example: lorakit plan qlora.lora ./SmolLM2-135M
     """

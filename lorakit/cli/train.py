@@ -20,8 +20,8 @@ def train(
     set_: options.Set = [],  # noqa: B006
     steps: Annotated[int, typer.Option(min=0, help="Training steps; 0 takes --epochs.")] = 0,
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the data, where --steps is not given.")] = 1.0,
-    batch: options.Batch = 4,
-    tokens: options.Tokens = 512,
+    batch: options.Batch = None,
+    tokens: options.Tokens = None,
     lr: Annotated[
         float | None, typer.Option(help="Replaces the optimizer's learning rate.", show_default=False)
     ] = None,
@@ -47,13 +47,14 @@ def train(
 
     Hugging Face models train with transformers' Trainer, plain PyTorch models in a loop of lorakit's. Ctrl-C stops
     after the current step with a checkpoint, from which --resume goes on. Quantizers that see a layer's inputs first
-    are calibrated on the training data, unless --calibration names other.
+    are calibrated on the training data, unless --calibration names other. Without --batch, --tokens and a `step` in the
+    spec a step takes 4 rows of at most 512 tokens.
 
     Example: lorakit train qlora.lora ./SmolLM2-135M chats.jsonl -o adapter --steps 100
     """
     from pathlib import Path
 
-    from lorakit.cli.inputs import read_spec
+    from lorakit.cli.inputs import read_spec, step_of
     from lorakit.cli.terminal import INTERRUPTED, console, reporter, say
     from lorakit.jobs import Job, Training
     from lorakit.jobs import train as train_adapter
@@ -62,11 +63,13 @@ def train(
     from lorakit.trainers.settings import Settings
     from lorakit.values import ModelReference
 
+    parsed = read_spec(spec, set_)
+    step = step_of(parsed)
     settings = Settings(
         steps=steps,
         epochs=epochs,
-        batch=batch,
-        tokens=tokens,
+        batch=batch or step.batch or Settings.batch,
+        tokens=tokens or step.tokens or Settings.tokens,
         lr=lr,
         warmup=warmup,
         held_out=held_out,
@@ -76,7 +79,7 @@ def train(
         seed=seed,
     )
     reference = ModelReference(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    job = Job(read_spec(spec, set_), reference, Path(output), with_base, force, calibration, calibration_rows)
+    job = Job(parsed, reference, Path(output), with_base, force, calibration, calibration_rows)
     training = Training(data, settings, loss, sample, resume)
     display = Display(console(stderr=True), say)
     outcome = train_adapter(job, training, default_plugins(), display, reporter())
