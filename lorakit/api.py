@@ -49,8 +49,8 @@ def plan(
 ) -> Plan:
     """Return what a spec makes of a model: an nn.Module (meta tensors are fine), a Hugging Face config, or a reference.
 
-    No weight is read. The memory forecast is for a step on batch × tokens, else the spec's, or 1 × 512; with `recompute`
-    it computes blocks again in its backward pass (gradient checkpointing). A plan made elsewhere keeps its decisions
+    No weight is read. The memory forecast is for a step on batch × tokens, else the spec's, or 1 × 512; `recompute`
+    computes blocks again in its backward pass (gradient checkpointing). A plan made elsewhere keeps its decisions
     and, where nothing else is said, its step; its figures are counted again. `example` is what a plain PyTorch model's
     forward takes, a dict of arguments by name, a tuple, or one tensor: it shows which layers read the same tensor.
     `hardware` decides what the model computes in where the spec does not say it; without one it is this machine's

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes as bnb
 import pytest
@@ -22,16 +23,15 @@ from transformers.pytorch_utils import Conv1D
 
 import lorakit
 from architectures import ARCHITECTURES, Inputs, loss_of, output_of
-from helpers import randomize
+from helpers import bitsandbytes_weight, randomize
 
 TABLE = Path(__file__).parent / "data" / "architectures.md"
 TOLERANCE = 1e-5
 MERGED = 1e-4
 # a merged weight in bfloat16 is rounded to 8 bits; two layers deep that shows in the fifth bit of the logits
 MERGED_BFLOAT16 = 2**-4
-# with adapters on parameters PEFT adds B·A to the weight before it multiplies, which a base in bfloat16 rounds
-BY_PARAMETER = ("mixtral", "qwen3_moe", "deepseek_v3")
-ROUNDED = 2**-6
+# PEFT rounds B·A·x to bfloat16 before it adds it, lorakit rounds the sum once
+ROUNDED = 2**-5
 WEIGHTS = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 2**-7, "atol": 2**-9}}
 RANK = 4
 
@@ -202,8 +202,7 @@ def differ(one: Tensor, two: Tensor) -> bool:
 
 def exchanged(case: Case, said: Tensor) -> float:
     """Return how far apart lorakit and PEFT may be with one adapter."""
-    rounds = case.column.dtype == torch.bfloat16 and case.name in BY_PARAMETER
-    return ROUNDED * float(said.abs().max()) if rounds else TOLERANCE
+    return ROUNDED * float(said.abs().max()) if case.column.dtype == torch.bfloat16 else TOLERANCE
 
 
 def ours_in_peft(case: Case) -> None:
@@ -217,10 +216,25 @@ def ours_in_peft(case: Case) -> None:
 
 
 def peft_in_ours(case: Case) -> None:
-    """What PEFT saves, lorakit loads onto the same base, in bitsandbytes' layers where it is quantized."""
+    """What PEFT saves, lorakit loads onto the same base, in bitsandbytes' layers where it is quantized.
+
+    PEFT gets the same weights plain: bitsandbytes 0.50 dequantizes rows that are no whole blocks wrongly on some
+    processors.
+    """
 
     def base() -> PreTrainedModel:
         return in_bitsandbytes(case.base(), case.paths()) if case.column.quant else case.base()
+
+    def weights() -> PreTrainedModel:
+        """Return the base as plain weights: those that bitsandbytes quantized, dequantized."""
+        model: Any = base()
+        for path, layer in list(model.named_modules()):
+            if isinstance(layer, bnb.nn.Linear4bit):
+                plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+                plain.weight = nn.Parameter(bitsandbytes_weight(layer.weight.data, layer.weight.quant_state))
+                plain.bias = layer.bias
+                model.set_submodule(path, plain)
+        return model.eval()  # type: ignore[no-any-return]
 
     config = LoraConfig(
         r=RANK,
@@ -228,13 +242,13 @@ def peft_in_ours(case: Case) -> None:
         target_modules="all-linear" if case.without is None else case.paths(),
         task_type="SEQ_CLS" if class_name(case.name).endswith("ForSequenceClassification") else None,
     )
-    theirs = get_peft_model(base(), config, autocast_adapter_dtype=False).eval()
+    theirs = get_peft_model(weights(), config, autocast_adapter_dtype=False).eval()
     randomize(theirs)
     theirs.save_pretrained(str(case.folder))
     ours = lorakit.load(case.folder, base())
     said = output_of(theirs, case.inputs())
     agree(output_of(ours, case.inputs()), said, exchanged(case, said))
-    assert differ(said, output_of(base(), case.inputs()))
+    assert differ(said, output_of(weights(), case.inputs()))
 
 
 def merged(case: Case) -> None:
@@ -347,7 +361,7 @@ def table() -> str:
         "",
         "Tiny random models of each architecture, rank 4 on `@linear`, as tests/test_architectures.py proves it: plain",
         "in fp32, and with `quant nf4 double` on a base in fp32 and in bf16. A note says what does not hold, and why.",
-        f"On a base in bf16 PEFT rounds what it adds to parameters ({', '.join(BY_PARAMETER)}), and agrees to that.",
+        "On a base in bf16 PEFT rounds what it adds once more than lorakit does, and agrees to that.",
         "",
         f"| architecture | class | modules | {' | '.join(TITLES.values())} |",
         f"|---|---|---|{'---|' * len(TITLES)}",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import lorakit
 from helpers import make_llama
-from lorakit.application.calibration import observe
+from lorakit.application.observing import observe
 from lorakit.hooks import QuantizedWeight, Quantizer, hookimpl
 from lorakit.hooks.manager import Plugins
 from lorakit.plugins import load_plugins
@@ -95,7 +95,7 @@ def test_the_model_is_left_as_it_was(plugins: Plugins) -> None:
     model = Two().train()
     model.drop.eval()
     plan = lorakit.plan(lorakit.parse("quantize first,idle means", plugins=plugins), model, plugins=plugins)
-    assert "means: sees what goes into its layers before it quantizes them, so it needs calibration data" in plan.notes
+    assert "means: sees what goes into its layers before anything changes, so it needs calibration data" in plan.notes
     seen = observe(plan, model, plugins, [X.clone().requires_grad_()])
     assert seen.keys() == {"first", "idle"} and seen["idle"] is None
     assert not seen["first"][0].requires_grad
@@ -153,7 +153,7 @@ def test_an_adapter_on_a_calibrated_base_asks_for_that_base(plugins: Plugins, tm
     spec = lorakit.parse("adapt q_proj rank 2 quant means", plugins=plugins)
     batches = [{"input_ids": torch.arange(12).view(2, 6)}]
     model = lorakit.apply(spec, make_llama(), calibration=batches, plugins=plugins)
-    lorakit.save(model, tmp_path / "adapter", plugins=plugins)
+    lorakit.save(model, tmp_path / "adapter")
     with pytest.raises(lorakit.AdapterError, match=r"means quantized .*--with-base .*quantize=False"):
         lorakit.load(tmp_path / "adapter", make_llama(), plugins=plugins)
     plain = lorakit.load(tmp_path / "adapter", make_llama(), quantize=False, plugins=plugins)

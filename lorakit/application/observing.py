@@ -48,11 +48,6 @@ def watched(plan: Plan, model: nn.Module, plugins: Plugins, *, initialize: bool 
 def _watching(entry: PlanEntry, kind: str, plugin: Any) -> list[Watched]:
     if not isinstance(plugin, Observer):
         return []
-    if entry.is_parameter or (entry.shape and not entry.shape.called):
-        raise PlanError(
-            f"`{plugin.name}` looks at what goes into its layers, and `{entry.path}` is not called by itself: "
-            f"leave it out with `except {entry.path}`"
-        )
     if entry.shape and not entry.shape.is_linear:
         raise PlanError(
             f"`{plugin.name}` looks at what goes into linear layers, and `{entry.path}` is a {entry.class_name}: "

@@ -48,7 +48,7 @@ class _Attributes:
         # most modules have the same names, and most registries of a module are empty: a model has thousands of them
         self.names = _known_names(tuple(attributes))
         self.values = tuple(attributes.values())
-        self.registries = tuple((value, value.copy()) for value in self.values if value and _is_registry(value))
+        self.registries = tuple((value, value.copy()) for value in self.values if _is_registry(value) and value)
 
     def restore(self) -> None:
         self.module.__class__ = self.kind

@@ -39,6 +39,7 @@ class FourBit(Quantizer):
         """Return weight (out_features, in_features) as `packed`, two a byte, and `absmax`, doubled or not."""
         import bitsandbytes.functional as bnb
 
+        _check_dtype(weight.dtype, self.name)
         require_finite(weight)
         packed, absmax = self._packed(weight.contiguous().view(-1))
         tensors = {"packed": packed, "absmax": absmax}
@@ -133,6 +134,13 @@ class FourBit(Quantizer):
             llm_int8_skip_modules=list(unquantized),
         ).to_dict()
         return config
+
+
+def _check_dtype(dtype: torch.dtype, name: str) -> None:
+    import torch
+
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"{name} stores weights of fp32, bf16 or fp16, not of {str(dtype).removeprefix('torch.')}")
 
 
 @dataclass(frozen=True)
