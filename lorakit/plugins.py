@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import importlib.metadata
 import os
@@ -40,6 +41,10 @@ def restored(origins: tuple[str, ...]) -> Plugins:
     if missing := [origin for origin in origins if origin not in here]:
         raise PluginError(f"this model was adapted with the plugins of {', '.join(missing)}, which are not loaded here")
     return plugins
+
+
+# a model is pickled with its plugins, which are code: what is written is where they came from
+copyreg.pickle(Plugins, lambda plugins: (restored, (tuple(one.origin for one in plugins.added),)))
 
 
 def chosen_distributions() -> tuple[str, ...] | None:

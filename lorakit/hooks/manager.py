@@ -58,11 +58,6 @@ class Plugins(Moments):
         # a value that no copy changes; a copy of a model keeps the very plugins that adapted it
         return self
 
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        from lorakit.plugins import restored
-
-        return restored, (tuple(one.origin for one in self.added),)
-
     def quantizer(self, call: PluginCall) -> Quantizer:
         """Return the quantizer that a call names, configured. Raises: PluginError."""
         return self._configured_as("quantizer", self.quantizers, call)  # type: ignore[no-any-return]
