@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import lorakit
-from helpers import bitsandbytes_weight, make_llama
+from helpers import bitsandbytes_weight, make_llama, randomize
 from lorakit.builtin.fourbit import FP4, NF4
 from lorakit.layers.quantized_linear import QuantizedLinear
 
@@ -282,3 +282,19 @@ def test_a_float32_adapter_multiplies_in_the_dtype_of_a_bfloat16_base_and_gets_f
     rounded = [matrix.detach().to(torch.bfloat16).double() for matrix in (model[0].lora_A, model[0].lora_B)]
     exact = model[0].base_layer(x).double() + model[0].scaling * x.double() @ rounded[0].T @ rounded[1].T
     torch.testing.assert_close(y.double(), exact, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_recomputed_blocks_give_the_same_gradients(use_reentrant: bool, tokens: torch.Tensor) -> None:
+    found = []
+    for recompute in (False, True):
+        model = lorakit.apply("adapt @linear rank 4 quant nf4 double dtype fp32", make_llama()).train()
+        randomize(model)
+        if recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})  # type: ignore[operator]
+            model.enable_input_require_grads()  # type: ignore[operator]
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        found.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+    kept, again = found
+    assert kept.keys() == again.keys() and len(kept) == 28
+    assert all(torch.equal(kept[name], again[name]) for name in kept)

@@ -94,7 +94,9 @@ class _Product(torch.autograd.Function):
             narrow: list[tuple[Tensor, Tensor]] = []
             if ctx.scalings:
                 count = len(ctx.scalings)
-                x, thin, pairs = ctx.saved_tensors[0], ctx.saved_tensors[1:][:count], ctx.saved_tensors[1 + count :]
+                # asked for once: checkpointing gives them out once
+                x, *kept = ctx.saved_tensors
+                thin, pairs = kept[:count], kept[count:]
                 if torch.compiler.is_compiling():
                     # a compiler keeps what a product reads; what a pass that waits for the gradient reads, it may as
                     # well compute again on the way
