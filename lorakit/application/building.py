@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.application.places import bare_parameter
+from lorakit.dtypes import dtype_of
 from lorakit.errors import LorakitError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.plan import ParameterPlan, PlanEntry
@@ -30,7 +31,7 @@ def build_adapter(
     for one in entry.adapter.parameters:
         held = shared.get(one.shared) if one.shared else None
         if held is None:
-            dtype = getattr(torch, one.dtype or entry.adapter.dtype)
+            dtype = dtype_of(one.dtype or entry.adapter.dtype)
             held = _parameter(one, values.get(one.name), dtype, device)
             if one.shared:
                 shared[one.shared] = held

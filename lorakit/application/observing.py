@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorakit.application.batches import moved
 from lorakit.application.places import base_layer_of
 from lorakit.errors import DataError, LorakitError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
@@ -137,11 +138,11 @@ def _run(model: nn.Module, batch: Any, number: int) -> None:
     device = next(model.parameters()).device
     try:
         if isinstance(batch, Mapping):
-            model(**{name: _moved(value, device) for name, value in batch.items()})
+            model(**{name: moved(value, device) for name, value in batch.items()})
         elif isinstance(batch, tuple | list):
-            model(*(_moved(value, device) for value in batch))
+            model(*(moved(value, device) for value in batch))
         else:
-            model(_moved(batch, device))
+            model(moved(batch, device))
     except LorakitError:
         raise
     except Exception as error:
@@ -149,7 +150,3 @@ def _run(model: nn.Module, batch: Any, number: int) -> None:
             f"the model does not take calibration batch {number}: {type(error).__name__}: {error}; "
             "a batch is a dict of arguments by name, a tuple of arguments, or one tensor"
         ) from error
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value

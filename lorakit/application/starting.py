@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lorakit.application.storing import as_matrix, as_weight, quantized_weight
+from lorakit.dtypes import dtype_of
 from lorakit.errors import LorakitError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.starting import StartContext
@@ -148,7 +149,7 @@ class _Start:
                 f"{entry.adapter.settings.rank}: {type(error).__name__}: {error}"
             ) from error
         if getattr(initializer, "changes_base", False):
-            dtype: torch.dtype = getattr(torch, entry.adapter.dtype)
+            dtype = dtype_of(entry.adapter.dtype)
             # as the adapter will hold them, so that nothing is lost between what goes and what comes
             self._take(lora_A.to(dtype), lora_B.to(dtype))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lorakit.application.places import base_of, own_parameters
 from lorakit.application.state import state_of, unwrapped
+from lorakit.dtypes import name_of
 from lorakit.layers.quantized_linear import QuantizedLinear
 
 
@@ -70,7 +71,7 @@ def _module(path: str, base: nn.Module | Tensor, own: Sequence[Tensor]) -> Modul
         shape: tuple[int, ...] = (base.out_features, base.in_features)
     else:
         weight: Tensor = base if isinstance(base, Tensor) else base.weight  # type: ignore[assignment]
-        stored, weight_bytes = str(weight.dtype).removeprefix("torch."), _bytes([weight])
+        stored, weight_bytes = name_of(weight.dtype), _bytes([weight])
         shape = tuple(weight.shape)
     return ModuleSummary(
         path=path,
@@ -79,7 +80,7 @@ def _module(path: str, base: nn.Module | Tensor, own: Sequence[Tensor]) -> Modul
         weight_bytes=weight_bytes,
         bits_per_weight=8 * weight_bytes / max(1, math.prod(shape)),
         added=sum(tensor.numel() for tensor in own),
-        adapter_dtype=str(own[0].dtype).removeprefix("torch.") if own else "",
+        adapter_dtype=name_of(own[0].dtype) if own else "",
     )
 
 

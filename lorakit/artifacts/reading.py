@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lorakit.artifacts.adapter_folder import CONFIG, PLAN, START, WEIGHTS
+from lorakit.artifacts.json_files import read_object
 from lorakit.artifacts.peft_config import ON_CHANGED_BASE
 from lorakit.errors import AdapterError, PlanError
 from lorakit.planning.plan import Plan
@@ -65,12 +65,7 @@ def _config(folder: Path, has_plan: bool) -> Mapping[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise AdapterError(f"{folder} is no adapter: it has no {CONFIG}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AdapterError(f"{path} is no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise AdapterError(f"{path} is no adapter config: it is a JSON {type(config).__name__}")
+    config = read_object(path, "adapter config", AdapterError)
     if has_plan:
         # lorakit wrote it, and holds it against the plan
         return config

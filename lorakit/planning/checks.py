@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lorakit.diagnostics import Code, Diagnostic, at
+from lorakit.dtypes import FLOATS
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import call_of
 from lorakit.language.printer import call_text
 from lorakit.language.spec import Adapt, PluginCall, Quantize, Train
 from lorakit.planning.cascade import Decisions
-from lorakit.planning.computing import ITEMSIZE
 from lorakit.planning.inventory import Inventory, ModuleInfo
 
 
@@ -90,7 +90,7 @@ def _quantized_already(decided: Decided, inventory: Inventory, plugins: Plugins)
     if not decided.quant or not weight or not _is_linear(module):
         return
     stored = module.shape.stored if module.shape else None
-    if weight.dtype not in ITEMSIZE and stored != (wanted := plugins.quantizer(decided.quant)):
+    if weight.dtype not in FLOATS and stored != (wanted := plugins.quantizer(decided.quant)):
         how = call_text(call_of(stored)) if stored else weight.dtype
         yield decided.at_quant(
             f"`{module.path}` holds its weight as {how}: it is quantized already, "

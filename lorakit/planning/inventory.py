@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from lorakit.dtypes import name_of
 from lorakit.planning.dataflow import Dataflow, Example, Kept, observed
 from lorakit.planning.examples import examples_of
 from lorakit.planning.parents import weights_read_by
@@ -225,8 +226,9 @@ def _seen(info: ModuleInfo, flow: Dataflow) -> ModuleInfo:
 
 
 def _parameter(name: str, parameter: nn.Parameter) -> ParameterInfo:
-    dtype = str(parameter.dtype).removeprefix("torch.")
-    return ParameterInfo(name, tuple(parameter.shape), dtype, parameter.element_size(), id(parameter))
+    return ParameterInfo(
+        name, tuple(parameter.shape), name_of(parameter.dtype), parameter.element_size(), id(parameter)
+    )
 
 
 def _stored_weight(module: nn.Module, shape: LayerShape | None) -> Iterator[ParameterInfo]:
