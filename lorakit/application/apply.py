@@ -33,6 +33,7 @@ from lorakit.planning.entries import completed
 from lorakit.planning.figures import finished
 from lorakit.planning.inventory import Inventory, read_inventory, stored
 from lorakit.planning.moving import moved
+from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan, PlanEntry
 
 Progress = Callable[[Sequence[PlanEntry]], Iterable[PlanEntry]]
@@ -202,8 +203,9 @@ def _check_name(state: Adapted | None, name: str) -> None:
 
 def _check(plan: Plan, model: nn.Module, modules: dict[str, nn.Module]) -> None:
     for entry in plan.entries:
-        module = modules.get(entry.path.rpartition(".")[0] if entry.is_parameter else entry.path)
-        if module is None or (entry.is_parameter and not _holds(module, entry.path.rpartition(".")[2])):
+        place = Place.of(entry)
+        module = modules.get(place.module)
+        if module is None or (place.is_parameter and not _holds(module, place.parameter)):
             raise PlanError(
                 f"the plan is for another model: it decides `{entry.path}`, which {type(model).__name__} lacks"
             )

@@ -11,6 +11,7 @@ from lorakit.application.places import bare_parameter
 from lorakit.dtypes import dtype_of
 from lorakit.errors import LorakitError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
+from lorakit.planning.place import Place
 from lorakit.planning.plan import ParameterPlan, PlanEntry
 
 Shared = dict[str, nn.Parameter]
@@ -49,7 +50,7 @@ def build_adapter(
 
 def _device(layer: nn.Module, entry: PlanEntry) -> torch.device:
     if entry.is_parameter:
-        return bare_parameter(layer, entry.path.rpartition(".")[2]).device
+        return bare_parameter(layer, Place.of(entry).parameter).device
     return next((tensor.device for tensor in (*layer.parameters(), *layer.buffers())), torch.device("cpu"))
 
 

@@ -199,7 +199,7 @@ class _Layouter:
             for parameter in module.parameters
         }
         self._adapted = {Place.of(entry).weight: entry for entry in plan.entries if entry.adapter is not None}
-        self._biases = {f"{entry.path}.bias": entry for entry in plan.entries if entry.adapter is not None}
+        self._biases = {Place(entry.path).inside("bias"): entry for entry in plan.entries if entry.adapter is not None}
         self._trained = {name: file for entry in plan.entries for name, file in _trained(entry, inventory, files)}
 
     def pieces(self, converts: bool) -> tuple[tuple[Piece, ...], tuple[str, ...]]:

@@ -16,6 +16,7 @@ from lorakit.artifacts.adapter_folder import CONFIG, PLAN, START, WEIGHTS
 from lorakit.artifacts.json_files import read_object
 from lorakit.artifacts.peft_config import ON_CHANGED_BASE
 from lorakit.errors import AdapterError, PlanError
+from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan
 
 PICKLED = "adapter_model.bin"
@@ -98,7 +99,7 @@ def read_taken(folder: Path) -> Mapping[str, tuple[Tensor, Tensor]]:
         return {}
     try:
         tensors = load_file(path)
-        paths = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+        paths = dict.fromkeys(Place(name).holder for name in tensors)
         return {path: (tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"]) for path in paths}
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise AdapterError(f"{path} is damaged or cut short: {error}") from error

@@ -11,6 +11,7 @@ from lorakit.hooks.protocols import Role
 from lorakit.language.spec import Adapt, Quantize, Rule, Spec, Target, Train
 from lorakit.language.suggestions import nearest
 from lorakit.planning.inventory import Inventory, ModuleInfo
+from lorakit.planning.place import Place
 from lorakit.planning.plan import RuleSummary, SelectorCount
 from lorakit.planning.targets import Selection, container_counts
 
@@ -133,7 +134,7 @@ class _Kind:
 def _no_adapter(target: Target, module: ModuleInfo, inventory: Inventory) -> tuple[str, str]:
     why = f": {module.shape.refusal}" if module.shape else ""
     note = "a plugin adds one with the hooks lorakit_describe_module and lorakit_adapt_module" + _inside(target, module)
-    if (weight := inventory.modules.get(f"{module.path}.weight")) and weight.shape:
+    if (weight := inventory.modules.get(Place(module.path).weight)) and weight.shape:
         note = f"its matrix alone is a target: `{target}.weight`"
     return f"no adapter fits `{module.path}`, a {module.class_name}{why}", note
 
@@ -191,7 +192,7 @@ def _structure(inventory: Inventory) -> str:
 
 def _layer_names(inventory: Inventory) -> list[str]:
     names = (
-        path.rpartition(".")[2]
+        Place(path).leaf
         for path, module in inventory.modules.items()
         if module.shape is not None and not module.shape.outright
     )

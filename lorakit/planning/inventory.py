@@ -11,6 +11,7 @@ from lorakit.dtypes import name_of
 from lorakit.planning.dataflow import Dataflow, Example, Kept, observed
 from lorakit.planning.examples import examples_of
 from lorakit.planning.parents import weights_read_by
+from lorakit.planning.place import Place
 from lorakit.values import LayerShape
 
 if TYPE_CHECKING:
@@ -62,8 +63,12 @@ class ModuleInfo:
     parameters: tuple[ParameterInfo, ...]
     holds_modules: bool
     other_paths: tuple[str, ...] = ()
-    is_parameter: bool = False
     input: int | None = None
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it is a parameter of a module, and not a module."""
+        return Place.of(self).is_parameter
 
     @property
     def weight(self) -> ParameterInfo | None:
@@ -97,7 +102,7 @@ class Inventory:
         found: dict[str, list[str]] = {}
         for path in self.modules:
             if path:
-                found.setdefault(path.rpartition(".")[0], []).append(path)
+                found.setdefault(Place(path).holder, []).append(path)
         return {path: tuple(paths) for path, paths in found.items()}
 
     @functools.cached_property
@@ -115,7 +120,7 @@ class Inventory:
         found: dict[int, dict[str, None]] = {}
         for module in self.modules.values():
             for parameter in module.parameters:
-                found.setdefault(parameter.weight_id, {})[f"{module.path}.{parameter.name}".strip(".")] = None
+                found.setdefault(parameter.weight_id, {})[Place(module.path).inside(parameter.name)] = None
         return {weight_id: tuple(names) for weight_id, names in found.items()}
 
     def unique_parameters(self) -> Iterator[ParameterInfo]:
@@ -152,10 +157,10 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) 
             other_names.setdefault(first, []).append(path)
     infos: dict[str, ModuleInfo] = {}
     for path, module in modules.items():
-        above, _, name = path.rpartition(".")
-        parent: type = type(modules.get(above))
+        place = Place(path)
+        parent: type = type(modules.get(place.holder))
         shape = _shape(module, plugins)
-        if shape and name in weights_read_by(parent):
+        if shape and place.leaf in weights_read_by(parent):
             shape = replace(shape, called=False)
         stacks = {} if shape else _stacks(path, module, plugins)
         infos[path] = ModuleInfo(
@@ -170,7 +175,7 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) 
                     _parameter(name, parameter)
                     for name, parameter in module._parameters.items()
                     if parameter is not None
-                    and not _stands_alone(stacks.get(f"{path}.{name}".lstrip(".")))
+                    and not _stands_alone(stacks.get(place.inside(name)))
                     and not (shape and shape.stored and _is_of_weight(name))
                 ),
             ),
@@ -214,7 +219,7 @@ def _dataflow(model: nn.Module, infos: Mapping[str, ModuleInfo], example: Exampl
     """Run the model on meta tensors. What is quantized is not looked into, nor experts if their code stops the run."""
     shapes = {path: info.shape for path, info in infos.items() if info.shape is not None}
     quantized: dict[str, int | None] = {path: shape.out_features for path, shape in shapes.items() if shape.stored}
-    experts = {path.rpartition(".")[0]: None for path, shape in shapes.items() if shape.stack > 1}
+    experts = {Place(path).holder: None for path, shape in shapes.items() if shape.stack > 1}
     examples = examples_of(model) if example is None else [example]
     return observed(model, examples, (quantized, quantized | experts) if experts else (quantized,))
 
@@ -253,10 +258,8 @@ def _stacks(path: str, module: nn.Module, plugins: Plugins) -> dict[str, ModuleI
         shape: LayerShape | None = plugins.describe_parameter(module, name)
         if shape is not None:
             own = (_parameter("", parameter),)
-            full = f"{path}.{name}".lstrip(".")
-            found[full] = ModuleInfo(
-                full, "Parameter", ("Parameter",), shape, str(parameter.device), own, False, is_parameter=True
-            )
+            full = Place(path).inside(name)
+            found[full] = ModuleInfo(full, "Parameter", ("Parameter",), shape, str(parameter.device), own, False)
     return found
 
 

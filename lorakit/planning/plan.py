@@ -15,6 +15,7 @@ from lorakit.language.words import choices
 from lorakit.planning import codec
 from lorakit.planning.hardware import Compute
 from lorakit.planning.migration import migrated
+from lorakit.planning.place import Place
 from lorakit.values import LayerShape
 
 FORMAT_VERSION = 2
@@ -150,7 +151,7 @@ class PlanEntry:
     @property
     def is_parameter(self) -> bool:
         """Whether the entry decides a parameter of a module, and not a module."""
-        return self.shape is not None and self.shape.is_parameter
+        return Place.of(self).is_parameter
 
     @property
     def added(self) -> int:
