@@ -43,7 +43,7 @@ class Cast:
 
     def target(self, dtype: torch.dtype) -> torch.dtype:
         """Return what a tensor of this dtype is cast to; the same where it stays."""
-        return dtype_of(self.compute.held(name_of(dtype)))
+        return dtype_of(self.compute.dtype_for(name_of(dtype)))
 
 
 def check_compute(model: nn.Module, state: Adapted | None, plan: Plan) -> None:

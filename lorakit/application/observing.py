@@ -74,18 +74,18 @@ def observe(
         raise PlanError(
             f"{wanted[0].name} needs calibration data: give calibration=… (--calibration DATA on the command line)"
         )
-    seen: dict[tuple[str, str], Any] = {(one.kind, one.path): None for one in wanted}
-    with _evaluating(model), torch.no_grad(), _hooked(model, _watchers(wanted, seen, plugins)):
+    observed: dict[tuple[str, str], Any] = {(one.kind, one.path): None for one in wanted}
+    with _evaluating(model), torch.no_grad(), _hooked(model, _watchers(wanted, observed, plugins)):
         number = 0
         for number, batch in enumerate(batches, 1):
             _run(model, batch, number)
         if not number:
             raise DataError("the calibration data holds no batch")
-    return seen
+    return observed
 
 
 def _watchers(
-    wanted: Iterable[Watched], seen: dict[tuple[str, str], Any], plugins: Plugins
+    wanted: Iterable[Watched], observed: dict[tuple[str, str], Any], plugins: Plugins
 ) -> list[tuple[str, Callable[[Tensor], None]]]:
     """Return what takes note of a layer's input, each with the layer's path."""
 
@@ -93,7 +93,7 @@ def _watchers(
         def watch(x: Tensor) -> None:
             key = (one.kind, one.path)
             try:
-                seen[key] = one.observer.observe(x, seen[key])
+                observed[key] = one.observer.observe(x, observed[key])
             except Exception as error:
                 raise PluginError(
                     f"{one.kind} `{one.name}` of {plugins.origin(type(one.observer))} failed to observe `{one.path}`, "

@@ -144,7 +144,9 @@ def _use_checkpoint(
         return str(error)
     reference = ModelReference("the base", config, with_weights=False)
     expected = read_inventory(plugins.load_model(reference), plugins)
-    found = {path: info.shape.stored for path, info in expected.modules.items() if info.shape and info.shape.stored}
+    found = {
+        path: info.shape.quantizer for path, info in expected.modules.items() if info.shape and info.shape.quantizer
+    }
     if found != {path: layer.quantizer for path, layer in layers.items()}:
         return f"transformers would look for `{quantizer.name}` in other layers"
     return ""

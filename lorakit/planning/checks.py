@@ -89,7 +89,7 @@ def _quantized_already(decided: Decided, inventory: Inventory, plugins: Plugins)
     module, weight = decided.module, decided.module.weight
     if not decided.quant or not weight or not _is_linear(module):
         return
-    stored = module.shape.stored if module.shape else None
+    stored = module.shape.quantizer if module.shape else None
     if weight.dtype not in FLOATS and stored != (wanted := plugins.quantizer(decided.quant)):
         how = call_text(call_of(stored)) if stored else weight.dtype
         yield decided.at_quant(
@@ -114,10 +114,10 @@ def _tied(decided: Decided, inventory: Inventory, plugins: Plugins) -> Iterable[
 
 def _trains_quantized(decided: Decided, inventory: Inventory, plugins: Plugins) -> Iterable[Diagnostic]:
     module, rule = decided.module, decided.train
-    if rule and module.shape and module.shape.stored:
+    if rule and module.shape and module.shape.quantizer:
         yield at(
             Code.NOT_POSSIBLE_HERE,
-            f"`{module.path}` is stored as {call_text(call_of(module.shape.stored))}, and cannot train in full",
+            f"`{module.path}` is stored as {call_text(call_of(module.shape.quantizer))}, and cannot train in full",
             rule.span,
             suggestion=f"leave it out with `except {module.path}`, or start from unquantized weights",
         )

@@ -61,7 +61,7 @@ def held_itemsize(parameter: ParameterInfo, compute: Compute | None) -> int:
     """Return the bytes of one element of a parameter that nothing quantizes."""
     if compute is None or parameter.dtype not in FLOATS:
         return parameter.itemsize
-    return itemsize(compute.held(parameter.dtype))
+    return itemsize(compute.dtype_for(parameter.dtype))
 
 
 def widened_bytes(inventory: Inventory, entries: Iterable[PlanEntry], compute: Compute | None) -> int:
@@ -79,4 +79,4 @@ def dequantized_bytes(entry: PlanEntry, compute: Compute | None) -> int:
     """Return the bytes of an entry's weight while it is multiplied."""
     if compute is None or entry.dtype not in FLOATS:
         return entry.bytes.weight_before
-    return entry.bytes.weight_before * itemsize(compute.held(entry.dtype)) // itemsize(entry.dtype)
+    return entry.bytes.weight_before * itemsize(compute.dtype_for(entry.dtype)) // itemsize(entry.dtype)

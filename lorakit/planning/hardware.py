@@ -40,7 +40,7 @@ class Compute:
         if self.dtype != self.own and self.dtype not in SHORT:
             raise ValueError(f"a model computes in {', '.join(SHORT)}, not {self.dtype!r}")
 
-    def held(self, dtype: str) -> str:
+    def dtype_for(self, dtype: str) -> str:
         """Return the dtype that a floating tensor of the model is held in: none is left that is slow to multiply."""
         moves = dtype == self.own or (self.dtype == "float32" and dtype in HALVES)
         return self.dtype if moves and (self.asked or self.dtype != self.own) else dtype

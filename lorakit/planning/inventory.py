@@ -176,7 +176,7 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) 
                     for name, parameter in module._parameters.items()
                     if parameter is not None
                     and not _stands_alone(stacks.get(place.inside(name)))
-                    and not (shape and shape.stored and _is_of_weight(name))
+                    and not (shape and shape.quantizer and _is_of_weight(name))
                 ),
             ),
             holds_modules=bool(module._modules),
@@ -199,18 +199,18 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) 
     )
 
 
-def stored(inventory: Inventory, plan: Plan, plugins: Plugins) -> Inventory:
-    """Return the inventory of a model whose weights are stored as a plan says."""
+def with_quantizers(inventory: Inventory, plan: Plan, plugins: Plugins) -> Inventory:
+    """Return the inventory of a model whose weights are quantized as a plan says."""
     modules = dict(inventory.modules)
     for entry in plan.entries:
         module = modules[entry.path]
-        if entry.quant is None or module.shape is None or module.shape.stored or not module.weight:
+        if entry.quant is None or module.shape is None or module.shape.quantizer or not module.weight:
             continue
         quantizer = plugins.quantizer(entry.quant)
         others = tuple(parameter for parameter in module.parameters if parameter is not module.weight)
         held = entry.bytes.weight_after - sum(parameter.bytes for parameter in others)
         weight = replace(module.weight, dtype=quantizer.name, itemsize=1, stored_bytes=held)
-        shape = replace(module.shape, stored=quantizer)
+        shape = replace(module.shape, quantizer=quantizer)
         modules[entry.path] = replace(module, shape=shape, parameters=(weight, *others))
     return replace(inventory, modules=modules)
 
@@ -218,7 +218,7 @@ def stored(inventory: Inventory, plan: Plan, plugins: Plugins) -> Inventory:
 def _dataflow(model: nn.Module, infos: Mapping[str, ModuleInfo], example: Example) -> Dataflow | None:
     """Run the model on meta tensors. What is quantized is not looked into, nor experts if their code stops the run."""
     shapes = {path: info.shape for path, info in infos.items() if info.shape is not None}
-    quantized: dict[str, int | None] = {path: shape.out_features for path, shape in shapes.items() if shape.stored}
+    quantized: dict[str, int | None] = {path: shape.out_features for path, shape in shapes.items() if shape.quantizer}
     experts = {Place(path).holder: None for path, shape in shapes.items() if shape.stack > 1}
     examples = examples_of(model) if example is None else [example]
     return observed(model, examples, (quantized, quantized | experts) if experts else (quantized,))
@@ -238,10 +238,10 @@ def _parameter(name: str, parameter: nn.Parameter) -> ParameterInfo:
 
 def _stored_weight(module: nn.Module, shape: LayerShape | None) -> Iterator[ParameterInfo]:
     """Yield the weight of a layer that is quantized already."""
-    if shape is not None and shape.stored is not None:
+    if shape is not None and shape.quantizer is not None:
         size = (shape.out_features, shape.in_features)
-        stored = round(shape.stored.bits_per_weight(size) * size[0] * size[1] / 8)
-        yield ParameterInfo("weight", size, shape.stored.name, 1, id(module), stored)
+        stored = round(shape.quantizer.bits_per_weight(size) * size[0] * size[1] / 8)
+        yield ParameterInfo("weight", size, shape.quantizer.name, 1, id(module), stored)
 
 
 def _is_of_weight(name: str) -> bool:
