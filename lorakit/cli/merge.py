@@ -43,7 +43,8 @@ def merge(
 
     from lorakit.artifacts.checkpoint import local_folder
     from lorakit.artifacts.folders import check_output
-    from lorakit.artifacts.merge_layout import WholeModelNeeded, merge_layout
+    from lorakit.artifacts.merge_layout import merge_layout
+    from lorakit.artifacts.merge_pieces import WholeModelNeeded
     from lorakit.cli.inputs import load_model
     from lorakit.cli.terminal import say
     from lorakit.dtypes import LONG, dtype_of

@@ -140,10 +140,10 @@ class Observer(Protocol):
     name: ClassVar[str]
 
     def observe(self, x: Tensor, observed: Any) -> Any:
-        """Return what is known of a layer's inputs after a batch x (..., in_features) and those `observed`.
+        """Return what is known of a layer's inputs after a batch x (..., in_features), and after those `observed`.
 
-        Before the first batch that is None. It is kept for every layer at once until the layer is done: sums, not
-        samples.
+        Before the first, `observed` is None. What is returned is kept for every layer at once until the layer is done:
+        sums, not samples.
         """
 
 
