@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lorakit.diagnostics import Code, Diagnostic, advised, at
+from lorakit.diagnostics import Code, Diagnostic, advised, diagnostic_at
 from lorakit.hooks.protocols import Role
 from lorakit.language.spec import Adapt, Quantize, Rule, Spec, Target, Train
 from lorakit.language.suggestions import nearest
@@ -116,7 +116,7 @@ class _Reach:
         self, code: Code, message: str, place: Target | Rule, near: str | None = None, note: str = ""
     ) -> None:
         suggestion, notes = advised(near, [note] if note else [])
-        self.findings.append(at(code, message, place.span, suggestion=suggestion, notes=notes))
+        self.findings.append(diagnostic_at(code, message, place.span, suggestion=suggestion, notes=notes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ def _shadowed(
         return
     winners = {winner.span.line for path in contested if (winner := deciding.get(path)) and winner.span}
     lines = ", ".join(map(str, sorted(winners)))
-    yield at(
+    yield diagnostic_at(
         Code.SHADOWED,
         f"this rule decides nothing: {'lines' if len(winners) > 1 else 'line'} {lines} replaced it everywhere",
         one.rule.span,
