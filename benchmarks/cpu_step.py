@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import lorakit
 from lorakit.application.hardware import hardware
-from lorakit.planning.hardware import DTYPES
+from lorakit.dtypes import LONG, dtype_of
 
 PLAIN = "adapt q_proj,v_proj rank 16"
 SPECS = {"nf4 double": f"{PLAIN} quant nf4 double\nquantize @linear nf4 double", "plain weights": PLAIN}
@@ -96,7 +96,7 @@ def main() -> None:
     print(f"quick here: {', '.join(sorted(here.fast)) or 'float32 alone'}; {size[0]} × {size[1]} tokens")
     for stored in SPECS:
         for short in arguments.dtypes:
-            dtype = getattr(torch, DTYPES[short])
+            dtype = dtype_of(LONG[short])
             sides = {
                 name: stepper(make(arguments.model, stored, dtype), size)
                 for name, make in (("lorakit", ours), ("PEFT", theirs))

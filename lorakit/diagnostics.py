@@ -118,7 +118,7 @@ class Diagnostic:
     notes: tuple[str, ...] = ()
 
 
-def at(
+def diagnostic_at(
     code: Code,
     message: str,
     span: Span | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
 # the dtypes that adapters and merged weights come in, as a spec says them and as torch names them
 LONG = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 SHORT = {long: short for short, long in LONG.items()}
+# what models hold floating weights in, and what of it is slow on some hardware
+FLOATS = ("bfloat16", "float16", "float32", "float64")
+HALVES = FLOATS[:2]
 STORED = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2": "float8_e5m2", "F8_E5M2FNUZ": "float8_e5m2fnuz", "C64": "complex64",
@@ -26,6 +30,12 @@ def name_of(dtype: torch.dtype) -> str:
 def short_name(name: str) -> str:
     """Return a spec's name of a dtype that torch calls so: `bf16`; one that specs do not know keeps torch's."""
     return SHORT.get(name, name)
+
+
+def itemsize(name: str) -> int:
+    """Return the bytes of one element: torch names a dtype by its bits, as in `bfloat16` and `float8_e4m3fn`."""
+    bits = re.search(r"\d+", name)
+    return max(int(bits.group()) // 8, 1) if bits else 1
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -96,9 +96,10 @@ def test_the_model_is_left_as_it_was(plugins: Plugins) -> None:
     model.drop.eval()
     plan = lorakit.plan(lorakit.parse("quantize first,idle means", plugins=plugins), model, plugins=plugins)
     assert "means: sees what goes into its layers before anything changes, so it needs calibration data" in plan.notes
-    seen = observe(plan, model, plugins, [X.clone().requires_grad_()])
-    assert seen.keys() == {"first", "idle"} and seen["idle"] is None
-    assert not seen["first"][0].requires_grad
+    observed = observe(plan, model, plugins, [X.clone().requires_grad_()])
+    first, idle = ("quantizer", "first"), ("quantizer", "idle")
+    assert observed.keys() == {first, idle} and observed[idle] is None
+    assert not observed[first][0].requires_grad
     assert model.training and model.first.training and not model.drop.training
     assert not [module for module in model.modules() if module._forward_hooks]
 

@@ -90,7 +90,7 @@ class Shifted:
 
     def start(self, parameters: Mapping[str, Tensor], context: StartContext) -> None:
         start_low_rank(parameters, context)
-        parameters["magnitude"].copy_(context.stored().norm(dim=1))
+        parameters["magnitude"].copy_(context.stored_weight().norm(dim=1))
 
     def adapt(self, layer: nn.Module, entry: PlanEntry, parameters: Mapping[str, nn.Parameter]) -> nn.Module | None:
         from lorakit.layers.lora_linear import LoRALinear

@@ -101,7 +101,7 @@ def test_what_we_saved_we_load_bit_for_bit(tokens: torch.Tensor, tmp_path: Path)
     assert torch.equal(again(tokens).logits, ours(tokens).logits)
     assert lorakit.summary(again) == lorakit.summary(ours)
     plain = lorakit.load(tmp_path / "adapter", make_llama().to(torch.bfloat16), quantize=False)
-    assert {row.stored for row in lorakit.summary(plain).modules} == {"bfloat16"}
+    assert {row.weight_dtype for row in lorakit.summary(plain).modules} == {"bfloat16"}
 
 
 def test_the_config_is_short_where_names_suffice(tmp_path: Path) -> None:

@@ -31,8 +31,9 @@ from lorakit.hooks.manager import Plugins
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.entries import completed
 from lorakit.planning.figures import finished
-from lorakit.planning.inventory import Inventory, read_inventory, stored
+from lorakit.planning.inventory import Inventory, read_inventory, with_quantizers
 from lorakit.planning.moving import moved
+from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan, PlanEntry
 
 Progress = Callable[[Sequence[PlanEntry]], Iterable[PlanEntry]]
@@ -76,11 +77,11 @@ def apply_plan(
             converted = _converted(model, plugins)
             # a new adapter is alone in use, and so sees what the base alone computes
             with disabled(model, state) if state is not None else nullcontext():
-                seen = observe(plan, model, plugins, calibration, initialize=initialize)
+                observed = observe(plan, model, plugins, calibration, initialize=initialize)
             inventory = state.inventory if state else inventory or read_inventory(model, plugins)
-            if initialize and (after := moved(plan, seen, plugins)) is not plan:
+            if initialize and (after := moved(plan, observed, plugins)) is not plan:
                 plan = finished(after, inventory, plugins)
-            starter = Starter(plan, plugins, seed, initialize, seen, taken or {}, dict(started or {}))
+            starter = Starter(plan, plugins, seed, initialize, observed, taken or {}, dict(started or {}))
             built = _build(plan, model, modules, converted, state, starter, progress)
             if state is None:
                 state = Adapted(inventory, plugins)
@@ -168,7 +169,7 @@ def _commit(model: nn.Module, state: Adapted, adapter: NamedAdapter, built: _Bui
         if entry.is_parameter and entry.path in built.adapters:
             adapt_parameter(*holder_of(model, entry), built.adapters[entry.path])
     remember_base(model, state, adapter)
-    state.inventory = stored(state.inventory, adapter.plan, state.plugins)
+    state.inventory = with_quantizers(state.inventory, adapter.plan, state.plugins)
     state.named[adapter.name] = adapter
     cast(model, state, adapter.plan.compute)
     attach(model, state)
@@ -202,8 +203,9 @@ def _check_name(state: Adapted | None, name: str) -> None:
 
 def _check(plan: Plan, model: nn.Module, modules: dict[str, nn.Module]) -> None:
     for entry in plan.entries:
-        module = modules.get(entry.path.rpartition(".")[0] if entry.is_parameter else entry.path)
-        if module is None or (entry.is_parameter and not _holds(module, entry.path.rpartition(".")[2])):
+        place = Place.of(entry)
+        module = modules.get(place.module)
+        if module is None or (place.is_parameter and not _holds(module, place.parameter)):
             raise PlanError(
                 f"the plan is for another model: it decides `{entry.path}`, which {type(model).__name__} lacks"
             )

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.application.places import bare_parameter
+from lorakit.dtypes import dtype_of
 from lorakit.errors import LorakitError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
+from lorakit.planning.place import Place
 from lorakit.planning.plan import ParameterPlan, PlanEntry
 
 Shared = dict[str, nn.Parameter]
@@ -30,7 +32,7 @@ def build_adapter(
     for one in entry.adapter.parameters:
         held = shared.get(one.shared) if one.shared else None
         if held is None:
-            dtype = getattr(torch, one.dtype or entry.adapter.dtype)
+            dtype = dtype_of(one.dtype or entry.adapter.dtype)
             held = _parameter(one, values.get(one.name), dtype, device)
             if one.shared:
                 shared[one.shared] = held
@@ -48,7 +50,7 @@ def build_adapter(
 
 def _device(layer: nn.Module, entry: PlanEntry) -> torch.device:
     if entry.is_parameter:
-        return bare_parameter(layer, entry.path.rpartition(".")[2]).device
+        return bare_parameter(layer, Place.of(entry).parameter).device
     return next((tensor.device for tensor in (*layer.parameters(), *layer.buffers())), torch.device("cpu"))
 
 

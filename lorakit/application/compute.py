@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lorakit.dtypes import dtype_of, name_of, short_name
 from lorakit.errors import ModelError
 from lorakit.layers.quantized_linear import QuantizedLinear
-from lorakit.planning.hardware import SHORT, Compute
+from lorakit.planning.hardware import Compute
 
 if TYPE_CHECKING:
     from lorakit.application.state import Adapted
@@ -42,8 +43,7 @@ class Cast:
 
     def target(self, dtype: torch.dtype) -> torch.dtype:
         """Return what a tensor of this dtype is cast to; the same where it stays."""
-        held: torch.dtype = getattr(torch, self.compute.held(str(dtype).removeprefix("torch.")))
-        return held
+        return dtype_of(self.compute.dtype_for(name_of(dtype)))
 
 
 def check_compute(model: nn.Module, state: Adapted | None, plan: Plan) -> None:
@@ -58,8 +58,8 @@ def check_compute(model: nn.Module, state: Adapted | None, plan: Plan) -> None:
         now = state.cast.compute.dtype
         if compute.asked and compute.dtype != now:
             raise ModelError(
-                f"this model computes in {SHORT[now]} for the adapters that are on it, and the plan says "
-                f"`step compute {SHORT[compute.dtype]}`: leave that out, or load the model again"
+                f"this model computes in {short_name(now)} for the adapters that are on it, and the plan says "
+                f"`step compute {short_name(compute.dtype)}`: leave that out, or load the model again"
             )
         return
     if compute.dtype == "float16" and compute.own != "float16":

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
-from lorakit.planning.hardware import HALVES, Hardware
+from lorakit.dtypes import HALVES, dtype_of
+from lorakit.planning.hardware import Hardware
 
 # a product that takes tens of microseconds in float32: (rows, inputs, outputs)
 SIZE = (16, 256, 512)
@@ -24,7 +25,7 @@ def hardware() -> Hardware:
     """Return what models are computed on here: the accelerator if there is one, or else the CPU; found out once."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
-        return Hardware("cpu", frozenset(name for name in HALVES if is_quick(getattr(torch, name))), "this CPU")
+        return Hardware("cpu", frozenset(name for name in HALVES if is_quick(dtype_of(name))), "this CPU")
     fast = {"float16"} | ({"bfloat16"} if _has_bf16(accelerator.type) else set())
     return Hardware(accelerator.type, frozenset(fast), _name(accelerator.type))
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorakit.application.batches import moved
 from lorakit.application.places import base_layer_of
 from lorakit.errors import DataError, LorakitError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
@@ -73,18 +74,18 @@ def observe(
         raise PlanError(
             f"{wanted[0].name} needs calibration data: give calibration=… (--calibration DATA on the command line)"
         )
-    seen: dict[tuple[str, str], Any] = {(one.kind, one.path): None for one in wanted}
-    with _evaluating(model), torch.no_grad(), _hooked(model, _watchers(wanted, seen, plugins)):
+    observed: dict[tuple[str, str], Any] = {(one.kind, one.path): None for one in wanted}
+    with _evaluating(model), torch.no_grad(), _hooked(model, _watchers(wanted, observed, plugins)):
         number = 0
         for number, batch in enumerate(batches, 1):
             _run(model, batch, number)
         if not number:
             raise DataError("the calibration data holds no batch")
-    return seen
+    return observed
 
 
 def _watchers(
-    wanted: Iterable[Watched], seen: dict[tuple[str, str], Any], plugins: Plugins
+    wanted: Iterable[Watched], observed: dict[tuple[str, str], Any], plugins: Plugins
 ) -> list[tuple[str, Callable[[Tensor], None]]]:
     """Return what takes note of a layer's input, each with the layer's path."""
 
@@ -92,7 +93,7 @@ def _watchers(
         def watch(x: Tensor) -> None:
             key = (one.kind, one.path)
             try:
-                seen[key] = one.observer.observe(x, seen[key])
+                observed[key] = one.observer.observe(x, observed[key])
             except Exception as error:
                 raise PluginError(
                     f"{one.kind} `{one.name}` of {plugins.origin(type(one.observer))} failed to observe `{one.path}`, "
@@ -137,11 +138,11 @@ def _run(model: nn.Module, batch: Any, number: int) -> None:
     device = next(model.parameters()).device
     try:
         if isinstance(batch, Mapping):
-            model(**{name: _moved(value, device) for name, value in batch.items()})
+            model(**{name: moved(value, device) for name, value in batch.items()})
         elif isinstance(batch, tuple | list):
-            model(*(_moved(value, device) for value in batch))
+            model(*(moved(value, device) for value in batch))
         else:
-            model(_moved(batch, device))
+            model(moved(batch, device))
     except LorakitError:
         raise
     except Exception as error:
@@ -149,7 +150,3 @@ def _run(model: nn.Module, batch: Any, number: int) -> None:
             f"the model does not take calibration batch {number}: {type(error).__name__}: {error}; "
             "a batch is a dict of arguments by name, a tuple of arguments, or one tensor"
         ) from error
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lorakit.application.dispatch import move_hook
+from lorakit.planning.place import Place
 from lorakit.planning.plan import PlanEntry
 
 PARAMETRIZATIONS = "parametrizations"
@@ -15,8 +16,8 @@ PARAMETRIZATIONS = "parametrizations"
 
 def holder_of(model: nn.Module, entry: PlanEntry) -> tuple[nn.Module, str]:
     """Return the module that holds the parameter which an entry names, and the parameter's name in it."""
-    path, _, name = entry.path.rpartition(".")
-    return model.get_submodule(path), name
+    place = Place.of(entry)
+    return model.get_submodule(place.module), place.parameter
 
 
 def base_layer_of(module: nn.Module) -> nn.Module:
@@ -55,7 +56,7 @@ def adapter_path(model: nn.Module, entry: PlanEntry, adapter: nn.Module) -> str:
     if entry.is_parameter:
         holder, name = holder_of(model, entry)
         index = list(holder.get_submodule(f"{PARAMETRIZATIONS}.{name}").children()).index(adapter)
-        return f"{entry.path.rpartition('.')[0]}.{PARAMETRIZATIONS}.{name}.{index}"
+        return Place(Place.of(entry).module).inside(f"{PARAMETRIZATIONS}.{name}.{index}")
     path, module = entry.path, model.get_submodule(entry.path)
     while module is not adapter:
         path, module = f"{path}.base_layer", module.get_submodule("base_layer")

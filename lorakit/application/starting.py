@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lorakit.application.storing import as_matrix, as_weight, quantized_weight
+from lorakit.dtypes import dtype_of
 from lorakit.errors import LorakitError, PlanError, PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.starting import StartContext
@@ -43,15 +44,15 @@ class Started:
 class Starter:
     """Starts the entries of one plan: each once, whoever has its weight first.
 
-    `seen` is what observers saw, by (kind, path); `taken`, by path, what an earlier start of the same adapter took from
-    the base. Without `initialize` the values stay zero, for whoever has others to put there.
+    `observed` is what observers saw, by (kind, path); `taken`, by path, what an earlier start of the same adapter took
+    from the base. Without `initialize` the values stay zero, for whoever has others to put there.
     """
 
     plan: Plan
     plugins: Plugins
     seed: int = 0
     initialize: bool = True
-    seen: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+    observed: Mapping[tuple[str, str], Any] = field(default_factory=dict)
     taken: Mapping[str, Pair] = field(default_factory=dict)
     started: dict[str, Started] = field(default_factory=dict)
 
@@ -114,11 +115,11 @@ class _Start:
             shape=entry.shape,
             settings=entry.adapter.settings,
             weight=lambda: self._matrix(self._original()),
-            stored=self._stored,
+            stored_weight=self._stored_weight,
             initialize=self._initialize,
             generator=module_generator(self.starter.seed, entry.path),
             quantizer=plugins.quantizer(entry.quant) if entry.quant else None,
-            seen=self.starter.seen.get(("initializer", entry.path)),
+            observed=self.starter.observed.get(("initializer", entry.path)),
         )
         self._context = context
         try:
@@ -148,7 +149,7 @@ class _Start:
                 f"{entry.adapter.settings.rank}: {type(error).__name__}: {error}"
             ) from error
         if getattr(initializer, "changes_base", False):
-            dtype: torch.dtype = getattr(torch, entry.adapter.dtype)
+            dtype = dtype_of(entry.adapter.dtype)
             # as the adapter will hold them, so that nothing is lost between what goes and what comes
             self._take(lora_A.to(dtype), lora_B.to(dtype))
 
@@ -168,12 +169,12 @@ class _Start:
 
     def _store(self) -> QuantizedWeight:
         if self.quantized is None:
-            seen = self.starter.seen.get(("quantizer", self.entry.path))
+            observed = self.starter.observed.get(("quantizer", self.entry.path))
             base = self._original() if self.base is None else self.base
-            self.quantized = quantized_weight(base, self.entry, self.starter.plugins, seen)
+            self.quantized = quantized_weight(base, self.entry, self.starter.plugins, observed)
         return self.quantized
 
-    def _stored(self) -> Tensor:
+    def _stored_weight(self) -> Tensor:
         if self.stores and self.entry.quant is not None:
             quantizer = self.starter.plugins.quantizer(self.entry.quant)
             return quantizer.dequantize(self._store()).float()

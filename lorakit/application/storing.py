@@ -73,18 +73,18 @@ def check_stored(layer: QuantizedLinear, entry: PlanEntry, plugins: Plugins) -> 
         )
 
 
-def quantized_weight(weight: Tensor, entry: PlanEntry, plugins: Plugins, seen: Any = None) -> QuantizedWeight:
+def quantized_weight(weight: Tensor, entry: PlanEntry, plugins: Plugins, observed: Any = None) -> QuantizedWeight:
     """Return a weight (out_features, in_features) quantized as its entry says.
 
-    `seen` is what a calibrated quantizer observed of the layer's inputs.
+    `observed` is what a calibrated quantizer observed of the layer's inputs.
     Raises: PluginError naming the quantizer and the module if the quantizer fails.
     """
     assert entry.quant is not None
     quantizer = plugins.quantizer(entry.quant)
     try:
         with torch.no_grad():
-            if isinstance(quantizer, CalibratedQuantizer) and seen is not None:
-                quantized = quantizer.quantize_observed(weight, seen)
+            if isinstance(quantizer, CalibratedQuantizer) and observed is not None:
+                quantized = quantizer.quantize_observed(weight, observed)
             else:
                 quantized = quantizer.quantize(weight)
     except Exception as error:

@@ -10,16 +10,20 @@ from torch import Tensor, nn
 
 from lorakit.application.places import base_of, own_parameters
 from lorakit.application.state import state_of, unwrapped
+from lorakit.dtypes import name_of
 from lorakit.layers.quantized_linear import QuantizedLinear
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleSummary:
-    """One decided module: `weight_bytes` and `bits_per_weight` are of the base weight as it is stored now."""
+    """One decided module: what is said of its weight is of the base weight as it is stored now.
+
+    `weight_dtype` is torch's name, or the quantizer's.
+    """
 
     path: str
     shape: tuple[int, ...]
-    stored: str
+    weight_dtype: str
     weight_bytes: int
     bits_per_weight: float
     added: int
@@ -65,21 +69,21 @@ def summarize(model: nn.Module) -> Summary:
 
 def _module(path: str, base: nn.Module | Tensor, own: Sequence[Tensor]) -> ModuleSummary:
     if isinstance(base, QuantizedLinear):
-        stored = base.quantizer.name + (" double" if getattr(base.quantizer, "double", False) else "")
+        dtype = base.quantizer.name + (" double" if getattr(base.quantizer, "double", False) else "")
         weight_bytes = _bytes(list(base.quantized.tensors.values()))
         shape: tuple[int, ...] = (base.out_features, base.in_features)
     else:
         weight: Tensor = base if isinstance(base, Tensor) else base.weight  # type: ignore[assignment]
-        stored, weight_bytes = str(weight.dtype).removeprefix("torch."), _bytes([weight])
+        dtype, weight_bytes = name_of(weight.dtype), _bytes([weight])
         shape = tuple(weight.shape)
     return ModuleSummary(
         path=path,
         shape=shape,
-        stored=stored,
+        weight_dtype=dtype,
         weight_bytes=weight_bytes,
         bits_per_weight=8 * weight_bytes / max(1, math.prod(shape)),
         added=sum(tensor.numel() for tensor in own),
-        adapter_dtype=str(own[0].dtype).removeprefix("torch.") if own else "",
+        adapter_dtype=name_of(own[0].dtype) if own else "",
     )
 
 

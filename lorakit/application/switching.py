@@ -13,6 +13,7 @@ from lorakit.application.sharding import fill, whole
 from lorakit.application.state import Adapted, NamedAdapter
 from lorakit.errors import ModelError
 from lorakit.layers.strength import RowsError, Strength
+from lorakit.planning.place import Place
 
 
 def use(model: nn.Module, state: Adapted, strengths: Mapping[str, float]) -> None:
@@ -137,7 +138,7 @@ def _stand(model: nn.Module, state: Adapted, standing: Mapping[str, str]) -> Non
 def _full(model: nn.Module, adapter: NamedAdapter) -> dict[str, nn.Parameter]:
     """Return what an adapter trains in full, by path in the model without adapters."""
     return {
-        f"{entry.path}.{name}".rstrip("."): parameter
+        Place(entry.path).inside(name): parameter
         for entry in adapter.plan.entries
         for name, parameter in full_parameters(model, entry).items()
     }

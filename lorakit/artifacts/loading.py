@@ -144,7 +144,7 @@ def _check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
             raise AdapterError(
                 f"{files.folder} is for another model: `{entry.path}` is {entry.shape} there and {module.shape} here"
             )
-        if entry.shape and module.shape and entry.shape.kind != module.shape.kind and not module.shape.stored:
+        if entry.shape and module.shape and entry.shape.kind != module.shape.kind and not module.shape.quantizer:
             raise AdapterError(
                 f"{files.folder} is for another model: `{entry.path}` is a {entry.class_name} there and a "
                 f"{module.class_name} here"

@@ -113,7 +113,7 @@ def merge_for_now(model: nn.Module, state: Adapted) -> MergeReport:
     cast_more(state, [parameter for layer in folded.layers.values() for parameter in layer.parameters()])
     cast_more(state, [weight for _, weight in folded.parameters.values()])
     for path, layer in folded.layers.items():
-        state.merged[path] = _exchange_core(model.get_submodule(path), layer)
+        state.merged[path] = _exchange_layer(model.get_submodule(path), layer)
     for path, (entry, weight) in folded.parameters.items():
         state.merged[path] = _exchange_parameter(model, entry, weight)
     for adapter in state.named.values():
@@ -133,17 +133,17 @@ def unmerge(model: nn.Module, state: Adapted) -> None:
             if isinstance(original, nn.Parameter):
                 _exchange_parameter(model, entry, original)
             else:
-                _exchange_core(model.get_submodule(entry.path), original)
+                _exchange_layer(model.get_submodule(entry.path), original)
         for module in adapter.modules.values():
             module.strength = adapter.strength  # type: ignore[assignment]
 
 
-def _exchange_core(adapter: nn.Module, core: nn.Module) -> nn.Module:
+def _exchange_layer(adapter: nn.Module, layer: nn.Module) -> nn.Module:
     """Put another layer under the adapters of one, and return that which was there."""
     old = base_layer_of(adapter)
     while (below := adapter.get_submodule("base_layer")) is not old:
         adapter = below
-    adapter.base_layer = core
+    adapter.base_layer = layer
     return old
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from lorakit.artifacts.peft_experts import misread_by_peft
 from lorakit.hooks.manager import Plugins
+from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan, PlanEntry
 
 # PEFT knows no type of such a name, and says so instead of computing something else
@@ -145,5 +146,5 @@ def _short_names(paths: list[str], model: nn.Module) -> list[str]:
 def _by_last_name(paths: Iterable[str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for path in paths:
-        found.setdefault(path.rpartition(".")[2], set()).add(path)
+        found.setdefault(Place(path).leaf, set()).add(path)
     return found

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lorakit.application.places import adapter_path, full_parameters
 from lorakit.application.state import NamedAdapter
+from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan, PlanEntry
 
 ROOT, PREFIX = "base_model.", "base_model.model."
@@ -35,14 +36,14 @@ def adapter_tensors(model: nn.Module, adapter: NamedAdapter) -> Iterator[Adapter
                 tensor = module.get_parameter(one.name).data
                 yield AdapterTensor(files[one.name], f"{inner}.{one.name}", tensor, one.shape)
         for name, parameter in full_parameters(model, entry).items():
-            tensor = adapter.kept.get(f"{entry.path}.{name}".rstrip("."), parameter.data)
+            tensor = adapter.kept.get(Place(entry.path).inside(name), parameter.data)
             yield AdapterTensor(full_name(entry, name), names[id(parameter)], tensor, tuple(parameter.shape))
 
 
 def full_name(entry: PlanEntry, name: str) -> str:
     """Return the name in the file of what an entry trains in full, by its name behind the entry's path."""
-    between = "" if entry.train else "base_layer."
-    return f"{PREFIX}{entry.path}.{between}{name}".rstrip(".")
+    place = Place(entry.path) if entry.train else Place(f"{entry.path}.base_layer")
+    return f"{PREFIX}{place.inside(name)}"
 
 
 def file_names(plan: Plan, entry: PlanEntry) -> dict[str, str]:
@@ -52,12 +53,10 @@ def file_names(plan: Plan, entry: PlanEntry) -> dict[str, str]:
     adapters of the inner ones behind so many `base_layer`s.
     """
     assert entry.adapter is not None
-    path = entry.path
+    path = Place.of(entry).module
     if entry.is_parameter:
-        path = path.rpartition(".")[0]
-        beside = [
-            one.path for one in plan.entries if one.adapter and one.is_parameter and one.path.rpartition(".")[0] == path
-        ]
+        places = [Place.of(one) for one in plan.entries if one.adapter and one.is_parameter]
+        beside = [place.path for place in places if place.module == path]
         path += ".base_layer" * (len(beside) - 1 - beside.index(entry.path))
     return {
         one.name: f"{ROOT}{one.file_name}" if one.shared else f"{PREFIX}{path}.{one.file_name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lorakit.artifacts.adapter_folder import CONFIG, PLAN, START, WEIGHTS
+from lorakit.artifacts.json_files import read_object
 from lorakit.artifacts.peft_config import ON_CHANGED_BASE
 from lorakit.errors import AdapterError, PlanError
+from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan
 
 PICKLED = "adapter_model.bin"
@@ -65,12 +66,7 @@ def _config(folder: Path, has_plan: bool) -> Mapping[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise AdapterError(f"{folder} is no adapter: it has no {CONFIG}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AdapterError(f"{path} is no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise AdapterError(f"{path} is no adapter config: it is a JSON {type(config).__name__}")
+    config = read_object(path, "adapter config", AdapterError)
     if has_plan:
         # lorakit wrote it, and holds it against the plan
         return config
@@ -103,7 +99,7 @@ def read_taken(folder: Path) -> Mapping[str, tuple[Tensor, Tensor]]:
         return {}
     try:
         tensors = load_file(path)
-        paths = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+        paths = dict.fromkeys(Place(name).holder for name in tensors)
         return {path: (tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"]) for path in paths}
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise AdapterError(f"{path} is damaged or cut short: {error}") from error

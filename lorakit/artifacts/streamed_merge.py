@@ -17,7 +17,8 @@ from lorakit.application.building import build_adapter
 from lorakit.application.effective import effective
 from lorakit.application.storing import as_weight, canonical, layer_weight
 from lorakit.artifacts.checkpoint import INDEX, MODEL_WEIGHTS
-from lorakit.artifacts.merge_layout import Layout, Piece
+from lorakit.artifacts.merge_layout import Layout
+from lorakit.artifacts.merge_pieces import Piece
 from lorakit.artifacts.model_folder import COMPANIONS
 from lorakit.artifacts.packed_weights import packed_layer
 from lorakit.artifacts.peft_names import file_names

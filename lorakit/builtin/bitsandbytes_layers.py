@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def lorakit_describe_module(module: nn.Module) -> LayerShape | None:
     if (layers := _layers()) is None or not isinstance(module, (layers.Linear4bit, layers.Linear8bitLt)):
         return None
-    stored = _four_bits(module) if isinstance(module, layers.Linear4bit) else _eight_bits(module)
-    return LayerShape("linear", module.in_features, module.out_features, stored=stored)
+    quantizer = _four_bits(module) if isinstance(module, layers.Linear4bit) else _eight_bits(module)
+    return LayerShape("linear", module.in_features, module.out_features, quantizer=quantizer)
 
 
 @hookimpl

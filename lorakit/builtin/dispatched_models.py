@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lorakit.errors import ModelError
 from lorakit.hooks.specs import hookimpl
+from lorakit.planning.place import Place
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +19,7 @@ def lorakit_before_apply(model: nn.Module, plan: Plan) -> None:
     modules = dict(model.named_modules())
     away = []
     for entry in plan.entries:
-        path = entry.path.rpartition(".")[0] if entry.shape and entry.shape.is_parameter else entry.path
+        path = Place.of(entry).module
         if path in modules and _is_offloaded(modules[path]):
             away.append(entry.path)
     if away:

@@ -21,8 +21,8 @@ def lorakit_describe_module(module: nn.Module) -> LayerShape | None:
     if isinstance(module, nn.Linear | QuantizedLinear) and _answers_like_a_linear(module):
         # nn.MultiheadAttention marks its output projection by this class, and multiplies with its weight by itself
         called = not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-        stored = module.quantizer if isinstance(module, QuantizedLinear) else None
-        return LayerShape("linear", module.in_features, module.out_features, called=called, stored=stored)
+        quantizer = module.quantizer if isinstance(module, QuantizedLinear) else None
+        return LayerShape("linear", module.in_features, module.out_features, called=called, quantizer=quantizer)
     if is_conv1d(module):
         in_features, out_features = module.weight.shape  # type: ignore[misc]
         return LayerShape("linear_transposed", int(in_features), int(out_features))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lorakit.hooks.protocols import Role
 from lorakit.hooks.specs import hookimpl
+from lorakit.planning.place import Place
 
 if TYPE_CHECKING:
     from lorakit.planning.inventory import Inventory, ModuleInfo
@@ -52,7 +53,7 @@ def mlp(inventory: Inventory) -> Iterable[str]:
     A block is a numbered module that holds attention, or a numbered sibling of one; so routers count, embeddings and
     heads do not. What lies under a module that holds a convolution is a mixer of a recurrent model.
     """
-    holders = {block.rpartition(".")[0] for path in attention(inventory) if (block := _block_above(path)) is not None}
+    holders = {Place(block).holder for path in attention(inventory) if (block := _block_above(path)) is not None}
     return (
         path
         for path in (*linear(inventory), *experts(inventory))
@@ -98,11 +99,11 @@ def _is_norm(module: ModuleInfo) -> bool:
 def _attention_above(inventory: Inventory, path: str) -> bool:
     """Whether a module between this one and its block is attention by its class (every transformers class says so)."""
     block = _block_above(path) or ""
-    parent = path.rpartition(".")[0]
+    parent = Place(path).holder
     while parent and parent != block:
         if any("attention" in base.lower() for base in inventory.modules[parent].bases):
             return True
-        parent = parent.rpartition(".")[0]
+        parent = Place(parent).holder
     return False
 
 
@@ -125,12 +126,12 @@ def _block_in(path: str, holders: set[str]) -> str | None:
 
 def _mixer_above(inventory: Inventory, path: str, block: str) -> bool:
     """Whether a module between this one and its block holds a convolution beside it."""
-    parent = path.rpartition(".")[0]
+    parent = Place(path).holder
     while parent and parent != block:
         children = inventory.children.get(parent, ())
         if any((shape := inventory.modules[child].shape) and shape.kernel for child in children):
             return True
-        parent = parent.rpartition(".")[0]
+        parent = Place(parent).holder
     return False
 
 

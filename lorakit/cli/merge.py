@@ -40,14 +40,14 @@ def merge(
 
     Example: lorakit merge adapter ./SmolLM2-135M -o merged --dtype bf16
     """
-    import torch
 
     from lorakit.artifacts.checkpoint import local_folder
     from lorakit.artifacts.folders import check_output
-    from lorakit.artifacts.merge_layout import WholeModelNeeded, merge_layout
+    from lorakit.artifacts.merge_layout import merge_layout
+    from lorakit.artifacts.merge_pieces import WholeModelNeeded
     from lorakit.cli.inputs import load_model
     from lorakit.cli.terminal import say
-    from lorakit.dtypes import LONG
+    from lorakit.dtypes import LONG, dtype_of
     from lorakit.planning.report import show_bytes
     from lorakit.plugins import default_plugins
 
@@ -64,7 +64,7 @@ def merge(
                 base,
                 structure,
                 default_plugins(),
-                dtype=getattr(torch, name) if name else None,
+                dtype=dtype_of(name) if name else None,
                 allow_pickle=allow_pickle,
             )
         except WholeModelNeeded as reason:

@@ -55,10 +55,10 @@ class CalibratedQuantizer(Quantizer, Protocol):
     The model runs over the calibration data once, before anything is quantized; whoever gives none gets a PlanError.
     """
 
-    def observe(self, x: Tensor, seen: Any) -> Any:
+    def observe(self, x: Tensor, observed: Any) -> Any:
         """Return what is known of a layer's inputs after a batch, as an `Observer`."""
 
-    def quantize_observed(self, weight: Tensor, seen: Any) -> QuantizedWeight:
+    def quantize_observed(self, weight: Tensor, observed: Any) -> QuantizedWeight:
         """Return weight (out_features, in_features) quantized for the inputs that were seen.
 
         Where nothing reached the layer, `quantize` does it without any knowledge of the inputs.
@@ -139,10 +139,11 @@ class Observer(Protocol):
 
     name: ClassVar[str]
 
-    def observe(self, x: Tensor, seen: Any) -> Any:
-        """Return what is known of a layer's inputs after a batch x (..., in_features); `seen` is None before the first.
+    def observe(self, x: Tensor, observed: Any) -> Any:
+        """Return what is known of a layer's inputs after a batch x (..., in_features), and after those `observed`.
 
-        It is kept for every layer at once until the layer is done: sums, not samples.
+        Before the first, `observed` is None. What is returned is kept for every layer at once until the layer is done:
+        sums, not samples.
         """
 
 
@@ -150,7 +151,7 @@ class Observer(Protocol):
 class RankMover(Observer, Protocol):
     """An initializer that decides the ranks itself once it has seen the inputs (EVA, arXiv:2410.07170)."""
 
-    def ranks(self, planned: Mapping[str, int], seen: Mapping[str, Any]) -> Mapping[str, int]:
+    def ranks(self, planned: Mapping[str, int], observed: Mapping[str, Any]) -> Mapping[str, int]:
         """Return the rank of every layer by path, given the planned ones; 0 leaves a layer without an adapter."""
 
 

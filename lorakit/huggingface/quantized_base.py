@@ -22,6 +22,7 @@ from lorakit.huggingface import marks
 from lorakit.huggingface.base_manifest import manifest
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.inventory import read_inventory
+from lorakit.planning.place import Place
 from lorakit.values import ModelReference
 
 BASE = "base"
@@ -74,7 +75,7 @@ def _write(model: nn.Module, state: Adapted, folder: Path, plugins: Plugins) -> 
         with gathered(layer):
             stored = layer.state_dict() if reason else _checkpoint(layer)
         own[path] = {name: _kept(value, model) for name, value in stored.items()}
-    tensors = {f"{path}.{name}".lstrip("."): own[path][name] for path in modules for name in own[path]}
+    tensors = {Place(path).inside(name): own[path][name] for path in modules for name in own[path]}
     if writes(model):
         _save(model, folder, config, tensors, original_names=not reason)
         copy_companions(Path(str(getattr(model, "name_or_path", ""))), folder)
@@ -96,7 +97,7 @@ def _base_modules(module: nn.Module, adapters: Set[nn.Module], path: str = "") -
     yield path, module
     for name, child in module.named_children():
         if name != PARAMETRIZATIONS:
-            yield from _base_modules(child, adapters, f"{path}.{name}".lstrip("."))
+            yield from _base_modules(child, adapters, Place(path).inside(name))
 
 
 def _own_tensors(module: nn.Module, adapters: Set[nn.Module]) -> Iterator[tuple[str, Tensor]]:
@@ -143,7 +144,9 @@ def _use_checkpoint(
         return str(error)
     reference = ModelReference("the base", config, with_weights=False)
     expected = read_inventory(plugins.load_model(reference), plugins)
-    found = {path: info.shape.stored for path, info in expected.modules.items() if info.shape and info.shape.stored}
+    found = {
+        path: info.shape.quantizer for path, info in expected.modules.items() if info.shape and info.shape.quantizer
+    }
     if found != {path: layer.quantizer for path, layer in layers.items()}:
         return f"transformers would look for `{quantizer.name}` in other layers"
     return ""

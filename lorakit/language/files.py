@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lorakit.diagnostics import HELP, Code, Span, at
+from lorakit.diagnostics import HELP, Code, Span, diagnostic_at
 from lorakit.errors import SpecError
 from lorakit.language.calls import unquoted
 from lorakit.language.parser import parse_syntax
@@ -108,7 +108,7 @@ def read_spec(path: Path, read: Callable[[Path], bytes] = read_file) -> bytes:
     try:
         return read(path)
     except (OSError, ValueError) as error:
-        found = at(Code.UNREADABLE, f"cannot read `{path}`: {reason(error)}", Span(str(path), 1, 1, 1, 1))
+        found = diagnostic_at(Code.UNREADABLE, f"cannot read `{path}`: {reason(error)}", Span(str(path), 1, 1, 1, 1))
         raise SpecError((found,), render_text((found,), {})) from error
 
 

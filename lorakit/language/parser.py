@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from lorakit.diagnostics import Code, Diagnostic, at
+from lorakit.diagnostics import Code, Diagnostic, diagnostic_at
 from lorakit.language.machine import Machine, ignored, matcher
 from lorakit.language.source import SourceText
 from lorakit.language.syntax import MAX_DEPTH, NESTING, BrokenNode, StatementNode, SyntaxTree, Word
@@ -74,7 +74,7 @@ class _Reading:
                 outermost, depth = (outermost, depth + 1) if depth else (inner, 1)
             if depth > MAX_DEPTH:
                 span = self.source.span(outermost.start, outermost.end)
-                self.diagnostics.append(at(Code.LIMIT, f"this nests deeper than {MAX_DEPTH} levels", span))
+                self.diagnostics.append(diagnostic_at(Code.LIMIT, f"this nests deeper than {MAX_DEPTH} levels", span))
                 return True
             waiting += [(item, outermost, depth) for item in inner if isinstance(item, tuple)]
         return False

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from lorakit.diagnostics import Code, at
+from lorakit.diagnostics import Code, diagnostic_at
 from lorakit.errors import SpecError
 from lorakit.language.layout import flat, lay_out, pieces
 from lorakit.language.render import render_text
@@ -62,7 +62,7 @@ def _checked(words: Sequence[Word]) -> Sequence[Word]:
 
 
 def _unwritable(message: str) -> SpecError:
-    found = at(Code.UNEXPECTED, message, None)
+    found = diagnostic_at(Code.UNEXPECTED, message, None)
     return SpecError((found,), render_text((found,), {}))
 
 

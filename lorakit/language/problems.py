@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from lorakit.diagnostics import Code, Diagnostic, Span, advised, at
+from lorakit.diagnostics import Code, Diagnostic, Span, advised, diagnostic_at
 from lorakit.language.source import SourceText
 from lorakit.language.suggestions import nearest
 from lorakit.language.syntax import Word
@@ -43,7 +43,9 @@ class Place:
         """Report a problem with the words from one offset to another; `near` is the word that was probably meant."""
         suggestion, rest = advised(near, notes)
         span = self.source.span(start, end)
-        self.problems.found.append(at(code, message, span, suggestion=suggestion, notes=(*rest, *self.chain)))
+        self.problems.found.append(
+            diagnostic_at(code, message, span, suggestion=suggestion, notes=(*rest, *self.chain))
+        )
 
     def report_word(self, code: Code, message: str, word: Word, near: str | None = None, *notes: str) -> None:
         """Report a problem with one word."""

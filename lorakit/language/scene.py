@@ -7,7 +7,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 
-from lorakit.diagnostics import Code, Diagnostic, advised, at
+from lorakit.diagnostics import Code, Diagnostic, advised, diagnostic_at
 from lorakit.language.expectations import expectation, expected_name
 from lorakit.language.source import SourceText
 from lorakit.language.syntax import Word
@@ -28,7 +28,9 @@ class Complaint:
 
     def diagnostic(self, source: SourceText) -> Diagnostic:
         suggestion, notes = advised(self.near, self.notes)
-        return at(self.code, self.message, source.span(self.start, self.end), suggestion=suggestion, notes=notes)
+        return diagnostic_at(
+            self.code, self.message, source.span(self.start, self.end), suggestion=suggestion, notes=notes
+        )
 
 
 @dataclass(frozen=True)

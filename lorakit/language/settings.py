@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lorakit.diagnostics import Code, Span, at
+from lorakit.diagnostics import Code, Span, diagnostic_at
 from lorakit.errors import SpecError
 from lorakit.language.names import LetValue, Scope
 from lorakit.language.parser import parse_syntax
@@ -78,7 +78,7 @@ def variables_of(settings: Iterable[str]) -> dict[str, str]:
         name, source = name.strip(), f"--set {setting}"
         if not equal or not name.isidentifier():
             span = Span(source, 1, 1, 1, len(setting) + 1)
-            found = at(Code.BAD_VARIABLE, f"`--set {setting}`: expected NAME=VALUE", span)
+            found = diagnostic_at(Code.BAD_VARIABLE, f"`--set {setting}`: expected NAME=VALUE", span)
             raise SpecError((found,), render_text((found,), {source: setting}))
         variables[name] = value.strip()
     return variables

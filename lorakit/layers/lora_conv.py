@@ -27,7 +27,7 @@ class LoRAConv(LoRALayer):
         # in the dtype that the frozen weight is multiplied in
         x = functional.dropout(x, self.dropout, self.training)
         # the base layer's own convolution, so that its padding mode and dilation hold for A as well
-        thin = self.core._conv_forward(x, self.lora_A.to(x.dtype), None)  # type: ignore[operator]
+        thin = self.bare_layer._conv_forward(x, self.lora_A.to(x.dtype), None)  # type: ignore[operator]
         thin = thin * self.scaling_of(thin)
         # channels lie before as many dimensions as the kernel has, behind a batch or not
         channels = 1 - self.lora_A.ndim

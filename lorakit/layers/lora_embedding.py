@@ -18,7 +18,7 @@ class LoRAEmbedding(LoRALayer):
     @property
     def _scale(self) -> float | Tensor:
         # some models multiply what they look up inside their embedding class (Gemma: by the root of the width)
-        return getattr(self.core, "embed_scale", 1.0)
+        return getattr(self.bare_layer, "embed_scale", 1.0)
 
     def change(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         """Return the change of the weight (num_embeddings, embedding_dim)."""

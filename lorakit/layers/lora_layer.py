@@ -50,7 +50,7 @@ class LoRALayer(nn.Module, ABC):
         """
 
     @property
-    def core(self) -> nn.Module:
+    def bare_layer(self) -> nn.Module:
         """The layer under all of its adapters."""
         base = self.base_layer
         # adapters of other methods too

@@ -71,4 +71,4 @@ class LoRATransposedLinear(LoRALinear):
     """The same around transformers' Conv1D, whose weight lies as (in_features, out_features) unless it is quantized."""
 
     def _as_held(self, weight: Tensor) -> Tensor:
-        return weight if isinstance(self.core, QuantizedLinear) else weight.T
+        return weight if isinstance(self.bare_layer, QuantizedLinear) else weight.T

@@ -11,6 +11,7 @@ from pathlib import Path
 from lorakit.hooks import Role
 from lorakit.language.spec import Target
 from lorakit.planning.inventory import Inventory, ModuleInfo
+from lorakit.planning.place import Place
 from lorakit.planning.targets import Selection
 
 _COMMENT = re.compile(r"^[ \t]*#[ \t]*model:[ \t]*(?P<reference>\S[^\n]*)", re.MULTILINE)
@@ -63,7 +64,7 @@ class Model:
         found: dict[str, list[ModuleInfo]] = {}
         for path in paths:
             if path:
-                found.setdefault(path.rpartition(".")[2], []).append(self.inventory.modules[path])
+                found.setdefault(Place(path).leaf, []).append(self.inventory.modules[path])
         return found
 
     def classes(self, below: Target | None = None) -> Mapping[str, list[ModuleInfo]]:

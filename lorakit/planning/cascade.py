@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lorakit.diagnostics import Code, Diagnostic, advised, at
+from lorakit.diagnostics import Code, Diagnostic, advised, diagnostic_at
 from lorakit.hooks.protocols import Role
 from lorakit.language.spec import Adapt, Quantize, Rule, Spec, Target, Train
 from lorakit.language.suggestions import nearest
 from lorakit.planning.inventory import Inventory, ModuleInfo
+from lorakit.planning.place import Place
 from lorakit.planning.plan import RuleSummary, SelectorCount
 from lorakit.planning.targets import Selection, container_counts
 
@@ -115,7 +116,7 @@ class _Reach:
         self, code: Code, message: str, place: Target | Rule, near: str | None = None, note: str = ""
     ) -> None:
         suggestion, notes = advised(near, [note] if note else [])
-        self.findings.append(at(code, message, place.span, suggestion=suggestion, notes=notes))
+        self.findings.append(diagnostic_at(code, message, place.span, suggestion=suggestion, notes=notes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ class _Kind:
 def _no_adapter(target: Target, module: ModuleInfo, inventory: Inventory) -> tuple[str, str]:
     why = f": {module.shape.refusal}" if module.shape else ""
     note = "a plugin adds one with the hooks lorakit_describe_module and lorakit_adapt_module" + _inside(target, module)
-    if (weight := inventory.modules.get(f"{module.path}.weight")) and weight.shape:
+    if (weight := inventory.modules.get(Place(module.path).weight)) and weight.shape:
         note = f"its matrix alone is a target: `{target}.weight`"
     return f"no adapter fits `{module.path}`, a {module.class_name}{why}", note
 
@@ -191,7 +192,7 @@ def _structure(inventory: Inventory) -> str:
 
 def _layer_names(inventory: Inventory) -> list[str]:
     names = (
-        path.rpartition(".")[2]
+        Place(path).leaf
         for path, module in inventory.modules.items()
         if module.shape is not None and not module.shape.outright
     )
@@ -208,7 +209,7 @@ def _shadowed(
         return
     winners = {winner.span.line for path in contested if (winner := deciding.get(path)) and winner.span}
     lines = ", ".join(map(str, sorted(winners)))
-    yield at(
+    yield diagnostic_at(
         Code.SHADOWED,
         f"this rule decides nothing: {'lines' if len(winners) > 1 else 'line'} {lines} replaced it everywhere",
         one.rule.span,

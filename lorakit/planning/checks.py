@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from lorakit.diagnostics import Code, Diagnostic, at
+from lorakit.diagnostics import Code, Diagnostic, diagnostic_at
+from lorakit.dtypes import FLOATS
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import call_of
 from lorakit.language.printer import call_text
 from lorakit.language.spec import Adapt, PluginCall, Quantize, Train
 from lorakit.planning.cascade import Decisions
-from lorakit.planning.computing import ITEMSIZE
 from lorakit.planning.inventory import Inventory, ModuleInfo
 
 
@@ -33,7 +33,7 @@ class Decided:
         """Return a complaint about the quantizer, at its place in the spec."""
         rule = self.adapt or self.quantize
         span = (self.quant.span if self.quant else None) or (rule.span if rule else None)
-        return at(Code.NOT_QUANTIZABLE, message, span, suggestion=suggestion)
+        return diagnostic_at(Code.NOT_QUANTIZABLE, message, span, suggestion=suggestion)
 
 
 Check = Callable[[Decided, Inventory, Plugins], Iterable[Diagnostic]]
@@ -48,7 +48,7 @@ def problems_of(decided: Decided, inventory: Inventory, plugins: Plugins) -> Ite
 def _rank(decided: Decided, inventory: Inventory, plugins: Plugins) -> Iterable[Diagnostic]:
     module, rule = decided.module, decided.adapt
     if rule and rule.rank is not None and module.shape and rule.rank > (largest := module.shape.largest_rank):
-        yield at(
+        yield diagnostic_at(
             Code.RANK_TOO_LARGE,
             f"rank {rule.rank} is larger than `{module.path}` allows: {module.shape} has rank {largest} at most",
             rule.rank_span or rule.span,
@@ -68,7 +68,7 @@ def _dropout(decided: Decided, inventory: Inventory, plugins: Plugins) -> Iterab
         why = "is not always called: its parent computes with its weight, where dropout cannot act"
     else:
         return
-    yield at(
+    yield diagnostic_at(
         Code.NOT_POSSIBLE_HERE,
         f"`{module.path}` {why}",
         rule.span,
@@ -89,8 +89,8 @@ def _quantized_already(decided: Decided, inventory: Inventory, plugins: Plugins)
     module, weight = decided.module, decided.module.weight
     if not decided.quant or not weight or not _is_linear(module):
         return
-    stored = module.shape.stored if module.shape else None
-    if weight.dtype not in ITEMSIZE and stored != (wanted := plugins.quantizer(decided.quant)):
+    stored = module.shape.quantizer if module.shape else None
+    if weight.dtype not in FLOATS and stored != (wanted := plugins.quantizer(decided.quant)):
         how = call_text(call_of(stored)) if stored else weight.dtype
         yield decided.at_quant(
             f"`{module.path}` holds its weight as {how}: it is quantized already, "
@@ -114,10 +114,10 @@ def _tied(decided: Decided, inventory: Inventory, plugins: Plugins) -> Iterable[
 
 def _trains_quantized(decided: Decided, inventory: Inventory, plugins: Plugins) -> Iterable[Diagnostic]:
     module, rule = decided.module, decided.train
-    if rule and module.shape and module.shape.stored:
-        yield at(
+    if rule and module.shape and module.shape.quantizer:
+        yield diagnostic_at(
             Code.NOT_POSSIBLE_HERE,
-            f"`{module.path}` is stored as {call_text(call_of(module.shape.stored))}, and cannot train in full",
+            f"`{module.path}` is stored as {call_text(call_of(module.shape.quantizer))}, and cannot train in full",
             rule.span,
             suggestion=f"leave it out with `except {module.path}`, or start from unquantized weights",
         )
@@ -126,7 +126,7 @@ def _trains_quantized(decided: Decided, inventory: Inventory, plugins: Plugins) 
 def _adapted_and_trained(decided: Decided, inventory: Inventory, plugins: Plugins) -> Iterable[Diagnostic]:
     path, adapt, train = decided.module.path, decided.adapt, decided.train
     if adapt and train:
-        yield at(
+        yield diagnostic_at(
             Code.NOT_POSSIBLE_HERE,
             f"`{path}` is adapted by line {adapt.span.line if adapt.span else '?'} and trained in full here",
             train.span,
@@ -152,7 +152,7 @@ def without_bias(decisions: Decisions, inventory: Inventory) -> Iterable[Diagnos
             asked[rule] = asked.get(rule, False) or has_one
     for rule, found in asked.items():
         if not found:
-            yield at(
+            yield diagnostic_at(
                 Code.NOT_POSSIBLE_HERE,
                 "`bias adapter` trains the biases of the adapted modules, and none of them has one",
                 rule.span,

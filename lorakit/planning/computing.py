@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from lorakit.dtypes import FLOATS, HALVES, LONG, itemsize
 from lorakit.language.spec import Adapt, Spec
 from lorakit.planning.cascade import Decisions
-from lorakit.planning.hardware import DTYPES, HALVES, Compute, Hardware, choose
+from lorakit.planning.hardware import Compute, Hardware, choose
 from lorakit.planning.inventory import Inventory, ParameterInfo
 from lorakit.planning.plan import Plan, PlanEntry
-
-ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 
 
 def compute_for(spec: Spec, decisions: Decisions, inventory: Inventory, hardware: Hardware | None) -> Compute | None:
@@ -41,7 +40,7 @@ def _own(inventory: Inventory, hardware: Hardware) -> str:
     """Return the dtype that most of a model's weights have, of those alone that the hardware is slow in, if any."""
     counts: Counter[str] = Counter()
     for parameter in inventory.unique_parameters():
-        if parameter.dtype in ITEMSIZE:
+        if parameter.dtype in FLOATS:
             counts[parameter.dtype] += parameter.numel
     slow = [dtype for dtype in counts if dtype in HALVES and dtype not in hardware.fast]
     return max(slow or counts, key=counts.__getitem__, default="float32")
@@ -50,19 +49,19 @@ def _own(inventory: Inventory, hardware: Hardware) -> str:
 def adapter_dtype(adapt: Adapt, weight: str | None, compute: Compute | None) -> str:
     """Return the dtype of an adapter on a weight of this dtype; unasked never float16, where AdamW's eps is 0."""
     if adapt.dtype:
-        return DTYPES[adapt.dtype]
+        return LONG[adapt.dtype]
     if compute and compute.dtype == "float16":
         return "float32"
-    if adapt.quant or weight not in ITEMSIZE:
+    if adapt.quant or weight not in FLOATS:
         return "bfloat16"
     return "float32" if weight == "float16" else weight
 
 
 def held_itemsize(parameter: ParameterInfo, compute: Compute | None) -> int:
     """Return the bytes of one element of a parameter that nothing quantizes."""
-    if compute is None or parameter.dtype not in ITEMSIZE:
+    if compute is None or parameter.dtype not in FLOATS:
         return parameter.itemsize
-    return ITEMSIZE[compute.held(parameter.dtype)]
+    return itemsize(compute.dtype_for(parameter.dtype))
 
 
 def widened_bytes(inventory: Inventory, entries: Iterable[PlanEntry], compute: Compute | None) -> int:
@@ -78,6 +77,6 @@ def widened_bytes(inventory: Inventory, entries: Iterable[PlanEntry], compute: C
 
 def dequantized_bytes(entry: PlanEntry, compute: Compute | None) -> int:
     """Return the bytes of an entry's weight while it is multiplied."""
-    if compute is None or entry.dtype not in ITEMSIZE:
+    if compute is None or entry.dtype not in FLOATS:
         return entry.bytes.weight_before
-    return entry.bytes.weight_before * ITEMSIZE[compute.held(entry.dtype)] // ITEMSIZE[entry.dtype]
+    return entry.bytes.weight_before * itemsize(compute.dtype_for(entry.dtype)) // itemsize(entry.dtype)

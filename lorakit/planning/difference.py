@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from lorakit.dtypes import short_name
 from lorakit.language.printer import call_text
 from lorakit.planning.plan import Plan, PlanEntry
-from lorakit.planning.report import SHORT, layers_alike, show_bytes
+from lorakit.planning.report import layers_alike, show_bytes
 
 # what a spec means where it says nothing
 UNSAID = {"scaling": "standard", "dropout": "0", "bias": "none", "method": "lora"}
@@ -74,7 +75,7 @@ def _words(entry: PlanEntry) -> dict[str, str]:
             "scaling": settings.scaling or "",
             "dropout": _number(settings.dropout),
             "init": call_text(settings.init) if settings.init else "",
-            "dtype": SHORT.get(adapter.dtype, adapter.dtype),
+            "dtype": short_name(adapter.dtype),
             "bias": adapter.bias,
             "lr": _number(adapter.lr),
             "lr_ratio": _number(settings.lr_ratio),
@@ -96,7 +97,7 @@ def _totals(plan: Plan) -> dict[str, str]:
         "trainable parameters": f"{plan.trainable:,} ({plan.trainable_share:.2%})",
         "weights": show_bytes(plan.memory.weights),
         "peak memory": show_bytes(plan.memory.peak),
-        "computes in": SHORT.get(plan.compute.dtype, plan.compute.dtype) if plan.compute else "",
+        "computes in": short_name(plan.compute.dtype) if plan.compute else "",
         "optimizer": f"{call_text(optimizer.call)} lr {optimizer.lr:g}{' paged' if optimizer.paged else ''}",
     }
 

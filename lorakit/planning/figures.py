@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from lorakit.dtypes import itemsize
 from lorakit.errors import PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import OptimizerFactory
@@ -62,12 +62,6 @@ def numel(shape: Iterable[int]) -> int:
 def size(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of tensors."""
     return sum(numel(shape) * itemsize(dtype) for shape, dtype in tensors)
-
-
-def itemsize(dtype: str) -> int:
-    """Return the bytes of one element: torch names a dtype by its bits, as in `bfloat16` and `float8_e4m3fn`."""
-    bits = re.search(r"\d+", dtype)
-    return max(int(bits.group()) // 8, 1) if bits else 1
 
 
 def _measured(

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# dtypes as a spec says them and as torch names them
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-SHORT = {long: short for short, long in DTYPES.items()}
-HALVES = ("bfloat16", "float16")
+from lorakit.dtypes import HALVES, LONG, SHORT, short_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,7 @@ class Compute:
         if self.dtype != self.own and self.dtype not in SHORT:
             raise ValueError(f"a model computes in {', '.join(SHORT)}, not {self.dtype!r}")
 
-    def held(self, dtype: str) -> str:
+    def dtype_for(self, dtype: str) -> str:
         """Return the dtype that a floating tensor of the model is held in: none is left that is slow to multiply."""
         moves = dtype == self.own or (self.dtype == "float32" and dtype in HALVES)
         return self.dtype if moves and (self.asked or self.dtype != self.own) else dtype
@@ -51,7 +48,7 @@ class Compute:
     @property
     def words(self) -> str:
         """What a plan says of it; nothing where the model computes in its own dtype."""
-        return "" if self.dtype == self.own else f"computes in {SHORT[self.dtype]}: {self.reason}"
+        return "" if self.dtype == self.own else f"computes in {short_name(self.dtype)}: {self.reason}"
 
 
 def choose(own: str, hardware: Hardware, *, asked: str | None = None, trains_in_full: bool = False) -> Compute:
@@ -61,10 +58,10 @@ def choose(own: str, hardware: Hardware, *, asked: str | None = None, trains_in_
     no bfloat16, unless parameters of the model itself train: AdamW's eps of 1e-8 is 0 in float16.
     """
     if asked is not None:
-        return Compute(DTYPES[asked], own, f"the spec says `step compute {asked}`", asked=True)
+        return Compute(LONG[asked], own, f"the spec says `step compute {asked}`", asked=True)
     if own not in HALVES or own in hardware.fast:
         return Compute(own, own)
-    reason = f"{hardware.name} has no {SHORT[own]} products"
+    reason = f"{hardware.name} has no {short_name(own)} products"
     if hardware.is_cpu or "float16" not in hardware.fast:
         return Compute("float32", own, reason)
     if trains_in_full:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from lorakit.dtypes import short_name
 from lorakit.language.printer import call_text
 from lorakit.planning.plan import Plan, PlanEntry
-from lorakit.planning.report import SHORT, grouped, memory_rows, show_bytes
+from lorakit.planning.report import grouped, memory_rows, show_bytes
 
 STYLE = "text-align: left; padding: 2px 12px 2px 0"
 BAR = "display: inline-block; height: 0.7em; background: {color}; width: {width:.1f}px"
@@ -29,7 +30,7 @@ def _modules(plan: Plan) -> str:
     lines = []
     for row in rows:
         entry = row.entries[0]
-        weight = SHORT.get(entry.dtype, entry.dtype)
+        weight = short_name(entry.dtype)
         lines.append(
             (
                 escape(row.pattern),

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from lorakit.dtypes import name_of
 from lorakit.planning.dataflow import Dataflow, Example, Kept, observed
 from lorakit.planning.examples import examples_of
 from lorakit.planning.parents import weights_read_by
+from lorakit.planning.place import Place
 from lorakit.values import LayerShape
 
 if TYPE_CHECKING:
@@ -61,8 +63,12 @@ class ModuleInfo:
     parameters: tuple[ParameterInfo, ...]
     holds_modules: bool
     other_paths: tuple[str, ...] = ()
-    is_parameter: bool = False
     input: int | None = None
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it is a parameter of a module, and not a module."""
+        return Place.of(self).is_parameter
 
     @property
     def weight(self) -> ParameterInfo | None:
@@ -96,7 +102,7 @@ class Inventory:
         found: dict[str, list[str]] = {}
         for path in self.modules:
             if path:
-                found.setdefault(path.rpartition(".")[0], []).append(path)
+                found.setdefault(Place(path).holder, []).append(path)
         return {path: tuple(paths) for path, paths in found.items()}
 
     @functools.cached_property
@@ -114,7 +120,7 @@ class Inventory:
         found: dict[int, dict[str, None]] = {}
         for module in self.modules.values():
             for parameter in module.parameters:
-                found.setdefault(parameter.weight_id, {})[f"{module.path}.{parameter.name}".strip(".")] = None
+                found.setdefault(parameter.weight_id, {})[Place(module.path).inside(parameter.name)] = None
         return {weight_id: tuple(names) for weight_id, names in found.items()}
 
     def unique_parameters(self) -> Iterator[ParameterInfo]:
@@ -151,10 +157,10 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) 
             other_names.setdefault(first, []).append(path)
     infos: dict[str, ModuleInfo] = {}
     for path, module in modules.items():
-        above, _, name = path.rpartition(".")
-        parent: type = type(modules.get(above))
+        place = Place(path)
+        parent: type = type(modules.get(place.holder))
         shape = _shape(module, plugins)
-        if shape and name in weights_read_by(parent):
+        if shape and place.leaf in weights_read_by(parent):
             shape = replace(shape, called=False)
         stacks = {} if shape else _stacks(path, module, plugins)
         infos[path] = ModuleInfo(
@@ -169,8 +175,8 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) 
                     _parameter(name, parameter)
                     for name, parameter in module._parameters.items()
                     if parameter is not None
-                    and not _stands_alone(stacks.get(f"{path}.{name}".lstrip(".")))
-                    and not (shape and shape.stored and _is_of_weight(name))
+                    and not _stands_alone(stacks.get(place.inside(name)))
+                    and not (shape and shape.quantizer and _is_of_weight(name))
                 ),
             ),
             holds_modules=bool(module._modules),
@@ -193,18 +199,18 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) 
     )
 
 
-def stored(inventory: Inventory, plan: Plan, plugins: Plugins) -> Inventory:
-    """Return the inventory of a model whose weights are stored as a plan says."""
+def with_quantizers(inventory: Inventory, plan: Plan, plugins: Plugins) -> Inventory:
+    """Return the inventory of a model whose weights are quantized as a plan says."""
     modules = dict(inventory.modules)
     for entry in plan.entries:
         module = modules[entry.path]
-        if entry.quant is None or module.shape is None or module.shape.stored or not module.weight:
+        if entry.quant is None or module.shape is None or module.shape.quantizer or not module.weight:
             continue
         quantizer = plugins.quantizer(entry.quant)
         others = tuple(parameter for parameter in module.parameters if parameter is not module.weight)
         held = entry.bytes.weight_after - sum(parameter.bytes for parameter in others)
         weight = replace(module.weight, dtype=quantizer.name, itemsize=1, stored_bytes=held)
-        shape = replace(module.shape, stored=quantizer)
+        shape = replace(module.shape, quantizer=quantizer)
         modules[entry.path] = replace(module, shape=shape, parameters=(weight, *others))
     return replace(inventory, modules=modules)
 
@@ -212,8 +218,8 @@ def stored(inventory: Inventory, plan: Plan, plugins: Plugins) -> Inventory:
 def _dataflow(model: nn.Module, infos: Mapping[str, ModuleInfo], example: Example) -> Dataflow | None:
     """Run the model on meta tensors. What is quantized is not looked into, nor experts if their code stops the run."""
     shapes = {path: info.shape for path, info in infos.items() if info.shape is not None}
-    quantized: dict[str, int | None] = {path: shape.out_features for path, shape in shapes.items() if shape.stored}
-    experts = {path.rpartition(".")[0]: None for path, shape in shapes.items() if shape.stack > 1}
+    quantized: dict[str, int | None] = {path: shape.out_features for path, shape in shapes.items() if shape.quantizer}
+    experts = {Place(path).holder: None for path, shape in shapes.items() if shape.stack > 1}
     examples = examples_of(model) if example is None else [example]
     return observed(model, examples, (quantized, quantized | experts) if experts else (quantized,))
 
@@ -225,16 +231,17 @@ def _seen(info: ModuleInfo, flow: Dataflow) -> ModuleInfo:
 
 
 def _parameter(name: str, parameter: nn.Parameter) -> ParameterInfo:
-    dtype = str(parameter.dtype).removeprefix("torch.")
-    return ParameterInfo(name, tuple(parameter.shape), dtype, parameter.element_size(), id(parameter))
+    return ParameterInfo(
+        name, tuple(parameter.shape), name_of(parameter.dtype), parameter.element_size(), id(parameter)
+    )
 
 
 def _stored_weight(module: nn.Module, shape: LayerShape | None) -> Iterator[ParameterInfo]:
     """Yield the weight of a layer that is quantized already."""
-    if shape is not None and shape.stored is not None:
+    if shape is not None and shape.quantizer is not None:
         size = (shape.out_features, shape.in_features)
-        stored = round(shape.stored.bits_per_weight(size) * size[0] * size[1] / 8)
-        yield ParameterInfo("weight", size, shape.stored.name, 1, id(module), stored)
+        stored = round(shape.quantizer.bits_per_weight(size) * size[0] * size[1] / 8)
+        yield ParameterInfo("weight", size, shape.quantizer.name, 1, id(module), stored)
 
 
 def _is_of_weight(name: str) -> bool:
@@ -251,10 +258,8 @@ def _stacks(path: str, module: nn.Module, plugins: Plugins) -> dict[str, ModuleI
         shape: LayerShape | None = plugins.describe_parameter(module, name)
         if shape is not None:
             own = (_parameter("", parameter),)
-            full = f"{path}.{name}".lstrip(".")
-            found[full] = ModuleInfo(
-                full, "Parameter", ("Parameter",), shape, str(parameter.device), own, False, is_parameter=True
-            )
+            full = Place(path).inside(name)
+            found[full] = ModuleInfo(full, "Parameter", ("Parameter",), shape, str(parameter.device), own, False)
     return found
 
 

@@ -8,6 +8,7 @@ from lorakit.planning.computing import dequantized_bytes, held_itemsize, widened
 from lorakit.planning.dataflow import Kept
 from lorakit.planning.hardware import Compute
 from lorakit.planning.inventory import Inventory, ModuleInfo
+from lorakit.planning.place import Place
 from lorakit.planning.plan import Memory, PlanEntry
 from lorakit.planning.targets import block_of
 
@@ -68,7 +69,7 @@ def _with_adapters(kept: Kept, inventory: Inventory, entries: Sequence[PlanEntry
         if shape is None or shape.kind == "embedding" or not (adapter or entry.train):
             continue
         number = inventory.modules[entry.path].input
-        source = (_parent(entry.path), shape.in_features) if number is None else number
+        source = (Place(entry.path).holder, shape.in_features) if number is None else number
         if source not in counted:
             counted.add(source)
             blocks[block] = blocks.get(block, 0) + itemsize * shape.in_features
@@ -111,7 +112,7 @@ def _siblings(inventory: Inventory) -> dict[str, list[ModuleInfo]]:
     found: dict[str, list[ModuleInfo]] = {}
     for path, module in inventory.modules.items():
         if module.shape is not None and module.shape.is_linear and path != inventory.output_path:
-            found.setdefault(_parent(path), []).append(module)
+            found.setdefault(Place(path).holder, []).append(module)
     return found
 
 
@@ -122,7 +123,3 @@ def _vocabulary(inventory: Inventory) -> int:
 
 def _itemsize(inventory: Inventory, compute: Compute | None = None) -> int:
     return max((held_itemsize(parameter, compute) for parameter in inventory.unique_parameters()), default=2)
-
-
-def _parent(path: str) -> str:
-    return path.rpartition(".")[0]

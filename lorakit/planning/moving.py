@@ -14,7 +14,7 @@ from lorakit.planning.entries import with_settings, with_shared
 from lorakit.planning.plan import Plan, PlanEntry, Settings
 
 
-def moved(plan: Plan, seen: Mapping[tuple[str, str], Any], plugins: Plugins) -> Plan:
+def moved(plan: Plan, observed: Mapping[tuple[str, str], Any], plugins: Plugins) -> Plan:
     """Return the plan with the ranks that its initializers give once they have seen (kind, path) inputs.
 
     The update of a layer is scaled as before; figures are still those of the plan as it was.
@@ -24,7 +24,7 @@ def moved(plan: Plan, seen: Mapping[tuple[str, str], Any], plugins: Plugins) -> 
     for call, entries in _movers(plan, plugins).items():
         initializer: Any = plugins.initializer(call)
         planned = {entry.path: entry.adapter.settings.rank or 0 for entry in entries if entry.adapter}
-        inputs = {path: seen.get(("initializer", path)) for path in planned}
+        inputs = {path: observed.get(("initializer", path)) for path in planned}
         who = f"initializer `{call.name}` of {plugins.origin(type(initializer))}"
         try:
             answer = initializer.ranks(planned, inputs)

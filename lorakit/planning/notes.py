@@ -10,6 +10,7 @@ from lorakit.language.spec import Adapt, Quantize, Spec
 from lorakit.planning.cascade import Decisions
 from lorakit.planning.figures import Tensor, numel, size, trained
 from lorakit.planning.inventory import Inventory
+from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan
 
 
@@ -90,6 +91,7 @@ def _ties(inventory: Inventory, decisions: Decisions) -> Iterable[str]:
         weight = inventory.modules[path].weight
         if weight and len(ends := inventory.owners[weight.weight_id]) > 1:
             verb = "trains" if path in decisions.train else "is adapted"
-            other = ", ".join(f"`{end.rpartition('.')[0]}`" for end in ends if end.rpartition(".")[0] != path)
+            others = (Place(end, is_parameter=True).module for end in ends)
+            other = ", ".join(f"`{module}`" for module in others if module != path)
             consequence = "both ends train" if path in decisions.train else f"{other} keeps the shared weight as it is"
             yield f"`{path}` {verb} and shares its weight with {other}: {consequence}"

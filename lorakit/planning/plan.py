@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lorakit.dtypes import LONG
 from lorakit.errors import PlanError
 from lorakit.language.spec import PluginCall
 from lorakit.language.words import choices
 from lorakit.planning import codec
-from lorakit.planning.hardware import DTYPES as DTYPES
 from lorakit.planning.hardware import Compute
 from lorakit.planning.migration import migrated
+from lorakit.planning.place import Place
 from lorakit.values import LayerShape
 
 FORMAT_VERSION = 2
@@ -89,7 +90,7 @@ class ParameterPlan:
     dtype: str = ""
 
     def __post_init__(self) -> None:
-        _one_of("dtype", self.dtype, ("", *DTYPES.values()))
+        _one_of("dtype", self.dtype, ("", *LONG.values()))
         if not self.file_name:
             object.__setattr__(self, "file_name", self.name)
         if any(size < 0 for size in self.shape) or not 0 < self.rate < math.inf:
@@ -117,7 +118,7 @@ class AdapterPlan:
     bias_parameters: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("dtype", self.dtype, tuple(DTYPES.values()))
+        _one_of("dtype", self.dtype, tuple(LONG.values()))
         _one_of("bias", self.bias, choices("bias"))
 
     @property
@@ -150,7 +151,7 @@ class PlanEntry:
     @property
     def is_parameter(self) -> bool:
         """Whether the entry decides a parameter of a module, and not a module."""
-        return self.shape is not None and self.shape.is_parameter
+        return Place.of(self).is_parameter
 
     @property
     def added(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from lorakit.diagnostics import Code, Diagnostic, at
+from lorakit.diagnostics import Code, Diagnostic, diagnostic_at
 from lorakit.errors import PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.language.render import render_text
@@ -87,7 +87,7 @@ def plan_decisions(
             decided.append(make_entry(module, adapt, quantize, train, plugins, compute))
         except UnfitError as error:
             assert adapt is not None
-            findings.append(at(Code.NOT_POSSIBLE_HERE, str(error), adapt.span))
+            findings.append(diagnostic_at(Code.NOT_POSSIBLE_HERE, str(error), adapt.span))
     plan = Plan(
         model_class=inventory.model_class,
         model_parameters=inventory.total_parameters,

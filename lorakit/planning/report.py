@@ -12,8 +12,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lorakit.dtypes import short_name
 from lorakit.language.printer import call_text
-from lorakit.planning.hardware import SHORT as SHORT
 from lorakit.planning.plan import Memory, Plan, PlanEntry
 
 
@@ -105,7 +105,7 @@ def _describe(entry: PlanEntry, keyword: str) -> str:
         settings = adapter.settings
         words += [f"alpha {settings.alpha:g} (update × {settings.factor:g})"] if settings.alpha is not None else []
         words += [f"init {call_text(settings.init)}"] if settings.init else []
-        words.append(f"adapters {SHORT.get(adapter.dtype, adapter.dtype)}")
+        words.append(f"adapters {short_name(adapter.dtype)}")
         words += [f"dropout {settings.dropout:g}"] if settings.dropout else []
         words += ["biases train"] if adapter.bias == "adapter" else []
         words += [f"lr {adapter.lr:g}"] if adapter.lr else []
@@ -149,7 +149,7 @@ def _modules(plan: Plan, every_module: bool) -> Table:
     for row in grouped(plan.entries, every_module):
         entry = row.entries[0]
         before, after = entry.bytes.weight_before, entry.bytes.weight_after
-        weight = SHORT.get(entry.dtype, entry.dtype)
+        weight = short_name(entry.dtype)
         table.add_row(
             row.pattern,
             str(len(row.entries)),

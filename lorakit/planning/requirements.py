@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping
 
-from lorakit.diagnostics import Code, Diagnostic, at
+from lorakit.diagnostics import Code, Diagnostic, diagnostic_at
 from lorakit.language.amounts import UNITS
 from lorakit.language.quantities import QUANTITIES
 from lorakit.language.spec import Expression, Number, Operation, Quantity, Spec
@@ -30,12 +30,12 @@ def broken(spec: Spec, plan: Plan) -> Iterable[Diagnostic]:
         try:
             left, right = _value(require.left, plan), _value(require.right, plan)
         except ZeroDivisionError:
-            yield at(Code.PROMISE_BROKEN, "this promise divides by zero", require.span)
+            yield diagnostic_at(Code.PROMISE_BROKEN, "this promise divides by zero", require.span)
             continue
         if not COMPARISONS[require.comparison](left, right):
             names = sorted({*_names(require.left), *_names(require.right)})
             figures = ", ".join(f"`{name}` is {_show(name, FIGURES[name](plan))}" for name in names)
-            yield at(
+            yield diagnostic_at(
                 Code.PROMISE_BROKEN,
                 f"the plan breaks this promise: {figures}",
                 require.span,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from lorakit.hooks.protocols import Role
 from lorakit.language.spec import IndexRange, Target
+from lorakit.planning.place import Place
 
 if TYPE_CHECKING:
     from lorakit.planning.inventory import Inventory, ModuleInfo
@@ -83,7 +84,7 @@ class Selection:
 
     def _container_length(self, container: str) -> int:
         children = self._inventory.children.get(container, ())
-        return 1 + max((int(name) for path in children if (name := path.rpartition(".")[2]).isdigit()), default=-1)
+        return 1 + max((int(name) for path in children if (name := Place(path).leaf).isdigit()), default=-1)
 
 
 def outermost_index(path: str) -> tuple[str, int] | None:

@@ -50,6 +50,21 @@ def moved(parameters: Iterable[Tensor], seed: int = 9) -> None:
             parameter.add_(noise.to(parameter.device, parameter.dtype))
 
 
+def own_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """Return every tensor that an adapter added to a model, by path and name."""
+    adapter = adapter_of(model, name)
+    return {
+        f"{entry.path}.{one.name}": module.get_parameter(one.name)
+        for entry, module in adapter.entries()
+        for one in (entry.adapter.parameters if entry.adapter else ())
+    }
+
+
+def distinct_tensors(model: nn.Module) -> list[Tensor]:
+    """Return every tensor of the adapter in use, shared ones once."""
+    return list({id(value): value for value in own_tensors(model, adapter_of(model).name).values()}.values())
+
+
 @dataclass(frozen=True)
 class Case:
     """A sample model, adapted by the method under test."""

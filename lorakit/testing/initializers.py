@@ -158,7 +158,7 @@ def _context(weight: Tensor, fan_in: int | None = None) -> StartContext:
         shape=shape,
         settings=Settings(rank=1, alpha=SCALING),
         weight=lambda: weight.float(),
-        stored=lambda: weight.float(),
+        stored_weight=lambda: weight.float(),
         initialize=nothing,
         generator=torch.Generator().manual_seed(7),
     )

@@ -44,6 +44,11 @@ class Experts(nn.Module):
         return x @ (self.stack if self.is_transposed else self.stack.transpose(1, 2))
 
 
+# of `small_llama`: three shapes of layers, so that what they share has to fit them all
+TARGETS = "q_proj,v_proj,down_proj"
+TOKENS = torch.arange(12).reshape(2, 6) % 7
+
+
 def small_llama() -> nn.Module:
     """Return a Llama of two layers in evaluation mode, its weights always the same."""
     from transformers import LlamaConfig, LlamaForCausalLM

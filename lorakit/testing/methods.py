@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import lorakit
+from lorakit.dtypes import dtype_of
 from lorakit.planning.plan import Settings
 from lorakit.testing.cases import TOLERANCE, Case, fitting
 from lorakit.testing.checks import Check, expect, require_all, variants_of
@@ -82,7 +83,7 @@ def parameters(subject: Subject, sample: Sample, dtype: str) -> None:
     found = {name: tuple(parameter.shape) for name, parameter in own.items()}
     expect(found == promised, f"the adapter holds {found}, and `parameters` promised {promised}")
     wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
-    given = {one.name: getattr(torch, one.dtype) if one.dtype else wanted for one in case.table}
+    given = {one.name: dtype_of(one.dtype) if one.dtype else wanted for one in case.table}
     others = [f"{name} {parameter.dtype}" for name, parameter in own.items() if parameter.dtype != given[name]]
     expect(not others, f"the plan says {given}, and the adapter holds {', '.join(others)}")
     trains = {one.name: one.trains for one in case.table}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorakit.dtypes import dtype_of, name_of
 from lorakit.testing.checks import Check, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.optimizer_runs import run_checks
@@ -123,11 +124,11 @@ def resumes(subject: Subject, device: str) -> None:
 
 def state(subject: Subject, shape: tuple[int, ...], dtype: str) -> None:
     """`state` names the tensors that a step keeps for a parameter, by shape and dtype, so that the forecast holds."""
-    parameter = nn.Parameter(torch.zeros(shape, dtype=getattr(torch, dtype)))
+    parameter = nn.Parameter(torch.zeros(shape, dtype=dtype_of(dtype)))
     optimizer = _built(subject, [([parameter], subject.plugin.default_lr, False)])
     _step(optimizer, [parameter])
     held = {
-        name: (tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        name: (tuple(value.shape), name_of(value.dtype))
         for name, value in optimizer.state[parameter].items()
         if isinstance(value, Tensor)
     }

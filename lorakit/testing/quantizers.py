@@ -205,12 +205,12 @@ def calibration(subject: Subject, device: str) -> None:
     weight = random_matrix(32, 64, device=device)
 
     def calibrated() -> QuantizedWeight:
-        seen = None
+        observed = None
         for seed in (1, 2):
             inputs = torch.stack([50 * random_matrix(3, 64, device=device, seed=seed + 10 * row) for row in range(2)])
-            seen = quantizer.observe(inputs, seen)
-        expect(seen is not None, "`observe` returned None, which stands for no inputs at all")
-        return quantizer.quantize_observed(weight, seen)
+            observed = quantizer.observe(inputs, observed)
+        expect(observed is not None, "`observe` returned None, which stands for no inputs at all")
+        return quantizer.quantize_observed(weight, observed)
 
     first = calibrated()
     _expect_same(calibrated(), first, "a second time", "the first")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lorakit import builtin
+from lorakit.dtypes import LONG, dtype_of
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import configure, options_of
 from lorakit.hooks.specs import hookimpl
@@ -19,7 +20,7 @@ from lorakit.language.spec import PluginCall
 from lorakit.plugins import load_plugins
 from lorakit.testing.checks import CheckError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {short: dtype_of(name) for short, name in LONG.items()}
 
 
 @dataclass(frozen=True)

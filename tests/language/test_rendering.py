@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 from language_helpers import look
 
-from lorakit.diagnostics import Code, Span, at
+from lorakit.diagnostics import Code, Span, diagnostic_at
 from lorakit.errors import SpecError
 from lorakit.language import parse
 from lorakit.language.render import render_github, render_json, render_text
@@ -116,7 +116,7 @@ def test_json() -> None:
 
 
 def test_github() -> None:
-    found = at(
+    found = diagnostic_at(
         Code.UNEXPECTED, "100% of a:\nb, c", Span("a,b:c.lora", 1, 2, 3, 4), suggestion="do\r\nthis", notes=["that"]
     )
     assert render_github([found]) == (
@@ -127,5 +127,5 @@ def test_github() -> None:
 
 
 def test_a_diagnostic_without_a_place() -> None:
-    found = at(Code.MATCHES_NOTHING, "`q` matches nothing", None)
+    found = diagnostic_at(Code.MATCHES_NOTHING, "`q` matches nothing", None)
     assert render_text([found], {}) == "error[L101]: `q` matches nothing\n --> <spec>:1:1"

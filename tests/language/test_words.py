@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from language_helpers import look, read
 
+from lorakit.dtypes import LONG
 from lorakit.language.quantities import MEANINGS, QUANTITIES
 from lorakit.language.spec import Adapt, Optimizer, Quantize, Step, Train
 from lorakit.language.words import CLAUSES, KEYWORDS, STATEMENTS, choices, clauses_of, name_fault
-from lorakit.planning.plan import DTYPES
 
 TAKEN = {"adapt": Adapt, "quantize": Quantize, "train": Train, "optimizer": Optimizer, "step": Step}
 BEFORE = {"adapt": "adapt q rank 1", "step": "step"}
@@ -29,7 +29,7 @@ def test_each_clause_fills_a_field_of_its_statement(statement: str) -> None:
 
 
 def test_a_plan_knows_every_dtype_that_a_spec_can_name() -> None:
-    assert set(choices("dtype")) == set(choices("compute")) == DTYPES.keys()
+    assert set(choices("dtype")) == set(choices("compute")) == LONG.keys()
 
 
 @pytest.mark.parametrize("clause", [word for word, keyword in CLAUSES.items() if keyword.choices])

@@ -39,17 +39,17 @@ class GPTQ(Quantizer):
         if self.damping <= 0:
             raise ValueError("damping must be above 0")
 
-    def observe(self, x: Tensor, seen: Any) -> Tensor:
+    def observe(self, x: Tensor, observed: Any) -> Tensor:
         """Return the Hessian of a row's squared output error, 2 Σ x xᵀ (in_features, in_features), float32."""
         rows = x.detach().reshape(-1, x.shape[-1]).float()
         hessian: Tensor = 2 * rows.T @ rows
-        return hessian if seen is None else hessian.add_(seen)
+        return hessian if observed is None else hessian.add_(observed)
 
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         """Return the weight rounded to nearest, as if no input were more likely than another."""
         return self.quantize_observed(weight, None)
 
-    def quantize_observed(self, weight: Tensor, seen: Any) -> QuantizedWeight:
+    def quantize_observed(self, weight: Tensor, observed: Any) -> QuantizedWeight:
         """Return weight (out_features, in_features) as `packed` uint8, `scale` bfloat16 and `zero` uint8.
 
         Shapes: scale and zero (out_features, groups of a row). Raises: ValueError if weight or inputs are not finite.
@@ -58,10 +58,10 @@ class GPTQ(Quantizer):
         from lorakit_gptq_calibrated.solver import solve
 
         require_finite(weight)
-        if seen is not None:
-            require_finite(seen, "the sum over the inputs")
+        if observed is not None:
+            require_finite(observed, "the sum over the inputs")
         codes, scale, zero = solve(
-            weight, seen, self.bits, self.group_size, damping=self.damping, act_order=self.act_order
+            weight, observed, self.bits, self.group_size, damping=self.damping, act_order=self.act_order
         )
         tensors = {"packed": pack(codes, self.bits), "scale": scale, "zero": zero}
         return QuantizedWeight(tensors, (weight.shape[0], weight.shape[1]), weight.dtype)

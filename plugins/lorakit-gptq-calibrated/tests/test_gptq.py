@@ -92,9 +92,9 @@ def nearest(weight: Tensor, bits: int, group_size: int, whole_zero: bool) -> Ten
 def test_outputs_are_closer_than_those_of_rounding_to_nearest(bits: int, act_order: bool) -> None:
     weight, (x, unseen) = weights(96, 128), correlated(2560, 128).split((2048, 512))
     quantizer = GPTQ(bits=bits, group_size=64, act_order=act_order)
-    seen = quantizer.observe(x[:1000], None)
-    seen = quantizer.observe(x[1000:].view(4, 262, 128), seen)
-    ours = quantizer.dequantize(quantizer.quantize_observed(weight, seen)).double()
+    observed = quantizer.observe(x[:1000], None)
+    observed = quantizer.observe(x[1000:].view(4, 262, 128), observed)
+    ours = quantizer.dequantize(quantizer.quantize_observed(weight, observed)).double()
 
     def error(found: Tensor) -> float:
         return float((unseen.double() @ (found - weight.double()).T).norm())

@@ -38,7 +38,7 @@ class AdapterLayer(nn.Module, ABC):
         return is_off(self.strength)
 
     @property
-    def core(self) -> nn.Module:
+    def bare_layer(self) -> nn.Module:
         """The layer under all of its adapters."""
         return _layers_from(self)[-1]
 
@@ -61,10 +61,10 @@ class AdapterLayer(nn.Module, ABC):
 
         Adapters that serve rows of their own are not in use for the rows that this one serves.
         """
-        core, *adapters = reversed(_layers_from(self)[1:])
-        bias: Tensor | None = getattr(core, "bias", None)
+        bare, *adapters = reversed(_layers_from(self)[1:])
+        bias: Tensor | None = getattr(bare, "bias", None)
         with torch.no_grad():
-            weight = self._turned(core.weight).float()  # type: ignore[arg-type]
+            weight = self._turned(bare.weight).float()  # type: ignore[arg-type]
             for adapter in adapters:
                 if not isinstance(adapter.strength, Tensor):
                     weight = adapter.exact_weight(weight)  # type: ignore[operator]
@@ -73,7 +73,7 @@ class AdapterLayer(nn.Module, ABC):
 
     def _turned(self, weight: Tensor) -> Tensor:
         """Return a weight as the base layer holds it the way adapters see it, or back."""
-        is_held_transposed = self.shape.kind == "linear_transposed" and not isinstance(self.core, QuantizedLinear)
+        is_held_transposed = self.shape.kind == "linear_transposed" and not isinstance(self.bare_layer, QuantizedLinear)
         return weight.T if is_held_transposed else weight
 
     def extra_repr(self) -> str:

@@ -50,7 +50,7 @@ class DoRA:
         """Fill lora_A and lora_B as the rule's `init` says; the magnitudes are the lengths of what is stored then."""
         start_low_rank(parameters, context)
         lora_A, lora_B = parameters["lora_A"].flatten(1), parameters["lora_B"].flatten(1)
-        weight = context.stored()
+        weight = context.stored_weight()
         weight = weight + (context.scaling * (lora_B @ lora_A)).to(weight.device)
         parameters["magnitude"].copy_(weight.norm(dim=1).view_as(parameters["magnitude"]))
 

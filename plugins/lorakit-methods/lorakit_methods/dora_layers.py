@@ -105,7 +105,7 @@ class DoRAConv(DoRALayer):
     def low_rank(self, x: Tensor) -> Tensor:
         """Return B ∗ (A ∗ x) (batch, out_channels, *space)."""
         # the base layer's own convolution, so that its padding mode and dilation hold for A as well
-        thin = self.core._conv_forward(x.to(self.lora_A.dtype), self.lora_A, None)  # type: ignore[operator]
+        thin = self.bare_layer._conv_forward(x.to(self.lora_A.dtype), self.lora_A, None)  # type: ignore[operator]
         channels = 1 - self.lora_A.ndim
         return functional.linear(thin.movedim(channels, -1), self.lora_B.flatten(1)).movedim(-1, channels)
 
@@ -123,7 +123,7 @@ class DoRAEmbedding(DoRALayer):
     def low_rank(self, x: Tensor) -> Tensor:
         """Return (B · A)[:, i] for tokens i, times what the class multiplies what it looks up by."""
         rows = functional.linear(functional.embedding(x, self.lora_A.T), self.lora_B)
-        scale: float | Tensor = getattr(self.core, "embed_scale", 1.0)
+        scale: float | Tensor = getattr(self.bare_layer, "embed_scale", 1.0)
         return rows * scale
 
     def change(self) -> Tensor:

@@ -64,31 +64,31 @@ class EVA:
         if self.components < 1:
             raise ValueError("components must be 1 or more")
 
-    def observe(self, x: Tensor, seen: Inputs | None) -> Inputs:
+    def observe(self, x: Tensor, observed: Inputs | None) -> Inputs:
         """Return the principal components of all inputs so far, as the paper finds them: one decomposition a batch."""
         import torch
 
         x = x.detach().flatten(0, -2).float() if x.ndim > 1 else x.detach()[None].float()
         count, mean = len(x), x.mean(dim=0)
         if not count:
-            return seen or Inputs(0, x.new_zeros(x.shape[1]), x[:0], 0.0)
+            return observed or Inputs(0, x.new_zeros(x.shape[1]), x[:0], 0.0)
         rows = x - mean
         variation = float(rows.double().square().sum())
-        if seen is not None and seen.count:
-            total = seen.count + count
-            between = (seen.mean - mean) * math.sqrt(seen.count * count / total)
-            rows = torch.cat([seen.directions, rows, between[None]])
-            variation += seen.variation + float(between.double().square().sum())
-            count, mean = total, seen.mean + (mean - seen.mean) * (count / total)
+        if observed is not None and observed.count:
+            total = observed.count + count
+            between = (observed.mean - mean) * math.sqrt(observed.count * count / total)
+            rows = torch.cat([observed.directions, rows, between[None]])
+            variation += observed.variation + float(between.double().square().sum())
+            count, mean = total, observed.mean + (mean - observed.mean) * (count / total)
         _, values, right = torch.linalg.svd(rows, full_matrices=False)
         kept = right[: self.components]
         # an SVD leaves the signs open: the largest entry of each is positive
         largest = kept.gather(1, kept.abs().argmax(dim=1, keepdim=True))
         return Inputs(count, mean, values[: self.components, None] * kept * largest.sign(), variation)
 
-    def ranks(self, planned: Mapping[str, int], seen: Mapping[str, Inputs | None]) -> Mapping[str, int]:
+    def ranks(self, planned: Mapping[str, int], observed: Mapping[str, Inputs | None]) -> Mapping[str, int]:
         """Return ranks of the same sum, by explained variance; a layer that nothing reached keeps its own."""
-        known = {path: inputs for path, inputs in seen.items() if inputs is not None and inputs.count > 1}
+        known = {path: inputs for path, inputs in observed.items() if inputs is not None and inputs.count > 1}
         shares = [
             (share, path)
             for path, inputs in known.items()
@@ -104,7 +104,7 @@ class EVA:
         """Fill lora_A (rank, inputs) with components, or as `gaussian` where none is known, and lora_B with zeros."""
         lora_B.zero_()
         lora_A.normal_(0.0, 1 / math.sqrt(context.fan_in), generator=context.generator)
-        inputs: Inputs | None = context.seen
+        inputs: Inputs | None = context.observed
         if inputs is None:
             return
         if len(lora_A) > self.components:

@@ -78,27 +78,27 @@ def test_it_moves_ranks_starts_and_trains_as_in_peft(rho: int) -> None:
 
 def test_batch_after_batch_finds_the_components_of_all_inputs_at_once() -> None:
     inputs, eva = data(200, seed=4), EVA()
-    seen = None
+    observed = None
     for batch in inputs.split(30):
-        seen = eva.observe(batch.unflatten(0, (-1, 5)), seen)
-    assert seen is not None and seen.count == 200
+        observed = eva.observe(batch.unflatten(0, (-1, 5)), observed)
+    assert observed is not None and observed.count == 200
     centred = (inputs - inputs.mean(dim=0)).double()
     _, values, right = torch.linalg.svd(centred, full_matrices=False)
-    torch.testing.assert_close(seen.directions.norm(dim=1).double(), values, rtol=1e-4, atol=1e-4)
-    cosines = (seen.directions.double() / values[:, None] * right).sum(dim=1).abs()
+    torch.testing.assert_close(observed.directions.norm(dim=1).double(), values, rtol=1e-4, atol=1e-4)
+    cosines = (observed.directions.double() / values[:, None] * right).sum(dim=1).abs()
     torch.testing.assert_close(cosines, torch.ones(12).double(), rtol=1e-4, atol=1e-4)
     shares = (values.square() / values.square().sum()).tolist()
-    assert seen.explained == pytest.approx(shares, rel=1e-4)
+    assert observed.explained == pytest.approx(shares, rel=1e-4)
 
 
 def test_what_is_kept_is_bounded_and_still_leads() -> None:
-    eva, seen = EVA(components=3), None
+    eva, observed = EVA(components=3), None
     inputs = data(400, seed=5) * torch.tensor([9.0, 7.0, 5.0, *[0.1] * 9])
     for batch in inputs.split(50):
-        seen = eva.observe(batch, seen)
-    assert seen is not None and seen.directions.shape == (3, 12)
+        observed = eva.observe(batch, observed)
+    assert observed is not None and observed.directions.shape == (3, 12)
     _, _, right = torch.linalg.svd(inputs - inputs.mean(dim=0), full_matrices=False)
-    unit = seen.directions / seen.directions.norm(dim=1, keepdim=True)
+    unit = observed.directions / observed.directions.norm(dim=1, keepdim=True)
     torch.testing.assert_close((unit @ right[:3].T).abs(), torch.eye(3), rtol=1e-3, atol=1e-3)
 
 
