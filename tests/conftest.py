@@ -19,7 +19,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 # threads that wait by spinning bring a machine with more processes than cores to a standstill
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -37,17 +37,12 @@ class FourBit(Quantizer):
 
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         """Return weight (out_features, in_features) as `packed`, two a byte, and `absmax`, doubled or not."""
-        import bitsandbytes.functional as bnb
-
         _check_dtype(weight.dtype, self.name)
         require_finite(weight)
         packed, absmax = self._packed(weight.contiguous().view(-1))
         tensors = {"packed": packed, "absmax": absmax}
         if self.double:
-            offset = absmax.mean()
-            tensors["absmax"], nested = bnb.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCKSIZE)
-            tensors["nested_absmax"] = nested.absmax
-            tensors["nested_offset"] = offset.view(1)
+            tensors.update(_doubled(absmax))
         return QuantizedWeight(tensors, (weight.shape[0], weight.shape[1]), weight.dtype)
 
     def _packed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,6 +129,20 @@ class FourBit(Quantizer):
             llm_int8_skip_modules=list(unquantized),
         ).to_dict()
         return config
+
+
+def _doubled(absmax: Tensor) -> dict[str, Tensor]:
+    """Return scales (blocks,) in eight bits, as what is left of them without their mean."""
+    import bitsandbytes.functional as bnb
+    import torch
+
+    if not absmax.numel():
+        # bitsandbytes ends the process over an empty tensor on CUDA
+        empty = torch.empty_like(absmax)
+        return {"absmax": empty.to(torch.uint8), "nested_absmax": empty, "nested_offset": absmax.new_zeros(1)}
+    offset = absmax.mean()
+    codes, nested = bnb.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCKSIZE)
+    return {"absmax": codes, "nested_absmax": nested.absmax, "nested_offset": offset.view(1)}
 
 
 def _check_dtype(dtype: torch.dtype, name: str) -> None:

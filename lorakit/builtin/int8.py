@@ -25,6 +25,9 @@ def _codes(rows: Tensor) -> tuple[Tensor, Tensor]:
 
     halves = rows.to(torch.float16).contiguous()
     require_finite(halves, "the weight in float16, which LLM.int8() starts from,")
+    if not rows.numel():
+        # bitsandbytes ends the process over an empty tensor on CUDA
+        return rows.to(torch.int8), rows.new_zeros(len(rows), dtype=torch.float32)
     codes, scales, _ = bnb.int8_vectorwise_quant(halves)
     return codes, scales
 
@@ -54,7 +57,8 @@ class Int8(Quantizer):
         """Return the weight (out_features, in_features)."""
         import bitsandbytes.functional as bnb
 
-        weight: Tensor = bnb.int8_vectorwise_dequant(quantized.tensors["CB"], quantized.tensors["SCB"])
+        codes, scales = quantized.tensors["CB"], quantized.tensors["SCB"]
+        weight: Tensor = bnb.int8_vectorwise_dequant(codes, scales) if codes.numel() else codes
         return weight.to(quantized.dtype)
 
     def bits_per_weight(self, shape: tuple[int, int]) -> float:

@@ -57,11 +57,17 @@ def adapter_dtype(adapt: Adapt, weight: str | None, compute: Compute | None) -> 
     return "float32" if weight == "float16" else weight
 
 
+def held_dtype(parameter: ParameterInfo, compute: Compute | None) -> str:
+    """Return the dtype that a parameter is held in which nothing quantizes."""
+    if compute is None or parameter.dtype not in FLOATS:
+        return parameter.dtype
+    return compute.dtype_for(parameter.dtype)
+
+
 def held_itemsize(parameter: ParameterInfo, compute: Compute | None) -> int:
     """Return the bytes of one element of a parameter that nothing quantizes."""
-    if compute is None or parameter.dtype not in FLOATS:
-        return parameter.itemsize
-    return itemsize(compute.dtype_for(parameter.dtype))
+    dtype = held_dtype(parameter, compute)
+    return parameter.itemsize if dtype == parameter.dtype else itemsize(dtype)
 
 
 def widened_bytes(inventory: Inventory, entries: Iterable[PlanEntry], compute: Compute | None) -> int:

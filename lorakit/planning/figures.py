@@ -11,7 +11,9 @@ from lorakit.errors import PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import OptimizerFactory
 from lorakit.planning import memory
+from lorakit.planning.computing import held_dtype
 from lorakit.planning.entries import UnfitError, completed
+from lorakit.planning.hardware import Compute
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.plan import Bytes, Plan, PlanEntry, RuleSummary
 from lorakit.planning.targets import container_counts
@@ -32,7 +34,7 @@ def finished(plan: Plan, inventory: Inventory, plugins: Plugins) -> Plan:
         raise PlanError(str(error)) from error
     factory = plugins.optimizer(plan.optimizer.call)
     shared: set[str] = set()
-    entries = tuple(_measured(entry, inventory, plugins, factory, shared) for entry in plan.entries)
+    entries = tuple(_measured(entry, inventory, plan.compute, plugins, factory, shared) for entry in plan.entries)
     return replace(
         plan,
         entries=entries,
@@ -42,13 +44,13 @@ def finished(plan: Plan, inventory: Inventory, plugins: Plugins) -> Plan:
     )
 
 
-def trained(entry: PlanEntry, module: ModuleInfo, counted: set[str]) -> list[Tensor]:
+def trained(entry: PlanEntry, module: ModuleInfo, compute: Compute | None, counted: set[str]) -> list[Tensor]:
     """Return what trains of an entry; what layers share is `counted` where it comes first."""
     adapter = entry.adapter
     table = [one for one in adapter.parameters if one.trains and one.shared not in counted] if adapter else []
     counted |= {one.shared for one in table if one.shared}
     dtype = adapter.dtype if adapter else ""
-    return [*((one.shape, one.dtype or dtype) for one in table), *_in_full(entry, module)]
+    return [*((one.shape, one.dtype or dtype) for one in table), *_in_full(entry, module, compute)]
 
 
 def numel(shape: Iterable[int]) -> int:
@@ -65,7 +67,12 @@ def size(tensors: Iterable[Tensor]) -> int:
 
 
 def _measured(
-    entry: PlanEntry, inventory: Inventory, plugins: Plugins, factory: OptimizerFactory, counted: set[str]
+    entry: PlanEntry,
+    inventory: Inventory,
+    compute: Compute | None,
+    plugins: Plugins,
+    factory: OptimizerFactory,
+    counted: set[str],
 ) -> PlanEntry:
     """Return an entry with its figures; what layers share is `counted` where it comes first."""
     module = inventory.modules.get(entry.path)
@@ -73,7 +80,7 @@ def _measured(
         raise PlanError(
             f"the plan is for another model: it decides `{entry.path}`, which {inventory.model_class} lacks"
         )
-    full = _in_full(entry, module)
+    full = _in_full(entry, module, compute)
     adapter = entry.adapter and replace(entry.adapter, bias_parameters=sum(numel(shape) for shape, _ in full))
     table = [one for one in adapter.parameters if one.shared not in counted] if adapter else []
     counted |= {one.shared for one in table if one.shared}
@@ -96,13 +103,13 @@ def _measured(
     return replace(fresh, bytes=replace(held, extra=extra)) if extra else fresh
 
 
-def _in_full(entry: PlanEntry, module: ModuleInfo) -> list[Tensor]:
+def _in_full(entry: PlanEntry, module: ModuleInfo, compute: Compute | None) -> list[Tensor]:
     """Return what trains of the module's own: all of it by `train`, its biases by `bias adapter`."""
     if entry.adapter is not None:
         own = [one for one in module.parameters if one.name == "bias" and entry.adapter.bias == "adapter"]
     else:
         own = list(module.parameters) if entry.train else []
-    return [(one.shape, one.dtype) for one in own]
+    return [(one.shape, held_dtype(one, compute)) for one in own]
 
 
 def _recounted(rules: Sequence[RuleSummary], entries: Sequence[PlanEntry]) -> Iterable[RuleSummary]:

@@ -50,7 +50,7 @@ def paging_notes(plan: Plan, inventory: Inventory, plugins: Plugins) -> Iterable
 def _trained(plan: Plan, inventory: Inventory) -> Iterable[Tensor]:
     counted: set[str] = set()
     for entry in plan.entries:
-        yield from trained(entry, inventory.modules[entry.path], counted)
+        yield from trained(entry, inventory.modules[entry.path], plan.compute, counted)
 
 
 def _rules(spec: Spec, decisions: Decisions, plugins: Plugins) -> Iterable[str]:

@@ -15,6 +15,8 @@ LARGE = ((2, 5003), (3, 4097), (700, 131))
 # normal values cost 1.65 · 2^-b of their norm at b bits a value (Panter and Dite 1951), and several times that where
 # some of the bits are an exponent, as in float8; ten times is far off
 FAR = 10 * 1.65
+# what is declared beyond these are scales
+CODE_BITS = 8
 # what rounding to bfloat16 costs; nothing is asked to be closer
 FINEST = 4e-3
 
@@ -77,5 +79,5 @@ def error_for_its_bits(subject: Subject) -> None:
     quantizer, weight = subject.make(), random_matrix(256, 256)
     bits = quantizer.bits_per_weight((256, 256))
     error = relative_error(quantizer.dequantize(quantizer.quantize(weight)), weight)
-    allowed = max(FAR * 2.0 ** -int(bits), FINEST)
+    allowed = max(FAR * 2.0 ** -min(int(bits), CODE_BITS), FINEST)
     expect(error < allowed, f"at {bits:g} bits a weight the error is {error:.2g} of the norm; {allowed:.2g} is too far")

@@ -85,6 +85,8 @@ def _in_two_steps(
     shape: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
+    if not absmax.numel():
+        return packed.new_empty(shape, dtype=dtype)
     scales = torch.ops.bitsandbytes.dequantize_blockwise.default(
         absmax, nested_absmax, levels(DOUBLE, absmax.device), NESTED_BLOCKSIZE, torch.float32
     )
@@ -94,6 +96,9 @@ def _in_two_steps(
 def _dequantized(
     packed: Tensor, absmax: Tensor, blocksize: int, quant_type: str, shape: Sequence[int], dtype: torch.dtype
 ) -> Tensor:
+    if not packed.numel():
+        # bitsandbytes ends the process over an empty tensor on CUDA
+        return packed.new_empty(shape, dtype=dtype)
     # bitsandbytes 0.50 gives weights of rows that are no whole blocks wrong scales on processors with AVX-512
     lies = shape
     if shape[1] % blocksize:

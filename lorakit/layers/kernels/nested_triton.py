@@ -74,9 +74,11 @@ def dequantize(
         return out
     grid = (triton.cdiv(count, 2 * GROUP * GROUPS),)
     tables = levels, nested_levels
-    # a fused multiply-add would round once where bitsandbytes' two kernels round twice
-    _kernel[grid](
-        packed, absmax, nested_absmax, nested_offset, *tables, out, count, blocksize // 2, nested_blocksize, GROUP,
-        GROUPS, num_warps=4, enable_fp_fusion=False,
-    )  # fmt: skip
+    # Triton launches on the current device and its stream, wherever the tensors lie: a model may be split over several
+    with torch.cuda.device(packed.device):
+        # a fused multiply-add would round once where bitsandbytes' two kernels round twice
+        _kernel[grid](
+            packed, absmax, nested_absmax, nested_offset, *tables, out, count, blocksize // 2, nested_blocksize, GROUP,
+            GROUPS, num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
     return out

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lorakit
-from lorakit.hooks import StartContext
+from lorakit.hooks import LayerShape, Settings, StartContext
 from lorakit.testing import Check, initializer_checks
 from lorakit_orthogonal import Orthogonal, Spectral
 
@@ -32,7 +32,13 @@ def test_conformance(check: Check) -> None:
 def started(initializer: Any, weight: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     lora_A, lora_B = torch.empty(rank, weight.shape[1]), torch.empty(weight.shape[0], rank)
     generator = torch.Generator().manual_seed(seed)
-    initializer.initialize(lora_A, lora_B, StartContext(lambda: weight, generator, 1.0, weight.shape[1]))
+    shape = LayerShape("linear", weight.shape[1], weight.shape[0])
+    settings = Settings(rank=rank, alpha=rank)
+    initializer.initialize(
+        lora_A,
+        lora_B,
+        StartContext("layer", shape, settings, lambda: weight, lambda: weight, lambda _A, _B: None, generator),
+    )
     return lora_A, lora_B
 
 
