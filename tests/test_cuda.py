@@ -33,6 +33,29 @@ def test_paged_takes_the_paged_optimizer(name: str, kind: str) -> None:
     assert losses[-1] < losses[0] - 0.1
 
 
+@pytest.mark.parametrize("quant", ["", "quant nf4 double", "quant int8"])
+def test_fp16_products_learn_as_bf16_products_do(quant: str) -> None:
+    ids = torch.randint(0, 128, (4, 16), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+    losses: dict[str, list[float]] = {}
+    for compute in ("fp16", "bf16"):
+        spec = f"adapt @linear rank 4 {quant}\nstep compute {compute}\noptimizer adamw lr 5e-3"
+        model = lorakit.apply(spec, make_llama().to("cuda", torch.bfloat16), seed=2)
+        assert model(ids).logits.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16}[compute]
+        assert {value.dtype for value in adapters(model).values()} == {
+            {"fp16": torch.float32, "bf16": torch.bfloat16}[compute]
+        }
+        optimizer = lorakit.optimizer(model)
+        losses[compute] = []
+        for _ in range(20):
+            loss = model(ids, labels=ids).loss
+            losses[compute].append(float(loss.detach()))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert losses["fp16"][-1] < losses["fp16"][0] - 0.1
+    assert losses["fp16"] == pytest.approx(losses["bf16"], abs=4e-2)
+
+
 def test_the_same_seed_gives_the_same_bits_on_every_device() -> None:
     plan = lorakit.plan("adapt @linear rank 4", make_llama())
     here = adapters(lorakit.apply(plan, make_llama(), seed=3))
