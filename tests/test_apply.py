@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -182,3 +184,17 @@ def test_a_copy_is_a_model_of_its_own(llama: nn.Module, tokens: torch.Tensor) ->
     randomize(twin)
     assert not torch.equal(twin(tokens).logits, llama(tokens).logits)
     assert lorakit.summary(twin) == lorakit.summary(llama)
+
+
+@pytest.mark.parametrize("init", ["gaussian", "spectral"])
+def test_a_weight_goes_as_soon_as_it_is_quantized(init: str) -> None:
+    model = make_llama()
+    originals = [weakref.ref(value) for name, value in model.named_parameters() if "_proj" in name]
+    # Python would find rings of objects when it gets round to it, which a device with little memory cannot await
+    gc.collect()
+    gc.disable()
+    try:
+        lorakit.apply(f"adapt @linear rank 2 init {init} quant nf4 double", model)
+        assert originals and [one() for one in originals] == [None] * len(originals)
+    finally:
+        gc.enable()

@@ -30,8 +30,8 @@ Weight = Callable[[], Tensor]
 class Started:
     """What a layer begins with: the values of its adapter's parameters, float32 on the CPU, and what its base holds.
 
-    `weight`, as adapters see it, is set where the start took something from the base, and `taken` are the two matrices
-    whose product that is; `quantized` is set where the base is stored so.
+    `weight`, as adapters see it, is set where the start took something from a base that no quantizer stores, and `taken`
+    are the two matrices whose product that is; `quantized` is set where the base is stored so.
     """
 
     values: Mapping[str, Tensor]
@@ -104,7 +104,8 @@ class _Start:
                 self._take(*pair)
             if self.stores and self.entry.quant is not None:
                 self._store()
-        return Started(values, self.base, self.quantized, self.taken)
+        # one that is stored is needed as it is stored alone
+        return Started(values, None if self.quantized else self.base, self.quantized, self.taken)
 
     def _fill(self, values: dict[str, Tensor]) -> None:
         entry, plugins = self.entry, self.starter.plugins
@@ -131,6 +132,9 @@ class _Start:
                 f"method `{method.name}` of {plugins.origin(type(method))} failed to start `{entry.path}`: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        finally:
+            # it leads back here, and such rings keep weights alive until Python looks for them
+            del self._context
 
     def _initialize(self, lora_A: Tensor, lora_B: Tensor) -> None:
         entry, plugins = self.entry, self.starter.plugins
