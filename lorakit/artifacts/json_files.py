@@ -10,6 +10,8 @@ from lorakit.errors import LorakitError
 
 # a config that names every module of the largest models is a hundredth of it
 MAX_BYTES = 64 * 2**20
+# about 90,000 modules
+MAX_PLAN_BYTES = 128 * 2**20
 
 
 def read_object(path: Path, what: str, error: type[LorakitError], most: int = MAX_BYTES) -> dict[str, Any]:

@@ -287,12 +287,10 @@ class Plan:
         """
         try:
             plain: Any = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise PlanError(f"this is no plan: {error}") from error
-        if not isinstance(plain, dict):
-            raise PlanError("this is no plan: a plan is a JSON object")
-        try:
+            if not isinstance(plain, dict):
+                raise PlanError("this is no plan: a plan is a JSON object")
             plan: Plan = codec.from_plain(cls, migrated(plain, FORMAT_VERSION))
-        except (TypeError, ValueError) as error:
+        # numbers of thousands of digits are a ValueError, as is all that is no JSON
+        except (TypeError, ValueError, RecursionError) as error:
             raise PlanError(f"this is no plan: {error}") from error
         return plan
