@@ -130,6 +130,13 @@ class _Start:
                 f"method `{method.name}` of {plugins.origin(type(method))} failed to start `{entry.path}`: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        for one in entry.adapter.parameters:
+            dtype: torch.dtype = getattr(torch, one.dtype or entry.adapter.dtype)
+            if one.name in values and not bool(torch.isfinite(values[one.name].to(dtype)).all()):
+                raise PlanError(
+                    f"the start of `{entry.path}` gives `{one.name}` NaN, or values that {one.dtype or entry.adapter.dtype} "
+                    "does not hold: give its `init` other options, or the adapter another dtype"
+                )
 
     def _initialize(self, lora_A: Tensor, lora_B: Tensor) -> None:
         entry, plugins = self.entry, self.starter.plugins

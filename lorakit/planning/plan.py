@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorakit.errors import PlanError
+from lorakit.errors import PlanError, shown
 from lorakit.language.spec import PluginCall
 from lorakit.language.words import choices
 from lorakit.planning import codec
@@ -18,6 +18,8 @@ from lorakit.planning.migration import migrated
 from lorakit.values import LayerShape
 
 FORMAT_VERSION = 2
+# more than any layer has rows, and what float32 holds
+LARGEST_RANK, LARGEST_ALPHA = 2**31, 3e38
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,10 @@ class Settings:
     def __post_init__(self) -> None:
         # a plan may come from a file that anyone wrote
         _one_of("scaling", self.scaling, (None, *choices("scaling")))
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"rank must be 1 or more, not {self.rank}")
-        if self.alpha is not None and not math.isfinite(self.alpha):
-            raise ValueError("alpha must be finite")
+        if self.rank is not None and not 1 <= self.rank <= LARGEST_RANK:
+            raise ValueError(f"rank must be 1 or more, and at most {LARGEST_RANK:,}, not {shown(self.rank)}")
+        if self.alpha is not None and not abs(self.alpha) < LARGEST_ALPHA:
+            raise ValueError(f"alpha must be a number below {LARGEST_ALPHA:g}, not {shown(self.alpha)}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         if self.lr_ratio is not None and not 0 < self.lr_ratio < math.inf:
