@@ -85,7 +85,7 @@ def check_output(target: Path, force: bool) -> None:
         if os.path.lexists(target) and not force:
             raise OutputError(f"{target} exists; give another place, or --force to replace it")
         # a link itself is what would be replaced, and not what it points to
-        whole = Path(os.path.realpath(target.parent)) / target.name
+        whole = Path(os.path.realpath(target))
         if not target.is_symlink() and (Path.cwd().is_relative_to(whole) or Path.home().is_relative_to(whole)):
             raise OutputError(f"{target} holds the folder you work in; give a place of its own")
         place = _standing_place(target)

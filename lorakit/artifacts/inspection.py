@@ -79,11 +79,12 @@ def inspect_adapter(folder: Path, allow_pickle: bool = False) -> Inspection:
 
 def _planned(plan: Plan) -> dict[str, str]:
     """Return the method of every tensor that a plan's tables name, by its name in the file."""
+    names = file_names(plan)
     return {
         name: entry.adapter.method.name
         for entry in plan.entries
         if entry.adapter is not None
-        for name in file_names(plan, entry).values()
+        for name in names(entry).values()
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from lorakit.artifacts.checkpoint import StoredTensor, stored_tensors
 from lorakit.artifacts.checkpoint_names import model_names
 from lorakit.artifacts.loading import planned_files
 from lorakit.artifacts.packed_weights import packed_dtype, packed_weights
-from lorakit.artifacts.peft_names import PREFIX
+from lorakit.artifacts.peft_names import PREFIX, file_names
 from lorakit.artifacts.reading import AdapterFiles
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
@@ -90,6 +90,11 @@ class Layout:
     @property
     def is_packed(self) -> bool:
         return any(piece.parts for piece in self.pieces)
+
+    @cached_property
+    def file_names(self) -> Callable[[PlanEntry], dict[str, str]]:
+        """What gives the names of an entry's tensors in the adapter's file, by those of its parameters."""
+        return file_names(self.plan)
 
     @cached_property
     def shards(self) -> tuple[tuple[Piece, ...], ...]:

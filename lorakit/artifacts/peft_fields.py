@@ -19,7 +19,9 @@ def check_types(path: Path, config: Mapping[str, Any]) -> None:
         if value is not None and not fits(value):
             found = f"{name}={shown(value)}"
             if isinstance(value, dict):
-                found = next((f"{name}[{shown(key)}]={shown(one)}" for key, one in value.items() if not _number(one)), found)
+                found = next(
+                    (f"{name}[{shown(key)}]={shown(one)}" for key, one in value.items() if not _number(one)), found
+                )
             raise AdapterError(f"{path} says {found}; {name} is {what}")
 
 

@@ -154,7 +154,9 @@ def _check_names(path: Path, names: Collection[Any]) -> None:
         raise AdapterError(f"{path} holds {len(names):,} tensors; at most {MAX_TENSORS:,} are read")
     for name in names:
         if not isinstance(name, str) or len(name) > MAX_NAME:
-            raise AdapterError(f"{path} holds a tensor called {shown(name)}; a name has {MAX_NAME:,} characters at most")
+            raise AdapterError(
+                f"{path} holds a tensor called {shown(name)}; a name has {MAX_NAME:,} characters at most"
+            )
 
 
 def _check_values(path: Path, name: str, tensor: Tensor) -> None:

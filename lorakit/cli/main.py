@@ -70,3 +70,5 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(WORK_FAILED) from None
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), WORK_FAILED)

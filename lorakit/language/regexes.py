@@ -68,7 +68,9 @@ class Matcher:
         try:
             found = compiled.fullmatch(name, timeout=max(min(MATCH_SECONDS, self._left), 1e-3)) is not None
         except (TimeoutError, MemoryError):
-            raise RegexError("this regex takes too long: it tries every way to share a name out between repetitions") from None
+            raise RegexError(
+                "this regex takes too long: there are too many ways to share a name out in it"
+            ) from None
         self._left -= time.thread_time() - begun
         if self._left <= 0:
             raise RegexError(f"this regex and those before it take more than {SECONDS:g} s for the names of this model")

@@ -24,7 +24,8 @@ def finished(plan: Plan, inventory: Inventory, plugins: Plugins) -> Plan:
     """Return a plan with every figure that follows from its entries, for the step that `plan.memory` names.
 
     An adapter without a table of parameters gets the one that its method gives for its settings.
-    Raises: PlanError if an entry decides a module that the model lacks or has in another shape, or a method does not fit its layer.
+    Raises: PlanError if an entry decides a module that the model lacks or has in another shape, or a method does not
+    fit its layer.
     """
     plan = completed(plan, plugins)
     factory = plugins.optimizer(plan.optimizer.call)
