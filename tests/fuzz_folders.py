@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import nn
 
 import lorakit
@@ -30,10 +31,17 @@ MAX_CHARACTERS = 8_000
 # processor time of one folder, with room for a machine that is busy
 SECONDS = 1.0
 
+DTYPES = (
+    torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn,
+    torch.complex64,
+)  # fmt: skip
 DEEP = json.loads("[" * 400 + "]" * 400)
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 7, 0.5, -0.0, 1e38, 1e39, 1e308, math.inf, -math.inf, math.nan, 2**31, 2**63,
-    10**30, 10**400, "", "x", "x" * 100_000, "\ud800", "\x00", "é", "[" * 50, "../..", "float64", "float8_e4m3fn", "F8_E4M3",
+    10**30, 10**400, "", "x", "x" * 100_000, "\ud800", "\x00", "é", "[" * 50, "../..", "float64",
+    "float16", "bfloat16", "float8_e4m3fn", "F8_E4M3", "linear", "linear_transposed", "embedding", "stack", "int8",
+    "layers.1", "layers.0", "norm", "norm.weight", "layers.9", "lora_A", "lora_B", "bias", "weight", "adapter", "none",
+    "standard", "kaiming", "zeros", "lora", "vera", "adamw", "sgd", "strength", "base_layer", "lora_B.weight",
     "F64", "I64", "C64", "F4", "([a-z0-9_.]+)+!", "*a" * 30, "0", "1", "nf4", "gaussian", "dora", "LORA", "rslora",
     "base_model.model.0", [], {}, [1], [0, -1], [[]], {"a": 1}, {"lora": 1}, {"(": 1}, {"(a*)*b": 2}, DEEP,
 ]  # fmt: skip
@@ -83,14 +91,55 @@ def folders(root: Path) -> Iterator[Path]:
 
 def mutated(data: bytes, name: str, dice: random.Random) -> bytes:
     """Return a file's bytes with something else in them."""
-    if dice.random() < 0.3:
+    if dice.random() < 0.15:
         return _bytes(data, dice)
     if name != WEIGHTS:
         return _text(_json(json.loads(data), dice))
+    if dice.random() < 0.6:
+        return _tensors(load(data), dice)
     (length,) = struct.unpack("<Q", data[:8])
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
     written = _text(_json(header, dice))
     return struct.pack("<Q", len(written)) + written + (_bytes(body, dice) if dice.random() < 0.2 else body)
+
+
+def _tensors(tensors: dict[str, torch.Tensor], dice: random.Random) -> bytes:
+    """Return a sound file that holds other tensors."""
+    for _ in range(dice.randint(1, 2)):
+        name = dice.choice(list(tensors))
+        match dice.randint(0, 6):
+            case 0 if len(tensors) > 1:
+                del tensors[name]
+            case 1:
+                endings = (
+                    "lora_A.weight",
+                    "lora_B.weight",
+                    "lora_embedding_A",
+                    "weight",
+                    "bias",
+                    "base_layer.bias",
+                    "",
+                )
+                start = dice.choice(("base_model.model.", "base_model.", "", ".", name, f"{name.rpartition('.')[0]}."))
+                path = dice.choice(
+                    ("", "norm.", "layers.", "layers.0.", "layers.1.", "layers.9.", "layers.0.base_layer.")
+                )
+                tensors[start + path + dice.choice(endings)] = tensors[name].clone()
+            case 2:
+                tensors[name] = tensors[name].to(dice.choice(DTYPES))
+            case 3:
+                shape = dice.choice(
+                    ((), (0,), (1,), (2,), (0, 8), (8, 0), (1, 8), (3, 8), (8, 3), (2, 8, 1), (2, 2, 2, 2))
+                )
+                tensors[name] = torch.ones(shape)
+            case 4 if tensors[name].is_floating_point():
+                tensors[name] = torch.full(tensors[name].shape, dice.choice((math.nan, math.inf, 1e30, 3e38)))
+            case 5:
+                tensors[name] = tensors[name].flatten().contiguous()
+            case _:
+                other = dice.choice(list(tensors))
+                tensors[name], tensors[other] = tensors[other].clone(), tensors[name].clone()
+    return save(tensors)
 
 
 def _text(value: Any) -> bytes:
@@ -118,7 +167,7 @@ def _bytes(data: bytes, dice: random.Random) -> bytes:
 
 
 def _json(value: Any, dice: random.Random) -> Any:
-    for _ in range(dice.randint(1, 3)):
+    for _ in range(dice.choice((1, 1, 1, 2))):
         places = list(_places(value))
         if not places:
             return dice.choice(VALUES)
@@ -136,10 +185,11 @@ def _json(value: Any, dice: random.Random) -> Any:
                 holder.insert(key, dice.choice(VALUES))
             case 4 if type(holder[key]) in (int, float):
                 holder[key] = holder[key] * dice.choice((-1, 0, 2, 0.5, 10**9))
-            case 5:
+            case 5 if dice.random() < 0.1:
                 holder[key] = "digits"
             case _:
-                holder[key] = dice.choice(VALUES)
+                alike = [one for one in VALUES if type(one) is type(holder[key])]
+                holder[key] = dice.choice(alike if alike and dice.random() < 0.7 else VALUES)
         # a value may now stand at two places
         value = json.loads(json.dumps(value))
     return value

@@ -131,11 +131,11 @@ class _Start:
                 f"{type(error).__name__}: {error}"
             ) from error
         for one in entry.adapter.parameters:
-            dtype: torch.dtype = getattr(torch, one.dtype or entry.adapter.dtype)
-            if one.name in values and not bool(torch.isfinite(values[one.name].to(dtype)).all()):
+            held = one.dtype or entry.adapter.dtype
+            if one.name in values and not bool(torch.isfinite(values[one.name].to(getattr(torch, held))).all()):
                 raise PlanError(
-                    f"the start of `{entry.path}` gives `{one.name}` NaN, or values that {one.dtype or entry.adapter.dtype} "
-                    "does not hold: give its `init` other options, or the adapter another dtype"
+                    f"the start of `{entry.path}` gives `{one.name}` NaN, or values that {held} does not hold: give "
+                    "its `init` other options, or the adapter another dtype"
                 )
 
     def _initialize(self, lora_A: Tensor, lora_B: Tensor) -> None:

@@ -125,6 +125,8 @@ def _say_if_foreign(adapter: NamedAdapter, peft_type: str) -> None:
 def _refuse_foreign(folder: Path, known: set[str]) -> None:
     try:
         if not folder.exists():
+            if folder.is_symlink():
+                raise OutputError(f"{folder} is a link that leads nowhere; remove it, or give another place")
             return
         if not folder.is_dir():
             raise OutputError(f"{folder} is a file; an adapter is a folder")

@@ -14,7 +14,7 @@ from lorakit.artifacts.adapter_folder import CONFIG
 from lorakit.artifacts.peft_names import PREFIX
 from lorakit.artifacts.reading import AdapterFiles
 from lorakit.dtypes import SHORT, name_of
-from lorakit.errors import AdapterError, shown
+from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
 from lorakit.language.regexes import Matcher, RegexError
 from lorakit.language.spec import Adapt, Train
@@ -27,6 +27,7 @@ from lorakit.values import LayerShape
 
 LORA = re.compile(r"(?P<path>.+)\.(?P<matrix>lora_[AB]\.weight|lora_embedding_[AB])")
 FIRST = ("lora_A.weight", "lora_embedding_A")
+_DOTTED = re.compile(r"[\w.-]+")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 
@@ -108,52 +109,69 @@ def _known(path: str, name: str, inventory: Inventory, files: AdapterFiles) -> N
 
 
 class Scales:
-    """What an adapter_config.json multiplies the update of each module by. Raises: AdapterError for a bad pattern."""
+    """What an adapter_config.json multiplies the update of each module by. Raises: AdapterError for a bad pattern.
+
+    Patterns are regexes on the end of a path. PEFT writes the path itself, with dots that fit any character, and
+    lorakit the path with what is special in it escaped: those are looked up, and what is left is matched one by one.
+    """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self._path = folder / CONFIG
         self._config = config
         self._matcher = Matcher(start=r"(.*\.)?")
-        self._patterns: list[tuple[int, str, Any]] = []
+        self._regexes: list[tuple[int, str, Any]] = []
         self._names: dict[str, tuple[int, Any]] = {}
+        self._dotted: dict[tuple[int, tuple[int, ...]], dict[str, tuple[int, Any]]] = {}
         for place, (key, value) in enumerate((config.get("alpha_pattern") or {}).items()):
             name = _ESCAPE.sub(r"\1", key)
             if re.escape(name) == key:
                 self._names.setdefault(name, (place, value))
+            elif _DOTTED.fullmatch(key):
+                dots = tuple(at for at, character in enumerate(key) if character == ".")
+                self._dotted.setdefault((len(key), dots), {})[key] = (place, value)
             else:
-                self._patterns.append((place, key, value))
+                self._regexes.append((place, key, value))
 
     def alpha(self, path: str, rank: int) -> float:
         """Return the alpha of the first pattern that fits the end of a path, as PEFT looks it up.
 
         A layer may be named by its weight, where the adapter's config has it among `target_parameters`.
         """
-        default = self._config.get("lora_alpha") or rank
         names = (path, f"{path}.weight")
-        place, value = min(
-            (self._names[end] for name in names for end in _ends(name) if end in self._names),
-            key=lambda found: found[0],
-            default=(len(self._names) + len(self._patterns), default),
-        )
-        for earlier, key, one in self._patterns:
-            if earlier > place:
-                break
-            try:
+        try:
+            begun = self._matcher.begin()
+            known = [found for name in names for found in self._known(name)]
+            self._matcher.charge(begun)
+            first, value = min(
+                known, key=lambda found: found[0], default=(None, self._config.get("lora_alpha") or rank)
+            )
+            for place, key, one in self._regexes:
+                if first is not None and place > first:
+                    break
                 if any(self._matcher.fits(key, name) for name in names):
                     return float(one)
-            except RegexError as error:
-                raise AdapterError(f"{self._path}: alpha_pattern {shown(key)}: {error}") from error
+        except RegexError as error:
+            raise AdapterError(f"{self._path}: alpha_pattern: {error}") from error
         return float(value)
+
+    def _known(self, name: str) -> Iterator[tuple[int, Any]]:
+        """Yield the places and values of the patterns that fit the end of a name and are looked up."""
+        if self._names:
+            segments = name.split(".")
+            ends = (".".join(segments[start:]) for start in range(len(segments)))
+            yield from (self._names[end] for end in ends if end in self._names)
+        for (length, dots), keys in self._dotted.items():
+            before = len(name) - length
+            if before == 0 or (before > 0 and name[before - 1] == "."):
+                end = list(name[before:])
+                for dot in dots:
+                    end[dot] = "."
+                if (found := keys.get("".join(end))) is not None:
+                    yield found
 
     def scaling(self, path: str, rank: int) -> float:
         """Return what B·A of a module is multiplied by."""
         return self.alpha(path, rank) / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
-
-
-def _ends(name: str) -> Iterator[str]:
-    """Yield a name, and what is left of it behind each of its dots."""
-    segments = name.split(".")
-    return (".".join(segments[start:]) for start in range(len(segments)))
 
 
 def _rule(path: str, rank: int, dtype: str, config: Mapping[str, Any], scales: Scales) -> Adapt:

@@ -56,7 +56,7 @@ def inspect_adapter(folder: Path, allow_pickle: bool = False) -> Inspection:
     scales = Scales(folder, files.config)
     planned = _planned(files.plan) if files.plan else {}
     methods: dict[str, int] = {}
-    for name, tensor in files.tensors.items():
+    for name in files.tensors:
         found = LORA.fullmatch(name.removeprefix(PREFIX))
         if found is None and name in planned:
             methods[planned[name]] = methods.get(planned[name], 0) + 1

@@ -147,6 +147,11 @@ def _check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
             raise AdapterError(
                 f"{files.folder} is for another model: `{entry.path}` is {entry.shape} there and {module.shape} here"
             )
+        has_bias = any(parameter.name == "bias" for parameter in module.parameters)
+        if entry.adapter and entry.adapter.bias_parameters and not (has_bias and entry.adapter.bias == "adapter"):
+            raise AdapterError(
+                f"{files.folder} trains the bias of `{entry.path}`, which its plan or this model has not"
+            )
         if entry.shape and module.shape and entry.shape.kind != module.shape.kind and not module.shape.stored:
             raise AdapterError(
                 f"{files.folder} is for another model: `{entry.path}` is a {entry.class_name} there and a "

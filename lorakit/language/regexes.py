@@ -12,6 +12,8 @@ import time
 import warnings
 from typing import Any
 
+from lorakit.errors import shown
+
 MAX_LENGTH = 1_000
 # `regex` lays every repetition out when it compiles: this many fill no memory
 MAX_REPETITIONS = 10_000
@@ -55,38 +57,46 @@ class Matcher:
     def __init__(self, start: str = "") -> None:
         self._start = start
         self._left = SECONDS
-        self._compiled: dict[str, Any] = {}
+        self._compiled: dict[str, tuple[Any, bool]] = {}
 
     def fits(self, words: str, name: str) -> bool:
         """Return whether a regex matches a whole name. Raises: RegexError, also where it takes too long."""
+        begun = self.begin()
         if words not in self._compiled:
             self._compiled[words] = self._compile(words)
-        compiled = self._compiled[words]
-        if isinstance(compiled, re.Pattern):
-            return compiled.fullmatch(name) is not None
-        begun = time.thread_time()
+        compiled, is_limited = self._compiled[words]
+        limit = {"timeout": max(min(MATCH_SECONDS, self._left), 1e-3)} if is_limited else {}
         try:
-            found = compiled.fullmatch(name, timeout=max(min(MATCH_SECONDS, self._left), 1e-3)) is not None
+            found = compiled.fullmatch(name, **limit)
         except (TimeoutError, MemoryError):
-            raise RegexError(
-                "this regex takes too long: there are too many ways to share a name out in it"
-            ) from None
+            reason = "there are too many ways to share a name out in it"
+            raise RegexError(f"the regex {shown(words)} takes too long: {reason}") from None
+        self.charge(begun)
+        return found is not None
+
+    @staticmethod
+    def begin() -> float:
+        """Return the processor time at which work begins that `charge` then counts."""
+        return time.thread_time()
+
+    def charge(self, begun: float) -> None:
+        """Count what was spent since. Raises: RegexError where it is more than there was."""
         self._left -= time.thread_time() - begun
         if self._left <= 0:
-            raise RegexError(f"this regex and those before it take more than {SECONDS:g} s for the names of this model")
-        return found
+            raise RegexError(f"these patterns take more than {SECONDS:g} s for the names of this model")
 
-    def _compile(self, words: str) -> Any:
+    def _compile(self, words: str) -> tuple[Any, bool]:
+        """Return what matches, and whether it needs a limit of time."""
         check_regex(words)
         whole = f"{self._start}({words})" if self._start else words
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if _REPEATING.search(words) is None:
                 # nothing to try in several ways: `re` is linear in it, and quicker
-                return re.compile(whole)
+                return re.compile(whole), False
             import regex
 
             try:
-                return regex.compile(whole)
+                return regex.compile(whole), True
             except (regex.error, OverflowError, RecursionError) as error:
                 raise RegexError(f"this is no regex: {error}") from None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lorakit.diagnostics import Code, Diagnostic, at
+from lorakit.errors import shown
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import call_of
 from lorakit.language.printer import call_text
@@ -50,7 +51,7 @@ def _rank(decided: Decided, inventory: Inventory, plugins: Plugins) -> Iterable[
     if rule and rule.rank is not None and module.shape and rule.rank > (largest := module.shape.largest_rank):
         yield at(
             Code.RANK_TOO_LARGE,
-            f"rank {rule.rank} is larger than `{module.path}` allows: {module.shape} has rank {largest} at most",
+            f"rank {shown(rule.rank)} is larger than `{module.path}` allows: {module.shape} has rank {largest} at most",
             rule.rank_span or rule.span,
             suggestion=f"write rank {largest} or less, or leave the module out with `except {module.path}`",
         )
