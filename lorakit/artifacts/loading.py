@@ -19,13 +19,14 @@ from lorakit.artifacts.foreign import plan_of_files
 from lorakit.artifacts.peft_config import disagreement, method_fields
 from lorakit.artifacts.peft_names import adapter_tensors, file_names, full_name
 from lorakit.artifacts.reading import AdapterFiles, check_fields, read_adapter, read_plan, read_taken
-from lorakit.errors import AdapterError, named
+from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.computing import compute_again
 from lorakit.planning.entries import UnfitError, completed
 from lorakit.planning.hardware import Hardware
 from lorakit.planning.inventory import Inventory, read_inventory
 from lorakit.planning.plan import Plan
+from lorakit.quoting import named
 
 
 def load_adapter(

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorakit.errors import AdapterError, shown
+from lorakit.errors import AdapterError
+from lorakit.quoting import shown
 
 # what PEFT takes an absent field or null for, lorakit does too
 Check = Callable[[Any], bool]

@@ -16,8 +16,9 @@ from lorakit.artifacts.json_files import MAX_PLAN_BYTES, read_object, read_text
 from lorakit.artifacts.peft_config import ON_CHANGED_BASE
 from lorakit.artifacts.peft_fields import check_types
 from lorakit.dtypes import name_of
-from lorakit.errors import AdapterError, PlanError, named, shown
+from lorakit.errors import AdapterError, PlanError
 from lorakit.planning.plan import Plan
+from lorakit.quoting import named, shown
 
 PICKLED = "adapter_model.bin"
 # twice what an adapter on every expert of the largest models holds; a name is a path in a model

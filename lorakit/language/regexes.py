@@ -12,7 +12,7 @@ import time
 import warnings
 from typing import Any
 
-from lorakit.errors import shown
+from lorakit.quoting import shown
 
 MAX_LENGTH = 1_000
 # `regex` lays every repetition out when it compiles: this many fill no memory

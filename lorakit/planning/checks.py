@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lorakit.diagnostics import Code, Diagnostic, at
-from lorakit.errors import shown
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import call_of
 from lorakit.language.printer import call_text
@@ -14,6 +13,7 @@ from lorakit.language.spec import Adapt, PluginCall, Quantize, Train
 from lorakit.planning.cascade import Decisions
 from lorakit.planning.computing import ITEMSIZE
 from lorakit.planning.inventory import Inventory, ModuleInfo
+from lorakit.quoting import shown
 
 
 @dataclass(frozen=True, slots=True)

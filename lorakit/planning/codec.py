@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any, Union
 
-from lorakit.errors import shown
+from lorakit.quoting import shown
 
 
 def to_plain(value: Any) -> Any:

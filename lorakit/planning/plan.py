@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorakit.errors import PlanError, shown
+from lorakit.errors import PlanError
 from lorakit.language.spec import PluginCall
 from lorakit.language.words import choices
 from lorakit.planning import codec
 from lorakit.planning.hardware import DTYPES as DTYPES
 from lorakit.planning.hardware import Compute
 from lorakit.planning.migration import migrated
+from lorakit.quoting import shown
 from lorakit.values import LayerShape
 
 FORMAT_VERSION = 2
