@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 # a message quotes what it was given, which may be of any length: a screen of it is shown
-MAX_CHARACTERS, MAX_LINES, MAX_QUOTED = 4_000, 50, 120
+MAX_CHARACTERS, MAX_LINES, MAX_QUOTED = 4_000, 64, 120
 # what a terminal would obey, hide or reorder, and what no encoding takes
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 

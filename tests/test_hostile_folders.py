@@ -21,8 +21,13 @@ from torch import nn
 import lorakit
 from lorakit.artifacts.folders import check_output, new_file, new_folder
 from lorakit.artifacts.inspection import inspect_adapter
-from lorakit.artifacts.reading import MAX_TENSORS
+from lorakit.artifacts.json_files import MAX_BYTES, MAX_PLAN_BYTES
+from lorakit.artifacts.reading import MAX_NAME, MAX_TENSORS
 from lorakit.cli.inputs import read_spec
+from lorakit.language.files import MAX_INCLUDE_DEPTH
+from lorakit.language.regexes import MATCH_SECONDS, MAX_LENGTH, MAX_REPETITIONS, SECONDS
+from lorakit.language.source import MAX_SIZE
+from lorakit.language.targets import MAX_TARGETS
 
 COUNT = int(os.environ.get("LORAKIT_FUZZ_FOLDERS", "5000"))
 
@@ -148,6 +153,24 @@ def test_a_plan_with_wrong_values_is_refused_wherever_it_is_used(
 ) -> None:
     changed(own / PLAN, change)
     assert complaint in refused(own)
+
+
+@pytest.mark.parametrize("kind", ["linear_transposed", "embedding", "nothing"])
+def test_a_plan_of_another_kind_of_layer_is_for_another_model(kind: str, own: Path) -> None:
+    # found by putting every value in every place
+    changed(own / PLAN, lambda plan: plan["entries"][0]["shape"].update(kind=kind))
+    assert "is for another model" in refused(own)
+
+
+def test_the_readme_names_the_bounds() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    for bound in (
+        f"{MAX_TENSORS:,}, each with a name of {MAX_NAME:,} characters", f"{MAX_BYTES // 2**20} MiB",
+        f"{MAX_PLAN_BYTES // 2**20} MiB", f"a spec | {MAX_SIZE // 2**20} MiB, {MAX_TARGETS:,} targets",
+        f"includes {MAX_INCLUDE_DEPTH} deep", f"{MAX_LENGTH:,} characters, counts that multiply to {MAX_REPETITIONS:,}",
+        f"{MATCH_SECONDS:g} s of processor time a name, {SECONDS:g} s in all",
+    ):  # fmt: skip
+        assert bound in text
 
 
 def test_a_plan_from_a_file_that_fits_no_layer_is_a_plan_error(own: Path) -> None:
@@ -389,7 +412,7 @@ def test_a_model_config_of_any_content_is_a_model_error(llama_folder: Path) -> N
 def test_an_error_quotes_a_screen_at_most_and_shows_what_a_terminal_would_obey() -> None:
     error = lorakit.AdapterError("no\x1b[2J" + "x" * 10**7 + "\nhelp: write less")
     assert str(error).startswith(r"no\x1b[2J") and str(error).endswith("help: write less") and len(str(error)) < 4_100
-    assert len(str(lorakit.PlanError("line\n" * 10**6)).splitlines()) == 51
+    assert len(str(lorakit.PlanError("line\n" * 10**6)).splitlines()) == 65
     str(lorakit.ModelError("\ud800")).encode()
 
 

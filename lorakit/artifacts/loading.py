@@ -22,7 +22,7 @@ from lorakit.artifacts.reading import AdapterFiles, check_fields, read_adapter, 
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.computing import compute_again
-from lorakit.planning.entries import UnfitError, completed
+from lorakit.planning.entries import UnfitError, completed, unlike
 from lorakit.planning.hardware import Hardware
 from lorakit.planning.inventory import Inventory, read_inventory
 from lorakit.planning.plan import Plan
@@ -144,19 +144,12 @@ def _check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
             )
         if entry.adapter and module.shape is None:
             raise AdapterError(f"{files.folder} adapts `{entry.path}`, which here is a {module.class_name}")
-        if str(module.shape) != str(entry.shape):
-            raise AdapterError(
-                f"{files.folder} is for another model: `{entry.path}` is {entry.shape} there and {module.shape} here"
-            )
+        if difference := unlike(entry, module):
+            raise AdapterError(f"{files.folder} is for another model: {difference}")
         has_bias = any(parameter.name == "bias" for parameter in module.parameters)
         if entry.adapter and entry.adapter.bias_parameters and not (has_bias and entry.adapter.bias == "adapter"):
             raise AdapterError(
                 f"{files.folder} trains the bias of `{entry.path}`, which its plan or this model has not"
-            )
-        if entry.shape and module.shape and entry.shape.kind != module.shape.kind and not module.shape.stored:
-            raise AdapterError(
-                f"{files.folder} is for another model: `{entry.path}` is a {entry.class_name} there and a "
-                f"{module.class_name} here"
             )
 
 

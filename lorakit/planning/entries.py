@@ -103,6 +103,18 @@ def with_settings(entry: PlanEntry, settings: Settings, plugins: Plugins) -> Pla
     return replace(entry, adapter=replace(adapter, parameters=table))
 
 
+def unlike(entry: PlanEntry, module: ModuleInfo) -> str:
+    """Return how a module differs from the one that an entry was planned for, in words; nothing if it does not."""
+    if str(module.shape) != str(entry.shape):
+        return f"`{entry.path}` is {entry.shape} there and {module.shape} here"
+    # where the weight is quantized already, the layer is that of who quantized it
+    if entry.shape and module.shape and entry.shape.kind != module.shape.kind and not module.shape.stored:
+        kinds = (entry.class_name, module.class_name)
+        there, here = kinds if kinds[0] != kinds[1] else (entry.shape.kind, module.shape.kind)
+        return f"`{entry.path}` is a {there} there and a {here} here"
+    return ""
+
+
 def completed(plan: Plan, plugins: Plugins) -> Plan:
     """Return a plan whose every adapter has its table of parameters; plans of version 1 come without.
 

@@ -11,7 +11,7 @@ from lorakit.errors import PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import OptimizerFactory
 from lorakit.planning import memory
-from lorakit.planning.entries import completed
+from lorakit.planning.entries import completed, unlike
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.plan import Bytes, Plan, PlanEntry, RuleSummary
 from lorakit.planning.targets import container_counts
@@ -77,8 +77,8 @@ def _measured(
         raise PlanError(
             f"the plan is for another model: it decides `{entry.path}`, which {inventory.model_class} lacks"
         )
-    if str(module.shape) != str(entry.shape):
-        raise PlanError(f"the plan is for another model: `{entry.path}` is {entry.shape} there and {module.shape} here")
+    if difference := unlike(entry, module):
+        raise PlanError(f"the plan is for another model: {difference}")
     full = _in_full(entry, module)
     adapter = entry.adapter and replace(entry.adapter, bias_parameters=sum(numel(shape) for shape, _ in full))
     table = [one for one in adapter.parameters if one.shared not in counted] if adapter else []
