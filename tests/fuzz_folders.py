@@ -245,8 +245,11 @@ def faults(folder: Path) -> Iterator[str]:
 
 def _broken(use: str, model: nn.Module) -> Iterator[str]:
     try:
-        model(torch.ones(2, 8)).sum().backward()
-        lorakit.merge(model)(torch.ones(2, 8))
+        # a plan may say what the model computes in, and that nothing trains
+        x = torch.ones(2, 8, dtype=model.layers[0].weight.dtype)  # type: ignore[union-attr, index, arg-type]
+        if (y := model(x).sum()).requires_grad:
+            y.backward()
+        lorakit.merge(model)
     except lorakit.LorakitError:
         pass
     except Exception:
@@ -266,6 +269,21 @@ def fuzz(count: int, seed: int, place: Path) -> Iterator[tuple[str, bytes, str]]
         for fault in faults(folder):
             yield f"{folder.name}/{path.name}", data, fault
         path.write_bytes(contents[path])
+
+
+def every_value(folder: Path, name: str) -> Iterator[tuple[str, bytes, str]]:
+    """Put every value in every place of a JSON file; yield as `fuzz` does."""
+    path = folder / name
+    data = path.read_bytes()
+    for number in range(len(list(_places(json.loads(data))))):
+        for one in VALUES:
+            value = json.loads(data)
+            holder, key = list(_places(value))[number]
+            holder[key] = one
+            path.write_bytes(_text(value))
+            for fault in faults(folder):
+                yield f"{folder.name}/{name}", _text(value), fault
+    path.write_bytes(data)
 
 
 def main() -> None:
