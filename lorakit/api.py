@@ -157,8 +157,10 @@ def load(
     from lorakit.pipeline import read_model
 
     plugins = plugins or default_plugins()
-    starter = starter_of(Path(folder), plugins, initialize=allow_missing) if quantize else None
-    module = read_model(_with_weights(model_or_ref, trust_remote_code), plugins, starter=starter)
+    source = _with_weights(model_or_ref, trust_remote_code)
+    streams = quantize and isinstance(source, ModelReference)
+    starter = starter_of(Path(folder), plugins, initialize=allow_missing) if streams else None
+    module = read_model(source, plugins, starter=starter)
     return load_adapter(
         Path(folder),
         module,

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from lorakit.quoting import cut
+
 HELP = "help: "
 
 
@@ -132,14 +134,14 @@ def diagnostic_at(
     return Diagnostic(
         str(code),
         severity,
-        message,
+        cut(message),
         span.file,
         span.line,
         span.column,
         span.end_line,
         span.end_column,
-        suggestion,
-        tuple(notes),
+        suggestion and cut(suggestion),
+        tuple(map(cut, notes)),
     )
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from lorakit.diagnostics import Diagnostic
+from lorakit.quoting import one_screen, visible
 
 
 class LorakitError(Exception):
-    """Base of all errors that a user's input can cause."""
+    """Base of all errors that a user's input can cause; the message is a screen long at most."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(visible(one_screen(message)))
 
 
 class SpecError(LorakitError):

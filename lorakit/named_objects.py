@@ -28,7 +28,11 @@ def named_object(reference: str, what: str) -> Any:
 
 
 def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    if not is_file:
         raise ModelError(f"no such file: {path}")
     spec = importlib.util.spec_from_file_location(f"lorakit_model_{path.stem}", path)
     assert spec is not None and spec.loader is not None

@@ -292,12 +292,12 @@ def test_nothing_that_is_not_finite_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "adapter").exists()
 
 
-@pytest.mark.parametrize("field", ["lora_alpha", "r", "use_rslora"])
-def test_a_config_that_was_edited_beside_its_plan_is_refused(field: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("field", "value"), [("lora_alpha", 7), ("r", 7), ("use_rslora", True)])
+def test_a_config_that_was_edited_beside_its_plan_is_refused(field: str, value: object, tmp_path: Path) -> None:
     folder = lorakit.save(lorakit.apply("adapt q_proj rank 4", make_llama()), tmp_path / "adapter")
     path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), field: 7}))
-    with pytest.raises(lorakit.AdapterError, match=f"says {field}=7, and the plan beside it"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(lorakit.AdapterError, match=f"says {field}={value}, and the plan beside it"):
         lorakit.load(folder, make_llama())
 
 

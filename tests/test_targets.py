@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import time
+from collections import OrderedDict
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import lorakit
 from helpers import make_gpt2, make_llama
+from lorakit.planning.inventory import read_inventory
+from lorakit.planning.targets import Selection
 
 
 class Block(nn.Module):
@@ -111,3 +119,67 @@ def test_many_modules_take_time_in_proportion() -> None:
     model.layers = nn.ModuleList(nn.ModuleDict({"a": nn.Linear(2, 2, device="meta")}) for _ in range(500))
     assert len(decided("adapt layers[0..249].a rank 1", model)) == 250
     assert torch.device("meta") == next(model.parameters()).device
+
+
+class Deep(nn.Module):
+    """Modules whose paths have many segments of few letters, to be selected in many ways."""
+
+    def __init__(self, depth: int = 4) -> None:
+        super().__init__()
+        self.a = nn.Linear(2, 2, device="meta")
+        if depth:
+            self.ab, self.ba = Deep(depth - 1), Deep(depth - 1)
+
+
+SEGMENTS = st.lists(st.sampled_from(["a", "ab", "ba", "*", "a*", "*b", "*a*", "b*a", "**"]), min_size=1, max_size=5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(SEGMENTS)
+def test_globs_match_what_a_regex_of_the_same_meaning_does(segments: list[str]) -> None:
+    meaning = {"**": r"(?:[^.]+\.)*"}
+    words = [r"(?:[^.]+\.)*", *(meaning.get(one, one.replace("*", "[^.]*") + r"\.") for one in segments)]
+    inventory = read_inventory(DEEP, lorakit.plugins.default_plugins())
+    (rule,) = lorakit.parse(f"adapt {'.'.join(segments)} rank 1").rules
+    expected = [path for path in inventory.modules if path and re.fullmatch("".join(words), f"{path}.")]
+    assert list(Selection(inventory, {}).matches(rule.targets[0])) == expected
+
+
+DEEP = Deep()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "**." * 40 + "*z", "*.**." * 20 + "z*", "*" + "a*" * 25 + "z", "*a" * 25 + "*z",
+        "/([a-z0-9_.]+)+!/", r"/(.*)*\.(.*)*\.(.*)*z/",
+    ],
+)  # fmt: skip
+def test_a_target_that_could_be_tried_in_very_many_ways_is_refused_soon(target: str) -> None:
+    model = nn.Sequential(OrderedDict([("a" * 60, Deep(6)), ("_".join("ab" * 30), nn.Linear(2, 2))]))
+    begun = time.process_time()
+    with pytest.raises(lorakit.PlanError, match="matches no module"):
+        lorakit.plan(f"adapt {target} rank 1", model)
+    assert time.process_time() - begun < 5
+
+
+def test_a_regex_that_takes_too_long_is_an_error_at_its_place() -> None:
+    model = nn.ModuleDict({"a" * 90: nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    with pytest.raises(lorakit.PlanError, match="takes too long") as caught:
+        lorakit.plan("adapt b, /(?:a|aa)+[!?]/ rank 1", model)
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.line, found.column) == ("L037", 1, 10)
+
+
+@pytest.mark.parametrize(
+    ("regex", "reason"),
+    [("(?:a{99}){999}", "more than 10,000 repetitions"), ("a" * 1001, "has 1,001 characters"), ("(", "is no regex")],
+)
+def test_a_regex_that_is_too_large_is_found_without_a_model(regex: str, reason: str) -> None:
+    with pytest.raises(lorakit.SpecError, match=f"L037.*{reason}"):
+        lorakit.parse(f"adapt /{regex}/ rank 1")
+
+
+def test_names_of_digits_that_are_no_numbers_are_names() -> None:
+    model = nn.ModuleDict({name: nn.ModuleDict({"q": nn.Linear(2, 2)}) for name in ("²", "9" * 5000, "1")})
+    assert decided("adapt q layers 0..1 rank 1", model) == ["1.q"]

@@ -30,8 +30,8 @@ Weight = Callable[[], Tensor]
 class Started:
     """What a layer begins with: the values of its adapter's parameters, float32 on the CPU, and what its base holds.
 
-    `weight`, as adapters see it, is set where the start took something from a base that no quantizer stores, and `taken`
-    are the two matrices whose product that is; `quantized` is set where the base is stored so.
+    `weight`, as adapters see it, is set where the start took something from a base that no quantizer stores, and
+    `taken` are the two matrices whose product that is; `quantized` is set where the base is stored so.
     """
 
     values: Mapping[str, Tensor]
@@ -135,6 +135,13 @@ class _Start:
         finally:
             # it leads back here, and such rings keep weights alive until Python looks for them
             del self._context
+        for one in entry.adapter.parameters:
+            held = one.dtype or entry.adapter.dtype
+            if one.name in values and not bool(torch.isfinite(values[one.name].to(dtype_of(held))).all()):
+                raise PlanError(
+                    f"the start of `{entry.path}` gives `{one.name}` NaN, or values that {held} does not hold: give "
+                    "its `init` other options, or the adapter another dtype"
+                )
 
     def _initialize(self, lora_A: Tensor, lora_B: Tensor) -> None:
         entry, plugins = self.entry, self.starter.plugins

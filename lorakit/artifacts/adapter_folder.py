@@ -123,11 +123,18 @@ def _say_if_foreign(adapter: NamedAdapter, peft_type: str) -> None:
 
 
 def _refuse_foreign(folder: Path, known: set[str]) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise OutputError(f"{folder} is a file; an adapter is a folder")
-    if strangers := sorted(path.name for path in folder.iterdir() if path.name not in known):
+    try:
+        if not folder.exists():
+            if folder.is_symlink():
+                raise OutputError(f"{folder} is a link that leads nowhere; remove it, or give another place")
+            return
+        if not folder.is_dir():
+            raise OutputError(f"{folder} is a file; an adapter is a folder")
+        strangers = sorted(path.name for path in folder.iterdir() if path.name not in known)
+    # a name that is too long, a folder that may not be looked into
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror}") from error
+    if strangers:
         raise OutputError(f"{folder} holds other things than an adapter, such as {strangers[0]}; give another place")
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lorakit.errors import OutputError, WriteError
@@ -27,8 +27,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent))
-    except OSError as error:
-        raise OutputError(f"cannot write to {target.parent}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot write to {target.parent}: {_reason(error)}") from error
     try:
         yield aside
         _open_up(aside)
@@ -43,7 +43,7 @@ def new_folder(target: Path) -> Iterator[Path]:
             raise WriteError(f"writing {target} failed: {error}; what was there before is untouched") from error
         raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _clear(aside)
 
 
 @contextmanager
@@ -52,11 +52,13 @@ def new_file(target: Path) -> Iterator[Path]:
 
     Raises: OutputError if the folder cannot be made, WriteError if the disk is full or fails.
     """
-    aside = target.with_name(f".{target.name}.new")
     try:
+        aside = target.with_name(f".{target.name}.new")
         target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write to {target.parent}: {error.strerror}") from error
+        # what a run that was killed has left, and at once whether the name is one that the disk takes
+        aside.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot write to {target}: {_reason(error)}") from error
     try:
         yield aside
         with aside.open("rb") as file:
@@ -79,12 +81,18 @@ def write_text(target: Path, text: str) -> None:
 
 def check_output(target: Path, force: bool) -> None:
     """Raise OutputError if a folder exists and may not be replaced, or cannot be made where it should be."""
-    if (target.exists() or target.is_symlink()) and not force:
-        raise OutputError(f"{target} exists; give another place, or --force to replace it")
-    if Path.cwd().is_relative_to(whole := target.resolve()) or Path.home().is_relative_to(whole):
-        raise OutputError(f"{target} holds the folder you work in; give a place of its own")
-    place = _standing_place(target)
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    try:
+        if os.path.lexists(target) and not force:
+            raise OutputError(f"{target} exists; give another place, or --force to replace it")
+        # a link itself is what would be replaced, and not what it points to
+        whole = Path(os.path.realpath(target))
+        if not target.is_symlink() and (Path.cwd().is_relative_to(whole) or Path.home().is_relative_to(whole)):
+            raise OutputError(f"{target} holds the folder you work in; give a place of its own")
+        place = _standing_place(target)
+        writable = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot write to {target}: {_reason(error)}") from error
+    if not writable:
         raise OutputError(f"cannot write to {target}: {place} is no folder that you may write to")
 
 
@@ -114,16 +122,29 @@ def flush(folder: Path) -> None:
 
 
 def _put_in_place(aside: Path, target: Path) -> None:
-    if not target.exists():
+    if not os.path.lexists(target):
         aside.rename(target)
     elif not _exchange(aside, target):
         # no atomic exchange on this system: between the two renames the old folder stands under the name `.old`
         old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
+        _clear(old)
         target.rename(old)
         aside.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        _clear(old)
     flush_entry(target.parent)
+
+
+def _clear(path: Path) -> None:
+    """Remove a folder with all in it, or a file or a link, of which what it points to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def flush_entry(folder: Path) -> None:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from lorakit.artifacts.adapter_folder import CONFIG
 from lorakit.artifacts.peft_names import PREFIX
 from lorakit.artifacts.reading import AdapterFiles
 from lorakit.dtypes import SHORT, name_of
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
+from lorakit.language.regexes import Matcher, RegexError
 from lorakit.language.spec import Adapt, Train
 from lorakit.planning.cascade import Decisions
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan
 from lorakit.planning.planner import plan_decisions
+from lorakit.values import LayerShape
 
 LORA = re.compile(r"(?P<path>.+)\.(?P<matrix>lora_[AB]\.weight|lora_embedding_[AB])")
 FIRST = ("lora_A.weight", "lora_embedding_A")
+_DOTTED = re.compile(r"[\w.-]+")
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 
 def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -> Plan:
@@ -30,6 +38,7 @@ def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -
     """
     adapt: dict[str, Adapt] = {}
     train: dict[str, Train] = {}
+    scales = Scales(files.folder, files.config)
     for name, tensor in files.tensors.items():
         inner = name.removeprefix(PREFIX)
         if found := LORA.fullmatch(inner):
@@ -40,8 +49,7 @@ def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -
                 raise AdapterError(f"{files.folder} adapts `{path}`, a {module.class_name}, which no adapter here fits")
             if found["matrix"] in FIRST:
                 dtype = SHORT.get(name_of(tensor.dtype), "fp32")
-                rank = tensor.shape[0] // (module.shape.stack or 1)
-                adapt[path] = _rule(path, rank, dtype, files.config)
+                adapt[path] = _rule(path, _rank(name, tensor, module.shape, files), dtype, files.config, scales)
             continue
         place = Place(inner, is_parameter=True)
         path, parameter = place.holder, place.leaf
@@ -59,6 +67,14 @@ def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -
     if problems:
         raise AdapterError(f"{files.folder} does not fit this {inventory.model_class}: {problems[0].message}")
     return plan
+
+
+def _rank(name: str, lora_A: Tensor, shape: LayerShape, files: AdapterFiles) -> int:
+    """Return the rank that a lora_A (rank, …), for a stack (stack · rank, …), gives."""
+    stack = shape.stack or 1
+    if lora_A.ndim < 2 or not lora_A.shape[0] or lora_A.shape[0] % stack:
+        raise AdapterError(f"{files.folder}: `{name}` is {tuple(lora_A.shape)}, which is no lora_A of any rank")
+    return lora_A.shape[0] // stack
 
 
 def _target(path: str, inventory: Inventory, files: AdapterFiles) -> str:
@@ -92,31 +108,79 @@ def _known(path: str, name: str, inventory: Inventory, files: AdapterFiles) -> N
         )
 
 
-def scaling_of(path: str, rank: int, config: Mapping[str, Any]) -> float:
-    """Return what an adapter_config.json multiplies B·A of a module by."""
-    alpha = _by_pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha") or rank)
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+class Scales:
+    """What an adapter_config.json multiplies the update of each module by. Raises: AdapterError for a bad pattern.
+
+    Patterns are regexes on the end of a path. PEFT writes the path itself, with dots that fit any character, and
+    lorakit the path with what is special in it escaped: those are looked up, and what is left is matched one by one.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        self._path = folder / CONFIG
+        self._config = config
+        self._matcher = Matcher(start=r"(.*\.)?")
+        self._regexes: list[tuple[int, str, Any]] = []
+        self._names: dict[str, tuple[int, Any]] = {}
+        self._dotted: dict[tuple[int, tuple[int, ...]], dict[str, tuple[int, Any]]] = {}
+        for place, (key, value) in enumerate((config.get("alpha_pattern") or {}).items()):
+            name = _ESCAPE.sub(r"\1", key)
+            if re.escape(name) == key:
+                self._names.setdefault(name, (place, value))
+            elif _DOTTED.fullmatch(key):
+                dots = tuple(at for at, character in enumerate(key) if character == ".")
+                self._dotted.setdefault((len(key), dots), {})[key] = (place, value)
+            else:
+                self._regexes.append((place, key, value))
+
+    def alpha(self, path: str, rank: int) -> float:
+        """Return the alpha of the first pattern that fits the end of a path, as PEFT looks it up.
+
+        A layer may be named by its weight, where the adapter's config has it among `target_parameters`.
+        """
+        names = (path, f"{path}.weight")
+        try:
+            begun = self._matcher.begin()
+            known = [found for name in names for found in self._known(name)]
+            self._matcher.charge(begun)
+            first, value = min(
+                known, key=lambda found: found[0], default=(None, self._config.get("lora_alpha") or rank)
+            )
+            for place, key, one in self._regexes:
+                if first is not None and place > first:
+                    break
+                if any(self._matcher.fits(key, name) for name in names):
+                    return float(one)
+        except RegexError as error:
+            raise AdapterError(f"{self._path}: alpha_pattern: {error}") from error
+        return float(value)
+
+    def _known(self, name: str) -> Iterator[tuple[int, Any]]:
+        """Yield the places and values of the patterns that fit the end of a name and are looked up."""
+        if self._names:
+            segments = name.split(".")
+            ends = (".".join(segments[start:]) for start in range(len(segments)))
+            yield from (self._names[end] for end in ends if end in self._names)
+        for (length, dots), keys in self._dotted.items():
+            before = len(name) - length
+            if before == 0 or (before > 0 and name[before - 1] == "."):
+                end = list(name[before:])
+                for dot in dots:
+                    end[dot] = "."
+                if (found := keys.get("".join(end))) is not None:
+                    yield found
+
+    def scaling(self, path: str, rank: int) -> float:
+        """Return what B·A of a module is multiplied by."""
+        return self.alpha(path, rank) / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
 
 
-def _rule(path: str, rank: int, dtype: str, config: Mapping[str, Any]) -> Adapt:
-    alpha = _by_pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha") or rank)
+def _rule(path: str, rank: int, dtype: str, config: Mapping[str, Any], scales: Scales) -> Adapt:
     return Adapt(
         targets=(),
         rank=rank,
-        alpha=float(alpha),
+        alpha=scales.alpha(path, rank),
         scaling="rslora" if config.get("use_rslora") else "standard",
         dropout=float(config.get("lora_dropout") or 0.0),
         dtype=dtype,
         bias="adapter" if config.get("bias") in ("lora_only", "all") else "none",
     )
-
-
-def _by_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
-    """Return the value of the first pattern that fits the end of a path, as PEFT looks it up.
-
-    A layer may be named by its weight, where the adapter's config has it among `target_parameters`.
-    """
-    for key, value in patterns.items():
-        if any(re.match(rf"(.*\.)?({key})$", name) for name in (path, f"{path}.weight")):
-            return value
-    return default

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,14 +67,16 @@ def export_adapter(
     files, plan = planned_files(adapter, inventory, plugins, quantize=False, allow_pickle=allow_pickle)
     _refuse(plan, inventory, files)
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, family.architecture), config.num_hidden_layers)
-    pairs = [pair for entry in plan.entries for pair in _pairs(entry, plan, files, family, config, names)]
+    stored = file_names(plan)
+    pairs = [pair for entry in plan.entries for pair in _pairs(entry, stored(entry), files, family, config, names)]
     alpha = _alpha(pairs)
     architecture = gguf.MODEL_ARCH_NAMES[getattr(gguf.MODEL_ARCH, family.architecture)]
     with new_file(target) as aside:
         writer = gguf.GGUFWriter(aside, architecture)
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_name(adapter.resolve().name)
+        # a name that is no UTF-8 is one that Python holds as lone surrogates
+        writer.add_name(adapter.resolve().name.encode("utf-8", "replace").decode())
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
         for pair in pairs:
             folded = pair.lora_b * (pair.factor * pair.rank / alpha)
@@ -127,10 +129,9 @@ def _some(paths: list[str]) -> str:
 
 
 def _pairs(
-    entry: PlanEntry, plan: Plan, files: AdapterFiles, family: Family, config: Any, names: Any
+    entry: PlanEntry, stored: Mapping[str, str], files: AdapterFiles, family: Family, config: Any, names: Any
 ) -> Iterator[Pair]:
     assert entry.adapter is not None and entry.shape is not None
-    stored = file_names(plan, entry)
     lora_A, lora_B = (files.tensors[stored[name]].float() for name in ("lora_A", "lora_B"))
     factor, shape = entry.adapter.settings.factor, entry.shape
     if shape.stack:

@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from lorakit.artifacts.foreign import FIRST, LORA, scaling_of
+from lorakit.artifacts.foreign import FIRST, LORA, Scales
 from lorakit.artifacts.peft_names import PREFIX, file_names
 from lorakit.artifacts.reading import AdapterFiles, read_adapter
 from lorakit.dtypes import name_of, short_name
+from lorakit.errors import AdapterError
 from lorakit.planning.plan import Plan
 from lorakit.planning.report import layers_alike, plain_table, show_bytes
 
@@ -52,9 +53,10 @@ def inspect_adapter(folder: Path, allow_pickle: bool = False) -> Inspection:
     """Return what an adapter folder holds. Raises: AdapterError."""
     files = read_adapter(folder, allow_pickle)
     rows, others = [], []
+    scales = Scales(folder, files.config)
     planned = _planned(files.plan) if files.plan else {}
     methods: dict[str, int] = {}
-    for name, tensor in files.tensors.items():
+    for name in files.tensors:
         found = LORA.fullmatch(name.removeprefix(PREFIX))
         if found is None and name in planned:
             methods[planned[name]] = methods.get(planned[name], 0) + 1
@@ -62,7 +64,7 @@ def inspect_adapter(folder: Path, allow_pickle: bool = False) -> Inspection:
             others.append(name.removeprefix(PREFIX))
         elif found["matrix"] in FIRST:
             other = f"{name[: found.start('matrix') - len(found[0])]}{found['matrix'].replace('_A', '_B')}"
-            rows.append(_row(found["path"], tensor.flatten(1), files.tensors[other].flatten(1), files))
+            rows.append(_row(found["path"], *_matrices(name, other, files), scales))
     return Inspection(
         folder=str(folder),
         base_model=files.config.get("base_model_name_or_path") or "",
@@ -77,16 +79,31 @@ def inspect_adapter(folder: Path, allow_pickle: bool = False) -> Inspection:
 
 def _planned(plan: Plan) -> dict[str, str]:
     """Return the method of every tensor that a plan's tables name, by its name in the file."""
+    names = file_names(plan)
     return {
         name: entry.adapter.method.name
         for entry in plan.entries
         if entry.adapter is not None
-        for name in file_names(plan, entry).values()
+        for name in names(entry).values()
     }
 
 
-def _row(path: str, lora_A: Tensor, lora_B: Tensor, files: AdapterFiles) -> AdapterRow:
-    scaling = scaling_of(path, lora_A.shape[0], files.config)
+def _matrices(name: str, other: str, files: AdapterFiles) -> tuple[Tensor, Tensor]:
+    """Return lora_A and lora_B as matrices (rank, inputs) and (outputs, rank). Raises: AdapterError."""
+    if other not in files.tensors:
+        raise AdapterError(f"{files.folder} holds `{name}` and no `{other}`")
+    lora_A, lora_B = files.tensors[name], files.tensors[other]
+    fits = lora_A.ndim >= 2 and lora_B.ndim >= 2 and 0 < lora_A.shape[0] == lora_B.flatten(1).shape[1]
+    if not fits:
+        raise AdapterError(
+            f"{files.folder}: `{name}` is {tuple(lora_A.shape)} and `{other}` {tuple(lora_B.shape)}, "
+            "which are no two matrices of one rank"
+        )
+    return lora_A.flatten(1), lora_B.flatten(1)
+
+
+def _row(path: str, lora_A: Tensor, lora_B: Tensor, scales: Scales) -> AdapterRow:
+    scaling = scales.scaling(path, lora_A.shape[0])
     # ‖BA‖² = tr((BᵀB)(AAᵀ)), without the full-sized product
     gram_A, gram_B = lora_A.double() @ lora_A.double().T, lora_B.double().T @ lora_B.double()
     norm = scaling * float((gram_B * gram_A).sum().clamp(min=0).sqrt())

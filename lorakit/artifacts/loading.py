@@ -14,7 +14,7 @@ from lorakit.application.observing import watched
 from lorakit.application.snapshot import unchanged_on_failure
 from lorakit.application.starting import Started, Starter
 from lorakit.application.state import DEFAULT, adapted_state, adapter_of
-from lorakit.artifacts.adapter_folder import CONFIG, PLAN
+from lorakit.artifacts.adapter_folder import CONFIG, PLAN, START
 from lorakit.artifacts.foreign import plan_of_files
 from lorakit.artifacts.peft_config import disagreement, method_fields
 from lorakit.artifacts.peft_names import adapter_tensors, file_names, full_name
@@ -22,10 +22,11 @@ from lorakit.artifacts.reading import AdapterFiles, check_fields, read_adapter, 
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.computing import compute_again
-from lorakit.planning.entries import UnfitError, completed
+from lorakit.planning.entries import UnfitError, completed, unlike
 from lorakit.planning.hardware import Hardware
 from lorakit.planning.inventory import Inventory, read_inventory
 from lorakit.planning.plan import Plan
+from lorakit.quoting import named
 
 
 def load_adapter(
@@ -77,7 +78,9 @@ def starter_of(folder: Path, plugins: Plugins, *, initialize: bool = False) -> S
     plan = read_plan(folder)
     if plan is None:
         return None
-    return Starter(_completed(folder, plan, plugins), plugins, initialize=initialize, taken=read_taken(folder))
+    taken = read_taken(folder)
+    _check_taken(folder, plan, taken)
+    return Starter(_completed(folder, plan, plugins), plugins, initialize=initialize, taken=taken)
 
 
 def planned_files(
@@ -99,6 +102,7 @@ def planned_files(
         plan = replace(plan, entries=tuple(replace(entry, quant=None) for entry in plan.entries))
         plan = replace(plan, entries=tuple(entry for entry in plan.entries if entry.adapter or entry.train))
     _check_model(plan, inventory, files)
+    _check_taken(files.folder, plan, files.taken)
     _check_tensors(_expected_shapes(plan, inventory), files, allow_missing)
     return files, plan
 
@@ -140,25 +144,42 @@ def _check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
             )
         if entry.adapter and module.shape is None:
             raise AdapterError(f"{files.folder} adapts `{entry.path}`, which here is a {module.class_name}")
-        if str(module.shape) != str(entry.shape):
+        if difference := unlike(entry, module):
+            raise AdapterError(f"{files.folder} is for another model: {difference}")
+        has_bias = any(parameter.name == "bias" for parameter in module.parameters)
+        if entry.adapter and entry.adapter.bias_parameters and not (has_bias and entry.adapter.bias == "adapter"):
             raise AdapterError(
-                f"{files.folder} is for another model: `{entry.path}` is {entry.shape} there and {module.shape} here"
+                f"{files.folder} trains the bias of `{entry.path}`, which its plan or this model has not"
             )
-        if entry.shape and module.shape and entry.shape.kind != module.shape.kind and not module.shape.quantizer:
+
+
+def _check_taken(folder: Path, plan: Plan, taken: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Hold what a start took from the base, A (rank, inputs) and B (outputs, rank), against the plan's layers."""
+    if not taken:
+        return
+    shapes = {entry.path: entry.shape for entry in plan.entries if entry.adapter is not None}
+    for path, (lora_A, lora_B) in taken.items():
+        shape = shapes.get(path)
+        if shape is None:
+            raise AdapterError(f"{folder / START} holds a start of {named(path)}, which the plan does not adapt")
+        found = (*lora_A.shape, *lora_B.shape)
+        rank = found[0] if found else 0
+        if found != (rank, shape.inputs, shape.out_features, rank):
             raise AdapterError(
-                f"{files.folder} is for another model: `{entry.path}` is a {entry.class_name} there and a "
-                f"{module.class_name} here"
+                f"{folder / START}: the start of `{path}` is {tuple(lora_A.shape)} and {tuple(lora_B.shape)}, which "
+                f"are no two matrices on {shape}"
             )
 
 
 def _expected_shapes(plan: Plan, inventory: Inventory) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor that the folder must hold, by PEFT's names."""
     shapes: dict[str, tuple[int, ...]] = {}
+    file_names_of = file_names(plan)
     for entry in plan.entries:
         module = inventory.modules[entry.path]
         parameters = {parameter.name: parameter.shape for parameter in module.parameters}
         if entry.adapter is not None:
-            names = file_names(plan, entry)
+            names = file_names_of(entry)
             shapes |= {names[one.name]: one.shape for one in entry.adapter.parameters}
             if entry.adapter.bias_parameters:
                 shapes[full_name(entry, "bias")] = parameters["bias"]

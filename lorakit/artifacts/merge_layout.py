@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +17,11 @@ from lorakit.artifacts.checkpoint_names import model_names
 from lorakit.artifacts.loading import planned_files
 from lorakit.artifacts.merge_pieces import Dtypes, Layouter, Piece, WholeModelNeeded
 from lorakit.artifacts.packed_weights import packed_weights
+from lorakit.artifacts.peft_names import file_names
 from lorakit.artifacts.reading import AdapterFiles
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.inventory import read_inventory
-from lorakit.planning.plan import Plan
+from lorakit.planning.plan import Plan, PlanEntry
 from lorakit.values import ModelReference
 
 # a shard is in memory whole until it is written
@@ -56,6 +57,11 @@ class Layout:
     @property
     def is_packed(self) -> bool:
         return any(piece.parts for piece in self.pieces)
+
+    @cached_property
+    def file_names(self) -> Callable[[PlanEntry], dict[str, str]]:
+        """What gives the names of an entry's tensors in the adapter's file, by those of its parameters."""
+        return file_names(self.plan)
 
     @cached_property
     def shards(self) -> tuple[tuple[Piece, ...], ...]:

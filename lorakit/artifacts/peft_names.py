@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -27,17 +27,18 @@ class AdapterTensor:
 
 def adapter_tensors(model: nn.Module, adapter: NamedAdapter) -> Iterator[AdapterTensor]:
     """Yield everything that an adapter folder holds; what layers share comes once for each of them, under one name."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    inside = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = file_names(adapter.plan)
     for entry in adapter.plan.entries:
         if entry.adapter is not None:
             module = adapter.modules[entry.path]
-            inner, files = adapter_path(model, entry, module), file_names(adapter.plan, entry)
+            inner, files = adapter_path(model, entry, module), names(entry)
             for one in entry.adapter.parameters:
                 tensor = module.get_parameter(one.name).data
                 yield AdapterTensor(files[one.name], f"{inner}.{one.name}", tensor, one.shape)
         for name, parameter in full_parameters(model, entry).items():
             tensor = adapter.kept.get(Place(entry.path).inside(name), parameter.data)
-            yield AdapterTensor(full_name(entry, name), names[id(parameter)], tensor, tuple(parameter.shape))
+            yield AdapterTensor(full_name(entry, name), inside[id(parameter)], tensor, tuple(parameter.shape))
 
 
 def full_name(entry: PlanEntry, name: str) -> str:
@@ -46,19 +47,28 @@ def full_name(entry: PlanEntry, name: str) -> str:
     return f"{PREFIX}{place.inside(name)}"
 
 
-def file_names(plan: Plan, entry: PlanEntry) -> dict[str, str]:
-    """Return the names in the file of an adapter's parameters, by their own.
+def file_names(plan: Plan) -> Callable[[PlanEntry], dict[str, str]]:
+    """Return what gives the names in the file of an entry's adapter's parameters, by their own.
 
     PEFT wraps a module once for each of its parameters that are adapted, the last one outermost, and names the
     adapters of the inner ones behind so many `base_layer`s.
     """
-    assert entry.adapter is not None
-    path = Place.of(entry).module
-    if entry.is_parameter:
-        places = [Place.of(one) for one in plan.entries if one.adapter and one.is_parameter]
-        beside = [place.path for place in places if place.module == path]
-        path += ".base_layer" * (len(beside) - 1 - beside.index(entry.path))
-    return {
-        one.name: f"{ROOT}{one.file_name}" if one.shared else f"{PREFIX}{path}.{one.file_name}"
-        for one in entry.adapter.parameters
-    }
+    depths: dict[str, int] = {}
+    beside: dict[str, int] = {}
+    for entry in reversed(plan.entries):
+        if entry.adapter is not None and entry.is_parameter:
+            holder = Place.of(entry).holder
+            depths[entry.path] = beside.get(holder, 0)
+            beside[holder] = depths[entry.path] + 1
+
+    def names(entry: PlanEntry) -> dict[str, str]:
+        assert entry.adapter is not None
+        path = entry.path
+        if entry.is_parameter:
+            path = Place.of(entry).holder + ".base_layer" * depths[path]
+        return {
+            one.name: f"{ROOT}{one.file_name}" if one.shared else f"{PREFIX}{path}.{one.file_name}"
+            for one in entry.adapter.parameters
+        }
+
+    return names

@@ -21,7 +21,6 @@ from lorakit.artifacts.merge_layout import Layout
 from lorakit.artifacts.merge_pieces import Piece
 from lorakit.artifacts.model_folder import COMPANIONS
 from lorakit.artifacts.packed_weights import packed_layer
-from lorakit.artifacts.peft_names import file_names
 from lorakit.artifacts.rounding import Rounding
 from lorakit.dtypes import name_of
 from lorakit.errors import AdapterError
@@ -137,7 +136,7 @@ def _changed_bias(bias: Tensor, entry: PlanEntry, layout: Layout, plugins: Plugi
 def _adapter(layer: nn.Module, entry: PlanEntry, layout: Layout, plugins: Plugins) -> nn.Module:
     """Return an entry's adapter around a layer, with the values of its file in float32."""
     assert entry.adapter is not None
-    files = file_names(layout.plan, entry)
+    files = layout.file_names(entry)
     values = {one.name: layout.files.tensors[files[one.name]].float() for one in entry.adapter.parameters}
     return build_adapter(layer, entry, values, {}, plugins)
 

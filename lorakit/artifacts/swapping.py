@@ -34,10 +34,11 @@ def swap(
         odd = sorted(theirs.keys() ^ ours.keys())[0]
         raise AdapterError(f"{folder} and `{name}` do not adapt the same modules: `{odd}` is in one of them alone")
     values: dict[str, Tensor] = dict(files.tensors)
+    names = file_names(plan)
     for path, entry in theirs.items():
         if entry.adapter is not None:
             try:
-                values |= _fitted(entry, ours[path], file_names(plan, entry), values, plugins)
+                values |= _fitted(entry, ours[path], names(entry), values, plugins)
             except ValueError as error:
                 raise AdapterError(f"`{path}` of {folder} does not fit where `{name}` has its own: {error}") from error
     with torch.no_grad():

@@ -34,7 +34,7 @@ def check(
 
     Example: lorakit check qlora.lora --set r=8
     """
-    from lorakit.language.render import RENDERERS, render_text
+    from lorakit.language.render import ON_A_LIST, RENDERERS, render_text
     from lorakit.language.settings import variables_of
 
     variables = variables_of(set_)
@@ -42,7 +42,7 @@ def check(
     found = tuple(dict.fromkeys(diagnostic for analysis in analyses for diagnostic in analysis.diagnostics))
     sources = {name: text for analysis in analyses for name, text in analysis.sources.items()}
     if format_ is Form.text:
-        shown = render_text(found, sources, color=sys.stdout.isatty()) if found else ""
+        shown = render_text(found, sources, color=sys.stdout.isatty(), most=ON_A_LIST) if found else ""
     else:
         shown = RENDERERS[format_.value](found)
     _write(shown)

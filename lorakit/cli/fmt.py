@@ -64,6 +64,7 @@ def _format(spec: str, *, check: bool, diff: bool) -> int:
 def _replace(path: Path, text: str) -> None:
     """Put a text in the place of a file in one step: an interruption leaves the old one. Raises: OutputError."""
     import os
+    from contextlib import suppress
 
     from lorakit.errors import OutputError
 
@@ -73,5 +74,6 @@ def _replace(path: Path, text: str) -> None:
         aside.chmod(path.stat().st_mode & 0o7777)
         aside.replace(path.resolve())
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
         raise OutputError(f"cannot write `{path}`: {error.strerror or error}") from error

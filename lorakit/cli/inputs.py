@@ -65,10 +65,12 @@ def load_model(
 
 
 def _read_plan(path: Path) -> Plan:
+    from lorakit.artifacts.json_files import MAX_PLAN_BYTES, read_text
     from lorakit.errors import PlanError
     from lorakit.planning.plan import Plan
 
+    text = read_text(path, PlanError, MAX_PLAN_BYTES)
     try:
-        return Plan.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"cannot read the plan {path}: {error}") from error
+        return Plan.from_json(text)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}", error.diagnostics) from error

@@ -113,7 +113,12 @@ def inspect(
 
 def _refuse_model(folder: Path) -> None:
     """Raise AdapterError for a model's folder in an adapter's place."""
-    if (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+    try:
+        is_model = (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
+    except OSError:
+        # reading the adapter says why
+        return
+    if is_model:
         from lorakit.errors import AdapterError
 
         raise AdapterError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -54,6 +55,10 @@ def main() -> None:
     if not sys.stderr.isatty():
         # the libraries' own progress bars
         os.environ.setdefault("TQDM_DISABLE", "1")
+    # what a file said may hold what no encoding has
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except LorakitError as error:
@@ -65,3 +70,5 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(WORK_FAILED) from None
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), WORK_FAILED)

@@ -135,7 +135,10 @@ def _fit(value: Value, wanted: Any) -> tuple[bool, Any]:
         parts = [_fit(item, argument) for item, argument in zip(value, arguments, strict=False)]
         return len(value) == len(arguments) and all(fits for fits, _ in parts), tuple(part for _, part in parts)
     if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return True, float(value)
+        try:
+            return True, float(value)
+        except OverflowError:
+            return False, value
     if wanted is int and not isinstance(value, bool):
         whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
         return (True, int(value)) if whole and isinstance(value, int | float) else (False, value)

@@ -40,9 +40,14 @@ def lorakit_model_merged(model: nn.Module) -> None:
 
 def _config(reference: ModelReference) -> Any:
     folder = Path(reference.text)
-    if folder.is_dir():
+    try:
+        is_folder, exists = folder.is_dir(), folder.exists()
+    # a name that is too long, a folder that may not be looked into
+    except OSError as error:
+        raise ModelError(f"cannot read the model {reference.text}: {error.strerror}") from error
+    if is_folder:
         _check_folder(folder, reference)
-    elif folder.exists():
+    elif exists:
         raise ModelError(
             f"{reference.text} is a file; a model is a folder with a config.json, a hub id, or FILE.py:FACTORY"
         )
@@ -157,6 +162,9 @@ def _plain_errors(reference: ModelReference) -> Iterator[None]:
         # which file it was, transformers does not say
         stored_tensors(Path(reference.text))
         raise ModelError(f"{reference.text} is damaged or cut short: {error}") from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    # transformers computes with whatever a config says, and fails where that leads it
+    except Exception as error:
         first = str(error).strip().partition("\n")[0]
+        if not isinstance(error, OSError | ValueError | ImportError | RuntimeError):
+            first = f"{type(error).__name__}: {first}"
         raise ModelError(f"cannot read the model {reference.text}: {first}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +35,7 @@ class Files:
     ) -> Iterator[tuple[Place, StatementNode]]:
         """Yield the statements of a program in order, each with its file; includes give way to what they include."""
         folder = path.parent if path is not None else Path()
-        chain = (path.resolve(),) if path is not None else ()
+        chain = (_identity(path),) if path is not None else ()
         yield from self._expand(Place(source, self.problems), folder, chain, damage)
 
     def _expand(
@@ -64,7 +65,7 @@ class Files:
         path = folder / unquoted(node.path)
         span = place.word_span(node.path)
         try:
-            identity = path.resolve()
+            identity = _identity(path)
             if identity in chain:
                 self._report_cycle(node, place, (*chain[chain.index(identity) :], identity))
                 return
@@ -95,6 +96,11 @@ class Files:
     def _report_cycle(self, node: IncludeNode, place: Place, cycle: tuple[Path, ...]) -> None:
         names = " → ".join(path.name for path in cycle)
         place.report_word(Code.INCLUDE_CYCLE, f"this file includes itself: {names}", node.path)
+
+
+def _identity(path: Path) -> Path:
+    """Return where a path really lies; of links that lead in a circle, as they are written."""
+    return Path(os.path.realpath(path))
 
 
 def read_file(path: Path) -> bytes:

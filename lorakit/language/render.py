@@ -9,6 +9,8 @@ from dataclasses import asdict
 from lorakit.diagnostics import HELP, Diagnostic
 from lorakit.language.source import SourceText
 
+# what an error shows; a command that lists what is wrong shows more
+ON_A_SCREEN, ON_A_LIST = 8, 200
 # Of a longer line only a window around the words is shown
 _WIDTH = 110
 _BEFORE = 30
@@ -19,10 +21,16 @@ _RED, _BLUE, _BOLD, _RESET = "\x1b[1;31m", "\x1b[1;34m", "\x1b[1m", "\x1b[0m"
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
-def render_text(diagnostics: Iterable[Diagnostic], sources: Mapping[str, str], color: bool = False) -> str:
-    """Return diagnostics as text, each with its source line and carets under its words."""
+def render_text(
+    diagnostics: Iterable[Diagnostic], sources: Mapping[str, str], color: bool = False, most: int = ON_A_SCREEN
+) -> str:
+    """Return diagnostics as text, each with its source line and carets under its words; so many of them at most."""
     texts = {name: SourceText(name, text) for name, text in sources.items()}
-    return "\n\n".join(_one(diagnostic, texts.get(diagnostic.file), color) for diagnostic in diagnostics)
+    every = tuple(diagnostics)
+    parts = [_one(diagnostic, texts.get(diagnostic.file), color) for diagnostic in every[:most]]
+    if (more := len(every) - most) > 0:
+        parts.append(f"… and {more:,} problems more")
+    return "\n\n".join(parts)
 
 
 def render_json(diagnostics: Iterable[Diagnostic]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from lorakit.diagnostics import Code
 from lorakit.language.names import Scope
 from lorakit.language.problems import Place
+from lorakit.language.regexes import RegexError, check_regex
 from lorakit.language.spec import IndexRange, Segment, Target
 from lorakit.language.suggestions import listed
 from lorakit.language.syntax import RangeNode, Word
@@ -143,12 +143,9 @@ def _range(first: str, last: str) -> IndexRange:
 
 def _check_regex(words: str) -> None:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            re.compile(words)
-    except (re.error, OverflowError, RecursionError) as error:
-        position = getattr(error, "pos", None)
-        reason = getattr(error, "msg", None) or "it is too large"
+        check_regex(words)
+    except RegexError as error:
+        position = error.position
         start = 1 + min(position, len(words)) if position is not None else 0
         end = start + 1 if position is not None else len(words) + 2
-        raise _FaultError(Code.BAD_REGEX, f"this is no regex: {reason}", start, end) from None
+        raise _FaultError(Code.BAD_REGEX, error.message, start, end) from None

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lorakit.hooks import Role
+from lorakit.language.regexes import RegexError
 from lorakit.language.spec import Target
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.place import Place
@@ -51,7 +52,13 @@ class Model:
     def matches(self, target: Target) -> tuple[str, ...]:
         """Return the paths of the modules that a target selects."""
         if target not in self._matches:
-            self._matches[target] = self._selection.matches(target)
+            # a session has no bound of time for all of its regexes together
+            selection = self._selection if target.regex is None else Selection(self.inventory, self.roles)
+            try:
+                self._matches[target] = selection.matches(target)
+            except RegexError:
+                # the plan says so at its place
+                self._matches[target] = ()
         return self._matches[target]
 
     def fitting(self, target: Target) -> tuple[str, ...]:

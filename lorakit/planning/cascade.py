@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from lorakit.diagnostics import Code, Diagnostic, advised, diagnostic_at
 from lorakit.hooks.protocols import Role
+from lorakit.language.regexes import RegexError
 from lorakit.language.spec import Adapt, Quantize, Rule, Spec, Target, Train
 from lorakit.language.suggestions import nearest
 from lorakit.planning.inventory import Inventory, ModuleInfo
@@ -77,7 +78,9 @@ class _Reach:
             )
 
     def _select(self, target: Target, selection: Selection) -> Iterable[str]:
-        matched = selection.matches(target)
+        matched = self._matches(target, selection)
+        if matched is None:
+            return []
         if not matched and not self.rule.optional:
             self._complain(
                 Code.MATCHES_NOTHING,
@@ -92,6 +95,15 @@ class _Reach:
         self.selectors.append(SelectorCount(str(target), len(matched), len(matched) - len(usable)))
         return [inner for path in usable for inner in self._kind.decides(path, self._inventory)]
 
+    def _matches(self, target: Target, selection: Selection) -> tuple[str, ...] | None:
+        """Return the paths that a target selects, or None where its regex takes too long, which is reported."""
+        try:
+            return selection.matches(target)
+        except RegexError as error:
+            note = "repeat one thing at a time: `([a-z]+)+` can share a name out in very many ways, `[a-z]+` in one"
+            self._complain(Code.BAD_REGEX, error.message, target, note=note)
+            return None
+
     def _refuse(self, target: Target, path: str) -> None:
         message, note = self._kind.refusal(target, self._inventory.modules[path], self._inventory)
         self._complain(Code.NOT_ADAPTABLE, message, target, note=note)
@@ -100,7 +112,9 @@ class _Reach:
         """Return what the `except` targets take out: the modules they match and everything inside those."""
         matched: set[str] = set()
         for target in self.rule.excepts:
-            paths = selection.matches(target)
+            paths = self._matches(target, selection)
+            if paths is None:
+                continue
             if not paths and not self.rule.optional:
                 self._complain(
                     Code.MATCHES_NOTHING,

@@ -13,6 +13,7 @@ from lorakit.language.printer import call_text
 from lorakit.language.spec import Adapt, PluginCall, Quantize, Train
 from lorakit.planning.cascade import Decisions
 from lorakit.planning.inventory import Inventory, ModuleInfo
+from lorakit.quoting import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def _rank(decided: Decided, inventory: Inventory, plugins: Plugins) -> Iterable[
     if rule and rule.rank is not None and module.shape and rule.rank > (largest := module.shape.largest_rank):
         yield diagnostic_at(
             Code.RANK_TOO_LARGE,
-            f"rank {rule.rank} is larger than `{module.path}` allows: {module.shape} has rank {largest} at most",
+            f"rank {shown(rule.rank)} is larger than `{module.path}` allows: {module.shape} has rank {largest} at most",
             rule.rank_span or rule.span,
             suggestion=f"write rank {largest} or less, or leave the module out with `except {module.path}`",
         )

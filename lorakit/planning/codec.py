@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any, Union
+
+from lorakit.quoting import shown
 
 
 def to_plain(value: Any) -> Any:
@@ -30,52 +32,100 @@ def from_plain(wanted: Any, plain: Any) -> Any:
 
     Raises: ValueError naming the field that does not fit.
     """
+    return _reader(wanted)(plain)
+
+
+@cache
+def _reader(wanted: Any) -> Callable[[Any], Any]:
+    """Return what reads plain values of a type: its hints are looked at once, for however many values."""
     if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
-        return _dataclass(wanted, plain)
+        return partial(_dataclass, wanted)
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if wanted is _AnyValue:
-        return tuple(from_plain(wanted, item) for item in plain) if isinstance(plain, list) else plain
+        return _any_value
     if origin in (Union, types.UnionType):
-        if plain is None and type(None) in arguments:
-            return None
-        return from_plain(next(argument for argument in arguments if argument is not type(None)), plain)
+        inner = _reader(next(argument for argument in arguments if argument is not type(None)))
+        return partial(_optional, inner) if type(None) in arguments else inner
     if wanted is object:
-        return plain
+        return _same
     if origin is Mapping:
-        if not isinstance(plain, dict):
-            raise ValueError(f"expected an object, found {plain!r}")
-        return {name: from_plain(arguments[1], item) for name, item in plain.items()}
+        return partial(_mapping, _reader(arguments[1]))
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return partial(_list, _reader(arguments[0]))
     if origin is tuple:
-        if not isinstance(plain, list):
-            raise ValueError(f"expected a list, found {plain!r}")
-        if arguments[-1] is Ellipsis:
-            return tuple(from_plain(arguments[0], item) for item in plain)
-        if len(plain) != len(arguments):
-            raise ValueError(f"expected {len(arguments)} items, found {len(plain)}")
-        return tuple(from_plain(argument, item) for argument, item in zip(arguments, plain, strict=True))
-    if wanted is float and isinstance(plain, int) and not isinstance(plain, bool):
+        return partial(_tuple, tuple(map(_reader, arguments)))
+    return partial(_number if wanted is float else _scalar, wanted)
+
+
+def _same(plain: Any) -> Any:
+    return plain
+
+
+def _any_value(plain: Any) -> Any:
+    if isinstance(plain, dict):
+        raise ValueError(f"an option holds no object, found {shown(plain)}")
+    return tuple(map(_any_value, plain)) if isinstance(plain, list) else plain
+
+
+def _optional(inner: Callable[[Any], Any], plain: Any) -> Any:
+    return None if plain is None else inner(plain)
+
+
+def _mapping(inner: Callable[[Any], Any], plain: Any) -> Any:
+    if not isinstance(plain, dict):
+        raise ValueError(f"expected an object, found {shown(plain)}")
+    return {name: inner(item) for name, item in plain.items()}
+
+
+def _list(inner: Callable[[Any], Any], plain: Any) -> Any:
+    if not isinstance(plain, list):
+        raise ValueError(f"expected a list, found {shown(plain)}")
+    return tuple(map(inner, plain))
+
+
+def _tuple(inner: tuple[Callable[[Any], Any], ...], plain: Any) -> Any:
+    if not isinstance(plain, list):
+        raise ValueError(f"expected a list, found {shown(plain)}")
+    if len(plain) != len(inner):
+        raise ValueError(f"expected {len(inner)} items, found {len(plain)}")
+    return tuple(read(item) for read, item in zip(inner, plain, strict=True))
+
+
+def _number(wanted: type, plain: Any) -> Any:
+    if type(plain) is not int:
+        return _scalar(wanted, plain)
+    try:
         return float(plain)
+    except OverflowError:
+        raise ValueError(f"no float is near {shown(plain)}") from None
+
+
+def _scalar(wanted: type, plain: Any) -> Any:
     if type(plain) is not wanted:
-        raise ValueError(f"expected {wanted.__name__}, found {plain!r}")
+        raise ValueError(f"expected {wanted.__name__}, found {shown(plain)}")
     return plain
 
 
 def _dataclass(wanted: type, plain: Any) -> Any:
     if not isinstance(plain, dict):
-        raise ValueError(f"expected an object for {wanted.__name__}, found {plain!r}")
-    hints = _hints(wanted)
-    if unknown := plain.keys() - hints.keys():
-        raise ValueError(f"{wanted.__name__} has no field {sorted(unknown)[0]!r}")
+        raise ValueError(f"expected an object for {wanted.__name__}, found {shown(plain)}")
+    readers = _readers(wanted)
     values = {}
     for name, value in plain.items():
+        if name not in readers:
+            raise ValueError(f"{wanted.__name__} has no field {shown(name)}")
         try:
-            values[name] = from_plain(hints[name], value)
+            values[name] = readers[name](value)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return wanted(**values)
 
 
 @cache
+def _readers(wanted: type) -> dict[str, Callable[[Any], Any]]:
+    return {name: _reader(hint) for name, hint in _hints(wanted).items()}
+
+
 def _hints(wanted: type) -> dict[str, Any]:
     written = {field.name: field.type for field in dataclasses.fields(wanted) if _is_written(field)}
     # of these alone: what is never written may be of a type that only a type checker imports

@@ -47,14 +47,17 @@ def _own(inventory: Inventory, hardware: Hardware) -> str:
 
 
 def adapter_dtype(adapt: Adapt, weight: str | None, compute: Compute | None) -> str:
-    """Return the dtype of an adapter on a weight of this dtype; unasked never float16, where AdamW's eps is 0."""
+    """Return the dtype of an adapter on a weight of this dtype; unasked never float16, where AdamW's eps is 0.
+
+    On float64 it is float32, in which adapters are saved.
+    """
     if adapt.dtype:
         return LONG[adapt.dtype]
     if compute and compute.dtype == "float16":
         return "float32"
     if adapt.quant or weight not in FLOATS:
         return "bfloat16"
-    return "float32" if weight == "float16" else weight
+    return "float32" if weight in ("float16", "float64") else weight
 
 
 def held_dtype(parameter: ParameterInfo, compute: Compute | None) -> str:

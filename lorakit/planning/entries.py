@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 
+from lorakit.errors import LorakitError, PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.language.spec import Adapt, Quantize, Train
 from lorakit.planning.cascade import place
@@ -15,7 +16,7 @@ from lorakit.planning.plan import AdapterPlan, Bytes, ParameterPlan, Plan, PlanE
 from lorakit.values import LayerShape
 
 
-class UnfitError(ValueError):
+class UnfitError(PlanError):
     """A method has no adapter for a layer, or not with these settings."""
 
 
@@ -45,12 +46,18 @@ def make_entry(
 
 
 def settings_of(adapt: Adapt, plugins: Plugins) -> Settings:
-    """Return the clauses of a rule that its method takes; where alpha is not given it is the rank."""
+    """Return the clauses of a rule that its method takes; where alpha is not given it is the rank.
+
+    Raises: UnfitError.
+    """
     taken = plugins.method(adapt.method).clauses
     given = {field.name: getattr(adapt, field.name) for field in fields(Settings) if field.name in taken}
     if "alpha" in taken and given["alpha"] is None:
         given["alpha"] = float(adapt.rank or 1)
-    return Settings(**given)
+    try:
+        return Settings(**given)
+    except ValueError as error:
+        raise UnfitError(f"`{adapt.method.name}` does not take these settings: {error}") from error
 
 
 def table_of(layer: LayerShape, adapter: AdapterPlan, plugins: Plugins, what: str) -> tuple[ParameterPlan, ...]:
@@ -58,8 +65,12 @@ def table_of(layer: LayerShape, adapter: AdapterPlan, plugins: Plugins, what: st
     name = adapter.method.name
     try:
         table = tuple(plugins.method(adapter.method).parameters(layer, adapter.settings))
-    except ValueError as error:
-        raise UnfitError(f"`{name}` does not fit {what}: {error}") from error
+    except LorakitError:
+        raise
+    # settings of a plan that anyone wrote may be such as no spec gives
+    except Exception as error:
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise UnfitError(f"`{name}` does not fit {what}: {reason}") from error
     if not table:
         raise UnfitError(f"`{name}` has no adapter for {what}")
     return table
@@ -84,24 +95,54 @@ def _sharing(entry: PlanEntry, shapes: Mapping[str, tuple[int, ...]]) -> PlanEnt
 
 def with_settings(entry: PlanEntry, settings: Settings, plugins: Plugins) -> PlanEntry:
     """Return an entry whose adapter has other settings, with the table that they give. Raises: UnfitError."""
-    assert entry.adapter is not None and entry.shape is not None
+    assert entry.adapter is not None
+    if entry.shape is None:
+        raise UnfitError(f"the plan adapts `{entry.path}`, and has no shape for it")
     adapter = replace(entry.adapter, settings=settings)
     table = table_of(entry.shape, adapter, plugins, f"`{entry.path}`")
     return replace(entry, adapter=replace(adapter, parameters=table))
 
 
+def unlike(entry: PlanEntry, module: ModuleInfo) -> str:
+    """Return how a module differs from the one that an entry was planned for, in words; nothing if it does not."""
+    if str(module.shape) != str(entry.shape):
+        return f"`{entry.path}` is {entry.shape} there and {module.shape} here"
+    # where the weight is quantized already, the layer is that of who quantized it
+    if entry.shape and module.shape and entry.shape.kind != module.shape.kind and not module.shape.quantizer:
+        kinds = (entry.class_name, module.class_name)
+        there, here = kinds if kinds[0] != kinds[1] else (entry.shape.kind, module.shape.kind)
+        return f"`{entry.path}` is a {there} there and a {here} here"
+    return ""
+
+
 def completed(plan: Plan, plugins: Plugins) -> Plan:
     """Return a plan whose every adapter has its table of parameters; plans of version 1 come without.
 
-    Raises: UnfitError, PluginError if a method is not installed.
+    Raises: UnfitError, also for a table with other shapes than the method gives; PluginError if a method is missing.
     """
+    made = with_shared(
+        [
+            with_settings(entry, entry.adapter.settings, plugins) if entry.adapter is not None else entry
+            for entry in plan.entries
+        ]
+    )
     if all(entry.adapter is None or entry.adapter.parameters for entry in plan.entries):
+        for entry, again in zip(plan.entries, made, strict=True):
+            if (found := _shapes(entry)) != (given := _shapes(again)):
+                raise UnfitError(
+                    f"the plan gives `{entry.path}` the parameters {_listed(found)}, and its method {_listed(given)}: "
+                    "the plan was changed by hand, or the method since; plan again"
+                )
         return plan
-    entries = [
-        with_settings(entry, entry.adapter.settings, plugins) if entry.adapter is not None else entry
-        for entry in plan.entries
-    ]
-    return replace(plan, entries=with_shared(entries))
+    return replace(plan, entries=made)
+
+
+def _shapes(entry: PlanEntry) -> dict[str, tuple[int, ...]]:
+    return {one.name: one.shape for one in entry.adapter.parameters} if entry.adapter else {}
+
+
+def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
 
 
 def _shared(entries: Iterable[PlanEntry]) -> Iterable[ParameterPlan]:

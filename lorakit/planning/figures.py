@@ -12,7 +12,7 @@ from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import OptimizerFactory
 from lorakit.planning import memory
 from lorakit.planning.computing import held_dtype
-from lorakit.planning.entries import UnfitError, completed
+from lorakit.planning.entries import completed, unlike
 from lorakit.planning.hardware import Compute
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.plan import Bytes, Plan, PlanEntry, RuleSummary
@@ -26,12 +26,10 @@ def finished(plan: Plan, inventory: Inventory, plugins: Plugins) -> Plan:
     """Return a plan with every figure that follows from its entries, for the step that `plan.memory` names.
 
     An adapter without a table of parameters gets the one that its method gives for its settings.
-    Raises: PlanError if an entry decides a module that the model lacks, or a method does not fit its layer.
+    Raises: PlanError if an entry decides a module that the model lacks or has in another shape, or a method does not
+    fit its layer.
     """
-    try:
-        plan = completed(plan, plugins)
-    except UnfitError as error:
-        raise PlanError(str(error)) from error
+    plan = completed(plan, plugins)
     factory = plugins.optimizer(plan.optimizer.call)
     shared: set[str] = set()
     entries = tuple(_measured(entry, inventory, plan.compute, plugins, factory, shared) for entry in plan.entries)
@@ -80,6 +78,8 @@ def _measured(
         raise PlanError(
             f"the plan is for another model: it decides `{entry.path}`, which {inventory.model_class} lacks"
         )
+    if difference := unlike(entry, module):
+        raise PlanError(f"the plan is for another model: {difference}")
     full = _in_full(entry, module, compute)
     adapter = entry.adapter and replace(entry.adapter, bias_parameters=sum(numel(shape) for shape, _ in full))
     table = [one for one in adapter.parameters if one.shared not in counted] if adapter else []

@@ -16,9 +16,12 @@ from lorakit.planning import codec
 from lorakit.planning.hardware import Compute
 from lorakit.planning.migration import migrated
 from lorakit.planning.place import Place
+from lorakit.quoting import shown
 from lorakit.values import LayerShape
 
 FORMAT_VERSION = 2
+# more than any layer has rows, and what float32 holds
+LARGEST_RANK, LARGEST_ALPHA = 2**31, 3e38
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,10 @@ class Settings:
     def __post_init__(self) -> None:
         # a plan may come from a file that anyone wrote
         _one_of("scaling", self.scaling, (None, *choices("scaling")))
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"rank must be 1 or more, not {self.rank}")
-        if self.alpha is not None and not math.isfinite(self.alpha):
-            raise ValueError("alpha must be finite")
+        if self.rank is not None and not 1 <= self.rank <= LARGEST_RANK:
+            raise ValueError(f"rank must be 1 or more, and at most {LARGEST_RANK:,}, not {shown(self.rank)}")
+        if self.alpha is not None and not abs(self.alpha) < LARGEST_ALPHA:
+            raise ValueError(f"alpha must be a number below {LARGEST_ALPHA:g}, not {shown(self.alpha)}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         if self.lr_ratio is not None and not 0 < self.lr_ratio < math.inf:
@@ -288,12 +291,10 @@ class Plan:
         """
         try:
             plain: Any = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise PlanError(f"this is no plan: {error}") from error
-        if not isinstance(plain, dict):
-            raise PlanError("this is no plan: a plan is a JSON object")
-        try:
+            if not isinstance(plain, dict):
+                raise PlanError("this is no plan: a plan is a JSON object")
             plan: Plan = codec.from_plain(cls, migrated(plain, FORMAT_VERSION))
-        except (TypeError, ValueError) as error:
+        # numbers of thousands of digits are a ValueError, as is all that is no JSON
+        except (TypeError, ValueError, RecursionError) as error:
             raise PlanError(f"this is no plan: {error}") from error
         return plan

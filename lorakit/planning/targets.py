@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from lorakit.hooks.protocols import Role
+from lorakit.language.regexes import Matcher
 from lorakit.language.spec import IndexRange, Target
 from lorakit.planning.place import Place
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from lorakit.planning.inventory import Inventory, ModuleInfo
 
 ANY_NUMBER = object()
-Part: TypeAlias = "str | re.Pattern[str] | tuple[IndexRange, ...] | object"
+Part: TypeAlias = "str | Glob | tuple[IndexRange, ...] | object"
 
 
 class Selection:
@@ -25,9 +26,14 @@ class Selection:
         self._inventory = inventory
         self._roles = roles
         self._role_paths: dict[str, frozenset[str]] = {}
+        self._lengths: dict[str, int] = {}
+        self._matcher = Matcher()
 
     def matches(self, target: Target) -> tuple[str, ...]:
-        """Return the paths of the modules that a target selects, in the model's order."""
+        """Return the paths of the modules that a target selects, in the model's order.
+
+        Raises: RegexError for a regex that takes too long.
+        """
         return tuple(path for path, module in self._inventory.modules.items() if path and self._fits(target, module))
 
     def in_layers(self, path: str, ranges: tuple[IndexRange, ...]) -> bool:
@@ -52,47 +58,78 @@ class Selection:
 
     def _path_fits(self, target: Target, path: str) -> bool:
         if target.regex is not None:
-            return re.fullmatch(target.regex, path) is not None
+            return self._matcher.fits(target.regex, path)
         parts = _parts(target)
         if isinstance(parts[-1], str) and not path.endswith(parts[-1]):
             return False
-        return self._walk(parts, 0, path.split("."), 0)
+        segments = path.split(".")
+        # how many segments the parts so far may take up: each part is tried once at each place
+        ends = [0]
+        for part in parts:
+            if part is ANY_NUMBER:
+                ends = list(range(ends[0], len(segments) + 1))
+            else:
+                ends = [end + 1 for end in ends if end < len(segments) and self._segment_fits(part, segments, end)]
+            if not ends:
+                return False
+        return ends[-1] == len(segments)
 
-    def _walk(self, parts: tuple[Part, ...], at: int, segments: list[str], position: int) -> bool:
-        """Return whether the parts from `at` on fit the segments from `position` on."""
-        if at == len(parts):
-            return position == len(segments)
-        part = parts[at]
-        if part is ANY_NUMBER:
-            return any(self._walk(parts, at + 1, segments, next_) for next_ in range(position, len(segments) + 1))
-        if position == len(segments):
-            return False
+    def _segment_fits(self, part: Part, segments: list[str], position: int) -> bool:
         segment = segments[position]
         if isinstance(part, str):
-            fits = segment == part
-        elif isinstance(part, re.Pattern):
-            fits = part.fullmatch(segment) is not None
-        else:
-            fits = segment.isdecimal() and self._in_ranges(
-                ".".join(segments[:position]), int(segment), cast(tuple[IndexRange, ...], part)
-            )
-        return fits and self._walk(parts, at + 1, segments, position + 1)
+            return segment == part
+        if isinstance(part, Glob):
+            return part.fits(segment)
+        index = index_of(segment)
+        return index is not None and self._in_ranges(
+            ".".join(segments[:position]), index, cast(tuple[IndexRange, ...], part)
+        )
 
     def _in_ranges(self, container: str, index: int, ranges: tuple[IndexRange, ...]) -> bool:
         length = self._container_length(container)
         return any(_from_start(one.first, length) <= index <= _from_start(one.last, length) for one in ranges)
 
     def _container_length(self, container: str) -> int:
-        children = self._inventory.children.get(container, ())
-        return 1 + max((int(name) for path in children if (name := Place(path).leaf).isdigit()), default=-1)
+        if container not in self._lengths:
+            children = self._inventory.children.get(container, ())
+            indices = (index_of(Place(path).leaf) for path in children)
+            self._lengths[container] = 1 + max((index for index in indices if index is not None), default=-1)
+        return self._lengths[container]
+
+
+@dataclass(frozen=True, slots=True)
+class Glob:
+    """A segment in which `*` stands for any characters; `words` are what stands between."""
+
+    words: tuple[str, ...]
+
+    def fits(self, segment: str) -> bool:
+        """Return whether the glob fits a whole segment: each word is looked for once, behind the one before it."""
+        first, *middle, last = self.words
+        end = len(segment) - len(last)
+        if not (segment.startswith(first) and segment.endswith(last) and len(first) <= end):
+            return False
+        position = len(first)
+        for word in middle:
+            position = segment.find(word, position, end)
+            if position < 0:
+                return False
+            position += len(word)
+        return True
+
+
+def index_of(segment: str) -> int | None:
+    """Return the index that a segment of a path is, or None; no container has so many members as 18 digits count."""
+    return int(segment) if segment.isdecimal() and len(segment) <= 18 else None
 
 
 def outermost_index(path: str) -> tuple[str, int] | None:
     """Return the outermost numbered container above a path and the index in it, or None."""
     segments = path.split(".")
     for position, segment in enumerate(segments):
-        if segment.isdigit():
-            return ".".join(segments[:position]), int(segment)
+        index = index_of(segment)
+        if index is not None:
+            return ".".join(segments[:position]), index
     return None
 
 
@@ -124,12 +161,12 @@ def _parts(target: Target) -> tuple[Part, ...]:
         if segment.name == "**":
             parts.append(ANY_NUMBER)
         elif "*" in segment.name:
-            parts.append(re.compile(re.escape(segment.name).replace(r"\*", ".*")))
+            parts.append(Glob(tuple(segment.name.split("*"))))
         else:
             parts.append(segment.name)
         if segment.indices:
             # behind an index any number of segments may stand, none of them included
             parts += [segment.indices, ANY_NUMBER]
     if target.role is not None or target.class_name is not None:
-        parts.append(re.compile(".*"))
+        parts.append(Glob(("", "")))
     return tuple(parts)

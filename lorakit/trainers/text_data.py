@@ -32,10 +32,12 @@ def read_records(path: Path) -> list[Record]:
 
     Raises: DataError naming the line that does not fit.
     """
-    if not path.is_file():
-        raise DataError(f"no such data file: {path}")
     try:
+        if not path.is_file():
+            raise DataError(f"no such data file: {path}")
         text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}") from error
     if path.suffix == ".jsonl":

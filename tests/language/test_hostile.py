@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from language_helpers import EXAMPLE, codes, look, survive
 
+from lorakit import SpecError, parse
 from lorakit.language.render import render_text
 from lorakit.language.words import CLAUSES, STATEMENTS
 
@@ -107,7 +108,7 @@ DEEP = 100_000
 def test_monsters(text: str, code: str) -> None:
     start = time.process_time()
     analysis = look(text)
-    render_text(analysis.diagnostics, analysis.sources)
+    assert len(render_text(analysis.diagnostics, analysis.sources)) < 4_000
     assert analysis.diagnostics[0].code == code
     assert time.process_time() - start < 5
 
@@ -140,6 +141,13 @@ def test_monsters(text: str, code: str) -> None:
 )
 def test_much_of_something(text: str) -> None:
     assert seconds(lambda: look(text)) < 10
+
+
+def test_an_error_of_many_problems_shows_a_screen_of_them_and_holds_all() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse("adapt q rank 4 rank 5\n" * 3_000)
+    assert len(str(caught.value)) < 4_000 and str(caught.value).endswith("… and 2,992 problems more")
+    assert len(caught.value.diagnostics) == 3_000
 
 
 def test_names_that_the_language_uses_itself() -> None:
