@@ -153,12 +153,14 @@ def load(
     Raises: AdapterError, ModelError; the model is untouched then.
     """
     from lorakit.application import hardware as here
-    from lorakit.artifacts.loading import load_adapter, starter_of
+    from lorakit.artifacts.loading import load_adapter, starter_of, trained_in
     from lorakit.pipeline import read_model
 
     plugins = plugins or default_plugins()
     starter = starter_of(Path(folder), plugins, initialize=allow_missing) if quantize else None
-    module = read_model(_with_weights(model_or_ref, trust_remote_code), plugins, starter=starter)
+    module = read_model(
+        _with_weights(model_or_ref, trust_remote_code), plugins, starter=starter, fresh=trained_in(Path(folder))
+    )
     return load_adapter(
         Path(folder),
         module,

@@ -119,9 +119,10 @@ class ModelReference:
 
     `with_weights=False` asks for the structure alone, on meta tensors. With a `plan`, a loader may store each weight as
     the plan quantizes it while it reads, as a `QuantizedLinear` in the layer's place; the rest is quantized afterwards.
-    It quantizes on `device`, or where the weights lie; `plugins` are those that the plan was made with, or the default
-    ones. `starter` starts the plan's adapters while their weights are at hand; `progress` is told the bytes read and
-    the bytes in all.
+    Modules that `fresh` names, by path or by how it ends, may be without weights in the files: what trains there starts
+    anew, drawn by the starter's seed. It quantizes on `device`, or where the weights lie; `plugins` are those that the
+    plan was made with, or the default ones. `starter` starts the plan's adapters while their weights are at hand;
+    `progress` is told the bytes read and the bytes in all.
     """
 
     text: str
@@ -131,6 +132,7 @@ class ModelReference:
     allow_pickle: bool = False
     dtype: str | None = None
     plan: Plan | None = None
+    fresh: tuple[str, ...] = ()
     device: str | None = None
     plugins: Plugins | None = field(default=None, compare=False, repr=False)
     starter: Starter | None = field(default=None, compare=False, repr=False)

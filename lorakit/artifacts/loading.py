@@ -18,7 +18,7 @@ from lorakit.artifacts.adapter_folder import CONFIG, PLAN
 from lorakit.artifacts.foreign import plan_of_files
 from lorakit.artifacts.peft_config import disagreement, method_fields
 from lorakit.artifacts.peft_names import adapter_tensors, file_names, full_name
-from lorakit.artifacts.reading import AdapterFiles, check_fields, read_adapter, read_plan, read_taken
+from lorakit.artifacts.reading import AdapterFiles, check_fields, read_adapter, read_config, read_plan, read_taken
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.computing import compute_again
@@ -78,6 +78,17 @@ def starter_of(folder: Path, plugins: Plugins, *, initialize: bool = False) -> S
     if plan is None:
         return None
     return Starter(_completed(folder, plan, plugins), plugins, initialize=initialize, taken=read_taken(folder))
+
+
+def trained_in(folder: Path) -> tuple[str, ...]:
+    """Return the modules that an adapter folder holds whole, by path or by how it ends: a base may lack their weights.
+
+    Raises: AdapterError.
+    """
+    if (plan := read_plan(folder)) is not None:
+        return tuple(entry.path for entry in plan.entries if entry.train)
+    named = read_config(folder).get("modules_to_save")
+    return tuple(name for name in named if isinstance(name, str)) if isinstance(named, list) else ()
 
 
 def planned_files(

@@ -61,8 +61,11 @@ def read_adapter(folder: Path, allow_pickle: bool = False) -> AdapterFiles:
     return AdapterFiles(folder, config, _tensors(folder, allow_pickle), plan, taken)
 
 
-def _config(folder: Path, has_plan: bool) -> Mapping[str, Any]:
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """Return an adapter folder's config as it is written. Raises: AdapterError."""
     path = folder / CONFIG
+    if not folder.is_dir():
+        raise AdapterError(f"no such adapter folder: {folder}")
     if not path.is_file():
         raise AdapterError(f"{folder} is no adapter: it has no {CONFIG}")
     try:
@@ -71,6 +74,11 @@ def _config(folder: Path, has_plan: bool) -> Mapping[str, Any]:
         raise AdapterError(f"{path} is no JSON: {error}") from error
     if not isinstance(config, dict):
         raise AdapterError(f"{path} is no adapter config: it is a JSON {type(config).__name__}")
+    return config
+
+
+def _config(folder: Path, has_plan: bool) -> Mapping[str, Any]:
+    path, config = folder / CONFIG, read_config(folder)
     if has_plan:
         # lorakit wrote it, and holds it against the plan
         return config

@@ -64,12 +64,12 @@ def train(
     from lorakit.values import ModelReference
 
     parsed = read_spec(spec, set_)
-    step = step_of(parsed)
+    step, default = step_of(parsed), Settings()
     settings = Settings(
         steps=steps,
         epochs=epochs,
-        batch=batch or step.batch or Settings.batch,
-        tokens=tokens or step.tokens or Settings.tokens,
+        batch=batch or step.batch or default.batch,
+        tokens=tokens or step.tokens or default.tokens,
         lr=lr,
         warmup=warmup,
         held_out=held_out,
