@@ -224,9 +224,10 @@ class _Layouter:
             raise WholeModelNeeded(_made(new[0]))
         pieces += map(self._new, new)
         written |= {self._ids[name] for name in new}
-        if lacking := next((name for name, key in self._ids.items() if key not in written), None):
+        lacking = next((name for name, key in self._ids.items() if key not in written), None)
+        if lacking and not converts:
             # whoever reads the whole model knows whether it may be without
-            raise WholeModelNeeded(_made(lacking) if converts else f"the base holds no `{lacking}`")
+            raise WholeModelNeeded(f"the base holds no `{lacking}`")
         return tuple(pieces), tuple(self._adapted[name].path for name in tied)
 
     def _owners(self, name: str) -> tuple[str, ...]:
