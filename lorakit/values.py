@@ -67,7 +67,8 @@ class LayerShape:
     the size of a convolution's. `called` is False where the parent computes with the layer's weight, always or on some
     devices, and does not call the layer itself; where the parent's code shows it, lorakit sees it by itself. `refusal`
     says why this one layer of a known kind cannot be adapted. With `outright` a target has to name it: roles, globs and
-    other patterns look past it. `stored` is the quantizer that holds the weight already; a plan does not keep it.
+    other patterns look past it. `padding` is the row of a lookup that stands for no token, and stays as it is. `stored`
+    is the quantizer that holds the weight already; a plan does not keep it.
     """
 
     kind: str
@@ -79,6 +80,7 @@ class LayerShape:
     refusal: str = ""
     stored: Quantizer | None = field(default=None, compare=False, repr=False, metadata={"written": False})
     outright: bool = False
+    padding: int | None = None
 
     @property
     def is_linear(self) -> bool:

@@ -78,6 +78,20 @@ def full_parameters(model: nn.Module, entry: PlanEntry) -> dict[str, nn.Paramete
     return {}
 
 
+def full_tensors(model: nn.Module, entry: PlanEntry) -> dict[str, Tensor]:
+    """Return what an entry trains in full, and the buffers beside it that a checkpoint holds: a batch norm's means."""
+    found: dict[str, Tensor] = dict(full_parameters(model, entry))
+    base = base_of(model, entry) if entry.train else None
+    return found | dict(stored_buffers(base)) if isinstance(base, nn.Module) else found
+
+
+def stored_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the buffers of a module's own that its state holds."""
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in module._non_persistent_buffers_set:
+            yield name, buffer
+
+
 def parents_of(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
     """Return, for every module, each parent that holds it and the name it has there."""
     found: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
@@ -96,6 +110,9 @@ def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) 
             move_hook(original, replacement)
             for parent, name in held[original]:
                 setattr(parent, name, replacement)
+                if name == "_orig_mod":
+                    # torch.compile's wrapper calls what it was made for, until it is told
+                    parent._initialize()  # type: ignore[operator]
 
 
 def adapt_parameter(holder: nn.Module, name: str, adapter: nn.Module) -> None:

@@ -83,9 +83,10 @@ def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins, name: 
     model = unwrapped(model)
     plan = plan_to_save(adapter, plugins)
     state = state_of(model)
+    held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     # in the dtype that is written: what is finite in a wider one may not be so there
     tensors = [
-        replace(one, tensor=own_value(state, one.tensor, whole(one.tensor)))
+        replace(one, tensor=own_value(state, held.get(one.inner, one.tensor), whole(one.tensor)))
         for one in adapter_tensors(model, replace(adapter, plan=plan))
     ]
     check_tensors(tensors)

@@ -48,7 +48,9 @@ def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -
         if parameter == "bias" and path.endswith(".base_layer"):
             continue
         _known(path, name, inventory, files)
-        if parameter not in {own.name for own in inventory.modules[path].parameters}:
+        if parameter not in {
+            own.name for own in (*inventory.modules[path].parameters, *inventory.modules[path].buffers)
+        }:
             raise AdapterError(f"{files.folder} holds tensors that nothing here takes, first {name}")
         if parameter == "bias" and files.config.get("bias") == "all":
             _whole(path, inventory, files)

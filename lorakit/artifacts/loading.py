@@ -19,6 +19,7 @@ from lorakit.artifacts.foreign import plan_of_files
 from lorakit.artifacts.peft_config import disagreement, method_fields
 from lorakit.artifacts.peft_names import adapter_tensors, file_names, full_name
 from lorakit.artifacts.reading import AdapterFiles, check_fields, read_adapter, read_config, read_plan, read_taken
+from lorakit.dtypes import name_of
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.computing import compute_again
@@ -111,6 +112,7 @@ def planned_files(
         plan = replace(plan, entries=tuple(entry for entry in plan.entries if entry.adapter or entry.train))
     _check_model(plan, inventory, files)
     _check_tensors(_expected_shapes(plan, inventory), files, allow_missing)
+    _check_numbers(plan, inventory, files)
     return files, plan
 
 
@@ -175,7 +177,19 @@ def _expected_shapes(plan: Plan, inventory: Inventory) -> dict[str, tuple[int, .
                 shapes[full_name(entry, "bias")] = parameters["bias"]
         if entry.train:
             shapes |= {full_name(entry, name): shape for name, shape in parameters.items()}
+            shapes |= {full_name(entry, buffer.name): buffer.shape for buffer in module.buffers}
     return shapes
+
+
+def _check_numbers(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
+    """Refuse whole numbers where weights are due: packed weights are no weights, and rounding them gives nothing."""
+    counts = {
+        full_name(entry, buffer.name) for entry in plan.entries if entry.train
+        for buffer in inventory.modules[entry.path].buffers
+    }  # fmt: skip
+    for name, tensor in files.tensors.items():
+        if not tensor.is_floating_point() and name not in counts:
+            raise AdapterError(f"{files.folder}: `{name}` holds {name_of(tensor.dtype)}, which is no weight's dtype")
 
 
 def _check_tensors(shapes: Mapping[str, tuple[int, ...]], files: AdapterFiles, allow_missing: bool) -> None:

@@ -219,7 +219,7 @@ class _Layouter:
                     pieces += self._untied(source, name)
         self._check(pieces, converts)
         written = {self._ids[piece.parameter] for piece in pieces if piece.parameter in self._ids}
-        new = [name for name in self._trained if self._ids[name] not in written]
+        new = [name for name in self._trained if name in self._ids and self._ids[name] not in written]
         if new and converts:
             raise WholeModelNeeded(_made(new[0]))
         pieces += map(self._new, new)
@@ -263,7 +263,8 @@ class _Layouter:
     def _replacing(self, parameter: str | None) -> str | None:
         """Return the trained tensor that takes a parameter's place: its own, or that of another end of its tie."""
         if parameter not in self._ids:
-            return None
+            # a buffer
+            return self._trained.get(parameter or "")
         ends = (parameter, *self._owners(parameter))
         return next((self._trained[end] for end in ends if end in self._trained), None)
 
@@ -301,7 +302,8 @@ def _first_names(inventory: Inventory) -> Iterator[tuple[str, str]]:
 
 def _trained(entry: PlanEntry, inventory: Inventory, files: AdapterFiles) -> Iterator[tuple[str, str]]:
     """Yield the parameters that an entry trained in full, with the names of their tensors in the adapter's file."""
-    for parameter in inventory.modules[entry.path].parameters:
+    module = inventory.modules[entry.path]
+    for parameter in (*module.parameters, *module.buffers):
         name = Place(entry.path).inside(parameter.name)
         for file_name in (f"{PREFIX}{name}", f"{PREFIX}{entry.path}.base_layer.{parameter.name}"):
             if file_name in files.tensors:

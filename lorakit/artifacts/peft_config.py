@@ -11,6 +11,7 @@ from torch import nn
 from lorakit.artifacts.peft_experts import misread_by_peft
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.plan import Plan, PlanEntry
+from lorakit.planning.wrappers import plain_modules
 
 # PEFT knows no type of such a name, and says so instead of computing something else
 FOREIGN_TYPE, ON_CHANGED_BASE = "LORAKIT_", "_ON_CHANGED_BASE"
@@ -133,7 +134,7 @@ def _task(model: nn.Module) -> str | None:
 
 def _short_names(paths: list[str], model: nn.Module) -> list[str]:
     """Return last names where they select just these modules, and whole paths otherwise."""
-    by_name: Mapping[str, set[str]] = _by_last_name(path for path, _ in model.named_modules())
+    by_name: Mapping[str, set[str]] = _by_last_name(plain_modules(model.named_modules()))
     chosen = _by_last_name(paths)
     return sorted(
         target

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lorakit.application.places import adapter_path, full_parameters
+from lorakit.application.places import adapter_path, full_tensors
 from lorakit.application.state import NamedAdapter
 from lorakit.planning.plan import Plan, PlanEntry
 
@@ -26,7 +26,7 @@ class AdapterTensor:
 
 def adapter_tensors(model: nn.Module, adapter: NamedAdapter) -> Iterator[AdapterTensor]:
     """Yield everything that an adapter folder holds; what layers share comes once for each of them, under one name."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     for entry in adapter.plan.entries:
         if entry.adapter is not None:
             module = adapter.modules[entry.path]
@@ -34,9 +34,9 @@ def adapter_tensors(model: nn.Module, adapter: NamedAdapter) -> Iterator[Adapter
             for one in entry.adapter.parameters:
                 tensor = module.get_parameter(one.name).data
                 yield AdapterTensor(files[one.name], f"{inner}.{one.name}", tensor, one.shape)
-        for name, parameter in full_parameters(model, entry).items():
-            tensor = adapter.kept.get(f"{entry.path}.{name}".rstrip("."), parameter.data)
-            yield AdapterTensor(full_name(entry, name), names[id(parameter)], tensor, tuple(parameter.shape))
+        for name, held in full_tensors(model, entry).items():
+            tensor = adapter.kept.get(f"{entry.path}.{name}".rstrip("."), held.data)
+            yield AdapterTensor(full_name(entry, name), names[id(held)], tensor, tuple(held.shape))
 
 
 def full_name(entry: PlanEntry, name: str) -> str:

@@ -32,8 +32,8 @@ INERT = {
     "fan_in_fan_out", "init_lora_weights", "eva_config", "lora_ga_config", "runtime_config", "megatron_core",
     "ensure_weight_tying", "qalora_group_size",
 }  # fmt: skip
-# these start from a changed base weight, which the adapter folder does not hold
-BASE_CHANGING_STARTS = ("pissa", "olora", "loftq", "corda")
+# starts that leave the base weight as it is; any other may have changed it, and the adapter folder does not hold it
+STARTS_BESIDE_BASE = ("gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,10 @@ def _config(folder: Path, has_plan: bool) -> Mapping[str, Any]:
         raise AdapterError(f"{path} is of PEFT type {config.get('peft_type')!r}; lorakit reads LORA")
     check_fields(path, config)
     start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.startswith(BASE_CHANGING_STARTS):
+    if isinstance(start, str) and start.lower() not in STARTS_BESIDE_BASE:
         raise AdapterError(
-            f"{path} says init_lora_weights={start!r}: this adapter belongs to a base weight that it changed; "
+            f"{path} says init_lora_weights={start!r}: this adapter belongs to a base weight that its start may have "
+            "changed; "
             "convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…) first"
         )
     return config

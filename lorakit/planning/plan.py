@@ -295,4 +295,14 @@ class Plan:
             plan: Plan = codec.from_plain(cls, migrated(plain, FORMAT_VERSION))
         except (TypeError, ValueError) as error:
             raise PlanError(f"this is no plan: {error}") from error
+        check_once(plan)
         return plan
+
+
+def check_once(plan: Plan) -> None:
+    """Raise PlanError if a plan decides a module twice: both entries would take its place, and one be lost."""
+    seen: set[str] = set()
+    for entry in plan.entries:
+        if entry.path in seen:
+            raise PlanError(f"this is no plan: it decides `{entry.path}` twice")
+        seen.add(entry.path)

@@ -34,7 +34,7 @@ class Finite:
         Raises: TrainingError naming the step, and what is not finite first.
         """
         self._step = done + 1
-        hooks = [one.register_post_accumulate_grad_hook(self._reached.append) for one in self._places]  # type: ignore[attr-defined]
+        hooks = [one.register_post_accumulate_grad_hook(self._reached.append) for one in self._places]
         hooks += [
             self._optimizer.register_step_pre_hook(self._before),
             self._optimizer.register_step_post_hook(self._after),
