@@ -9,14 +9,23 @@ from torch.nn.utils import parametrize
 
 from lorakit.application.dispatch import move_hook
 from lorakit.planning.plan import PlanEntry
+from lorakit.planning.wrappers import WRAPPERS
 
 PARAMETRIZATIONS = "parametrizations"
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """Return the module at a plan's path: inside whatever torch put around it."""
+    module = model.get_submodule(path)
+    while (name := next((one for one in WRAPPERS if one in module._modules), None)) is not None:
+        module = module.get_submodule(name)
+    return module
 
 
 def holder_of(model: nn.Module, entry: PlanEntry) -> tuple[nn.Module, str]:
     """Return the module that holds the parameter which an entry names, and the parameter's name in it."""
     path, _, name = entry.path.rpartition(".")
-    return model.get_submodule(path), name
+    return module_at(model, path), name
 
 
 def base_layer_of(module: nn.Module) -> nn.Module:
@@ -38,7 +47,7 @@ def adapters_on(module: nn.Module) -> list[nn.Module]:
 def base_of(model: nn.Module, entry: PlanEntry) -> nn.Module | Tensor:
     """Return what lies under the adapters at an entry's path: a layer, or a parameter."""
     if not entry.is_parameter:
-        return base_layer_of(model.get_submodule(entry.path))
+        return base_layer_of(module_at(model, entry.path))
     holder, name = holder_of(model, entry)
     return bare_parameter(holder, name)
 
@@ -56,7 +65,7 @@ def adapter_path(model: nn.Module, entry: PlanEntry, adapter: nn.Module) -> str:
         holder, name = holder_of(model, entry)
         index = list(holder.get_submodule(f"{PARAMETRIZATIONS}.{name}").children()).index(adapter)
         return f"{entry.path.rpartition('.')[0]}.{PARAMETRIZATIONS}.{name}.{index}"
-    path, module = entry.path, model.get_submodule(entry.path)
+    path, module = entry.path, module_at(model, entry.path)
     while module is not adapter:
         path, module = f"{path}.base_layer", module.get_submodule("base_layer")
     return path
@@ -74,7 +83,7 @@ def full_parameters(model: nn.Module, entry: PlanEntry) -> dict[str, nn.Paramete
         base = base_of(model, entry)
         return {"": base} if isinstance(base, nn.Parameter) else dict(base.named_parameters(recurse=False))  # type: ignore[union-attr]
     if entry.adapter is not None and entry.adapter.bias_parameters:
-        return {"bias": base_layer_of(model.get_submodule(entry.path)).get_parameter("bias")}
+        return {"bias": base_layer_of(module_at(model, entry.path)).get_parameter("bias")}
     return {}
 
 

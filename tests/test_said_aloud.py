@@ -1,0 +1,155 @@
+"""What once went wrong without a word: rows that stand for no token, buffers, packed numbers, starts, plans by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+import lorakit
+from helpers import make_llama, randomize
+
+X = 3 * torch.randn(64, 8, generator=torch.Generator().manual_seed(1)) + 2
+
+
+class Net(nn.Module):
+    """A batch norm between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.norm, self.head = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.body(x))))  # type: ignore[no-any-return]
+
+
+def trained(model: nn.Module, steps: int = 5) -> nn.Module:
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-2)
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(X).square().mean().backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_the_row_of_the_padding_stays_as_peft_leaves_it() -> None:
+    embedding = nn.Embedding(6, 4, padding_idx=2)
+    model = lorakit.apply("adapt 0 rank 2", nn.Sequential(embedding, nn.Linear(4, 3)))
+    base = embedding.weight.detach().clone()
+    optimizer = lorakit.optimizer(model, lr=1e-1)
+    tokens = torch.tensor([[2, 0, 1], [5, 2, 2]])
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(tokens).sum().backward()
+        optimizer.step()
+    changed = lorakit.merge(model)[0].weight.detach()  # type: ignore[index]
+    assert torch.equal(changed[2], base[2])
+    assert not torch.equal(changed[[0, 1, 5]], base[[0, 1, 5]])
+    assert torch.equal(changed[2], model(tokens).new_zeros(4) + base[2])
+
+
+@pytest.mark.parametrize("reader", ["lorakit", "lorakit of PEFT's"])
+def test_a_batch_norm_trained_in_full_keeps_its_means(reader: str, tmp_path: Path) -> None:
+    if reader == "lorakit":
+        model = trained(lorakit.apply("adapt body rank 2; train norm", Net()))
+        lorakit.save(model, tmp_path / "adapter")
+    else:
+        model = trained(get_peft_model(Net(), LoraConfig(r=2, target_modules=["body"], modules_to_save=["norm"])))
+        model.save_pretrained(str(tmp_path / "adapter"))  # type: ignore[operator]
+    loaded = lorakit.load(tmp_path / "adapter", Net())
+    torch.testing.assert_close(loaded(X), model(X))
+    assert int(loaded.norm.num_batches_tracked) == 5  # type: ignore[arg-type, union-attr]
+
+
+def test_another_adapter_brings_the_base_means_back() -> None:
+    base = Net().eval()(X)
+    model = trained(lorakit.apply("adapt body rank 2; train norm", Net()))
+    first = model(X)
+    lorakit.apply("adapt head rank 2", model, name="second")
+    torch.testing.assert_close(model.eval()(X), base)
+    lorakit.adapters(model).use("default")
+    assert torch.equal(model(X), first)
+
+
+def saved(tmp_path: Path) -> Path:
+    return lorakit.save(lorakit.apply("adapt body,head rank 2", Net()), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("has_plan", [True, False])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint32, torch.int8])
+def test_whole_numbers_are_no_weights(dtype: torch.dtype, has_plan: bool, tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = sorted(tensors)[0]
+    save_file(tensors | {name: tensors[name].to(dtype)}, folder / "adapter_model.safetensors")
+    if not has_plan:
+        (folder / "plan.json").unlink()
+    with pytest.raises(lorakit.AdapterError, match=rf"`{name}` holds .*int.*no weight"):
+        lorakit.load(folder, Net())
+
+
+def test_a_plan_that_decides_a_module_twice_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["entries"].append(plan["entries"][0])
+    (folder / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(lorakit.AdapterError, match="decides `body` twice"):
+        lorakit.load(folder, Net())
+    with pytest.raises(lorakit.PlanError, match="decides `body` twice"):
+        from dataclasses import replace
+
+        made = lorakit.plan("adapt body rank 2", Net())
+        lorakit.apply(replace(made, entries=made.entries * 2), Net())
+
+
+@pytest.mark.parametrize("start", ["lora_ga", "pissa_niter_4", "OLoRA", "loftq", "corda", "one that is to come"])
+def test_a_start_that_may_have_changed_the_base_is_refused(start: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    (folder / "plan.json").unlink()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": start}))
+    with pytest.raises(lorakit.AdapterError, match="base weight that its start may have changed"):
+        lorakit.load(folder, Net())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": "gaussian"}))
+    lorakit.load(folder, Net())
+
+
+def test_a_pattern_that_fits_nothing_it_meets_is_refused_with_what_is_inside() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32)
+    with pytest.raises(lorakit.PlanError, match="no adapter fits `self_attn`, a MultiheadAttention"):
+        lorakit.plan("adapt :MultiheadAttention rank 2", layer)
+    assert lorakit.plan("adapt :MultiheadAttention,linear1 rank 2", layer).entries
+
+
+@pytest.mark.parametrize("at", ["layer", "projection"])
+@pytest.mark.parametrize("kind", ["compiled", "checkpointed"])
+def test_what_was_wrapped_before_is_saved_under_the_names_of_the_plain_model(
+    kind: str, at: str, tokens: Tensor, tmp_path: Path
+) -> None:
+    def wrapped(module: nn.Module) -> nn.Module:
+        return torch.compile(module, backend="eager") if kind == "compiled" else checkpoint_wrapper(module)  # type: ignore[return-value]
+
+    model = make_llama()
+    for index, layer in enumerate(model.model.layers):  # type: ignore[arg-type, union-attr]
+        if at == "layer":
+            model.model.layers[index] = wrapped(layer)  # type: ignore[index, union-attr]
+        else:
+            layer.self_attn.q_proj = wrapped(layer.self_attn.q_proj)  # type: ignore[union-attr]
+    plan = lorakit.plan("adapt q_proj,v_proj rank 2; train model.norm", model)
+    assert plan.entries == lorakit.plan("adapt q_proj,v_proj rank 2; train model.norm", make_llama()).entries
+    lorakit.apply(plan, model).eval()
+    randomize(model)
+    expected = model(tokens).logits
+    folder = lorakit.save(model, tmp_path / "adapter")
+    torch.testing.assert_close(lorakit.load(folder, make_llama())(tokens).logits, expected)
+    theirs = PeftModel.from_pretrained(make_llama(), str(folder)).eval()
+    torch.testing.assert_close(theirs(tokens).logits, expected)
+    torch.testing.assert_close(lorakit.merge(model)(tokens).logits, expected, rtol=1e-4, atol=1e-5)
