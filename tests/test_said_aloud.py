@@ -153,3 +153,74 @@ def test_what_was_wrapped_before_is_saved_under_the_names_of_the_plain_model(
     theirs = PeftModel.from_pretrained(make_llama(), str(folder)).eval()
     torch.testing.assert_close(theirs(tokens).logits, expected)
     torch.testing.assert_close(lorakit.merge(model)(tokens).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def tied() -> nn.Module:
+    return make_llama(tie_word_embeddings=True).eval()
+
+
+def stepped(model: nn.Module, tokens: Tensor) -> nn.Module:
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-2)
+    model.train()
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "adapt lm_head rank 2", "adapt embed_tokens rank 2", "adapt lm_head,embed_tokens rank 2",
+        "train lm_head; adapt q_proj rank 2", "train embed_tokens; adapt q_proj rank 2",
+        "train lm_head,embed_tokens; adapt q_proj rank 2",
+    ],
+)  # fmt: skip
+def test_a_tie_goes_round_whichever_end_is_changed_and_how(spec: str, tokens: Tensor, tmp_path: Path) -> None:
+    model = stepped(lorakit.apply(spec, tied()), tokens)
+    expected = model(tokens).logits
+    with lorakit.adapters(model).disabled():
+        torch.testing.assert_close(model(tokens).logits, tied()(tokens).logits)
+    torch.testing.assert_close(model(tokens).logits, expected)
+    folder = lorakit.save(model, tmp_path / "adapter")
+    torch.testing.assert_close(lorakit.load(folder, tied())(tokens).logits, expected)
+    theirs = PeftModel.from_pretrained(tied(), str(folder)).eval()
+    torch.testing.assert_close(theirs(tokens).logits, expected)
+    torch.testing.assert_close(lorakit.merge(model)(tokens).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_one_end_of_a_tie_adapted_and_the_other_trained_is_refused() -> None:
+    with pytest.raises(lorakit.PlanError, match=r"`model.embed_tokens` is trained .* with `lm_head`, which line 1"):
+        lorakit.plan("adapt lm_head rank 2\ntrain embed_tokens", tied())
+
+
+@pytest.mark.parametrize("ends", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"]])
+def test_ends_of_a_tie_that_peft_trained_apart_are_refused(ends: list[str], tokens: Tensor, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=ends)
+    stepped(get_peft_model(tied(), config), tokens).save_pretrained(str(tmp_path / "adapter"))  # type: ignore[operator]
+    with pytest.raises(lorakit.AdapterError, match="holds both as one tensor: untie them"):
+        lorakit.load(tmp_path / "adapter", tied())
+
+
+def test_names_that_end_each_other_are_told_apart_for_peft(tmp_path: Path) -> None:
+    def nested() -> nn.Module:
+        torch.manual_seed(0)
+        inner = nn.ModuleDict({"b": nn.Linear(4, 4)})
+        return nn.ModuleDict({"b": nn.Linear(4, 4), "a": inner, "x_b": nn.Linear(4, 4)})
+
+    x = torch.randn(3, 4)
+    for at, spec in enumerate(("adapt b rank 2 except a", "adapt b rank 2 alpha 2\nadapt a.b rank 4 alpha 16")):
+        model = lorakit.apply(spec, nested())
+        randomize(model)
+        folder = lorakit.save(model, tmp_path / str(at))
+        expected = nested_forward(model, x)
+        torch.testing.assert_close(nested_forward(lorakit.load(folder, nested()), x), expected)
+        theirs = PeftModel.from_pretrained(nested(), str(folder)).eval()
+        torch.testing.assert_close(nested_forward(theirs.base_model.model, x), expected)
+        (folder / "plan.json").unlink()
+        torch.testing.assert_close(nested_forward(lorakit.load(folder, nested()), x), expected)
+
+
+def nested_forward(model: nn.Module, x: Tensor) -> Tensor:
+    return model["x_b"](model["a"]["b"](model["b"](x)))  # type: ignore[index, no-any-return]

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from lorakit.application.dispatch import move_hook
 from lorakit.planning.plan import PlanEntry
-from lorakit.planning.wrappers import WRAPPERS
+from lorakit.planning.wrappers import WRAPPERS, plain_path
 
 PARAMETRIZATIONS = "parametrizations"
 
@@ -99,6 +99,13 @@ def stored_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in module._buffers.items():
         if buffer is not None and name not in module._non_persistent_buffers_set:
             yield name, buffer
+
+
+def other_ends(model: nn.Module, tensor: Tensor, path: str) -> list[str]:
+    """Return the other names of a tied tensor, as they are without adapters and wrappers."""
+    every = model.named_parameters(remove_duplicate=False)
+    names = dict.fromkeys(plain_path(name).replace(".base_layer", "") for name, held in every if held is tensor)
+    return [name for name in names if name != path]
 
 
 def parents_of(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:

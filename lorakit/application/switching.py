@@ -140,11 +140,12 @@ def _stand(model: nn.Module, state: Adapted, standing: Mapping[str, str]) -> Non
 
 def _full(model: nn.Module, adapter: NamedAdapter) -> dict[str, Tensor]:
     """Return what an adapter trains in full, and the buffers beside it, by path in the model without adapters."""
-    return {
-        f"{entry.path}.{name}".rstrip("."): tensor
-        for entry in adapter.plan.entries
-        for name, tensor in full_tensors(model, entry).items()
-    }
+    first: dict[int, tuple[str, Tensor]] = {}
+    for entry in adapter.plan.entries:
+        for name, tensor in full_tensors(model, entry).items():
+            # both ends of a tie are one tensor, under the name of the first
+            first.setdefault(id(tensor), (f"{entry.path}.{name}".rstrip("."), tensor))
+    return dict(first.values())
 
 
 def remember_base(model: nn.Module, state: Adapted, adapter: NamedAdapter) -> None:

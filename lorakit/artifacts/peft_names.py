@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lorakit.application.places import adapter_path, full_tensors
+from lorakit.application.places import adapter_path, full_tensors, other_ends
 from lorakit.application.state import NamedAdapter
 from lorakit.planning.plan import Plan, PlanEntry
 
@@ -27,6 +27,8 @@ class AdapterTensor:
 def adapter_tensors(model: nn.Module, adapter: NamedAdapter) -> Iterator[AdapterTensor]:
     """Yield everything that an adapter folder holds; what layers share comes once for each of them, under one name."""
     names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    first: dict[int, str] = {}
+    trained = {f"{one.path}.{name}" for one in adapter.plan.entries if one.train for name in full_tensors(model, one)}
     for entry in adapter.plan.entries:
         if entry.adapter is not None:
             module = adapter.modules[entry.path]
@@ -35,8 +37,13 @@ def adapter_tensors(model: nn.Module, adapter: NamedAdapter) -> Iterator[Adapter
                 tensor = module.get_parameter(one.name).data
                 yield AdapterTensor(files[one.name], f"{inner}.{one.name}", tensor, one.shape)
         for name, held in full_tensors(model, entry).items():
-            tensor = adapter.kept.get(f"{entry.path}.{name}".rstrip("."), held.data)
+            path = f"{entry.path}.{name}".rstrip(".")
+            tensor = adapter.kept.get(first.setdefault(id(held), path), held.data)
             yield AdapterTensor(full_name(entry, name), names[id(held)], tensor, tuple(held.shape))
+            for other in other_ends(model, held, path) if entry.train else ():
+                # PEFT gives each end of a tie a copy of its own
+                if other not in trained:
+                    yield AdapterTensor(f"{PREFIX}{other}", names[id(held)], tensor, tuple(held.shape))
 
 
 def full_name(entry: PlanEntry, name: str) -> str:

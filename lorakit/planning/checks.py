@@ -134,6 +134,22 @@ def _adapted_and_trained(decided: Decided, inventory: Inventory, plugins: Plugin
         )
 
 
+def tied_apart(decisions: Decisions, inventory: Inventory) -> Iterable[Diagnostic]:
+    """Find the ties of which one end is adapted and the other trained in full."""
+    for path, train in decisions.train.items():
+        for parameter in inventory.modules[path].parameters:
+            for end in inventory.owners[parameter.weight_id]:
+                other = end.rpartition(".")[0]
+                if other != path and (adapt := decisions.adapt.get(other)) is not None:
+                    yield at(
+                        Code.NOT_POSSIBLE_HERE,
+                        f"`{path}` is trained in full and shares its weight with `{other}`, which line "
+                        f"{adapt.span.line if adapt.span else '?'} adapts: no adapter file can say so",
+                        train.span,
+                        suggestion=f"keep one of the two, for example with `except {path}`",
+                    )
+
+
 def _is_linear(module: ModuleInfo) -> bool:
     return module.shape is None or module.shape.is_linear
 
