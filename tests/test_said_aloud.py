@@ -224,3 +224,20 @@ def test_names_that_end_each_other_are_told_apart_for_peft(tmp_path: Path) -> No
 
 def nested_forward(model: nn.Module, x: Tensor) -> Tensor:
     return model["x_b"](model["a"]["b"](model["b"](x)))  # type: ignore[index, no-any-return]
+
+
+@pytest.mark.parametrize("more", ["", "; train @norm", " bias adapter", "; train @head", "; train @embedding"])
+def test_a_float16_model_trains_under_the_defaults(more: str, tokens: Tensor, tmp_path: Path) -> None:
+    model = lorakit.apply(f"adapt q_proj,v_proj rank 2{more}", make_llama(attention_bias=True).half()).train()
+    optimizer = lorakit.optimizer(model)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = model(tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[2] < losses[0]
+    assert all(bool(value.isfinite().all()) for value in model.parameters())
+    loaded = lorakit.load(lorakit.save(model, tmp_path / "adapter"), make_llama(attention_bias=True).half())
+    torch.testing.assert_close(loaded(tokens).logits, model.eval()(tokens).logits, rtol=5e-2, atol=5e-2)
