@@ -241,3 +241,27 @@ def test_a_float16_model_trains_under_the_defaults(more: str, tokens: Tensor, tm
     assert all(bool(value.isfinite().all()) for value in model.parameters())
     loaded = lorakit.load(lorakit.save(model, tmp_path / "adapter"), make_llama(attention_bias=True).half())
     torch.testing.assert_close(loaded(tokens).logits, model.eval()(tokens).logits, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("enabled", ["before", "after"])
+def test_reentrant_checkpointing_over_pixels_leaves_no_adapter_without_its_gradient(enabled: str) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    def gradients(checkpointed: str) -> dict[str, Tensor | None]:
+        torch.manual_seed(0)
+        settings = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        model = ViTForImageClassification(ViTConfig(**settings, image_size=8, patch_size=4))
+        for moment in ("before", "apply", "after"):
+            if moment == "apply":
+                lorakit.apply("adapt q_proj,v_proj rank 2; train @head", model).train()
+            elif moment == checkpointed:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+        pixels = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+        model(pixel_values=pixels).logits.square().mean().backward()
+        found = {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
+        assert not any(module._forward_hooks for module in lorakit.merge(model).modules())
+        return found
+
+    plain = gradients("never")
+    for name, value in gradients(enabled).items():
+        torch.testing.assert_close(value, plain[name])
