@@ -265,3 +265,46 @@ def test_reentrant_checkpointing_over_pixels_leaves_no_adapter_without_its_gradi
     plain = gradients("never")
     for name, value in gradients(enabled).items():
         torch.testing.assert_close(value, plain[name])
+
+
+class Attending(nn.Module):
+    """torch's own attention, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mha, self.head = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mha(x, x, x, need_weights=False)[0])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["mha"]},
+        {"target_modules": ["mha", "head"], "rank_pattern": {"mha": 2}, "alpha_pattern": {"mha": 8}},
+        {"target_parameters": ["mha.in_proj_weight"], "target_modules": ["head"]},
+    ],
+)
+def test_an_attention_that_peft_adapted_gives_its_logits(config: dict[str, object], tmp_path: Path) -> None:
+    theirs = get_peft_model(Attending(), LoraConfig(r=3, lora_alpha=6, **config)).eval()  # type: ignore[arg-type]
+    randomize(theirs)
+    theirs.save_pretrained(str(tmp_path / "adapter"))
+    x = torch.randn(2, 5, 16)
+    assert not torch.allclose(theirs(x), Attending()(x), atol=1e-2)
+    torch.testing.assert_close(lorakit.load(tmp_path / "adapter", Attending())(x), theirs(x))
+
+
+def test_peft_reads_the_projections_of_an_attention_and_refuses_what_it_would_not_hear(tmp_path: Path) -> None:
+    x = torch.randn(2, 5, 16)
+    for spec in ("adapt in_proj_weight,head rank 2 alpha 8", "adapt in_proj_weight,out_proj rank 2"):
+        model = lorakit.apply(spec, Attending()).eval()
+        randomize(model)
+        folder = lorakit.save(model, tmp_path / spec[-6:].strip())
+        torch.testing.assert_close(lorakit.load(folder, Attending())(x), model(x))
+        if "out_proj" not in spec:
+            torch.testing.assert_close(PeftModel.from_pretrained(Attending(), str(folder)).eval()(x), model(x))
+            continue
+        with pytest.raises(Exception, match="LORAKIT_LORA"):
+            PeftModel.from_pretrained(Attending(), str(folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lorakit.artifacts.peft_names import PREFIX
@@ -20,6 +21,8 @@ from lorakit.planning.plan import Plan
 from lorakit.planning.planner import plan_decisions
 
 LORA = re.compile(r"(?P<path>.+)\.(?P<matrix>lora_[AB]\.weight|lora_embedding_[AB])")
+# the parameter of a MultiheadAttention that stands for its three projections
+IN_PROJECTION = "in_proj_weight"
 FIRST = ("lora_A.weight", "lora_embedding_A")
 
 
@@ -41,7 +44,11 @@ def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -
             if found["matrix"] in FIRST:
                 dtype = SHORT.get(name_of(tensor.dtype), "fp32")
                 rank = tensor.shape[0] // (module.shape.stack or 1)
-                adapt[path] = _rule(path, rank, dtype, files.config)
+                where = _decided_at(path, inventory, files)
+                adapt[path] = _rule(where, rank, dtype, files.config)
+                if where != path and path.endswith(".out_proj"):
+                    # PEFT adds the change of this one twice, as it merges (peft 0.21, MultiheadAttention.merge)
+                    adapt[path] = replace(adapt[path], alpha=2 * (adapt[path].alpha or 0.0))
             continue
         place = Place(inner, is_parameter=True)
         path, parameter = place.holder, place.leaf
@@ -65,6 +72,12 @@ def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -
 
 def _target(path: str, inventory: Inventory, files: AdapterFiles) -> str:
     """Return the target of a tensor: for a parameter of a module, PEFT writes the module's path and `base_layer`s."""
+    if path not in inventory.modules and (inner := path.replace(".base_layer.", ".")) in inventory.modules:
+        # a module around it was wrapped
+        return inner
+    if f"{path}.{IN_PROJECTION}" in inventory.modules and not files.config.get("target_parameters"):
+        # what PEFT's adapter of a whole MultiheadAttention has besides that of its out_proj
+        return f"{path}.{IN_PROJECTION}"
     outer = path
     while outer.endswith(".base_layer"):
         outer = outer.removesuffix(".base_layer")
@@ -76,6 +89,13 @@ def _target(path: str, inventory: Inventory, files: AdapterFiles) -> str:
     ]
     depth = path.count(".base_layer")
     return own[len(own) - 1 - depth] if depth < len(own) else path
+
+
+def _decided_at(path: str, inventory: Inventory, files: AdapterFiles) -> str:
+    """Return the path that PEFT looks up in its patterns: a MultiheadAttention is one module to it."""
+    holder = path.rpartition(".")[0]
+    whole = f"{holder}.{IN_PROJECTION}" in inventory.modules and not files.config.get("target_parameters")
+    return holder if whole and f"{PREFIX}{holder}.lora_A.weight" in files.tensors else path
 
 
 def _whole(path: str, inventory: Inventory, files: AdapterFiles) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lorakit.application.places import full_parameters, other_ends
+from lorakit.application.places import full_parameters, module_at, other_ends
 from lorakit.artifacts.peft_experts import misread_by_peft
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.plan import Plan, PlanEntry
@@ -41,6 +41,8 @@ def peft_config(plan: Plan, model: nn.Module, plugins: Plugins, *, changes_base:
     if misread and not _is_plain_lora(fields):
         # PEFT takes these layers for parameters, which it adapts by plain LoRA alone
         fields = {"peft_type": _foreign(adapted, changes_base)}
+    if any(_is_passed_by(path, model) for path in modules):
+        fields = {"peft_type": _foreign(adapted, changes_base)}
     if str(fields["peft_type"]).startswith(FOREIGN_TYPE):
         return {**fields, **common}
     parameters = [entry.path for entry in adapted if entry.is_parameter]
@@ -55,6 +57,11 @@ def peft_config(plan: Plan, model: nn.Module, plugins: Plugins, *, changes_base:
         config["target_parameters"] = parameters or None
         config["bias"] = "lora_only" if _trains_biases(adapted) else "none"
     return config
+
+
+def _is_passed_by(path: str, model: nn.Module) -> bool:
+    """Whether PEFT's adapter of a layer would never be heard: a MultiheadAttention takes the weight of its out_proj."""
+    return isinstance(module_at(model, path.rpartition(".")[0]), nn.MultiheadAttention)
 
 
 def _whole_modules(plan: Plan, model: nn.Module) -> list[str]:

@@ -52,6 +52,15 @@ def full_name(entry: PlanEntry, name: str) -> str:
     return f"{PREFIX}{entry.path}.{between}{name}".rstrip(".")
 
 
+def _wrapped(path: str, plan: Plan) -> str:
+    """Return the path of a module in PEFT's model, where a module around it is wrapped for a parameter of its own."""
+    holders = [one.path.rpartition(".")[0] for one in plan.entries if one.adapter and one.is_parameter]
+    for holder in dict.fromkeys(holders):
+        if holder and path.startswith(f"{holder}."):
+            return f"{holder}{'.base_layer' * holders.count(holder)}{path.removeprefix(holder)}"
+    return path
+
+
 def file_names(plan: Plan, entry: PlanEntry) -> dict[str, str]:
     """Return the names in the file of an adapter's parameters, by their own.
 
@@ -66,6 +75,8 @@ def file_names(plan: Plan, entry: PlanEntry) -> dict[str, str]:
             one.path for one in plan.entries if one.adapter and one.is_parameter and one.path.rpartition(".")[0] == path
         ]
         path += ".base_layer" * (len(beside) - 1 - beside.index(entry.path))
+    else:
+        path = _wrapped(path, plan)
     return {
         one.name: f"{ROOT}{one.file_name}" if one.shared else f"{PREFIX}{path}.{one.file_name}"
         for one in entry.adapter.parameters
