@@ -10,6 +10,7 @@ from lorakit.errors import (
     PlanError,
     PluginError,
     SpecError,
+    TrainingError,
     WriteError,
 )
 from lorakit.hooks import hookimpl
@@ -24,6 +25,7 @@ __all__ = [
     "PlanError",
     "PluginError",
     "SpecError",
+    "TrainingError",
     "WriteError",
     "__version__",
     "adapters",

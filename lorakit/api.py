@@ -153,14 +153,14 @@ def load(
     Raises: AdapterError, ModelError; the model is untouched then.
     """
     from lorakit.application import hardware as here
-    from lorakit.artifacts.loading import load_adapter, starter_of
+    from lorakit.artifacts.loading import load_adapter, starter_of, trained_in
     from lorakit.pipeline import read_model
 
     plugins = plugins or default_plugins()
     source = _with_weights(model_or_ref, trust_remote_code)
     streams = quantize and isinstance(source, ModelReference)
     starter = starter_of(Path(folder), plugins, initialize=allow_missing) if streams else None
-    module = read_model(source, plugins, starter=starter)
+    module = read_model(source, plugins, starter=starter, fresh=trained_in(Path(folder)))
     return load_adapter(
         Path(folder),
         module,

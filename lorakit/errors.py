@@ -49,5 +49,9 @@ class OutputError(LorakitError):
     """An output place that cannot be used; nothing was written."""
 
 
+class TrainingError(Exception):
+    """Training that left the finite numbers: it stops at that step, and nothing of it is written."""
+
+
 class WriteError(Exception):
     """The work itself failed, for example on a full disk; what stood at the output place before is untouched."""

@@ -101,7 +101,10 @@ def adapt(job: Job, plugins: Plugins, reporter: Reporter = SILENT, *, seed: int 
 
 
 def train(job: Job, training: Training, plugins: Plugins, display: Display, reporter: Reporter = SILENT) -> Outcome:
-    """Train an adapter and write it; a stopped run leaves checkpoints alone. Raises: LorakitError, WriteError."""
+    """Train an adapter and write it; a stopped run leaves checkpoints alone.
+
+    Raises: LorakitError, WriteError, TrainingError where it leaves the finite numbers.
+    """
     from lorakit.artifacts.folders import require_space
     from lorakit.planning.report import show_bytes
     from lorakit.trainers.tasks import make_task

@@ -94,9 +94,11 @@ def read_model(
     *,
     starter: Starter | None = None,
     device: str | None = None,
+    fresh: Sequence[str] = (),
 ) -> nn.Module:
     """Return a model with its weights, started and quantized on `device` while they are read, if a starter is given.
 
+    Modules that `fresh` names, or the starter's plan trains in full, may be without weights in the files.
     Raises: ModelError.
     """
     from torch import nn
@@ -106,10 +108,19 @@ def read_model(
     what = f"reading {model.text}"
     if starter is None:
         with reporter.working(what):
-            return plugins.load_model(replace(model, with_weights=True))
+            return plugins.load_model(replace(model, with_weights=True, fresh=tuple(fresh)))
+    fresh = (*fresh, *(entry.path for entry in starter.plan.entries if entry.train))
     with reporter.measured(what) as progress:
         return plugins.load_model(
-            replace(model, with_weights=True, plan=starter.plan, starter=starter, device=device, progress=progress)
+            replace(
+                model,
+                with_weights=True,
+                plan=starter.plan,
+                starter=starter,
+                device=device,
+                progress=progress,
+                fresh=fresh,
+            )
         )
 
 

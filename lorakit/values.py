@@ -67,7 +67,8 @@ class LayerShape:
     the size of a convolution's. `called` is False where the parent computes with the layer's weight, always or on some
     devices, and does not call the layer itself; where the parent's code shows it, lorakit sees it by itself. `refusal`
     says why this one layer of a known kind cannot be adapted. With `outright` a target has to name it: roles, globs and
-    other patterns look past it. `quantizer` is the one that holds the weight already; a plan does not keep it.
+    other patterns look past it. `padding` is the row of a lookup that stands for no token, and stays as it is.
+    `quantizer` is the one that holds the weight already; a plan does not keep it.
     """
 
     kind: str
@@ -79,6 +80,7 @@ class LayerShape:
     refusal: str = ""
     quantizer: Quantizer | None = field(default=None, compare=False, repr=False, metadata={"written": False})
     outright: bool = False
+    padding: int | None = None
 
     @property
     def is_linear(self) -> bool:
@@ -119,9 +121,10 @@ class ModelReference:
 
     `with_weights=False` asks for the structure alone, on meta tensors. With a `plan`, a loader may store each weight as
     the plan quantizes it while it reads, as a `QuantizedLinear` in the layer's place; the rest is quantized afterwards.
-    It quantizes on `device`, or where the weights lie; `plugins` are those that the plan was made with, or the default
-    ones. `starter` starts the plan's adapters while their weights are at hand; `progress` is told the bytes read and
-    the bytes in all.
+    Modules that `fresh` names, by path or by how it ends, may be without weights in the files: what trains there starts
+    anew, drawn by the starter's seed. It quantizes on `device`, or where the weights lie; `plugins` are those that the
+    plan was made with, or the default ones. `starter` starts the plan's adapters while their weights are at hand;
+    `progress` is told the bytes read and the bytes in all.
     """
 
     text: str
@@ -131,6 +134,7 @@ class ModelReference:
     allow_pickle: bool = False
     dtype: str | None = None
     plan: Plan | None = None
+    fresh: tuple[str, ...] = ()
     device: str | None = None
     plugins: Plugins | None = field(default=None, compare=False, repr=False)
     starter: Starter | None = field(default=None, compare=False, repr=False)

@@ -17,7 +17,7 @@ from lorakit.application.observing import observe
 from lorakit.application.places import (
     adapt_parameter,
     base_layer_of,
-    full_parameters,
+    full_tensors,
     holder_of,
     replace_modules,
 )
@@ -34,7 +34,8 @@ from lorakit.planning.figures import finished
 from lorakit.planning.inventory import Inventory, read_inventory, with_quantizers
 from lorakit.planning.moving import moved
 from lorakit.planning.place import Place
-from lorakit.planning.plan import Plan, PlanEntry
+from lorakit.planning.plan import Plan, PlanEntry, check_once
+from lorakit.planning.wrappers import plain_modules
 
 Progress = Callable[[Sequence[PlanEntry]], Iterable[PlanEntry]]
 
@@ -70,7 +71,7 @@ def apply_plan(
         try:
             plan = completed(plan, plugins)
             plugins.before_apply(model, plan)
-            modules = dict(model.named_modules())
+            modules = plain_modules(model.named_modules())
             _check(plan, model, modules)
             check_compute(model, state, plan)
             # taken over before the model runs, since bitsandbytes' own layers may repack their weights when they do
@@ -180,10 +181,10 @@ def _values_at_risk(model: nn.Module, state: Adapted | None) -> list[Tensor]:
     """Return what stands differently once another adapter is in use: what adapters train in full."""
     adapters = state.named.values() if state is not None else ()
     return [
-        parameter
+        tensor
         for adapter in adapters
         for entry in adapter.plan.entries
-        for parameter in full_parameters(model, entry).values()
+        for tensor in full_tensors(model, entry).values()
     ]
 
 
@@ -202,6 +203,7 @@ def _check_name(state: Adapted | None, name: str) -> None:
 
 
 def _check(plan: Plan, model: nn.Module, modules: dict[str, nn.Module]) -> None:
+    check_once(plan)
     for entry in plan.entries:
         place = Place.of(entry)
         module = modules.get(place.module)

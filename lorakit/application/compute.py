@@ -112,10 +112,13 @@ def own_dtypes(model: nn.Module, state: Adapted) -> Iterator[None]:
 
 
 def own_value(state: Adapted, parameter: Tensor, value: Tensor) -> Tensor:
-    """Return a value of one of the model's parameters in that one's own dtype; what adapters add stays as it is."""
+    """Return a value of the model's own parameter or buffer in its dtype; what adapters add stays as it is."""
     for cast_parameter, dtype, kept in state.cast.parameters if state.cast else ():
         if cast_parameter is parameter:
             return _own(value, dtype, kept)
+    for module, name, dtype in state.cast.buffers if state.cast else ():
+        if module._buffers.get(name) is parameter:
+            return value.to(dtype)
     return value
 
 

@@ -17,6 +17,7 @@ from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import Observer
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.plan import Plan, PlanEntry
+from lorakit.planning.wrappers import plain_modules
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ def watched(plan: Plan, model: nn.Module, plugins: Plugins, *, initialize: bool 
 
     Without `initialize` the start values come from elsewhere, and no initializer looks.
     """
-    modules = dict(model.named_modules())
+    modules = plain_modules(model.named_modules())
     found = []
     for entry in plan.entries:
         module = modules.get(entry.path)

@@ -10,14 +10,23 @@ from torch.nn.utils import parametrize
 from lorakit.application.dispatch import move_hook
 from lorakit.planning.place import Place
 from lorakit.planning.plan import PlanEntry
+from lorakit.planning.wrappers import WRAPPERS, plain_path
 
 PARAMETRIZATIONS = "parametrizations"
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """Return the module at a plan's path: inside whatever torch put around it."""
+    module = model.get_submodule(path)
+    while (name := next((one for one in WRAPPERS if one in module._modules), None)) is not None:
+        module = module.get_submodule(name)
+    return module
 
 
 def holder_of(model: nn.Module, entry: PlanEntry) -> tuple[nn.Module, str]:
     """Return the module that holds the parameter which an entry names, and the parameter's name in it."""
     place = Place.of(entry)
-    return model.get_submodule(place.module), place.parameter
+    return module_at(model, place.module), place.parameter
 
 
 def base_layer_of(module: nn.Module) -> nn.Module:
@@ -39,7 +48,7 @@ def adapters_on(module: nn.Module) -> list[nn.Module]:
 def base_of(model: nn.Module, entry: PlanEntry) -> nn.Module | Tensor:
     """Return what lies under the adapters at an entry's path: a layer, or a parameter."""
     if not entry.is_parameter:
-        return base_layer_of(model.get_submodule(entry.path))
+        return base_layer_of(module_at(model, entry.path))
     holder, name = holder_of(model, entry)
     return bare_parameter(holder, name)
 
@@ -57,7 +66,7 @@ def adapter_path(model: nn.Module, entry: PlanEntry, adapter: nn.Module) -> str:
         holder, name = holder_of(model, entry)
         index = list(holder.get_submodule(f"{PARAMETRIZATIONS}.{name}").children()).index(adapter)
         return Place(Place.of(entry).module).inside(f"{PARAMETRIZATIONS}.{name}.{index}")
-    path, module = entry.path, model.get_submodule(entry.path)
+    path, module = entry.path, module_at(model, entry.path)
     while module is not adapter:
         path, module = f"{path}.base_layer", module.get_submodule("base_layer")
     return path
@@ -75,8 +84,29 @@ def full_parameters(model: nn.Module, entry: PlanEntry) -> dict[str, nn.Paramete
         base = base_of(model, entry)
         return {"": base} if isinstance(base, nn.Parameter) else dict(base.named_parameters(recurse=False))  # type: ignore[union-attr]
     if entry.adapter is not None and entry.adapter.bias_parameters:
-        return {"bias": base_layer_of(model.get_submodule(entry.path)).get_parameter("bias")}
+        return {"bias": base_layer_of(module_at(model, entry.path)).get_parameter("bias")}
     return {}
+
+
+def full_tensors(model: nn.Module, entry: PlanEntry) -> dict[str, Tensor]:
+    """Return what an entry trains in full, and the buffers beside it that a checkpoint holds: a batch norm's means."""
+    found: dict[str, Tensor] = dict(full_parameters(model, entry))
+    base = base_of(model, entry) if entry.train else None
+    return found | dict(stored_buffers(base)) if isinstance(base, nn.Module) else found
+
+
+def stored_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the buffers of a module's own that its state holds."""
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in module._non_persistent_buffers_set:
+            yield name, buffer
+
+
+def other_ends(model: nn.Module, tensor: Tensor, path: str) -> list[str]:
+    """Return the other names of a tied tensor, as they are without adapters and wrappers."""
+    every = model.named_parameters(remove_duplicate=False)
+    names = dict.fromkeys(plain_path(name).replace(".base_layer", "") for name, held in every if held is tensor)
+    return [name for name in names if name != path]
 
 
 def parents_of(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
@@ -97,6 +127,9 @@ def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) 
             move_hook(original, replacement)
             for parent, name in held[original]:
                 setattr(parent, name, replacement)
+                if name == "_orig_mod":
+                    # torch.compile's wrapper calls what it was made for, until it is told
+                    parent._initialize()  # type: ignore[operator]
 
 
 def adapt_parameter(holder: nn.Module, name: str, adapter: nn.Module) -> None:

@@ -159,6 +159,9 @@ class _Start:
                 f"initializer `{call.name}` of {plugins.origin(type(initializer))} failed on `{entry.path}` at rank "
                 f"{entry.adapter.settings.rank}: {type(error).__name__}: {error}"
             ) from error
+        if entry.shape is not None and entry.shape.padding is not None:
+            # its row of the change is zero, and stays so
+            lora_A[:, entry.shape.padding] = 0.0
         if getattr(initializer, "changes_base", False):
             dtype = dtype_of(entry.adapter.dtype)
             # as the adapter will hold them, so that nothing is lost between what goes and what comes

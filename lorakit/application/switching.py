@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lorakit.application.places import full_parameters, own_parameters
+from lorakit.application.places import full_parameters, full_tensors, own_parameters
 from lorakit.application.sharding import fill, whole
 from lorakit.application.state import Adapted, NamedAdapter
 from lorakit.errors import ModelError
@@ -30,11 +30,15 @@ def use(model: nn.Module, state: Adapted, strengths: Mapping[str, float]) -> Non
             own = own_parameters(module, entry)
             for one in entry.adapter.parameters:
                 own[one.name].requires_grad_(adapter.is_used and one.trains)
-        for parameter in _full(model, adapter).values():
-            parameter.requires_grad_(False)
+        _require_gradients(model, adapter, False)
     for adapter in state.used:
-        for parameter in _full(model, adapter).values():
-            parameter.requires_grad_(True)
+        _require_gradients(model, adapter, True)
+
+
+def _require_gradients(model: nn.Module, adapter: NamedAdapter, trains: bool) -> None:
+    for entry in adapter.plan.entries:
+        for parameter in full_parameters(model, entry).values():
+            parameter.requires_grad_(trains)
 
 
 @contextmanager
@@ -135,13 +139,14 @@ def _stand(model: nn.Module, state: Adapted, standing: Mapping[str, str]) -> Non
     state.standing = dict(standing)
 
 
-def _full(model: nn.Module, adapter: NamedAdapter) -> dict[str, nn.Parameter]:
-    """Return what an adapter trains in full, by path in the model without adapters."""
-    return {
-        Place(entry.path).inside(name): parameter
-        for entry in adapter.plan.entries
-        for name, parameter in full_parameters(model, entry).items()
-    }
+def _full(model: nn.Module, adapter: NamedAdapter) -> dict[str, Tensor]:
+    """Return what an adapter trains in full, and the buffers beside it, by path in the model without adapters."""
+    first: dict[int, tuple[str, Tensor]] = {}
+    for entry in adapter.plan.entries:
+        for name, tensor in full_tensors(model, entry).items():
+            # both ends of a tie are one tensor, under the name of the first
+            first.setdefault(id(tensor), (Place(entry.path).inside(name), tensor))
+    return dict(first.values())
 
 
 def remember_base(model: nn.Module, state: Adapted, adapter: NamedAdapter) -> None:

@@ -82,12 +82,17 @@ def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins, name: 
     adapter = adapter_of(model, name)
     model = unwrapped(model)
     plan = plan_to_save(adapter, plugins)
-    tensors = [replace(one, tensor=whole(one.tensor)) for one in adapter_tensors(model, replace(adapter, plan=plan))]
+    state = state_of(model)
+    held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    # in the dtype that is written: what is finite in a wider one may not be so there
+    tensors = [
+        replace(one, tensor=own_value(state, held.get(one.inner, one.tensor), whole(one.tensor)))
+        for one in adapter_tensors(model, replace(adapter, plan=plan))
+    ]
     check_tensors(tensors)
     if not writes(model):
         return
-    state = state_of(model)
-    ready = {one.file_name: _ready(own_value(state, model.get_parameter(one.inner), one.tensor)) for one in tensors}
+    ready = {one.file_name: _ready(one.tensor) for one in tensors}
     fields = peft_config(plan, model, plugins, changes_base=bool(adapter.taken))
     _say_if_foreign(adapter, str(fields["peft_type"]))
     config = json.dumps(fields, indent=2) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from lorakit.planning.planner import plan_decisions
 from lorakit.values import LayerShape
 
 LORA = re.compile(r"(?P<path>.+)\.(?P<matrix>lora_[AB]\.weight|lora_embedding_[AB])")
+# the parameter of a MultiheadAttention that stands for its three projections
+IN_PROJECTION = "in_proj_weight"
 FIRST = ("lora_A.weight", "lora_embedding_A")
 _DOTTED = re.compile(r"[\w.-]+")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
@@ -49,14 +52,21 @@ def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -
                 raise AdapterError(f"{files.folder} adapts `{path}`, a {module.class_name}, which no adapter here fits")
             if found["matrix"] in FIRST:
                 dtype = SHORT.get(name_of(tensor.dtype), "fp32")
-                adapt[path] = _rule(path, _rank(name, tensor, module.shape, files), dtype, files.config, scales)
+                rank = _rank(name, tensor, module.shape, files)
+                where = _decided_at(path, inventory, files)
+                adapt[path] = _rule(where, rank, dtype, files.config, scales)
+                if where != path and path.endswith(".out_proj"):
+                    # PEFT adds the change of this one twice, as it merges (peft 0.21, MultiheadAttention.merge)
+                    adapt[path] = replace(adapt[path], alpha=2 * (adapt[path].alpha or 0.0))
             continue
         place = Place(inner, is_parameter=True)
         path, parameter = place.holder, place.leaf
         if parameter == "bias" and path.endswith(".base_layer"):
             continue
         _known(path, name, inventory, files)
-        if parameter not in {own.name for own in inventory.modules[path].parameters}:
+        if parameter not in {
+            own.name for own in (*inventory.modules[path].parameters, *inventory.modules[path].buffers)
+        }:
             raise AdapterError(f"{files.folder} holds tensors that nothing here takes, first {name}")
         if parameter == "bias" and files.config.get("bias") == "all":
             _whole(path, inventory, files)
@@ -79,6 +89,12 @@ def _rank(name: str, lora_A: Tensor, shape: LayerShape, files: AdapterFiles) -> 
 
 def _target(path: str, inventory: Inventory, files: AdapterFiles) -> str:
     """Return the target of a tensor: for a parameter of a module, PEFT writes the module's path and `base_layer`s."""
+    if path not in inventory.modules and (inner := path.replace(".base_layer.", ".")) in inventory.modules:
+        # a module around it was wrapped
+        return inner
+    if f"{path}.{IN_PROJECTION}" in inventory.modules and not files.config.get("target_parameters"):
+        # what PEFT's adapter of a whole MultiheadAttention has besides that of its out_proj
+        return f"{path}.{IN_PROJECTION}"
     outer = path
     while outer.endswith(".base_layer"):
         outer = outer.removesuffix(".base_layer")
@@ -90,6 +106,13 @@ def _target(path: str, inventory: Inventory, files: AdapterFiles) -> str:
     ]
     depth = path.count(".base_layer")
     return own[len(own) - 1 - depth] if depth < len(own) else path
+
+
+def _decided_at(path: str, inventory: Inventory, files: AdapterFiles) -> str:
+    """Return the path that PEFT looks up in its patterns: a MultiheadAttention is one module to it."""
+    holder = Place(path).holder
+    whole = f"{holder}.{IN_PROJECTION}" in inventory.modules and not files.config.get("target_parameters")
+    return holder if whole and f"{PREFIX}{holder}.lora_A.weight" in files.tensors else path
 
 
 def _whole(path: str, inventory: Inventory, files: AdapterFiles) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from lorakit.application.state import DEFAULT, adapted_state, adapter_of
 from lorakit.artifacts.adapter_folder import CONFIG, PLAN, START
 from lorakit.artifacts.foreign import plan_of_files
 from lorakit.artifacts.peft_config import disagreement, method_fields
-from lorakit.artifacts.peft_names import adapter_tensors, file_names, full_name
-from lorakit.artifacts.reading import AdapterFiles, check_fields, read_adapter, read_plan, read_taken
+from lorakit.artifacts.peft_names import PREFIX, adapter_tensors, file_names, full_name
+from lorakit.artifacts.reading import AdapterFiles, check_fields, read_adapter, read_config, read_plan, read_taken
+from lorakit.dtypes import name_of
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.computing import compute_again
@@ -83,6 +84,17 @@ def starter_of(folder: Path, plugins: Plugins, *, initialize: bool = False) -> S
     return Starter(_completed(folder, plan, plugins), plugins, initialize=initialize, taken=taken)
 
 
+def trained_in(folder: Path) -> tuple[str, ...]:
+    """Return the modules that an adapter folder holds whole, by path or by how it ends: a base may lack their weights.
+
+    Raises: AdapterError.
+    """
+    if (plan := read_plan(folder)) is not None:
+        return tuple(entry.path for entry in plan.entries if entry.train)
+    named = read_config(folder).get("modules_to_save")
+    return tuple(name for name in named if isinstance(name, str)) if isinstance(named, list) else ()
+
+
 def planned_files(
     folder: Path,
     inventory: Inventory,
@@ -103,7 +115,12 @@ def planned_files(
         plan = replace(plan, entries=tuple(entry for entry in plan.entries if entry.adapter or entry.train))
     _check_model(plan, inventory, files)
     _check_taken(files.folder, plan, files.taken)
-    _check_tensors(_expected_shapes(plan, inventory), files, allow_missing)
+    ends = _other_ends(plan, inventory)
+    _check_tensors(
+        _expected_shapes(plan, inventory), files, allow_missing, [end for _, others in ends for end in others]
+    )
+    _check_ties(ends, files)
+    _check_numbers(plan, inventory, files)
     return files, plan
 
 
@@ -185,10 +202,51 @@ def _expected_shapes(plan: Plan, inventory: Inventory) -> dict[str, tuple[int, .
                 shapes[full_name(entry, "bias")] = parameters["bias"]
         if entry.train:
             shapes |= {full_name(entry, name): shape for name, shape in parameters.items()}
+            shapes |= {full_name(entry, buffer.name): buffer.shape for buffer in module.buffers}
     return shapes
 
 
-def _check_tensors(shapes: Mapping[str, tuple[int, ...]], files: AdapterFiles, allow_missing: bool) -> None:
+def _other_ends(plan: Plan, inventory: Inventory) -> list[tuple[str, list[str]]]:
+    """Return the name of each tied tensor that trains in full, with those of its other ends, as files have them."""
+    found = []
+    for entry in plan.entries:
+        for parameter in inventory.modules[entry.path].parameters if entry.train else ():
+            own = f"{entry.path}.{parameter.name}".rstrip(".")
+            others = [f"{PREFIX}{end}" for end in inventory.owners[parameter.weight_id] if end != own]
+            if others:
+                found.append((full_name(entry, parameter.name), others))
+    return found
+
+
+def _check_ties(ends: Sequence[tuple[str, Sequence[str]]], files: AdapterFiles) -> None:
+    """Refuse what gave the ends of a tie values of their own, which one tensor cannot hold."""
+    for name, others in ends:
+        for other in others:
+            here, there = files.tensors.get(name), files.tensors.get(other)
+            # lorakit itself trains both ends at once
+            alone = there is None and files.plan is None
+            if alone or (here is not None and there is not None and not torch.equal(here, there)):
+                what = f"`{other}` as it was" if alone else f"other values for `{other}`"
+                raise AdapterError(
+                    f"{files.folder} has {what} beside `{name}`, and this model holds both as one tensor: untie them "
+                    "first (tie_word_embeddings=False, with a copy of the weight)"
+                )
+
+
+def _check_numbers(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
+    """Refuse whole numbers where weights are due: packed weights are no weights, and rounding them gives nothing."""
+    counts = {
+        full_name(entry, buffer.name) for entry in plan.entries if entry.train
+        for buffer in inventory.modules[entry.path].buffers
+    }  # fmt: skip
+    for name, tensor in files.tensors.items():
+        if not tensor.is_floating_point() and name not in counts:
+            raise AdapterError(f"{files.folder}: `{name}` holds {name_of(tensor.dtype)}, which is no weight's dtype")
+
+
+def _check_tensors(
+    shapes: Mapping[str, tuple[int, ...]], files: AdapterFiles, allow_missing: bool, known: Collection[str]
+) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in files.tensors.items()}
     for name, shape in shapes.items():
         if name in found and found[name] != shape:
@@ -201,7 +259,7 @@ def _check_tensors(shapes: Mapping[str, tuple[int, ...]], files: AdapterFiles, a
             f"{files.folder} lacks {len(missing)} tensors, first {', '.join(missing[:3])}; "
             "--allow-missing leaves them as new"
         )
-    if extra := [name for name in found if name not in shapes]:
+    if extra := [name for name in found if name not in shapes and name not in known]:
         raise AdapterError(
             f"{files.folder} holds {len(extra)} tensors that nothing here takes, first {', '.join(extra[:3])}"
         )

@@ -15,6 +15,7 @@ from lorakit.application.places import (
     base_layer_of,
     free_parameter,
     holder_of,
+    module_at,
     replace_modules,
 )
 from lorakit.application.sharding import gathered
@@ -68,7 +69,7 @@ def merge_model(model: nn.Module, *, requantize: bool = False) -> tuple[nn.Modul
     state.check_apart()
     with own_dtypes(model, state):
         folded = _fold(model, state, requantize)
-    plain = {model.get_submodule(path): layer for path, layer in folded.layers.items()}
+    plain = {module_at(model, path): layer for path, layer in folded.layers.items()}
     if not requantize:
         adapted = {base_layer_of(module) for module in plain}
         with own_dtypes(model, state):
@@ -113,7 +114,7 @@ def merge_for_now(model: nn.Module, state: Adapted) -> MergeReport:
     cast_more(state, [parameter for layer in folded.layers.values() for parameter in layer.parameters()])
     cast_more(state, [weight for _, weight in folded.parameters.values()])
     for path, layer in folded.layers.items():
-        state.merged[path] = _exchange_layer(model.get_submodule(path), layer)
+        state.merged[path] = _exchange_layer(module_at(model, path), layer)
     for path, (entry, weight) in folded.parameters.items():
         state.merged[path] = _exchange_parameter(model, entry, weight)
     for adapter in state.named.values():
@@ -133,7 +134,7 @@ def unmerge(model: nn.Module, state: Adapted) -> None:
             if isinstance(original, nn.Parameter):
                 _exchange_parameter(model, entry, original)
             else:
-                _exchange_layer(model.get_submodule(entry.path), original)
+                _exchange_layer(module_at(model, entry.path), original)
         for module in adapter.modules.values():
             module.strength = adapter.strength  # type: ignore[assignment]
 
@@ -163,7 +164,7 @@ def _fold(model: nn.Module, state: Adapted, requantize: bool) -> _Folded:
         if entry.is_parameter:
             folded.parameters[path] = (entry, _merged_parameter(model, entry, folded.rounding))
             continue
-        module = model.get_submodule(path)
+        module = module_at(model, path)
         with gathered(module):
             folded.layers[path] = _merged(module, entry, folded.rounding, requantize)
         if id(base_layer_of(module)._parameters.get("weight")) in shared:

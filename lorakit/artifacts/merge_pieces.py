@@ -121,10 +121,15 @@ class Layouter:
                     pieces += self._untied(source, name)
         self._check(pieces, converts)
         written = {self._ids[piece.parameter] for piece in pieces if piece.parameter in self._ids}
-        new = [name for name in self._trained if self._ids[name] not in written]
+        new = [name for name in self._trained if name in self._ids and self._ids[name] not in written]
         if new and converts:
             raise WholeModelNeeded(_made(new[0]))
         pieces += map(self._new, new)
+        written |= {self._ids[name] for name in new}
+        lacking = next((name for name, key in self._ids.items() if key not in written), None)
+        if lacking and not converts:
+            # whoever reads the whole model knows whether it may be without
+            raise WholeModelNeeded(f"the base holds no `{lacking}`")
         return tuple(pieces), tuple(self._adapted[name].path for name in tied)
 
     def _owners(self, name: str) -> tuple[str, ...]:
@@ -160,7 +165,8 @@ class Layouter:
     def _replacing(self, parameter: str | None) -> str | None:
         """Return the trained tensor that takes a parameter's place: its own, or that of another end of its tie."""
         if parameter not in self._ids:
-            return None
+            # a buffer
+            return self._trained.get(parameter or "")
         ends = (parameter, *self._owners(parameter))
         return next((self._trained[end] for end in ends if end in self._trained), None)
 
@@ -198,7 +204,8 @@ def _first_names(inventory: Inventory) -> Iterator[tuple[str, str]]:
 
 def _trained(entry: PlanEntry, inventory: Inventory, files: AdapterFiles) -> Iterator[tuple[str, str]]:
     """Yield the parameters that an entry trained in full, with the names of their tensors in the adapter's file."""
-    for parameter in inventory.modules[entry.path].parameters:
+    module = inventory.modules[entry.path]
+    for parameter in (*module.parameters, *module.buffers):
         name = Place(entry.path).inside(parameter.name)
         for file_name in (f"{PREFIX}{name}", f"{PREFIX}{entry.path}.base_layer.{parameter.name}"):
             if file_name in files.tensors:

@@ -8,15 +8,19 @@ from typing import Any
 
 from torch import nn
 
+from lorakit.application.places import full_parameters, module_at, other_ends
 from lorakit.artifacts.peft_experts import misread_by_peft
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan, PlanEntry
+from lorakit.planning.wrappers import plain_modules
 
 # PEFT knows no type of such a name, and says so instead of computing something else
 FOREIGN_TYPE, ON_CHANGED_BASE = "LORAKIT_", "_ON_CHANGED_BASE"
 # where a layer is named by its weight, among `target_parameters`
 WEIGHT = r"(\.weight)?"
+# PEFT looks a pattern up at the end of a path, and with this in all of it
+START = "^"
 
 
 def peft_config(plan: Plan, model: nn.Module, plugins: Plugins, *, changes_base: bool = False) -> dict[str, Any]:
@@ -33,9 +37,12 @@ def peft_config(plan: Plan, model: nn.Module, plugins: Plugins, *, changes_base:
     }
     modules = [entry.path for entry in adapted if not entry.is_parameter]
     misread = misread_by_peft(modules, model)
+    ambiguous = _ambiguous([entry.path for entry in adapted], model)
     fields = method_fields(plan, plugins, changes_base=changes_base)
     if misread and not _is_plain_lora(fields):
         # PEFT takes these layers for parameters, which it adapts by plain LoRA alone
+        fields = {"peft_type": _foreign(adapted, changes_base)}
+    if any(_is_passed_by(path, model) for path in modules):
         fields = {"peft_type": _foreign(adapted, changes_base)}
     if str(fields["peft_type"]).startswith(FOREIGN_TYPE):
         return {**fields, **common}
@@ -43,14 +50,31 @@ def peft_config(plan: Plan, model: nn.Module, plugins: Plugins, *, changes_base:
     parameters += [f"{path}.weight" for path in modules if path in misread]
     config = {
         **common,
-        **{name: _written(name, value, misread) for name, value in fields.items()},
-        "target_modules": _short_names([path for path in modules if path not in misread], model),
-        "modules_to_save": [entry.path for entry in plan.entries if entry.train] or None,
+        **{name: _written(name, value, misread, ambiguous) for name, value in fields.items()},
+        "target_modules": _targets([path for path in modules if path not in misread], model),
+        "modules_to_save": _whole_modules(plan, model) or None,
     }
     if fields["peft_type"] == "LORA":
         config["target_parameters"] = parameters or None
         config["bias"] = "lora_only" if _trains_biases(adapted) else "none"
     return config
+
+
+def _is_passed_by(path: str, model: nn.Module) -> bool:
+    """Whether PEFT's adapter of a layer would never be heard: a MultiheadAttention takes the weight of its out_proj."""
+    return isinstance(module_at(model, Place(path).holder), nn.MultiheadAttention)
+
+
+def _whole_modules(plan: Plan, model: nn.Module) -> list[str]:
+    """Return the modules that train in full, and those that share a weight with them."""
+    found: dict[str, None] = {}
+    for entry in plan.entries:
+        if entry.train:
+            found[entry.path] = None
+            for name, held in full_parameters(model, entry).items():
+                ends = other_ends(model, held, Place(entry.path).inside(name))
+                found.update(dict.fromkeys(Place(end).holder for end in ends))
+    return list(found)
 
 
 def method_fields(plan: Plan, plugins: Plugins, *, changes_base: bool = False) -> Mapping[str, Any]:
@@ -90,7 +114,7 @@ def disagreement(plan: Plan, config: Mapping[str, Any], plugins: Plugins, *, cha
         written = config.get(name)
         if name.endswith("_pattern") and isinstance(value, Mapping) and isinstance(written, Mapping):
             value = {_pattern(path, ()): one for path, one in value.items()}
-            written = {str(path).removesuffix(WEIGHT): one for path, one in written.items()}
+            written = {str(path).removeprefix(START).removesuffix(WEIGHT): one for path, one in written.items()}
         if not name.endswith("_modules") and written != value:
             return f"says {name}={config.get(name)!r}, and the plan beside it {value!r}"
     return ""
@@ -108,10 +132,10 @@ def _fields(adapted: Sequence[PlanEntry], plugins: Plugins) -> Mapping[str, Any]
     return plugins.method(calls.popitem()[1]).peft(adapted)
 
 
-def _written(name: str, value: Any, misread: Collection[str]) -> Any:
+def _written(name: str, value: Any, misread: Collection[str], ambiguous: Collection[str]) -> Any:
     """Return a method's field as PEFT writes it: patterns by path as regexes."""
     if name.endswith("_pattern") and isinstance(value, Mapping):
-        return {_pattern(path, misread): one for path, one in value.items()}
+        return {START * (path in ambiguous) + _pattern(path, misread): one for path, one in value.items()}
     return value
 
 
@@ -132,9 +156,24 @@ def _task(model: nn.Module) -> str | None:
     return "SEQ_2_SEQ_LM" if getattr(config, "is_encoder_decoder", False) else "CAUSAL_LM"
 
 
+def _ambiguous(paths: Iterable[str], model: nn.Module) -> frozenset[str]:
+    """Return the paths that those of other modules end with, for which PEFT would take these too."""
+    ends = {path: f".{path}" for path in paths}
+    every = tuple(plain_modules(model.named_modules()))
+    return frozenset(path for path, end in ends.items() if any(other.endswith(end) for other in every))
+
+
+def _targets(paths: list[str], model: nn.Module) -> list[str] | str:
+    """Return names for PEFT to find modules by; where whole paths are no clear names, an expression for all of them."""
+    names, wanted = _short_names(paths, model), set(paths)
+    every = tuple(plain_modules(model.named_modules()))
+    found = {path for path in every if any(f".{path}".endswith(f".{name}") for name in names)}
+    return names if found == wanted else "|".join(map(re.escape, paths))
+
+
 def _short_names(paths: list[str], model: nn.Module) -> list[str]:
     """Return last names where they select just these modules, and whole paths otherwise."""
-    by_name: Mapping[str, set[str]] = _by_last_name(path for path, _ in model.named_modules())
+    by_name: Mapping[str, set[str]] = _by_last_name(plain_modules(model.named_modules()))
     chosen = _by_last_name(paths)
     return sorted(
         target

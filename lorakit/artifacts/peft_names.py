@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lorakit.application.places import adapter_path, full_parameters
+from lorakit.application.places import adapter_path, full_tensors, other_ends
 from lorakit.application.state import NamedAdapter
 from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan, PlanEntry
@@ -27,8 +27,12 @@ class AdapterTensor:
 
 def adapter_tensors(model: nn.Module, adapter: NamedAdapter) -> Iterator[AdapterTensor]:
     """Yield everything that an adapter folder holds; what layers share comes once for each of them, under one name."""
-    inside = {id(parameter): name for name, parameter in model.named_parameters()}
+    inside = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     names = file_names(adapter.plan)
+    first: dict[int, str] = {}
+    trained = {
+        Place(one.path).inside(name) for one in adapter.plan.entries if one.train for name in full_tensors(model, one)
+    }
     for entry in adapter.plan.entries:
         if entry.adapter is not None:
             module = adapter.modules[entry.path]
@@ -36,15 +40,29 @@ def adapter_tensors(model: nn.Module, adapter: NamedAdapter) -> Iterator[Adapter
             for one in entry.adapter.parameters:
                 tensor = module.get_parameter(one.name).data
                 yield AdapterTensor(files[one.name], f"{inner}.{one.name}", tensor, one.shape)
-        for name, parameter in full_parameters(model, entry).items():
-            tensor = adapter.kept.get(Place(entry.path).inside(name), parameter.data)
-            yield AdapterTensor(full_name(entry, name), inside[id(parameter)], tensor, tuple(parameter.shape))
+        for name, held in full_tensors(model, entry).items():
+            path = Place(entry.path).inside(name)
+            tensor = adapter.kept.get(first.setdefault(id(held), path), held.data)
+            yield AdapterTensor(full_name(entry, name), inside[id(held)], tensor, tuple(held.shape))
+            for other in other_ends(model, held, path) if entry.train else ():
+                # PEFT gives each end of a tie a copy of its own
+                if other not in trained:
+                    yield AdapterTensor(f"{PREFIX}{other}", inside[id(held)], tensor, tuple(held.shape))
 
 
 def full_name(entry: PlanEntry, name: str) -> str:
     """Return the name in the file of what an entry trains in full, by its name behind the entry's path."""
     place = Place(entry.path) if entry.train else Place(f"{entry.path}.base_layer")
     return f"{PREFIX}{place.inside(name)}"
+
+
+def _wrapped(path: str, wraps: Mapping[str, int]) -> str:
+    """Return the path of a module in PEFT's model, where one around it is wrapped as often as `wraps` says."""
+    holder = path
+    while holder := Place(holder).holder:
+        if holder in wraps:
+            return f"{holder}{'.base_layer' * wraps[holder]}{path.removeprefix(holder)}"
+    return path
 
 
 def file_names(plan: Plan) -> Callable[[PlanEntry], dict[str, str]]:
@@ -63,9 +81,8 @@ def file_names(plan: Plan) -> Callable[[PlanEntry], dict[str, str]]:
 
     def names(entry: PlanEntry) -> dict[str, str]:
         assert entry.adapter is not None
-        path = entry.path
-        if entry.is_parameter:
-            path = Place.of(entry).holder + ".base_layer" * depths[path]
+        wrapped = _wrapped(entry.path, beside)
+        path = Place.of(entry).holder + ".base_layer" * depths[entry.path] if entry.is_parameter else wrapped
         return {
             one.name: f"{ROOT}{one.file_name}" if one.shared else f"{PREFIX}{path}.{one.file_name}"
             for one in entry.adapter.parameters

@@ -38,8 +38,8 @@ INERT = {
     "fan_in_fan_out", "init_lora_weights", "eva_config", "lora_ga_config", "runtime_config", "megatron_core",
     "ensure_weight_tying", "qalora_group_size",
 }  # fmt: skip
-# these start from a changed base weight, which the adapter folder does not hold
-BASE_CHANGING_STARTS = ("pissa", "olora", "loftq", "corda")
+# starts that leave the base weight as it is; any other may have changed it, and the adapter folder does not hold it
+STARTS_BESIDE_BASE = ("gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,20 @@ def read_adapter(folder: Path, allow_pickle: bool = False) -> AdapterFiles:
     return AdapterFiles(folder, config, _tensors(folder, allow_pickle), plan, taken)
 
 
-def _config(folder: Path, has_plan: bool) -> Mapping[str, Any]:
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """Return an adapter folder's config as it is written. Raises: AdapterError."""
     path = folder / CONFIG
+    if not folder.is_dir():
+        raise AdapterError(f"no such adapter folder: {folder}")
     if not _stands(path):
         raise AdapterError(f"{folder} is no adapter: it has no {CONFIG}")
     config = read_object(path, "adapter config", AdapterError)
     check_types(path, config)
+    return config
+
+
+def _config(folder: Path, has_plan: bool) -> Mapping[str, Any]:
+    path, config = folder / CONFIG, read_config(folder)
     if has_plan:
         # lorakit wrote it, and holds it against the plan
         return config
@@ -80,9 +88,10 @@ def _config(folder: Path, has_plan: bool) -> Mapping[str, Any]:
         raise AdapterError(f"{path} is of PEFT type {shown(config.get('peft_type'))}; lorakit reads LORA")
     check_fields(path, config)
     start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.startswith(BASE_CHANGING_STARTS):
+    if isinstance(start, str) and start.lower() not in STARTS_BESIDE_BASE:
         raise AdapterError(
-            f"{path} says init_lora_weights={shown(start)}: this adapter belongs to a base weight that it changed; "
+            f"{path} says init_lora_weights={shown(start)}: this adapter belongs to a base weight that its start may "
+            "have changed; "
             "convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…) first"
         )
     return config

@@ -22,10 +22,11 @@ def plugins() -> dict[str, ModuleType]:
         rwkv,
         stacked_parameters,
     )
-    from lorakit.huggingface import models, saving
+    from lorakit.huggingface import models, recomputing, saving
 
     modules = (
         quantizers, kernels, initializers, optimizers, lora, roles, linear_layers, other_layers, bitsandbytes_layers,
         stacked_parameters, rwkv, dispatched_models, factory_models, models, saving,
+        recomputing,
     )  # fmt: skip
     return {f"lorakit ({module.__name__.rpartition('.')[2]})": module for module in modules}

@@ -41,7 +41,7 @@ def lorakit_describe_module(module: nn.Module) -> LayerShape | None:
     from torch import nn
 
     if isinstance(module, nn.Embedding) and _looks_up(module):
-        return LayerShape("embedding", module.num_embeddings, module.embedding_dim)
+        return LayerShape("embedding", module.num_embeddings, module.embedding_dim, padding=module.padding_idx)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and not module.transposed:
         grouped = module.groups > 1
         return LayerShape(

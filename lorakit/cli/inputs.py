@@ -52,16 +52,21 @@ def load_model(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     dtype: str | None = None,
+    fresh: tuple[str, ...] = (),
 ) -> nn.Module:
-    """Return the model that a reference names, in its own dtype or this one. Raises: ModelError."""
+    """Return the model that a reference names, in its own dtype or this one. Raises: ModelError.
+
+    Modules that `fresh` names may be without weights in the files.
+    """
     from lorakit.cli.terminal import reporter
     from lorakit.pipeline import read_model, read_structure
     from lorakit.plugins import default_plugins
     from lorakit.values import ModelReference
 
-    read = read_model if with_weights else read_structure
     reference = ModelReference(text, None, with_weights, trust_remote_code, allow_pickle, dtype)
-    return read(reference, default_plugins(), reporter())
+    if not with_weights:
+        return read_structure(reference, default_plugins(), reporter())
+    return read_model(reference, default_plugins(), reporter(), fresh=fresh)
 
 
 def _read_plan(path: Path) -> Plan:

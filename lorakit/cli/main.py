@@ -12,7 +12,7 @@ import typer
 from lorakit.cli import apply, check, demo, diff, explain, export, fmt, init, inspect, lsp, merge, plan, plugins, train
 from lorakit.cli.help import help_of
 from lorakit.cli.terminal import BAD_INPUT, INTERRUPTED, WORK_FAILED, fail
-from lorakit.errors import LorakitError, WriteError
+from lorakit.errors import LorakitError, TrainingError, WriteError
 
 app = typer.Typer(
     name="lorakit",
@@ -63,7 +63,7 @@ def main() -> None:
         app()
     except LorakitError as error:
         fail(str(error), BAD_INPUT)
-    except WriteError as error:
+    except (TrainingError, WriteError) as error:
         fail(str(error), WORK_FAILED)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)

@@ -98,7 +98,7 @@ def _in_memory(
     adapter: str, model: str, base: Path, folder: Path, dtype: str | None, trust_remote_code: bool, allow_pickle: bool
 ) -> None:
     from lorakit.artifacts.folders import new_folder, require_space
-    from lorakit.artifacts.loading import load_adapter
+    from lorakit.artifacts.loading import load_adapter, trained_in
     from lorakit.artifacts.merge import merge_model
     from lorakit.artifacts.model_folder import write_model
     from lorakit.cli.inputs import load_model
@@ -108,8 +108,9 @@ def _in_memory(
     from lorakit.plugins import default_plugins
 
     loaded = load_model(
-        model, with_weights=True, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, dtype=dtype
-    )
+        model, with_weights=True, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, dtype=dtype,
+        fresh=trained_in(Path(adapter)),
+    )  # fmt: skip
     size = sum(parameter.numel() * parameter.element_size() for parameter in loaded.parameters())
     require_space(folder, size)
     held = name_of(next(loaded.parameters()).dtype)

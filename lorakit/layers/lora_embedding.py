@@ -20,6 +20,12 @@ class LoRAEmbedding(LoRALayer):
         # some models multiply what they look up inside their embedding class (Gemma: by the root of the width)
         return getattr(self.bare_layer, "embed_scale", 1.0)
 
+    @property
+    def _padding(self) -> int | None:
+        # the row that stands for no token learns nothing
+        padding: int | None = getattr(self.bare_layer, "padding_idx", None)
+        return padding
+
     def change(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         """Return the change of the weight (num_embeddings, embedding_dim)."""
         return self.scaling * (lora_B @ lora_A).T
@@ -33,5 +39,5 @@ class LoRAEmbedding(LoRALayer):
         result: Tensor = self.base_layer(tokens)
         if self.is_off:
             return result
-        rows = (functional.embedding(tokens, self.lora_A.T) * self._scale).to(result.dtype)
+        rows = (functional.embedding(tokens, self.lora_A.T, self._padding) * self._scale).to(result.dtype)
         return add_wide(result, rows, self.lora_B, self.scaling_of(rows))

@@ -65,6 +65,10 @@ class _Reach:
         found: dict[str, None] = {}
         for target in rule.targets:
             found.update(dict.fromkeys(self._select(target, selection)))
+        if not found and not self.findings and not rule.optional:
+            # a pattern passes over what does not fit, and one that fits nothing says what it met
+            for target in rule.targets:
+                self._refuse(target, selection.matches(target)[0])
         excepted = self._excepted(selection)
         self.paths = tuple(
             path

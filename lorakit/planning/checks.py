@@ -13,6 +13,7 @@ from lorakit.language.printer import call_text
 from lorakit.language.spec import Adapt, PluginCall, Quantize, Train
 from lorakit.planning.cascade import Decisions
 from lorakit.planning.inventory import Inventory, ModuleInfo
+from lorakit.planning.place import Place
 from lorakit.quoting import shown
 
 
@@ -133,6 +134,22 @@ def _adapted_and_trained(decided: Decided, inventory: Inventory, plugins: Plugin
             train.span,
             suggestion=f"keep one of the two, for example with `except {path}`",
         )
+
+
+def tied_apart(decisions: Decisions, inventory: Inventory) -> Iterable[Diagnostic]:
+    """Find the ties of which one end is adapted and the other trained in full."""
+    for path, train in decisions.train.items():
+        for parameter in inventory.modules[path].parameters:
+            for end in inventory.owners[parameter.weight_id]:
+                other = Place(end).holder
+                if other != path and (adapt := decisions.adapt.get(other)) is not None:
+                    yield diagnostic_at(
+                        Code.NOT_POSSIBLE_HERE,
+                        f"`{path}` is trained in full and shares its weight with `{other}`, which line "
+                        f"{adapt.span.line if adapt.span else '?'} adapts: no adapter file can say so",
+                        train.span,
+                        suggestion=f"keep one of the two, for example with `except {path}`",
+                    )
 
 
 def _is_linear(module: ModuleInfo) -> bool:

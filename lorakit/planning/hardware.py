@@ -59,6 +59,8 @@ def choose(own: str, hardware: Hardware, *, asked: str | None = None, trains_in_
     """
     if asked is not None:
         return Compute(LONG[asked], own, f"the spec says `step compute {asked}`", asked=True)
+    if own == "float16" and trains_in_full:
+        return Compute("float32", own, "what trains in full cannot train in fp16")
     if own not in HALVES or own in hardware.fast:
         return Compute(own, own)
     reason = f"{hardware.name} has no {short_name(own)} products"

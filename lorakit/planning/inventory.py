@@ -12,10 +12,11 @@ from lorakit.planning.dataflow import Dataflow, Example, Kept, observed
 from lorakit.planning.examples import examples_of
 from lorakit.planning.parents import weights_read_by
 from lorakit.planning.place import Place
+from lorakit.planning.wrappers import plain_modules
 from lorakit.values import LayerShape
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from lorakit.hooks.manager import Plugins
     from lorakit.planning.plan import Plan
@@ -52,7 +53,8 @@ class ModuleInfo:
     """One module under its first name; `shape` is None for a module that no adapter fits.
 
     A stack of matrices that a module holds as one parameter stands here as a module of its own, named by its path.
-    Modules with equal `input` read the same tensor; None says that it is not known.
+    `buffers` are those of its own that a checkpoint holds. Modules with equal `input` read the same tensor; None says
+    that it is not known.
     """
 
     path: str
@@ -63,6 +65,7 @@ class ModuleInfo:
     parameters: tuple[ParameterInfo, ...]
     holds_modules: bool
     other_paths: tuple[str, ...] = ()
+    buffers: tuple[ParameterInfo, ...] = ()
     input: int | None = None
 
     @property
@@ -150,7 +153,7 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) 
     first_names: dict[int, str] = {}
     other_names: dict[str, list[str]] = {}
     modules: dict[str, nn.Module] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in plain_modules(model.named_modules(remove_duplicate=False)).items():
         if (first := first_names.setdefault(id(module), path)) == path:
             modules[path] = module
         else:
@@ -181,6 +184,7 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) 
             ),
             holds_modules=bool(module._modules),
             other_paths=tuple(other_names.get(path, ())),
+            buffers=tuple(_parameter(name, buffer) for name, buffer in _stored_buffers(module)),
         )
         infos |= stacks
     flow = _dataflow(model, infos, example)
@@ -230,7 +234,13 @@ def _seen(info: ModuleInfo, flow: Dataflow) -> ModuleInfo:
     return replace(info, input=flow.inputs.get(info.path))
 
 
-def _parameter(name: str, parameter: nn.Parameter) -> ParameterInfo:
+def _stored_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in module._non_persistent_buffers_set:
+            yield name, buffer
+
+
+def _parameter(name: str, parameter: Tensor) -> ParameterInfo:
     return ParameterInfo(
         name, tuple(parameter.shape), name_of(parameter.dtype), parameter.element_size(), id(parameter)
     )

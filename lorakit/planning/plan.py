@@ -297,4 +297,14 @@ class Plan:
         # numbers of thousands of digits are a ValueError, as is all that is no JSON
         except (TypeError, ValueError, RecursionError) as error:
             raise PlanError(f"this is no plan: {error}") from error
+        check_once(plan)
         return plan
+
+
+def check_once(plan: Plan) -> None:
+    """Raise PlanError if a plan decides a module twice: both entries would take its place, and one be lost."""
+    seen: set[str] = set()
+    for entry in plan.entries:
+        if entry.path in seen:
+            raise PlanError(f"this is no plan: it decides `{entry.path}` twice")
+        seen.add(entry.path)

@@ -12,7 +12,7 @@ from lorakit.language.render import render_text
 from lorakit.language.spec import PluginCall, Spec
 from lorakit.planning import requirements
 from lorakit.planning.cascade import Decisions, decide
-from lorakit.planning.checks import Decided, problems_of, without_bias
+from lorakit.planning.checks import Decided, problems_of, tied_apart, without_bias
 from lorakit.planning.computing import compute_for
 from lorakit.planning.entries import UnfitError, make_entry, with_shared
 from lorakit.planning.figures import finished
@@ -53,7 +53,9 @@ def make_plan(
         decisions, inventory, plugins, _optimizer(spec, plugins), step,
         compute_for(spec, decisions, inventory, hardware),
     )  # fmt: skip
-    _raise([*decisions.findings, *problems, *without_bias(decisions, inventory)], spec)
+    _raise(
+        [*decisions.findings, *problems, *without_bias(decisions, inventory), *tied_apart(decisions, inventory)], spec
+    )
     plan = replace(plan, notes=tuple(notes_of(spec, inventory, decisions, plugins)), source=spec.source)
     changed = finished(plugins.plan_ready(plan), inventory, plugins)
     changed = replace(changed, notes=(*paging_notes(changed, inventory, plugins), *changed.notes))

@@ -7,6 +7,8 @@ import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lorakit.planning.wrappers import plain_modules
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ def stand_ins_of(model: nn.Module, opaque: Opaque) -> dict[str, nn.Module]:
     Raises: ValueError if a module of the model has another forward than its class's.
     """
     made = _stand_ins(model)
-    paths = {path: made[id(module)] for path, module in model.named_modules()}
+    paths = {path: made[id(module)] for path, module in plain_modules(model.named_modules()).items()}
     for path, features in opaque.items():
         vars(paths[path])["forward"] = functools.partial(_answer, features)
     return paths

@@ -21,6 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from lorakit.application.optimizer import build_optimizer, keeps_lr
 from lorakit.errors import DataError
 from lorakit.trainers.display import Display, StopAsked
+from lorakit.trainers.finite import Finite
 from lorakit.trainers.modes import to_evaluation
 from lorakit.trainers.settings import Outcome, Settings
 from lorakit.trainers.text_data import Tokenized, read_records, read_tokenizer, split_records, tokenize
@@ -56,11 +57,17 @@ class LanguageTask:
         return [{"input_ids": torch.tensor([row["input_ids"]])} for row in rows]
 
     def train(self, model: nn.Module, work: Path, display: Display, *, resume: bool) -> Outcome:
-        """Train an adapted model; checkpoints go to `work`. Raises: DataError if there is nothing to resume from."""
+        """Train an adapted model; checkpoints go to `work`.
+
+        Raises: DataError if there is nothing to resume from, TrainingError where training leaves the finite numbers.
+        """
         checkpoint = get_last_checkpoint(str(work)) if resume and work.is_dir() else None
         if resume and checkpoint is None:
             raise DataError(f"nothing to resume: {work} holds no checkpoint")
-        trainer = Trainer(
+        optimizer = build_optimizer(model, self.settings.lr)
+        finite = Finite(model, optimizer)
+        trainer = _Trainer(
+            finite,
             model=model,
             args=_arguments(
                 self.settings,
@@ -73,7 +80,7 @@ class LanguageTask:
             eval_dataset=list(self.held_out.rows) or None,
             processing_class=self._tokenizer,
             data_collator=DataCollatorForSeq2Seq(self._tokenizer, padding=True),
-            optimizers=(build_optimizer(model, self.settings.lr), None),
+            optimizers=(optimizer, None),
         )
         # it prints raw dictionaries
         trainer.remove_callback(PrinterCallback)
@@ -83,7 +90,10 @@ class LanguageTask:
         with display.running(self.settings.steps) as stop:
             trainer.add_callback(_Watch(display, stop, self.settings.steps))
             trainer.add_callback(_WeightsToUse())
-            result = trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.add_callback(_FiniteState(finite))
+            # the last part of its name is the step
+            with finite.watching(int(checkpoint.rpartition("-")[2]) if checkpoint else 0):
+                result = trainer.train(resume_from_checkpoint=checkpoint)
         stopped = stop.asked and result.global_step < self.settings.steps
         after = None if stopped else self._held_out_loss(trainer, display)
         if not stopped:
@@ -151,6 +161,30 @@ def _checkpointing(settings: Settings) -> dict[str, Any]:
         return {}
     known = {field.name for field in fields(TrainingArguments)}
     return {"activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing": True}
+
+
+class _Trainer(Trainer):
+    """transformers' Trainer, but for a look at each loss and its gradients before they are clipped."""
+
+    def __init__(self, finite: Finite, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._finite = finite
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(*args, **kwargs)
+        self._finite.check_loss(loss)
+        return loss
+
+
+class _FiniteState(TrainerCallback):
+    """Looks at what the optimizer keeps before a checkpoint is written."""
+
+    def __init__(self, finite: Finite) -> None:
+        self._finite = finite
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if control.should_save:
+            self._finite.check_state()
 
 
 class _Watch(TrainerCallback):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from lorakit.artifacts.loading import restore_tensors
 from lorakit.errors import DataError
 from lorakit.named_objects import named_object
 from lorakit.trainers.display import Display
+from lorakit.trainers.finite import Finite
+from lorakit.trainers.generators import read_generators, restore_generators, save_generators
 from lorakit.trainers.modes import to_evaluation, to_training
 from lorakit.trainers.settings import Outcome, Settings
 
@@ -70,25 +72,29 @@ class PairsTask:
     def train(self, model: nn.Module, work: Path, display: Display, *, resume: bool) -> Outcome:
         """Train an adapted model; checkpoints go to `work`.
 
-        Raises: DataError if there is nothing to resume from, or a pair does not fit the model.
+        Raises: DataError if there is nothing to resume from, or a pair does not fit the model, TrainingError where
+        training leaves the finite numbers.
         """
         settings = self.settings
         optimizer = build_optimizer(model, settings.lr)
         base_rates = [group["lr"] for group in optimizer.param_groups]
         falls = not keeps_lr(model)
-        done = _resume(model, optimizer, work) if resume else 0
+        # what dropout draws is the seed's, and goes on after a checkpoint where it stood
+        torch.manual_seed(settings.seed)
+        done, drawn = _resume(model, optimizer, work) if resume else (0, None)
         before = self._held_out_loss(model)
         if not resume:
             display.held_out(0, before)
         model.train()
-        with display.running(settings.steps) as stop:
-            for inputs, targets in _batches(self._pairs, settings, done):
+        with display.running(settings.steps) as stop, Finite(model, optimizer).watching(done) as finite:
+            for inputs, targets in _batches(self._pairs, settings, done, drawn):
                 for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                     group["lr"] = rate * _schedule(done, settings, falls)
                 to_training(optimizer)
                 loss = self._loss(model, inputs, targets)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+                finite.check_loss(loss)
                 optimizer.step()
                 done += 1
                 display.step(done, float(loss.detach()))
@@ -97,6 +103,7 @@ class PairsTask:
                     display.held_out(done, self._held_out_loss(model))
                 if _due(done, settings.save_every, settings) or (stop.asked and done < settings.steps):
                     to_evaluation(optimizer)
+                    finite.check_state()
                     _checkpoint(model, optimizer, work, done)
                 if done >= settings.steps or stop.asked:
                     break
@@ -145,8 +152,13 @@ def _pairs(data: str) -> Sequence[Pair]:
     return made  # type: ignore[no-any-return]
 
 
-def _batches(pairs: Sequence[Pair], settings: Settings, skip: int) -> Iterator[tuple[Any, Any]]:
-    """Yield batches without end, shuffled anew each epoch by the seed; the first `skip` were seen before a resume."""
+def _batches(
+    pairs: Sequence[Pair], settings: Settings, skip: int, drawn: Mapping[str, Any] | None
+) -> Iterator[tuple[Any, Any]]:
+    """Yield batches without end, shuffled anew each epoch by the seed.
+
+    The first `skip` were seen before a resume; what follows draws on from the generators as they were then.
+    """
     seen = epoch = 0
     while True:
         generator = torch.Generator().manual_seed(settings.seed + epoch)
@@ -154,6 +166,8 @@ def _batches(pairs: Sequence[Pair], settings: Settings, skip: int) -> Iterator[t
             seen += 1
             if seen > skip:
                 yield batch
+            elif seen == skip and drawn is not None:
+                restore_generators(drawn)
         epoch += 1
 
 
@@ -184,12 +198,13 @@ def _checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path, 
     with new_folder(work / f"checkpoint-{step}") as folder:
         write_adapter_files(model, folder, state_of(model).plugins)
         save_file(tensors, folder / OPTIMIZER)
+        save_generators(folder)
         progress = {"global_step": step, "optimizer": plain, "groups": groups}
         (folder / STATE).write_text(json.dumps(progress), encoding="utf-8")
 
 
-def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path) -> int:
-    """Put the last checkpoint back and return its step."""
+def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path) -> tuple[int, Mapping[str, Any]]:
+    """Put the last checkpoint back, and return its step and the generators as they stood."""
     found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     if not found:
         raise DataError(f"nothing to resume: {work} holds no checkpoint")
@@ -205,4 +220,4 @@ def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path) -> i
         {**own, **kept} for own, kept in zip(optimizer.state_dict()["param_groups"], saved["groups"], strict=True)
     ]
     optimizer.load_state_dict({"state": values, "param_groups": groups})
-    return int(saved["global_step"])
+    return int(saved["global_step"]), read_generators(folder)

@@ -22,7 +22,9 @@ def make_task(
     """Return the data made ready for a model of this structure. Raises: DataError, ModelError."""
     if hasattr(structure, "save_pretrained"):
         from lorakit.trainers.huggingface_task import LanguageTask
+        from lorakit.trainers.text_data import check_causal
 
+        check_causal(structure, "training on text")
         return LanguageTask(model.text, data, settings, model.trust_remote_code)
     from lorakit.trainers.plain_task import PairsTask
 

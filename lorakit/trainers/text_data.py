@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import DataError, ModelError
+from lorakit.trainers.turns import turns
 
 # what the loss functions of transformers leave out
 IGNORED = -100
@@ -25,6 +26,13 @@ class Tokenized:
     rows: tuple[dict[str, list[int]], ...]
     cut: int
     trained_tokens: int
+
+
+def check_causal(model: Any, what: str) -> None:
+    """Raise ModelError unless a model predicts each next token of what it reads: labels and inputs are one row."""
+    generates = hasattr(model, "can_generate") and model.can_generate()
+    if not generates or getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(f"{what} takes a causal language model, and {type(model).__name__} is none")
 
 
 def read_records(path: Path) -> list[Record]:
@@ -118,37 +126,12 @@ def _record(line: str, place: str) -> Record:
 def _pieces(record: Record, tokenizer: Any) -> Iterator[tuple[list[int], bool]]:
     """Yield (token ids, whether they are learned) in the order of the text."""
     if "messages" in record:
-        yield from _turns(record["messages"], tokenizer)
+        yield from turns(record, tokenizer)
     elif "text" in record:
         yield [*tokenizer(record["text"])["input_ids"], *_end(tokenizer)], True
     else:
         yield tokenizer(record["prompt"])["input_ids"], False
         yield [*tokenizer(record["completion"], add_special_tokens=False)["input_ids"], *_end(tokenizer)], True
-
-
-def _turns(messages: Sequence[Record], tokenizer: Any) -> Iterator[tuple[list[int], bool]]:
-    """Split a chat at its turns, by rendering it up to each; what the template adds after a turn goes with it."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise DataError('this model has no chat template: give {"text": …} records')
-    done = 0
-    whole = _render(messages, tokenizer)
-    for position, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = len(_render(messages[:position], tokenizer, add_generation_prompt=True)) if position else 0
-        after = len(_render(messages[: position + 1], tokenizer))
-        yield whole[done:before], False
-        yield whole[before:after], True
-        done = after
-    yield whole[done:], False
-
-
-def _render(messages: Sequence[Record], tokenizer: Any, add_generation_prompt: bool = False) -> list[int]:
-    rendered = tokenizer.apply_chat_template(
-        list(messages), tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=True
-    )
-    ids: list[int] = rendered["input_ids"]
-    return ids
 
 
 def _end(tokenizer: Any) -> list[int]:

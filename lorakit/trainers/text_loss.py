@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lorakit.errors import ModelError
-from lorakit.trainers.text_data import IGNORED, Tokenized, read_records, read_tokenizer, tokenize
+from lorakit.trainers.text_data import IGNORED, Tokenized, check_causal, read_records, read_tokenizer, tokenize
 
 Row = dict[str, list[int]]
 Progress = Callable[[Sequence[Row]], Iterable[Row]]
@@ -36,8 +36,7 @@ def read_loss_text(
     Raises: DataError, ModelError if the model is no causal language model or its tokenizer is another model's.
     """
     model: Any = structure
-    if not hasattr(model, "can_generate") or not model.can_generate() or model.config.is_encoder_decoder:
-        raise ModelError(f"the loss on a text takes a causal language model, and {type(model).__name__} is none")
+    check_causal(model, "the loss on a text")
     records = read_records(path)
     tokenizer = read_tokenizer(reference, trust_remote_code)
     limit = min(tokens, getattr(model.config, "max_position_embeddings", None) or tokens)

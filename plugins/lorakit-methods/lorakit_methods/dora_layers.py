@@ -122,7 +122,8 @@ class DoRAEmbedding(DoRALayer):
 
     def low_rank(self, x: Tensor) -> Tensor:
         """Return (B · A)[:, i] for tokens i, times what the class multiplies what it looks up by."""
-        rows = functional.linear(functional.embedding(x, self.lora_A.T), self.lora_B)
+        padding: int | None = getattr(self.bare_layer, "padding_idx", None)
+        rows = functional.linear(functional.embedding(x, self.lora_A.T, padding), self.lora_B)
         scale: float | Tensor = getattr(self.bare_layer, "embed_scale", 1.0)
         return rows * scale
 

@@ -1,0 +1,310 @@
+"""What once went wrong without a word: rows that stand for no token, buffers, packed numbers, starts, plans by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+import lorakit
+from helpers import make_llama, randomize
+
+X = 3 * torch.randn(64, 8, generator=torch.Generator().manual_seed(1)) + 2
+
+
+class Net(nn.Module):
+    """A batch norm between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.norm, self.head = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.body(x))))  # type: ignore[no-any-return]
+
+
+def trained(model: nn.Module, steps: int = 5) -> nn.Module:
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-2)
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(X).square().mean().backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_the_row_of_the_padding_stays_as_peft_leaves_it() -> None:
+    embedding = nn.Embedding(6, 4, padding_idx=2)
+    model = lorakit.apply("adapt 0 rank 2", nn.Sequential(embedding, nn.Linear(4, 3)))
+    base = embedding.weight.detach().clone()
+    optimizer = lorakit.optimizer(model, lr=1e-1)
+    tokens = torch.tensor([[2, 0, 1], [5, 2, 2]])
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(tokens).sum().backward()
+        optimizer.step()
+    changed = lorakit.merge(model)[0].weight.detach()  # type: ignore[index]
+    assert torch.equal(changed[2], base[2])
+    assert not torch.equal(changed[[0, 1, 5]], base[[0, 1, 5]])
+    assert torch.equal(changed[2], model(tokens).new_zeros(4) + base[2])
+
+
+@pytest.mark.parametrize("reader", ["lorakit", "lorakit of PEFT's"])
+def test_a_batch_norm_trained_in_full_keeps_its_means(reader: str, tmp_path: Path) -> None:
+    if reader == "lorakit":
+        model = trained(lorakit.apply("adapt body rank 2; train norm", Net()))
+        lorakit.save(model, tmp_path / "adapter")
+    else:
+        model = trained(get_peft_model(Net(), LoraConfig(r=2, target_modules=["body"], modules_to_save=["norm"])))
+        model.save_pretrained(str(tmp_path / "adapter"))  # type: ignore[operator]
+    loaded = lorakit.load(tmp_path / "adapter", Net())
+    torch.testing.assert_close(loaded(X), model(X))
+    assert int(loaded.norm.num_batches_tracked) == 5  # type: ignore[arg-type, union-attr]
+
+
+def test_another_adapter_brings_the_base_means_back() -> None:
+    base = Net().eval()(X)
+    model = trained(lorakit.apply("adapt body rank 2; train norm", Net()))
+    first = model(X)
+    lorakit.apply("adapt head rank 2", model, name="second")
+    torch.testing.assert_close(model.eval()(X), base)
+    lorakit.adapters(model).use("default")
+    assert torch.equal(model(X), first)
+
+
+def saved(tmp_path: Path) -> Path:
+    return lorakit.save(lorakit.apply("adapt body,head rank 2", Net()), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("has_plan", [True, False])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint32, torch.int8])
+def test_whole_numbers_are_no_weights(dtype: torch.dtype, has_plan: bool, tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = sorted(tensors)[0]
+    save_file(tensors | {name: tensors[name].to(dtype)}, folder / "adapter_model.safetensors")
+    if not has_plan:
+        (folder / "plan.json").unlink()
+    with pytest.raises(lorakit.AdapterError, match=rf"`{name}` holds .*int.*no weight"):
+        lorakit.load(folder, Net())
+
+
+def test_a_plan_that_decides_a_module_twice_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["entries"].append(plan["entries"][0])
+    (folder / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(lorakit.AdapterError, match="decides `body` twice"):
+        lorakit.load(folder, Net())
+    with pytest.raises(lorakit.PlanError, match="decides `body` twice"):
+        from dataclasses import replace
+
+        made = lorakit.plan("adapt body rank 2", Net())
+        lorakit.apply(replace(made, entries=made.entries * 2), Net())
+
+
+@pytest.mark.parametrize("start", ["lora_ga", "pissa_niter_4", "OLoRA", "loftq", "corda", "one that is to come"])
+def test_a_start_that_may_have_changed_the_base_is_refused(start: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    (folder / "plan.json").unlink()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": start}))
+    with pytest.raises(lorakit.AdapterError, match="base weight that its start may have changed"):
+        lorakit.load(folder, Net())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": "gaussian"}))
+    lorakit.load(folder, Net())
+
+
+def test_a_pattern_that_fits_nothing_it_meets_is_refused_with_what_is_inside() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32)
+    with pytest.raises(lorakit.PlanError, match="no adapter fits `self_attn`, a MultiheadAttention"):
+        lorakit.plan("adapt :MultiheadAttention rank 2", layer)
+    assert lorakit.plan("adapt :MultiheadAttention,linear1 rank 2", layer).entries
+
+
+@pytest.mark.parametrize("at", ["layer", "projection"])
+@pytest.mark.parametrize("kind", ["compiled", "checkpointed"])
+def test_what_was_wrapped_before_is_saved_under_the_names_of_the_plain_model(
+    kind: str, at: str, tokens: Tensor, tmp_path: Path
+) -> None:
+    def wrapped(module: nn.Module) -> nn.Module:
+        return torch.compile(module, backend="eager") if kind == "compiled" else checkpoint_wrapper(module)  # type: ignore[return-value]
+
+    model = make_llama()
+    for index, layer in enumerate(model.model.layers):  # type: ignore[arg-type, union-attr]
+        if at == "layer":
+            model.model.layers[index] = wrapped(layer)  # type: ignore[index, union-attr]
+        else:
+            layer.self_attn.q_proj = wrapped(layer.self_attn.q_proj)  # type: ignore[union-attr]
+    plan = lorakit.plan("adapt q_proj,v_proj rank 2; train model.norm", model)
+    assert plan.entries == lorakit.plan("adapt q_proj,v_proj rank 2; train model.norm", make_llama()).entries
+    lorakit.apply(plan, model).eval()
+    randomize(model)
+    expected = model(tokens).logits
+    folder = lorakit.save(model, tmp_path / "adapter")
+    torch.testing.assert_close(lorakit.load(folder, make_llama())(tokens).logits, expected)
+    theirs = PeftModel.from_pretrained(make_llama(), str(folder)).eval()
+    torch.testing.assert_close(theirs(tokens).logits, expected)
+    torch.testing.assert_close(lorakit.merge(model)(tokens).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def tied() -> nn.Module:
+    return make_llama(tie_word_embeddings=True).eval()
+
+
+def stepped(model: nn.Module, tokens: Tensor) -> nn.Module:
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-2)
+    model.train()
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "adapt lm_head rank 2", "adapt embed_tokens rank 2", "adapt lm_head,embed_tokens rank 2",
+        "train lm_head; adapt q_proj rank 2", "train embed_tokens; adapt q_proj rank 2",
+        "train lm_head,embed_tokens; adapt q_proj rank 2",
+    ],
+)  # fmt: skip
+def test_a_tie_goes_round_whichever_end_is_changed_and_how(spec: str, tokens: Tensor, tmp_path: Path) -> None:
+    model = stepped(lorakit.apply(spec, tied()), tokens)
+    expected = model(tokens).logits
+    with lorakit.adapters(model).disabled():
+        torch.testing.assert_close(model(tokens).logits, tied()(tokens).logits)
+    torch.testing.assert_close(model(tokens).logits, expected)
+    folder = lorakit.save(model, tmp_path / "adapter")
+    torch.testing.assert_close(lorakit.load(folder, tied())(tokens).logits, expected)
+    theirs = PeftModel.from_pretrained(tied(), str(folder)).eval()
+    torch.testing.assert_close(theirs(tokens).logits, expected)
+    torch.testing.assert_close(lorakit.merge(model)(tokens).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_one_end_of_a_tie_adapted_and_the_other_trained_is_refused() -> None:
+    with pytest.raises(lorakit.PlanError, match=r"`model.embed_tokens` is trained .* with `lm_head`, which line 1"):
+        lorakit.plan("adapt lm_head rank 2\ntrain embed_tokens", tied())
+
+
+@pytest.mark.parametrize("ends", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"]])
+def test_ends_of_a_tie_that_peft_trained_apart_are_refused(ends: list[str], tokens: Tensor, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=ends)
+    stepped(get_peft_model(tied(), config), tokens).save_pretrained(str(tmp_path / "adapter"))  # type: ignore[operator]
+    with pytest.raises(lorakit.AdapterError, match="holds both as one tensor: untie them"):
+        lorakit.load(tmp_path / "adapter", tied())
+
+
+def test_names_that_end_each_other_are_told_apart_for_peft(tmp_path: Path) -> None:
+    def nested() -> nn.Module:
+        torch.manual_seed(0)
+        inner = nn.ModuleDict({"b": nn.Linear(4, 4)})
+        return nn.ModuleDict({"b": nn.Linear(4, 4), "a": inner, "x_b": nn.Linear(4, 4)})
+
+    x = torch.randn(3, 4)
+    for at, spec in enumerate(("adapt b rank 2 except a", "adapt b rank 2 alpha 2\nadapt a.b rank 4 alpha 16")):
+        model = lorakit.apply(spec, nested())
+        randomize(model)
+        folder = lorakit.save(model, tmp_path / str(at))
+        expected = nested_forward(model, x)
+        torch.testing.assert_close(nested_forward(lorakit.load(folder, nested()), x), expected)
+        theirs = PeftModel.from_pretrained(nested(), str(folder)).eval()
+        torch.testing.assert_close(nested_forward(theirs.base_model.model, x), expected)
+        (folder / "plan.json").unlink()
+        torch.testing.assert_close(nested_forward(lorakit.load(folder, nested()), x), expected)
+
+
+def nested_forward(model: nn.Module, x: Tensor) -> Tensor:
+    return model["x_b"](model["a"]["b"](model["b"](x)))  # type: ignore[index, no-any-return]
+
+
+@pytest.mark.parametrize("more", ["", "; train @norm", " bias adapter", "; train @head", "; train @embedding"])
+def test_a_float16_model_trains_under_the_defaults(more: str, tokens: Tensor, tmp_path: Path) -> None:
+    model = lorakit.apply(f"adapt q_proj,v_proj rank 2{more}", make_llama(attention_bias=True).half()).train()
+    optimizer = lorakit.optimizer(model)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = model(tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[2] < losses[0]
+    assert all(bool(value.isfinite().all()) for value in model.parameters())
+    loaded = lorakit.load(lorakit.save(model, tmp_path / "adapter"), make_llama(attention_bias=True).half())
+    torch.testing.assert_close(loaded(tokens).logits, model.eval()(tokens).logits, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("enabled", ["before", "after"])
+def test_reentrant_checkpointing_over_pixels_leaves_no_adapter_without_its_gradient(enabled: str) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    def gradients(checkpointed: str) -> dict[str, Tensor | None]:
+        torch.manual_seed(0)
+        settings = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        model = ViTForImageClassification(ViTConfig(**settings, image_size=8, patch_size=4))
+        for moment in ("before", "apply", "after"):
+            if moment == "apply":
+                lorakit.apply("adapt q_proj,v_proj rank 2; train @head", model).train()
+            elif moment == checkpointed:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+        pixels = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+        model(pixel_values=pixels).logits.square().mean().backward()
+        found = {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
+        assert not any(module._forward_hooks for module in lorakit.merge(model).modules())
+        return found
+
+    plain = gradients("never")
+    for name, value in gradients(enabled).items():
+        torch.testing.assert_close(value, plain[name])
+
+
+class Attending(nn.Module):
+    """torch's own attention, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mha, self.head = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mha(x, x, x, need_weights=False)[0])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["mha"]},
+        {"target_modules": ["mha", "head"], "rank_pattern": {"mha": 2}, "alpha_pattern": {"mha": 8}},
+        {"target_parameters": ["mha.in_proj_weight"], "target_modules": ["head"]},
+    ],
+)
+def test_an_attention_that_peft_adapted_gives_its_logits(config: dict[str, object], tmp_path: Path) -> None:
+    theirs = get_peft_model(Attending(), LoraConfig(r=3, lora_alpha=6, **config)).eval()  # type: ignore[arg-type]
+    randomize(theirs)
+    theirs.save_pretrained(str(tmp_path / "adapter"))
+    x = torch.randn(2, 5, 16)
+    assert not torch.allclose(theirs(x), Attending()(x), atol=1e-2)
+    torch.testing.assert_close(lorakit.load(tmp_path / "adapter", Attending())(x), theirs(x))
+
+
+def test_peft_reads_the_projections_of_an_attention_and_refuses_what_it_would_not_hear(tmp_path: Path) -> None:
+    x = torch.randn(2, 5, 16)
+    for spec in ("adapt in_proj_weight,head rank 2 alpha 8", "adapt in_proj_weight,out_proj rank 2"):
+        model = lorakit.apply(spec, Attending()).eval()
+        randomize(model)
+        folder = lorakit.save(model, tmp_path / spec[-6:].strip())
+        torch.testing.assert_close(lorakit.load(folder, Attending())(x), model(x))
+        if "out_proj" not in spec:
+            torch.testing.assert_close(PeftModel.from_pretrained(Attending(), str(folder)).eval()(x), model(x))
+            continue
+        with pytest.raises(Exception, match="LORAKIT_LORA"):
+            PeftModel.from_pretrained(Attending(), str(folder))
