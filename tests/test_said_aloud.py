@@ -84,7 +84,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("has_plan", [True, False])
-@pytest.mark.parametrize("dtype", [torch.int32, torch.uint32, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint32, torch.int8])
 def test_whole_numbers_are_no_weights(dtype: torch.dtype, has_plan: bool, tmp_path: Path) -> None:
     folder = saved(tmp_path)
     tensors = load_file(folder / "adapter_model.safetensors")
@@ -92,7 +92,7 @@ def test_whole_numbers_are_no_weights(dtype: torch.dtype, has_plan: bool, tmp_pa
     save_file(tensors | {name: tensors[name].to(dtype)}, folder / "adapter_model.safetensors")
     if not has_plan:
         (folder / "plan.json").unlink()
-    with pytest.raises(lorakit.AdapterError, match=rf"`{name}` holds .*int.*no weight"):
+    with pytest.raises(lorakit.AdapterError, match=rf"`{name}` (is|holds) .*int"):
         lorakit.load(folder, Net())
 
 

@@ -25,6 +25,8 @@ PICKLED = "adapter_model.bin"
 # twice what an adapter on every expert of the largest models holds; a name is a path in a model
 MAX_TENSORS, MAX_NAME = 300_000, 1_000
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# of what batch norms and the like count
+COUNTS = torch.int64
 
 # what decides the scale of an adapter and what else trained; the modules and ranks follow from the tensors themselves
 READ = {
@@ -122,7 +124,7 @@ def read_taken(folder: Path) -> Mapping[str, tuple[Tensor, Tensor]]:
 
 def _tensors(folder: Path, allow_pickle: bool) -> Mapping[str, Tensor]:
     if _stands(folder / WEIGHTS):
-        return _stored(folder / WEIGHTS)
+        return _stored(folder / WEIGHTS, COUNTS)
     path = folder / PICKLED
     if not _stands(path):
         raise AdapterError(f"{folder} is no adapter: it has no {WEIGHTS}")
@@ -141,11 +143,11 @@ def _tensors(folder: Path, allow_pickle: bool) -> Mapping[str, Tensor]:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
             raise AdapterError(f"{path}: {named(name)} is no plain tensor")
-        _check_values(path, name, tensor)
+        _check_values(path, name, tensor, (*FLOATS, COUNTS))
     return tensors
 
 
-def _stored(path: Path) -> Mapping[str, Tensor]:
+def _stored(path: Path, *more: torch.dtype) -> Mapping[str, Tensor]:
     """Return the tensors of a safetensors file, each of finite values. Raises: AdapterError."""
     try:
         with safe_open(path, "pt") as file:
@@ -156,7 +158,7 @@ def _stored(path: Path) -> Mapping[str, Tensor]:
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise AdapterError(f"{path} is damaged or cut short: {error}") from error
     for name, tensor in tensors.items():
-        _check_values(path, name, tensor)
+        _check_values(path, name, tensor, (*FLOATS, *more))
     return tensors
 
 
@@ -170,8 +172,8 @@ def _check_names(path: Path, names: Collection[Any]) -> None:
             )
 
 
-def _check_values(path: Path, name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in FLOATS:
+def _check_values(path: Path, name: str, tensor: Tensor, dtypes: Collection[torch.dtype]) -> None:
+    if tensor.dtype not in dtypes:
         raise AdapterError(
             f"{path}: {named(name)} is {name_of(tensor.dtype)}; an adapter is {', '.join(map(name_of, FLOATS))}"
         )
