@@ -27,7 +27,7 @@ from lorakit.artifacts.quantization_error import QuantizationError, measure, tog
 from lorakit.demo import smollm2
 from lorakit.hooks.options import configure, options_of, supports_double
 from lorakit.language.printer import call_text
-from lorakit.language.spec import PluginCall
+from lorakit.language.statements import PluginCall
 from lorakit.plugins import default_plugins
 
 PEER = "nf4"

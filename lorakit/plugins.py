@@ -15,6 +15,7 @@ import pluggy
 from lorakit import builtin
 from lorakit.errors import PluginError
 from lorakit.hooks import specs
+from lorakit.hooks.installed import provide
 from lorakit.hooks.manager import Failure, Plugins, normal_name
 from lorakit.hooks.registration import Added, discard, register
 
@@ -43,6 +44,7 @@ def restored(origins: tuple[str, ...]) -> Plugins:
     return plugins
 
 
+provide(default_plugins)
 # a model is pickled with its plugins, which are code: what is written is where they came from
 copyreg.pickle(Plugins, lambda plugins: (restored, (tuple(one.origin for one in plugins.added),)))
 

@@ -486,7 +486,7 @@ def test_a_distribution_that_does_not_import_is_named_when_its_words_are_missed(
         ("broken-plugin 2.5", "ZeroDivisionError: division by zero")
     ]
     assert run("adapt 0 rank 2", one(), plugins)
-    from lorakit.language.spec import PluginCall
+    from lorakit.language.statements import PluginCall
 
     with pytest.raises(lorakit.PluginError, match=r"no quantizer is called `theirs`.*broken-plugin 2.5 did not load"):
         plugins.quantizer(PluginCall("theirs"))

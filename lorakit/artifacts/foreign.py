@@ -18,7 +18,7 @@ from lorakit.dtypes import SHORT, name_of
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
 from lorakit.language.regexes import Matcher, RegexError
-from lorakit.language.spec import Adapt, Train
+from lorakit.language.statements import Adapt, Train
 from lorakit.planning.cascade import Decisions
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.place import Place

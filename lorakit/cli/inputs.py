@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from lorakit.language.spec import Spec, Step
+    from lorakit.language.spec import Spec
+    from lorakit.language.statements import Step
     from lorakit.planning.plan import Plan
 
 
@@ -25,7 +26,8 @@ def read_spec(path: str, variables: Sequence[str]) -> Spec | Plan:
 
 def step_of(spec: Spec | Plan) -> Step:
     """Return what a spec says of how a step runs; a plan made elsewhere says it of its forecast alone."""
-    from lorakit.language.spec import Spec, Step
+    from lorakit.language.spec import Spec
+    from lorakit.language.statements import Step
 
     return (spec.step if isinstance(spec, Spec) else None) or Step()
 

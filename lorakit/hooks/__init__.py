@@ -19,7 +19,7 @@ from lorakit.hooks.protocols import (
 )
 from lorakit.hooks.specs import hookimpl, hookspec
 from lorakit.hooks.starting import StartContext
-from lorakit.language.spec import PluginCall
+from lorakit.language.statements import PluginCall
 from lorakit.planning.inventory import Inventory, ModuleInfo, ParameterInfo
 from lorakit.planning.plan import (
     AdapterPlan,

@@ -16,7 +16,7 @@ from lorakit.hooks.protocols import Initializer, Kernel, Method, OptimizerFactor
 from lorakit.hooks.registration import Added
 
 if TYPE_CHECKING:
-    from lorakit.language.spec import PluginCall
+    from lorakit.language.statements import PluginCall
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union
 
 from lorakit.errors import PluginError
-from lorakit.language.spec import PluginCall, Value
+from lorakit.language.statements import PluginCall, Value
 
 
 @dataclass(frozen=True, slots=True)

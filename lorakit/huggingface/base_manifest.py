@@ -12,7 +12,7 @@ from lorakit.dtypes import dtype_of, name_of
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import call_of
-from lorakit.language.spec import PluginCall
+from lorakit.language.statements import PluginCall
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning import codec
 from lorakit.values import QuantizedWeight

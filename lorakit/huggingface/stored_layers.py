@@ -11,16 +11,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lorakit.artifacts.checkpoint import StoredTensor
 from lorakit.errors import ModelError
+from lorakit.hooks.installed import installed
 from lorakit.hooks.manager import Plugins
 from lorakit.huggingface.base_manifest import METHOD, StoredLayer, read_manifest
 from lorakit.huggingface.streaming import LayersQuantizer
-
-
-def _installed() -> Plugins:
-    # transformers reads such a folder by itself wherever lorakit was imported
-    from lorakit.plugins import default_plugins
-
-    return default_plugins()
 
 
 @register_quantization_config(METHOD)
@@ -30,7 +24,8 @@ class StoredConfig(QuantizationConfigMixin):
     def __init__(self, layers: Any = None, version: Any = None, plugins: Plugins | None = None, **_: Any) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
         self.layers = read_manifest({"layers": layers, "version": version})
-        self.plugins = plugins or _installed()
+        # transformers reads such a folder by itself wherever lorakit was imported
+        self.plugins = plugins or installed()
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": METHOD}

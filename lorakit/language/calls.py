@@ -13,7 +13,7 @@ from lorakit.hooks.options import OptionError, configure, options_of, supports_d
 from lorakit.language.amounts import LimitError
 from lorakit.language.names import Rank, Scope, evaluate
 from lorakit.language.problems import Place
-from lorakit.language.spec import PluginCall, Value
+from lorakit.language.statements import PluginCall, Value
 from lorakit.language.suggestions import listed
 from lorakit.language.syntax import Call, TupleNode, ValueNode, Word
 from lorakit.language.words import CLAUSES, INITIALIZER, PluginKind

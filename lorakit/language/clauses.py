@@ -11,7 +11,7 @@ from lorakit.language.amounts import Amount, LimitError
 from lorakit.language.calls import Calls
 from lorakit.language.names import Rank, evaluate
 from lorakit.language.problems import Place
-from lorakit.language.spec import PluginCall
+from lorakit.language.statements import PluginCall
 from lorakit.language.suggestions import listed
 from lorakit.language.syntax import Call, Clause, RuleNode
 from lorakit.language.targets import read_ranges, read_targets

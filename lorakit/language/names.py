@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from lorakit.diagnostics import Code, Span
 from lorakit.language.amounts import Amount, LimitError, UnitError, combine, literal
 from lorakit.language.problems import Place
-from lorakit.language.spec import Target
+from lorakit.language.statements import Target
 from lorakit.language.syntax import (
     Binary,
     ExpressionNode,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorakit.diagnostics import Code, diagnostic_at
 from lorakit.errors import SpecError
 from lorakit.language.layout import flat, lay_out, pieces
 from lorakit.language.render import render_text
-from lorakit.language.spec import (
+from lorakit.language.statements import (
     Adapt,
     Expression,
     IndexRange,
@@ -20,7 +20,6 @@ from lorakit.language.spec import (
     Quantity,
     Quantize,
     Require,
-    Spec,
     Step,
     Target,
     Train,
@@ -28,6 +27,9 @@ from lorakit.language.spec import (
 )
 from lorakit.language.syntax import MAX_DEPTH, Word
 from lorakit.language.words import KEYWORDS, clauses_of
+
+if TYPE_CHECKING:
+    from lorakit.language.spec import Spec
 
 _OPERATORS = {"+": ("PLUS", 1), "-": ("MINUS", 1), "*": ("TIMES", 2), "/": ("OVER", 2)}
 

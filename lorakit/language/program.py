@@ -15,7 +15,16 @@ from lorakit.language.names import Definition, LetValue, Rank, Scope, evaluate
 from lorakit.language.problems import Place
 from lorakit.language.requires import Requires
 from lorakit.language.settings import Settings
-from lorakit.language.spec import Adapt, Optimizer, Quantize, Require, Rule, Spec, Step, Train
+from lorakit.language.spec import Spec
+from lorakit.language.statements import (
+    Adapt,
+    Optimizer,
+    Quantize,
+    Require,
+    Rule,
+    Step,
+    Train,
+)
 from lorakit.language.syntax import (
     BrokenNode,
     Call,

@@ -9,7 +9,13 @@ from lorakit.diagnostics import Code
 from lorakit.language.amounts import Amount, LimitError, combine
 from lorakit.language.names import Scope, evaluate, report_arithmetic
 from lorakit.language.problems import Place
-from lorakit.language.spec import Expression, Number, Operation, Quantity, Require
+from lorakit.language.statements import (
+    Expression,
+    Number,
+    Operation,
+    Quantity,
+    Require,
+)
 from lorakit.language.syntax import Binary, ExpressionNode, Group, Negative, RequireNode, Word
 
 _MEASURES = {"": "a plain number", "%": "a share", "B": "bytes"}

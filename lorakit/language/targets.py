@@ -11,7 +11,7 @@ from lorakit.diagnostics import Code
 from lorakit.language.names import Scope
 from lorakit.language.problems import Place
 from lorakit.language.regexes import RegexError, check_regex
-from lorakit.language.spec import IndexRange, Segment, Target
+from lorakit.language.statements import IndexRange, Segment, Target
 from lorakit.language.suggestions import listed
 from lorakit.language.syntax import RangeNode, Word
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lorakit.hooks import Role
 from lorakit.language.regexes import RegexError
-from lorakit.language.spec import Target
+from lorakit.language.statements import Target
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.place import Place
 from lorakit.planning.targets import Selection

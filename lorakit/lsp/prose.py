@@ -8,7 +8,7 @@ from typing import Any
 
 from lorakit.hooks import Plugins, Role
 from lorakit.hooks.options import Option, describe_type, options_of, supports_double
-from lorakit.language.spec import Target
+from lorakit.language.statements import Target
 from lorakit.language.words import Keyword, PluginKind
 from lorakit.lsp.model import Model
 from lorakit.lsp.names import Name

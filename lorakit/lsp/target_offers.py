@@ -10,7 +10,7 @@ from dataclasses import replace
 from lsprotocol.types import CompletionItemKind
 
 from lorakit.language.problems import Place, Problems
-from lorakit.language.spec import Target
+from lorakit.language.statements import Target
 from lorakit.language.syntax import Word
 from lorakit.language.targets import read_targets
 from lorakit.lsp.model import Model

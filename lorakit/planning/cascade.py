@@ -9,7 +9,14 @@ from typing import TypeVar
 from lorakit.diagnostics import Code, Diagnostic, advised, diagnostic_at
 from lorakit.hooks.protocols import Role
 from lorakit.language.regexes import RegexError
-from lorakit.language.spec import Adapt, Quantize, Rule, Spec, Target, Train
+from lorakit.language.spec import Spec
+from lorakit.language.statements import (
+    Adapt,
+    Quantize,
+    Rule,
+    Target,
+    Train,
+)
 from lorakit.language.suggestions import nearest
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.place import Place

@@ -10,7 +10,7 @@ from lorakit.dtypes import FLOATS
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import call_of
 from lorakit.language.printer import call_text
-from lorakit.language.spec import Adapt, PluginCall, Quantize, Train
+from lorakit.language.statements import Adapt, PluginCall, Quantize, Train
 from lorakit.planning.cascade import Decisions
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.place import Place

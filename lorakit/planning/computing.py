@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from lorakit.dtypes import FLOATS, HALVES, LONG, itemsize
-from lorakit.language.spec import Adapt, Spec
+from lorakit.language.spec import Spec
+from lorakit.language.statements import Adapt
 from lorakit.planning.cascade import Decisions
 from lorakit.planning.hardware import Compute, Hardware, choose
 from lorakit.planning.inventory import Inventory, ParameterInfo

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 from lorakit.errors import LorakitError, PlanError
 from lorakit.hooks.manager import Plugins
-from lorakit.language.spec import Adapt, Quantize, Train
+from lorakit.language.statements import Adapt, Quantize, Train
 from lorakit.planning.cascade import place
 from lorakit.planning.computing import adapter_dtype
 from lorakit.planning.hardware import Compute

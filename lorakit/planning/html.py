@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 from lorakit.dtypes import short_name
 from lorakit.language.printer import call_text
-from lorakit.planning.plan import Plan, PlanEntry
 from lorakit.planning.report import grouped, memory_rows, show_bytes
+
+if TYPE_CHECKING:
+    from lorakit.planning.plan import Plan, PlanEntry
 
 STYLE = "text-align: left; padding: 2px 12px 2px 0"
 BAR = "display: inline-block; height: 0.7em; background: {color}; width: {width:.1f}px"

@@ -9,7 +9,7 @@ from typing import Any
 from lorakit.errors import PluginError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import RankMover
-from lorakit.language.spec import PluginCall
+from lorakit.language.statements import PluginCall
 from lorakit.planning.entries import with_settings, with_shared
 from lorakit.planning.plan import Plan, PlanEntry, Settings
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import Observer
-from lorakit.language.spec import Adapt, Quantize, Spec
+from lorakit.language.spec import Spec
+from lorakit.language.statements import Adapt, Quantize
 from lorakit.planning.cascade import Decisions
 from lorakit.planning.figures import Tensor, numel, size, trained
 from lorakit.planning.inventory import Inventory

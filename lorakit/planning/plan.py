@@ -10,7 +10,7 @@ from typing import Any
 
 from lorakit.dtypes import LONG
 from lorakit.errors import PlanError
-from lorakit.language.spec import PluginCall
+from lorakit.language.statements import PluginCall
 from lorakit.language.words import choices
 from lorakit.planning import codec
 from lorakit.planning.hardware import Compute

@@ -9,7 +9,8 @@ from lorakit.diagnostics import Code, Diagnostic, diagnostic_at
 from lorakit.errors import PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.language.render import render_text
-from lorakit.language.spec import PluginCall, Spec
+from lorakit.language.spec import Spec
+from lorakit.language.statements import PluginCall
 from lorakit.planning import requirements
 from lorakit.planning.cascade import Decisions, decide
 from lorakit.planning.checks import Decided, problems_of, tied_apart, without_bias

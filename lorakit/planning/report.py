@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -14,7 +15,9 @@ from rich.text import Text
 
 from lorakit.dtypes import short_name
 from lorakit.language.printer import call_text
-from lorakit.planning.plan import Memory, Plan, PlanEntry
+
+if TYPE_CHECKING:
+    from lorakit.planning.plan import Memory, Plan, PlanEntry
 
 
 def show_bytes(count: float) -> str:

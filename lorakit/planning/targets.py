@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from lorakit.hooks.protocols import Role
 from lorakit.language.regexes import Matcher
-from lorakit.language.spec import IndexRange, Target
+from lorakit.language.statements import IndexRange, Target
 from lorakit.planning.place import Place
 
 if TYPE_CHECKING:

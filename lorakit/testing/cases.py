@@ -14,7 +14,7 @@ import lorakit
 from lorakit.application.state import NamedAdapter, adapter_of
 from lorakit.hooks.manager import Plugins
 from lorakit.language.printer import call_text
-from lorakit.language.spec import PluginCall
+from lorakit.language.statements import PluginCall
 from lorakit.planning.inventory import read_inventory
 from lorakit.planning.plan import ParameterPlan, PlanEntry, Settings
 from lorakit.testing.layers import SAMPLES, Sample

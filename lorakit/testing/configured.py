@@ -15,7 +15,7 @@ from lorakit.hooks.options import configure, options_of
 from lorakit.language import to_text
 from lorakit.language.analysis import analyse
 from lorakit.language.printer import call_text
-from lorakit.language.spec import PluginCall
+from lorakit.language.statements import PluginCall
 from lorakit.language.words import name_fault
 from lorakit.testing.checks import Check, expect, variants_of
 from lorakit.testing.subjects import Subject

@@ -16,7 +16,7 @@ from lorakit.dtypes import LONG, dtype_of
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import configure, options_of
 from lorakit.hooks.specs import hookimpl
-from lorakit.language.spec import PluginCall
+from lorakit.language.statements import PluginCall
 from lorakit.plugins import load_plugins
 from lorakit.testing.checks import CheckError
 

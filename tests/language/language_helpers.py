@@ -15,7 +15,8 @@ from lorakit.language.analysis import Analysis, analyse
 from lorakit.language.format import format_text
 from lorakit.language.printer import to_text
 from lorakit.language.render import render_github, render_json, render_text
-from lorakit.language.spec import Adapt, Spec
+from lorakit.language.spec import Spec
+from lorakit.language.statements import Adapt
 from lorakit.plugins import load_plugins
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from lorakit.language.parser import parse_syntax
 from lorakit.language.source import SourceText
-from lorakit.language.spec import (
+from lorakit.language.spec import Spec
+from lorakit.language.statements import (
     Adapt,
     Expression,
     IndexRange,
@@ -21,7 +22,6 @@ from lorakit.language.spec import (
     Quantize,
     Require,
     Segment,
-    Spec,
     Step,
     Target,
     Train,

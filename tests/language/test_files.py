@@ -13,7 +13,8 @@ from lorakit.errors import SpecError
 from lorakit.language import parse
 from lorakit.language.analysis import Analysis, analyse
 from lorakit.language.settings import variables_of
-from lorakit.language.spec import Spec, Target
+from lorakit.language.spec import Spec
+from lorakit.language.statements import Target
 
 
 def write(folder: Path, files: dict[str, str | bytes]) -> Path:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lorakit.diagnostics import Span
 from lorakit.language.amounts import Amount, LimitError, UnitError, combine, literal, to_number
 from lorakit.language.source import SourceText, decode
-from lorakit.language.spec import Adapt, IndexRange, Segment, Target
+from lorakit.language.statements import Adapt, IndexRange, Segment, Target
 from lorakit.language.suggestions import distance, listed, nearest
 
 

@@ -18,7 +18,8 @@ from lorakit.language.format import format_text
 from lorakit.language.parser import parse_syntax
 from lorakit.language.printer import to_text
 from lorakit.language.source import SourceText
-from lorakit.language.spec import (
+from lorakit.language.spec import Spec
+from lorakit.language.statements import (
     Adapt,
     Number,
     Operation,
@@ -27,7 +28,6 @@ from lorakit.language.spec import (
     Quantize,
     Require,
     Segment,
-    Spec,
     Target,
 )
 

@@ -6,7 +6,8 @@ import pytest
 from language_helpers import EXAMPLE, read, rule
 
 from lorakit.diagnostics import Span
-from lorakit.language.spec import (
+from lorakit.language.spec import Spec
+from lorakit.language.statements import (
     Adapt,
     IndexRange,
     Number,
@@ -17,7 +18,6 @@ from lorakit.language.spec import (
     Quantize,
     Require,
     Segment,
-    Spec,
     Step,
     Target,
     Train,

@@ -7,7 +7,13 @@ from language_helpers import look, read
 
 from lorakit.dtypes import LONG
 from lorakit.language.quantities import MEANINGS, QUANTITIES
-from lorakit.language.spec import Adapt, Optimizer, Quantize, Step, Train
+from lorakit.language.statements import (
+    Adapt,
+    Optimizer,
+    Quantize,
+    Step,
+    Train,
+)
 from lorakit.language.words import CLAUSES, KEYWORDS, STATEMENTS, choices, clauses_of, name_fault
 
 TAKEN = {"adapt": Adapt, "quantize": Quantize, "train": Train, "optimizer": Optimizer, "step": Step}

@@ -1,0 +1,204 @@
+"""What statements mean, and what they are made of, as immutable plain data.
+
+Two are equal when they mean the same; where their words stood does not count.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from lorakit.diagnostics import Span
+
+Value: TypeAlias = "bool | int | float | str | tuple[Value, ...]"
+# where words stood is no part of what is written to files
+UNWRITTEN = {"written": False}
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRange:
+    """Indices from `first` to `last`, both inclusive; negative ones count from the end of the container."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}..{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One segment of a path: a name with `*` for any part of it, `**` for any number of segments, and index ranges."""
+
+    name: str
+    indices: tuple[IndexRange, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name + (f"[{','.join(map(str, self.indices))}]" if self.indices else "")
+
+
+def _plain_slash(escape: re.Match[str]) -> str:
+    return "/" if escape[1] == "/" else escape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A selector of modules: a path of segments, which may end in a role or a class, or a regex on the whole path."""
+
+    segments: tuple[Segment, ...] = ()
+    role: str | None = None
+    class_name: str | None = None
+    regex: str | None = None
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
+
+    def __post_init__(self) -> None:
+        # a slash means the same with a backslash before it and without
+        if self.regex is not None and r"\/" in self.regex:
+            object.__setattr__(self, "regex", re.sub(r"\\(.)", _plain_slash, self.regex, flags=re.DOTALL))
+
+    @property
+    def is_outright(self) -> bool:
+        """Whether it names modules outright: a plain path, without glob, range, class, regex or role."""
+        return (
+            self.regex is None
+            and self.role is None
+            and self.class_name is None
+            and all("*" not in segment.name and not segment.indices for segment in self.segments)
+        )
+
+    def __str__(self) -> str:
+        if self.regex is not None:
+            return "/" + self.regex.replace("/", r"\/") + "/"
+        words = [str(segment) for segment in self.segments]
+        if self.role is not None:
+            words.append(f"@{self.role}")
+        if self.class_name is not None:
+            words.append(f":{self.class_name}")
+        return ".".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class PluginCall:
+    """A plugin by name with the options that the text gives it; `double` only where the place allows it."""
+
+    name: str
+    options: tuple[tuple[str, Value], ...] = ()
+    double: bool = False
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
+
+    def __post_init__(self) -> None:
+        # options mean the same in any order
+        object.__setattr__(self, "options", tuple(sorted(self.options, key=lambda option: option[0])))
+
+
+@dataclass(frozen=True, slots=True)
+class Adapt:
+    """`adapt TARGETS clause…`: attach an adapter to every module that the targets select."""
+
+    targets: tuple[Target, ...]
+    rank: int | None = None
+    alpha: float | None = None
+    scaling: str = "standard"
+    dropout: float = 0.0
+    method: PluginCall = PluginCall("lora")
+    init: PluginCall = PluginCall("gaussian")
+    quant: PluginCall | None = None
+    dtype: str | None = None
+    bias: str = "none"
+    lr: float | None = None
+    lr_ratio: float | None = None
+    paged: bool = False
+    layers: tuple[IndexRange, ...] = ()
+    excepts: tuple[Target, ...] = ()
+    optional: bool = False
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
+    rank_span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantize:
+    """`quantize TARGETS NAME`: quantize frozen modules without adapting them."""
+
+    targets: tuple[Target, ...]
+    quant: PluginCall
+    layers: tuple[IndexRange, ...] = ()
+    excepts: tuple[Target, ...] = ()
+    optional: bool = False
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """`train TARGETS`: keep the parameters of these modules trainable in full."""
+
+    targets: tuple[Target, ...]
+    lr: float | None = None
+    layers: tuple[IndexRange, ...] = ()
+    excepts: tuple[Target, ...] = ()
+    optional: bool = False
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """`optimizer NAME`: the optimizer that `lorakit.optimizer` builds."""
+
+    call: PluginCall
+    lr: float | None = None
+    paged: bool = False
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`step`: how one training step runs; None is what nobody said.
+
+    `batch` counts rows on one device, `tokens` those of the longest row; `compute` is `bf16`, `fp16`, `fp32` or `fp8`.
+    """
+
+    batch: int | None = None
+    tokens: int | None = None
+    compute: str | None = None
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number of an expression; `unit` is empty, `%`, or a unit of bytes."""
+
+    value: int | float
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A figure that only the plan knows, by name: `trainable`, `peak_memory` or a plugin's."""
+
+    name: str
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`left operator right`; a unary minus is `0 - right`."""
+
+    operator: str
+    left: Expression
+    right: Expression
+
+
+Expression: TypeAlias = "Number | Quantity | Operation"
+
+
+@dataclass(frozen=True, slots=True)
+class Require:
+    """`require EXPR CMP EXPR`: a promise that the plan must keep."""
+
+    left: Expression
+    comparison: str
+    right: Expression
+    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
+
+
+Rule: TypeAlias = "Adapt | Quantize | Train"
