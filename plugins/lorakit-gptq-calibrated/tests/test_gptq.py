@@ -209,7 +209,7 @@ def test_the_command_line(tmp_path: Path, run: Run) -> None:
     assert "merged 4 modules" in run("merge", tmp_path / "b", base, "-o", tmp_path / "merged")
     spec.write_text("adapt q_proj rank 4 quant nf4")
     left_alone = run("apply", spec, base, "-o", tmp_path / "c", "--calibration", data)
-    assert f"{data} is left alone: no quantizer of this plan needs calibration data" in left_alone
+    assert f"{data} is left alone: nothing in this plan needs calibration data" in left_alone
 
 
 def test_the_command_line_with_a_plain_pytorch_model(tmp_path: Path, run: Run) -> None:
