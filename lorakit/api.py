@@ -88,15 +88,23 @@ def apply(
     Raises: SpecError, PlanError, ModelError, DataError; the model is untouched then.
     """
     from lorakit.application.apply import apply_plan
-    from lorakit.pipeline import decide, read_first, read_started
+    from lorakit.pipeline import decide, inventory_of, read_first, read_started
 
     plugins = plugins or default_plugins()
     source = _with_weights(model, trust_remote_code)
     first = read_first(source, plugins)
-    decided = decide(_decisions(spec_or_plan, plugins), first, plugins, hardware=hardware)
+    inventory = inventory_of(first, plugins)
+    decided = decide(_decisions(spec_or_plan, plugins), first, plugins, hardware=hardware, inventory=inventory)
     module, starter = read_started(source, first, decided, plugins, seed=seed)
     return apply_plan(
-        starter.plan, module, plugins, seed=seed, name=name, calibration=calibration, started=starter.started
+        starter.plan,
+        module,
+        plugins,
+        seed=seed,
+        name=name,
+        inventory=inventory if module is first else None,
+        calibration=calibration,
+        started=starter.started,
     )
 
 

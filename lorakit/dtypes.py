@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ def short_name(name: str) -> str:
     return SHORT.get(name, name)
 
 
+@functools.cache
 def itemsize(name: str) -> int:
     """Return the bytes of one element: torch names a dtype by its bits, as in `bfloat16` and `float8_e4m3fn`."""
     bits = re.search(r"\d+", name)

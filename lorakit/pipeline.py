@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lorakit.application.starting import Starter
     from lorakit.hooks.manager import Plugins
     from lorakit.planning.hardware import Hardware
+    from lorakit.planning.inventory import Inventory
     from lorakit.planning.plan import Plan
     from lorakit.values import ModelReference
 
@@ -50,6 +51,15 @@ def read_first(model: nn.Module | ModelReference, plugins: Plugins, reporter: Re
     return read_model(model, plugins, reporter)
 
 
+def inventory_of(model: nn.Module, plugins: Plugins, example: Any = None) -> Inventory:
+    """Return what a model holds; a further adapter is planned for the layers that lie under those before it."""
+    from lorakit.application.state import adapted_state
+    from lorakit.planning.inventory import read_inventory
+
+    state = adapted_state(model)
+    return state.inventory if state else read_inventory(model, plugins, example)
+
+
 def decide(
     spec: Spec | Plan,
     structure: nn.Module,
@@ -60,23 +70,21 @@ def decide(
     recompute: bool | None = None,
     example: Any = None,
     hardware: Hardware | None = None,
+    inventory: Inventory | None = None,
 ) -> Plan:
     """Return what a spec makes of a model, for the step that is given, or the spec's own, or 1 × 512 that keep all.
 
     A plan made elsewhere keeps its decisions, and its step where nothing is said; its figures are counted again.
-    `example` is what a plain model's forward takes, to see which layers read the same tensor. `hardware` is what a spec
+    `example` is what a plain model's forward takes, to see which layers read the same tensor; an `inventory` that was
+    read before spares reading it again. `hardware` is what a spec
     decides the computing dtype for: this machine's unless given.
     Raises: PlanError.
     """
     from lorakit.application import hardware as here
-    from lorakit.application.state import adapted_state
     from lorakit.planning.figures import finished
-    from lorakit.planning.inventory import read_inventory
     from lorakit.planning.planner import make_plan
 
-    # a further adapter is planned for the layers that lie under those before it
-    state = adapted_state(structure)
-    inventory = state.inventory if state else read_inventory(structure, plugins, example)
+    inventory = inventory or inventory_of(structure, plugins, example)
     asked = {"batch": batch, "tokens": tokens, "recompute": recompute}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if not isinstance(spec, Spec):

@@ -123,6 +123,7 @@ def _build(
             if entry.adapter is not None:
                 values = starter.start(entry, None).values
                 built.adapters[entry.path] = build_adapter(holder, entry, values, shared, starter.plugins)
+                starter.forget(entry)
             continue
         original = modules[entry.path]
         layer: nn.Module = converted.get(original) or original
@@ -134,6 +135,7 @@ def _build(
                 layer = build_adapter(layer, entry, begun.values, shared, starter.plugins)
                 built.adapters[entry.path] = layer
         built.layers[original] = layer
+        starter.forget(entry)
     return built
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ def build_adapter(
 def _device(layer: nn.Module, entry: PlanEntry) -> torch.device:
     if entry.is_parameter:
         return bare_parameter(layer, Place.of(entry).parameter).device
-    return next((tensor.device for tensor in (*layer.parameters(), *layer.buffers())), torch.device("cpu"))
+    return next((tensor.device for tensor in chain(layer.parameters(), layer.buffers())), torch.device("cpu"))
 
 
 def _parameter(plan: ParameterPlan, value: Tensor | None, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
@@ -99,11 +100,12 @@ def _check(
     parameters: Mapping[str, nn.Parameter],
     plugins: Plugins,
 ) -> None:
-    who = _who(entry, plugins)
     if not isinstance(adapter, nn.Module):
+        who = _who(entry, plugins)
         raise PluginError(f"{who} has no adapter for `{entry.path}`, a {entry.class_name}")
     fault = _fault(adapter, layer, entry, parameters)
     if fault:
+        who = _who(entry, plugins)
         raise PluginError(f"{who} built an adapter for `{entry.path}` that {fault}")
 
 
@@ -117,9 +119,13 @@ def _fault(adapter: nn.Module, layer: nn.Module, entry: PlanEntry, parameters: M
         return "does not hold the very layer that it was given as `base_layer`"
     if entry.shape and not (entry.is_parameter or entry.shape.called) and not hasattr(type(adapter), "weight"):
         return "shows no `weight` to its parent, which computes with that instead of calling it"
-    inside = set(base.parameters()) if base is not None else set()
+    inside: set[nn.Parameter] | None = None
     for name, parameter in adapter.named_parameters():
-        if parameter not in inside and name not in parameters:
+        if name in parameters:
+            continue
+        if inside is None:
+            inside = set(base.parameters()) if base is not None else set()
+        if parameter not in inside:
             return f"holds a parameter `{name}` which its method does not declare"
     strength = getattr(adapter, "strength", None)
     if not isinstance(strength, float) or strength != 1.0:

@@ -36,19 +36,23 @@ def watched(plan: Plan, model: nn.Module, plugins: Plugins, *, initialize: bool 
     Without `initialize` the start values come from elsewhere, and no initializer looks.
     """
     modules = plain_modules(model.named_modules())
-    found = []
+    # asking a protocol takes longer than all else that a layer costs here
+    looks: dict[Any, bool] = {}
+    found: list[Watched] = []
     for entry in plan.entries:
         module = modules.get(entry.path)
         is_stored = module is not None and isinstance(base_layer_of(module), QuantizedLinear)
         if entry.quant and not is_stored:
-            found += _watching(entry, "quantizer", plugins.quantizer(entry.quant))
+            found += _watching(entry, "quantizer", plugins.quantizer(entry.quant), looks)
         if entry.adapter and entry.adapter.settings.init and initialize:
-            found += _watching(entry, "initializer", plugins.initializer(entry.adapter.settings.init))
+            found += _watching(entry, "initializer", plugins.initializer(entry.adapter.settings.init), looks)
     return found
 
 
-def _watching(entry: PlanEntry, kind: str, plugin: Any) -> list[Watched]:
-    if not isinstance(plugin, Observer):
+def _watching(entry: PlanEntry, kind: str, plugin: Any, looks: dict[Any, bool]) -> list[Watched]:
+    if type(plugin) not in looks:
+        looks[type(plugin)] = isinstance(plugin, Observer)
+    if not looks[type(plugin)]:
         return []
     if entry.shape and not entry.shape.is_linear:
         raise PlanError(

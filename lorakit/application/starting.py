@@ -7,6 +7,7 @@ adapter is built around what was stored, so that whoever multiplies is chosen on
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,6 +75,10 @@ class Starter:
         self.started[entry.path] = started = _Start(self, entry, weight, stores).run()
         return started
 
+    def forget(self, entry: PlanEntry) -> None:
+        """Let go of what an entry began with: whoever was to have it has it."""
+        self.started.pop(entry.path, None)
+
     def own(self, entry: PlanEntry) -> dict[str, Tensor]:
         """Return the parameters that this entry is to start, empty: a shared one where its first layer is."""
         table = entry.adapter.parameters if entry.adapter else ()
@@ -137,7 +142,7 @@ class _Start:
             del self._context
         for one in entry.adapter.parameters:
             held = one.dtype or entry.adapter.dtype
-            if one.name in values and not bool(torch.isfinite(values[one.name].to(dtype_of(held))).all()):
+            if one.name in values and not _is_finite(values[one.name].to(dtype_of(held))):
                 raise PlanError(
                     f"the start of `{entry.path}` gives `{one.name}` NaN, or values that {held} does not hold: give "
                     "its `init` other options, or the adapter another dtype"
@@ -209,6 +214,11 @@ class _Start:
     def _matrix(self, weight: Tensor) -> Tensor:
         assert self.entry.shape is not None
         return as_matrix(weight, self.entry.shape).float()
+
+
+def _is_finite(values: Tensor) -> bool:
+    # a sum of finite numbers may overflow; one that has not needs no closer look
+    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def module_generator(seed: int, path: str) -> torch.Generator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from weakref import WeakKeyDictionary
 
 from lorakit.errors import LorakitError, PlanError
 from lorakit.hooks.manager import Plugins
@@ -14,6 +15,8 @@ from lorakit.planning.hardware import Compute
 from lorakit.planning.inventory import ModuleInfo
 from lorakit.planning.plan import AdapterPlan, Bytes, ParameterPlan, Plan, PlanEntry, Settings
 from lorakit.values import LayerShape
+
+_TABLES: WeakKeyDictionary[Plugins, dict[object, tuple[ParameterPlan, ...]]] = WeakKeyDictionary()
 
 
 class UnfitError(PlanError):
@@ -27,8 +30,12 @@ def make_entry(
     train: Train | None,
     plugins: Plugins,
     compute: Compute | None = None,
+    made: dict[object, AdapterPlan] | None = None,
 ) -> PlanEntry:
-    """Return the entry of a module, its bytes not yet counted. Raises: UnfitError if its method does not take it."""
+    """Return the entry of a module, its bytes not yet counted; layers that are alike share an adapter out of `made`.
+
+    Raises: UnfitError if its method does not take it.
+    """
     weight = module.weight
     return PlanEntry(
         path=module.path,
@@ -37,7 +44,7 @@ def make_entry(
         dtype=weight.dtype if weight else module.parameters[0].dtype,
         parameters=sum(parameter.numel for parameter in module.parameters),
         quant=adapt.quant if adapt else quantize.quant if quantize else None,
-        adapter=_adapter(module, adapt, plugins, compute) if adapt else None,
+        adapter=_adapter(module, adapt, plugins, compute, {} if made is None else made) if adapt else None,
         train=train is not None,
         train_lr=train.lr if train else None,
         decided_by=tuple(place(rule) for rule in (adapt, quantize, train) if rule is not None),
@@ -62,6 +69,16 @@ def settings_of(adapt: Adapt, plugins: Plugins) -> Settings:
 
 def table_of(layer: LayerShape, adapter: AdapterPlan, plugins: Plugins, what: str) -> tuple[ParameterPlan, ...]:
     """Return the parameters that an adapter's method adds to a layer. Raises: UnfitError naming the layer as `what`."""
+    # layers that are alike have one table: what a quantizer stored is no part of a shape when shapes are compared
+    known, key = _TABLES.setdefault(plugins, {}), (layer, adapter.method, adapter.settings)
+    if layer.quantizer is not None:
+        return _table(layer, adapter, plugins, what)
+    if key not in known:
+        known[key] = _table(layer, adapter, plugins, what)
+    return known[key]
+
+
+def _table(layer: LayerShape, adapter: AdapterPlan, plugins: Plugins, what: str) -> tuple[ParameterPlan, ...]:
     name = adapter.method.name
     try:
         table = tuple(plugins.method(adapter.method).parameters(layer, adapter.settings))
@@ -105,6 +122,8 @@ def with_settings(entry: PlanEntry, settings: Settings, plugins: Plugins) -> Pla
 
 def unlike(entry: PlanEntry, module: ModuleInfo) -> str:
     """Return how a module differs from the one that an entry was planned for, in words; nothing if it does not."""
+    if module.shape == entry.shape:
+        return ""
     if str(module.shape) != str(entry.shape):
         return f"`{entry.path}` is {entry.shape} there and {module.shape} here"
     # where the weight is quantized already, the layer is that of who quantized it
@@ -120,6 +139,8 @@ def completed(plan: Plan, plugins: Plugins) -> Plan:
 
     Raises: UnfitError, also for a table with other shapes than the method gives; PluginError if a method is missing.
     """
+    if all(_is_as_made(entry, plugins) for entry in plan.entries):
+        return plan
     made = with_shared(
         [
             with_settings(entry, entry.adapter.settings, plugins) if entry.adapter is not None else entry
@@ -137,6 +158,15 @@ def completed(plan: Plan, plugins: Plugins) -> Plan:
     return replace(plan, entries=made)
 
 
+def _is_as_made(entry: PlanEntry, plugins: Plugins) -> bool:
+    """Whether an entry has the very table that its method gives, as in plans that were made here; else look closer."""
+    if entry.adapter is None:
+        return True
+    return entry.shape is not None and entry.adapter.parameters is table_of(
+        entry.shape, entry.adapter, plugins, f"`{entry.path}`"
+    )
+
+
 def _shapes(entry: PlanEntry) -> dict[str, tuple[int, ...]]:
     return {one.name: one.shape for one in entry.adapter.parameters} if entry.adapter else {}
 
@@ -149,17 +179,26 @@ def _shared(entries: Iterable[PlanEntry]) -> Iterable[ParameterPlan]:
     return (one for entry in entries if entry.adapter for one in entry.adapter.parameters if one.shared)
 
 
-def _adapter(module: ModuleInfo, adapt: Adapt, plugins: Plugins, compute: Compute | None) -> AdapterPlan:
+def _adapter(
+    module: ModuleInfo, adapt: Adapt, plugins: Plugins, compute: Compute | None, made: dict[object, AdapterPlan]
+) -> AdapterPlan:
     assert module.shape is not None
     biases = [one.numel for one in module.parameters if one.name == "bias" and adapt.bias == "adapter"]
+    weight = module.weight.dtype if module.weight else None
+    key = (id(adapt), module.shape, weight, *biases)
+    if module.shape.quantizer is None and key in made:
+        return made[key]
     plan = AdapterPlan(
         method=adapt.method,
         settings=settings_of(adapt, plugins),
         parameters=(),
-        dtype=adapter_dtype(adapt, module.weight.dtype if module.weight else None, compute),
+        dtype=adapter_dtype(adapt, weight, compute),
         bias=adapt.bias,
         lr=adapt.lr,
         paged=adapt.paged,
         bias_parameters=sum(biases),
     )
-    return replace(plan, parameters=table_of(module.shape, plan, plugins, f"`{module.path}`, a {module.class_name}"))
+    made[key] = replace(
+        plan, parameters=table_of(module.shape, plan, plugins, f"`{module.path}`, a {module.class_name}")
+    )
+    return made[key]

@@ -81,7 +81,9 @@ def _measured(
     if difference := unlike(entry, module):
         raise PlanError(f"the plan is for another model: {difference}")
     full = _in_full(entry, module, compute)
-    adapter = entry.adapter and replace(entry.adapter, bias_parameters=sum(numel(shape) for shape, _ in full))
+    adapter, biases = entry.adapter, sum(numel(shape) for shape, _ in full)
+    if adapter is not None and adapter.bias_parameters != biases:
+        adapter = replace(adapter, bias_parameters=biases)
     table = [one for one in adapter.parameters if one.shared not in counted] if adapter else []
     counted |= {one.shared for one in table if one.shared}
     dtype = adapter.dtype if adapter else ""

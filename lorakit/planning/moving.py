@@ -41,9 +41,14 @@ def moved(plan: Plan, observed: Mapping[tuple[str, str], Any], plugins: Plugins)
 
 def _movers(plan: Plan, plugins: Plugins) -> dict[PluginCall, list[PlanEntry]]:
     found: dict[PluginCall, list[PlanEntry]] = {}
+    moves: dict[PluginCall, bool] = {}
     for entry in plan.entries:
         call = entry.adapter.settings.init if entry.adapter else None
-        if call is not None and isinstance(plugins.initializer(call), RankMover):
+        if call is None:
+            continue
+        if call not in moves:
+            moves[call] = isinstance(plugins.initializer(call), RankMover)
+        if moves[call]:
             found.setdefault(call, []).append(entry)
     return found
 

@@ -20,7 +20,7 @@ from lorakit.planning.figures import finished
 from lorakit.planning.hardware import Compute, Hardware
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.notes import notes_of, paging_notes
-from lorakit.planning.plan import Memory, OptimizerPlan, Plan, PlanEntry
+from lorakit.planning.plan import AdapterPlan, Memory, OptimizerPlan, Plan, PlanEntry
 
 DEFAULT_OPTIMIZER = PluginCall("adamw")
 
@@ -58,7 +58,8 @@ def make_plan(
         [*decisions.findings, *problems, *without_bias(decisions, inventory), *tied_apart(decisions, inventory)], spec
     )
     plan = replace(plan, notes=tuple(notes_of(spec, inventory, decisions, plugins)), source=spec.source)
-    changed = finished(plugins.plan_ready(plan), inventory, plugins)
+    ready = plugins.plan_ready(plan)
+    changed = plan if ready is plan else finished(ready, inventory, plugins)
     changed = replace(changed, notes=(*paging_notes(changed, inventory, plugins), *changed.notes))
     _raise(requirements.broken(spec, changed), spec)
     return changed
@@ -77,6 +78,7 @@ def plan_decisions(
         DEFAULT_OPTIMIZER, plugins.optimizers[DEFAULT_OPTIMIZER.name].default_lr, False
     )
     decided: list[PlanEntry] = []
+    made: dict[object, AdapterPlan] = {}
     findings: list[Diagnostic] = []
     for path, module in inventory.modules.items():
         adapt, quantize, train = decisions.adapt.get(path), decisions.quantize.get(path), decisions.train.get(path)
@@ -87,7 +89,7 @@ def plan_decisions(
         if problems:
             continue
         try:
-            decided.append(make_entry(module, adapt, quantize, train, plugins, compute))
+            decided.append(make_entry(module, adapt, quantize, train, plugins, compute, made))
         except UnfitError as error:
             assert adapt is not None
             findings.append(diagnostic_at(Code.NOT_POSSIBLE_HERE, str(error), adapt.span))
