@@ -16,6 +16,7 @@ from lorakit.planning.inventory import ModuleInfo
 from lorakit.planning.plan import AdapterPlan, Bytes, ParameterPlan, Plan, PlanEntry, Settings
 from lorakit.values import LayerShape
 
+# layers that are alike have one table, which takes less memory and is told by being the same
 _TABLES: WeakKeyDictionary[Plugins, dict[object, tuple[ParameterPlan, ...]]] = WeakKeyDictionary()
 
 
@@ -69,10 +70,10 @@ def settings_of(adapt: Adapt, plugins: Plugins) -> Settings:
 
 def table_of(layer: LayerShape, adapter: AdapterPlan, plugins: Plugins, what: str) -> tuple[ParameterPlan, ...]:
     """Return the parameters that an adapter's method adds to a layer. Raises: UnfitError naming the layer as `what`."""
-    # layers that are alike have one table: what a quantizer stored is no part of a shape when shapes are compared
-    known, key = _TABLES.setdefault(plugins, {}), (layer, adapter.method, adapter.settings)
     if layer.quantizer is not None:
+        # shapes that differ in it alone compare equal, and a method may look at it
         return _table(layer, adapter, plugins, what)
+    known, key = _TABLES.setdefault(plugins, {}), (layer, adapter.method, adapter.settings)
     if key not in known:
         known[key] = _table(layer, adapter, plugins, what)
     return known[key]
@@ -185,8 +186,8 @@ def _adapter(
     assert module.shape is not None
     biases = [one.numel for one in module.parameters if one.name == "bias" and adapt.bias == "adapter"]
     weight = module.weight.dtype if module.weight else None
-    key = (id(adapt), module.shape, weight, *biases)
-    if module.shape.quantizer is None and key in made:
+    key = (id(adapt), module.shape, id(module.shape.quantizer), weight, *biases)
+    if key in made:
         return made[key]
     plan = AdapterPlan(
         method=adapt.method,
