@@ -1,6 +1,6 @@
 """lorakit: a small declarative language for low-rank fine-tuning, applied to Hugging Face and plain PyTorch models."""
 
-from lorakit.api import adapters, apply, load, merge, optimizer, parse, plan, save, summary
+from lorakit.api import adapters, apply, last_checkpoint, load, merge, optimizer, parse, plan, save, summary
 from lorakit.errors import (
     AdapterError,
     DataError,
@@ -31,6 +31,7 @@ __all__ = [
     "adapters",
     "apply",
     "hookimpl",
+    "last_checkpoint",
     "load",
     "merge",
     "optimizer",

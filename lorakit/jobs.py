@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.errors import OutputError
+from lorakit.errors import DataError, OutputError
 from lorakit.language.spec import Spec
 from lorakit.pipeline import (
     CALIBRATION_ROWS,
@@ -59,7 +60,9 @@ class Job:
     @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints, beside the output, which itself appears only when it is whole."""
-        return self.output.with_name(f"{self.output.name}-checkpoints")
+        beside = self.output.with_name(f"{self.output.name}-checkpoints")
+        # it may be a link to another disk
+        return Path(os.path.realpath(beside)) if beside.is_symlink() else beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +78,18 @@ class Training:
 
 def adapt(job: Job, plugins: Plugins, reporter: Reporter = SILENT, *, seed: int = 0) -> nn.Module:
     """Write a fresh adapter, and return the model that it is on. Raises: LorakitError, WriteError."""
+    from lorakit.artifacts.folders import claimed
+
+    with claimed(job.output, job.force):
+        return _adapt(job, plugins, reporter, seed)
+
+
+def _adapt(job: Job, plugins: Plugins, reporter: Reporter, seed: int) -> nn.Module:
     from lorakit.application.summary import summarize
-    from lorakit.artifacts.folders import check_output, require_space
+    from lorakit.artifacts.folders import require_space
     from lorakit.planning.report import show_bytes
     from lorakit.trainers.tasks import make_task
 
-    check_output(job.output, job.force)
     first = read_first(job.model, plugins, reporter)
     plan = decide(job.spec, first, plugins)
     data = None
@@ -105,12 +114,19 @@ def train(job: Job, training: Training, plugins: Plugins, display: Display, repo
 
     Raises: LorakitError, WriteError, TrainingError where it leaves the finite numbers.
     """
+    from lorakit.artifacts.folders import claimed
+
+    with claimed(job.output, job.force), _checkpoints_of(job, training.resume):
+        return _train(job, training, plugins, display, reporter)
+
+
+def _train(job: Job, training: Training, plugins: Plugins, display: Display, reporter: Reporter) -> Outcome:
     from lorakit.artifacts.folders import require_space
+    from lorakit.artifacts.owning import discard
     from lorakit.planning.report import show_bytes
     from lorakit.trainers.tasks import make_task
 
     settings = training.settings
-    _check_places(job, training.resume)
     first = read_first(job.model, plugins, reporter)
     plan = decide(
         job.spec, first, plugins,
@@ -130,7 +146,8 @@ def train(job: Job, training: Training, plugins: Plugins, display: Display, repo
     if device is not None:
         model.to(device)
     if not training.resume:
-        shutil.rmtree(job.checkpoints, ignore_errors=True)
+        discard(job.checkpoints)
+        job.checkpoints.mkdir()
     _apply(job, starter, model, calibrating, reporter)
     # a fresh adapter changes nothing, and by now the model computes in what is quick here
     _sample(training.sample, task, model, "before", reporter)
@@ -139,8 +156,6 @@ def train(job: Job, training: Training, plugins: Plugins, display: Display, repo
         return outcome
     _sample(training.sample, task, model, "after", reporter)
     _save(job, model, plugins, reporter, task.save_beside)
-    if job.checkpoints.is_dir() and not any(job.checkpoints.iterdir()):
-        job.checkpoints.rmdir()
     reporter.say(f"{job.output}: adapter of {plan.trainable:,} parameters, {show_bytes(plan.memory.gradients)}")
     return outcome
 
@@ -239,13 +254,30 @@ def _save(
     save_adapter(model, job.output, plugins, replace=job.force, beside=add)
 
 
-def _check_places(job: Job, resume: bool) -> None:
-    """Refuse to write where something stands, before any work is done."""
-    from lorakit.artifacts.folders import check_output
+@contextmanager
+def _checkpoints_of(job: Job, resume: bool) -> Iterator[None]:
+    """Have the folder of checkpoints there inside the block, as the trace of a run, rid of what killed runs left.
 
-    check_output(job.output, job.force)
-    if job.checkpoints.exists() and not resume and not job.force:
-        raise OutputError(f"{job.checkpoints} exists from an earlier run; --resume goes on from it, --force drops it")
+    Raises: OutputError where checkpoints of another run stand, DataError where there is none to go on from.
+    """
+    from lorakit.artifacts.owning import owned, sweep_within
+    from lorakit.trainers.checkpoints import checkpoint_steps
+
+    folder = job.checkpoints
+    if resume and not folder.exists():
+        raise DataError(f"nothing to resume: {folder} is not there; run it without --resume")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise OutputError(f"{folder} is no folder, and checkpoints go there")
+    if checkpoint_steps(folder) and not resume and not job.force:
+        raise OutputError(f"{folder} exists from an earlier run; --resume goes on from it, --force drops it")
+    with owned(folder):
+        sweep_within(folder)
+        try:
+            folder.mkdir(exist_ok=True)
+            yield
+        finally:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _sample(prompt: str | None, task: Task, model: nn.Module, when: str, reporter: Reporter) -> None:

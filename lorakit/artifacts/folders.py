@@ -1,82 +1,59 @@
-"""Folders written aside, flushed, and moved into place whole: after a crash there is the old one or the new."""
+"""Folders and files written aside, flushed, and moved into place whole: after a crash there is the old or the new."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from lorakit.errors import OutputError, WriteError
+from lorakit.artifacts.owning import absolute, aside_of, clear, old_of, owned, reason_of
+from lorakit.errors import LorakitError, OutputError, TrainingError, WriteError
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
+UNTOUCHED = "what was there before is untouched"
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yield a fresh folder beside `target` and put it in target's place, whole, when the block ends well.
+    """Yield a fresh folder aside, of target's name, and put it in target's place, whole, when the block ends well.
 
-    Raises: OutputError if the folder cannot be made, WriteError if the disk is full or fails.
+    Raises: OutputError if it cannot be made or another process writes there, WriteError if the disk is full or fails.
     """
-    target = Path(os.path.abspath(target))  # noqa: PTH100  (resolve() would follow a link and replace what it points to)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent))
-    except (OSError, ValueError) as error:
-        raise OutputError(f"cannot write to {target.parent}: {_reason(error)}") from error
-    try:
-        yield aside
-        _open_up(aside)
-        flush(aside)
-        _put_in_place(aside, target)
-    except OSError as error:
-        raise WriteError(
-            f"writing {target} failed: {error.strerror or error}; what was there before is untouched"
-        ) from error
-    except Exception as error:
-        if "No space left" in str(error) or "File too large" in str(error):
-            raise WriteError(f"writing {target} failed: {error}; what was there before is untouched") from error
-        raise
-    finally:
-        _clear(aside)
+    with _aside(target) as made:
+        made.mkdir()
+        yield made
 
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """Yield a path beside `target`, and put the file that the block writes there in target's place when it ends well.
+    """Yield a path aside, of target's name, and put the file that the block writes in its place when it ends well.
 
-    Raises: OutputError if the folder cannot be made, WriteError if the disk is full or fails.
+    Raises: OutputError if it cannot be made or another process writes there, WriteError if the disk is full or fails.
     """
-    try:
-        aside = target.with_name(f".{target.name}.new")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # what a run that was killed has left, and at once whether the name is one that the disk takes
-        aside.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"cannot write to {target}: {_reason(error)}") from error
-    try:
-        yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(target)
-        flush_entry(target.parent)
-    except OSError as error:
-        raise WriteError(
-            f"writing {target} failed: {error.strerror or error}; what was there before is untouched"
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)
+    with _aside(target) as made:
+        yield made
 
 
 def write_text(target: Path, text: str) -> None:
     """Write a file aside and rename it into place. Raises: OutputError, WriteError."""
     with new_file(target) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def claimed(target: Path, force: bool) -> Iterator[None]:
+    """Hold an output place for the length of a run. Raises: OutputError, as `check_output` and `owned` do."""
+    check_output(target, force)
+    with owned(target):
+        # a run that ended, or was killed, while this one came
+        check_output(target, force)
+        yield
 
 
 def check_output(target: Path, force: bool) -> None:
@@ -91,17 +68,9 @@ def check_output(target: Path, force: bool) -> None:
         place = _standing_place(target)
         writable = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
     except (OSError, ValueError) as error:
-        raise OutputError(f"cannot write to {target}: {_reason(error)}") from error
+        raise OutputError(f"cannot write to {target}: {reason_of(error)}") from error
     if not writable:
         raise OutputError(f"cannot write to {target}: {place} is no folder that you may write to")
-
-
-def _standing_place(target: Path) -> Path:
-    """Return the folder above `target` that exists already."""
-    place = Path(os.path.abspath(target)).parent  # noqa: PTH100
-    while not place.exists():
-        place = place.parent
-    return place
 
 
 def require_space(target: Path, needed: int) -> None:
@@ -111,49 +80,110 @@ def require_space(target: Path, needed: int) -> None:
         raise OutputError(f"{target} needs {needed:,} bytes; the disk there has {free:,} free")
 
 
-def flush(folder: Path) -> None:
-    """Flush every file of a folder, and the folder itself, to the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def flush(made: Path) -> None:
+    """Flush a file, or every file of a folder and the folder itself, to the disk."""
+    for path in [*made.rglob("*"), made]:
+        flush_one(path)
 
 
-def _put_in_place(aside: Path, target: Path) -> None:
-    if not os.path.lexists(target):
-        aside.rename(target)
-    elif not _exchange(aside, target):
-        # no atomic exchange on this system: between the two renames the old folder stands under the name `.old`
-        old = target.with_name(f".{target.name}.old")
-        _clear(old)
-        target.rename(old)
-        aside.rename(target)
-        _clear(old)
-    flush_entry(target.parent)
-
-
-def _clear(path: Path) -> None:
-    """Remove a folder with all in it, or a file or a link, of which what it points to stays."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
-
-
-def flush_entry(folder: Path) -> None:
-    """Flush a folder's list of names, so that a rename in it survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush_one(path: Path) -> None:
+    """Flush a file's bytes, or a folder's list of names, so that a rename in it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _aside(target: Path) -> Iterator[Path]:
+    """Yield a path of target's name in a folder of its own, and move what the block leaves there into its place."""
+    target = absolute(target)
+    with owned(target):
+        try:
+            scratch = aside_of(target)
+        except (OSError, ValueError) as error:
+            raise OutputError(f"cannot write to {target.parent}: {reason_of(error)}") from error
+        made = scratch / target.name
+        try:
+            yield made
+            _open_up(made)
+            _flush_made(made, target)
+            _put_in_place(made, target)
+            _flush_place(target)
+        except Exception as error:
+            if (reason := disk_reason(error)) is None:
+                raise
+            # what was copied from elsewhere may be what failed
+            of = getattr(error, "filename", None)
+            where = (
+                f"{os.fsdecode(of)}: " if isinstance(of, str | bytes) and scratch.name not in os.fsdecode(of) else ""
+            )
+            raise WriteError(f"writing {target} failed: {where}{reason}; {UNTOUCHED}") from error
+        finally:
+            clear(scratch)
+
+
+def disk_reason(error: Exception) -> str | None:
+    """Return what the system says where an error is one of writing, whatever library raised it; None if it is not."""
+    if isinstance(error, OSError):
+        return reason_of(error)
+    if isinstance(error, LorakitError | TrainingError | WriteError):
+        return None
+    text = str(error)
+    # safetensors and tokenizers, which write on their own
+    if number := re.search(r"\(os error (\d+)\)", text):
+        return os.strerror(int(number[1]))
+    # torch's archives, which keep the system's reason to themselves
+    if "PytorchStreamWriter" in text or "inline_container" in text:
+        return f"torch could not write all of it, as on a full disk ({text.splitlines()[0]})"
+    return None
+
+
+def _flush_made(made: Path, target: Path) -> None:
+    try:
+        flush(made)
+    except OSError as error:
+        # the system forgets what it could not write, and would say of a second flush that all is well
+        raise WriteError(
+            f"writing {target} failed: the disk did not take what was written ({reason_of(error)}), and may be "
+            f"failing; {UNTOUCHED}"
+        ) from error
+
+
+def _flush_place(target: Path) -> None:
+    try:
+        flush_one(target.parent)
+    except OSError as error:
+        raise WriteError(
+            f"{target} is the new one, whole, but the disk did not confirm its name ({reason_of(error)}): after a "
+            "power cut it may be the old one again; write it anew on a disk that is well"
+        ) from error
+
+
+def _put_in_place(made: Path, target: Path) -> None:
+    if not os.path.lexists(target):
+        made.rename(target)
+    elif not made.is_dir():
+        made.replace(target)
+    elif not _exchange(made, target):
+        _replace(made, target)
+
+
+def _replace(made: Path, target: Path) -> None:
+    """Replace without an atomic exchange: between two renames the old one stands under the name of `old_of`.
+
+    A run that is killed there leaves it so, and the next run that owns the place puts it back.
+    """
+    old = old_of(target)
+    clear(old)
+    target.rename(old)
+    try:
+        made.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    clear(old)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -170,9 +200,19 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code))
 
 
-def _open_up(folder: Path) -> None:
-    """Give a folder and its files the usual permissions; tempfile and safetensors make them for the owner alone."""
+def _open_up(made: Path) -> None:
+    """Give a folder and its files the usual permissions; safetensors makes files for the owner alone."""
+    if not made.is_dir():
+        return
     mask = os.umask(0)
     os.umask(mask)
-    for path in [folder, *folder.rglob("*")]:
+    for path in [made, *made.rglob("*")]:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def _standing_place(target: Path) -> Path:
+    """Return the folder above `target` that exists already."""
+    place = absolute(target).parent
+    while not place.exists():
+        place = place.parent
+    return place

@@ -31,7 +31,7 @@ def demo(
 
     import lorakit
     from lorakit.cli.inputs import read_spec, step_of
-    from lorakit.cli.terminal import INTERRUPTED, console, reporter, say, working
+    from lorakit.cli.terminal import SIGNALLED, console, reporter, say, working
     from lorakit.demo import dialogues, smollm2
     from lorakit.jobs import Job, Training, train
     from lorakit.plugins import default_plugins
@@ -56,6 +56,6 @@ def demo(
     training = Training(str(data), settings, sample="Do you like science fiction?")
     outcome = train(job, training, default_plugins(), Display(console(stderr=True), say), reporter())
     if outcome.stopped:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(SIGNALLED + outcome.stopped)
     say(f"\nuse it:    PeftModel.from_pretrained(base, {output!r}) or lorakit.load({output!r}, {str(model)!r})")
     say(f"merge it:  lorakit merge {output} {model} -o {output}-merged")

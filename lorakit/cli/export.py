@@ -36,7 +36,7 @@ def export(
 
     Example: lorakit export adapter ./SmolLM2-135M -o adapter.gguf
     """
-    from lorakit.artifacts.folders import check_output
+    from lorakit.artifacts.folders import claimed
     from lorakit.artifacts.gguf_export import export_adapter
     from lorakit.cli.inputs import load_model
     from lorakit.cli.terminal import say
@@ -45,13 +45,13 @@ def export(
     from lorakit.plugins import default_plugins
 
     target = Path(output)
-    check_output(target, force)
-    if target.is_dir():
-        raise OutputError(f"{target} is a folder; a GGUF adapter is a file")
-    structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
-    done = export_adapter(
-        Path(adapter), structure, target, default_plugins(), dtype=dtype.value, allow_pickle=allow_pickle
-    )
+    with claimed(target, force):
+        if target.is_dir():
+            raise OutputError(f"{target} is a folder; a GGUF adapter is a file")
+        structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
+        done = export_adapter(
+            Path(adapter), structure, target, default_plugins(), dtype=dtype.value, allow_pickle=allow_pickle
+        )
     say(
         f"{target}: {done.pairs} pairs of matrices for {done.architecture}, alpha {done.alpha:g}, "
         f"{show_bytes(target.stat().st_size)} in {dtype.value}; llama.cpp loads it with --lora"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -56,24 +57,15 @@ def _format(spec: str, *, check: bool, diff: bool) -> int:
     elif spec == "-":
         sys.stdout.write(after)
     elif changes:
-        _replace(Path(spec), after)
+        _replace(Path(os.path.realpath(spec)), after)
         sys.stdout.write(f"{name} changed\n")
     return int((check or diff) and changes)
 
 
 def _replace(path: Path, text: str) -> None:
-    """Put a text in the place of a file in one step: an interruption leaves the old one. Raises: OutputError."""
-    import os
-    from contextlib import suppress
+    """Put a text in the place of a file in one step, with its permissions. Raises: OutputError, WriteError."""
+    from lorakit.artifacts.folders import new_file
 
-    from lorakit.errors import OutputError
-
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with new_file(path) as aside:
         aside.write_bytes(text.encode())
         aside.chmod(path.stat().st_mode & 0o7777)
-        aside.replace(path.resolve())
-    except OSError as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise OutputError(f"cannot write `{path}`: {error.strerror or error}") from error

@@ -33,20 +33,21 @@ def init(
     """
     from pathlib import Path
 
-    from lorakit.artifacts.folders import check_output, write_text
+    from lorakit.artifacts.folders import claimed, write_text
     from lorakit.cli.inputs import load_model
     from lorakit.cli.terminal import say
     from lorakit.planning.inventory import read_inventory
     from lorakit.planning.starter import starter_spec
     from lorakit.plugins import default_plugins
 
-    if output != "-":
-        check_output(Path(output), force)
-    plugins = default_plugins()
-    structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
-    text = starter_spec(read_inventory(structure, plugins), plugins, domains.value, model)
+    def text() -> str:
+        plugins = default_plugins()
+        structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
+        return starter_spec(read_inventory(structure, plugins), plugins, domains.value, model)
+
     if output == "-":
-        sys.stdout.write(text)
+        sys.stdout.write(text())
         return
-    write_text(Path(output), text)
+    with claimed(Path(output), force):
+        write_text(Path(output), text())
     say(f"{output}: see what it does with `lorakit plan {output} {model}`")

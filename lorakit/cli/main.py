@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import typer
 
 from lorakit.cli import apply, check, demo, diff, explain, export, fmt, init, inspect, lsp, merge, plan, plugins, train
 from lorakit.cli.help import help_of
-from lorakit.cli.terminal import BAD_INPUT, INTERRUPTED, WORK_FAILED, fail
+from lorakit.cli.terminal import BAD_INPUT, INTERRUPTED, SIGNALLED, WORK_FAILED, fail
 from lorakit.errors import LorakitError, TrainingError, WriteError
 
 app = typer.Typer(
@@ -47,6 +51,29 @@ def everywhere(
         raise typer.Exit
 
 
+class Terminated(BaseException):
+    """A signal that ends a process: what was begun is cleared away on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = signal.Signals(number)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    ending = (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+    # what is ignored stays so, as under nohup
+    before = {one: signal.signal(one, leave) for one in ending if signal.getsignal(one) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
 def main() -> None:
     """Run the command line; every failure that a user can cause is one message and an exit code, never a traceback."""
     # they tell of optional kernels that they did not find; transformers imports torchao wherever it is installed
@@ -60,13 +87,16 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        with _terminable():
+            app()
     except LorakitError as error:
         fail(str(error), BAD_INPUT)
     except (TrainingError, WriteError) as error:
         fail(str(error), WORK_FAILED)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
+    except Terminated as end:
+        fail(f"ended by {end.signal.name}", SIGNALLED + end.signal)
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(WORK_FAILED) from None

@@ -41,8 +41,16 @@ def merge(
     Example: lorakit merge adapter ./SmolLM2-135M -o merged --dtype bf16
     """
 
+    from lorakit.artifacts.folders import claimed
+
+    with claimed(Path(output), force):
+        _merge(adapter, model, Path(output), dtype, trust_remote_code, allow_pickle)
+
+
+def _merge(
+    adapter: str, model: str, folder: Path, dtype: Dtype | None, trust_remote_code: bool, allow_pickle: bool
+) -> None:
     from lorakit.artifacts.checkpoint import local_folder
-    from lorakit.artifacts.folders import check_output
     from lorakit.artifacts.merge_layout import merge_layout
     from lorakit.artifacts.merge_pieces import WholeModelNeeded
     from lorakit.cli.inputs import load_model
@@ -51,8 +59,6 @@ def merge(
     from lorakit.planning.report import show_bytes
     from lorakit.plugins import default_plugins
 
-    folder = Path(output)
-    check_output(folder, force)
     name = LONG[dtype] if dtype else None
     base = None
     if ":" not in model:

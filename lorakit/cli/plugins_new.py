@@ -37,7 +37,7 @@ def new(
     """
     from pathlib import Path
 
-    from lorakit.artifacts.folders import check_output, new_folder
+    from lorakit.artifacts.folders import claimed, new_folder
     from lorakit.cli.terminal import say
     from lorakit.errors import PluginError
     from lorakit.plugins import default_plugins
@@ -48,8 +48,7 @@ def new(
     if claims:
         raise PluginError(f"the {kind.value} `{name}` is there already, in {' and '.join(claims)}; choose another name")
     folder = Path(output or names.distribution)
-    check_output(folder, force)
-    with new_folder(folder) as aside:
+    with claimed(folder, force), new_folder(folder) as aside:
         for path, text in files_of(names).items():
             (aside / path).parent.mkdir(parents=True, exist_ok=True)
             (aside / path).write_text(text, encoding="utf-8")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from lorakit.reporter import Reporter
 
 DONE, WORK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+# what a shell adds to the number of a signal
+SIGNALLED = 128
 # pipes and log files have no width of their own
 PIPE_WIDTH = 140
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from lorakit.cli import options
 from lorakit.pipeline import CALIBRATION_ROWS
+
+
+class Without(StrEnum):
+    """What training does without a checkpoint that was due."""
+
+    stop = "stop"
+    go_on = "go-on"
 
 
 def train(
@@ -37,7 +45,10 @@ def train(
     loss: Annotated[str | None, typer.Option(metavar="FILE.py:FUNCTION", help="Loss of a PyTorch model.")] = None,
     sample: Annotated[str | None, typer.Option(metavar="PROMPT", help="Show the answer before and after.")] = None,
     seed: options.Seed = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in OUT.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last whole checkpoint of OUT.")] = False,
+    on_failed_checkpoint: Annotated[
+        Without, typer.Option(help="Where a checkpoint cannot be written, as on a full disk: stop, or go on without.")
+    ] = Without.stop,
     with_base: options.WithBase = False,
     force: options.Force = False,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -45,17 +56,17 @@ def train(
 ) -> None:
     """Adapt a model, train the adapter on your data, and write it as a folder that PEFT loads too.
 
-    Hugging Face models train with transformers' Trainer, plain PyTorch models in a loop of lorakit's. Ctrl-C stops
-    after the current step with a checkpoint, from which --resume goes on. Quantizers that see a layer's inputs first
-    are calibrated on the training data, unless --calibration names other. Without --batch, --tokens and a `step` in the
-    spec a step takes 4 rows of at most 512 tokens.
+    Hugging Face models train with transformers' Trainer, plain PyTorch models in a loop of lorakit's. Ctrl-C (or
+    SIGTERM) stops after the current step with a checkpoint, from which --resume goes on. Quantizers that see a layer's
+    inputs first are calibrated on the training data, unless --calibration names other. Without --batch, --tokens and a
+    `step` in the spec a step takes 4 rows of at most 512 tokens.
 
     Example: lorakit train qlora.lora ./SmolLM2-135M chats.jsonl -o adapter --steps 100
     """
     from pathlib import Path
 
     from lorakit.cli.inputs import read_spec, step_of
-    from lorakit.cli.terminal import INTERRUPTED, console, reporter, say
+    from lorakit.cli.terminal import SIGNALLED, console, reporter, say
     from lorakit.jobs import Job, Training
     from lorakit.jobs import train as train_adapter
     from lorakit.plugins import default_plugins
@@ -77,6 +88,7 @@ def train(
         save_every=save_every,
         gradient_checkpointing=gradient_checkpointing,
         seed=seed,
+        goes_on=on_failed_checkpoint is Without.go_on,
     )
     reference = ModelReference(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     job = Job(parsed, reference, Path(output), with_base, force, calibration, calibration_rows)
@@ -85,4 +97,4 @@ def train(
     outcome = train_adapter(job, training, default_plugins(), display, reporter())
     if outcome.stopped:
         say(f"stopped after step {outcome.steps}; --resume goes on from there")
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(SIGNALLED + outcome.stopped)

@@ -56,13 +56,18 @@ def _save_adapter(model: nn.Module, save_directory: str | Path, is_main_process:
     """Write the adapter into a folder that Trainer may have made already."""
     from lorakit.application.state import state_of
     from lorakit.artifacts.adapter_folder import WEIGHTS, write_adapter_files
+    from lorakit.trainers.checkpoints import STATE
 
     if not is_main_process:
         return
     folder = Path(save_directory)
+    is_checkpoint = folder.name.startswith(CHECKPOINT_PREFIX)
     folder.mkdir(parents=True, exist_ok=True)
+    if is_checkpoint:
+        # what stands here from another run is no whole checkpoint from now on, until Trainer writes this last of all
+        (folder / STATE).unlink(missing_ok=True)
     write_adapter_files(model, folder, state_of(model).plugins)
-    if folder.name.startswith(CHECKPOINT_PREFIX):
+    if is_checkpoint:
         _name_twice(folder / WEIGHTS, folder / MODEL_WEIGHTS)
 
 

@@ -19,12 +19,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+# Ctrl-C, what schedulers send before they kill, and a terminal that closes
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+
 
 class StopAsked:
-    """Whether the user pressed Ctrl-C: the first asks for a clean stop, the second interrupts at once."""
+    """The signal that asked for a clean stop, or 0; a second one does what it does without a trainer."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.signal = 0
 
 
 class Display:
@@ -35,25 +38,25 @@ class Display:
         self._say = say
         self._progress: Progress | None = None
         self._steps = 0
+        self.stop = StopAsked()
 
     @contextmanager
     def running(self, steps: int) -> Iterator[StopAsked]:
-        """Show a bar of so many steps, and turn the first Ctrl-C into a stop after the current step."""
+        """Show a bar of so many steps, and turn the first signal to stop into one after the current step."""
         self._steps = steps
-        stop = StopAsked()
         columns = (
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
             TimeElapsedColumn(), TimeRemainingColumn(),
         )  # fmt: skip
         with (
-            _interrupts(stop, self._say),
+            _interrupts(self.stop, self._say),
             Progress(
                 *columns, console=self._terminal, transient=True, disable=not self._terminal.is_terminal
             ) as progress,
         ):
             self._progress = progress
             progress.add_task("training", total=steps, loss="…")
-            yield stop
+            yield self.stop
         self._progress = None
 
     @contextmanager
@@ -64,6 +67,10 @@ class Display:
         with Progress(*columns, console=self._terminal, transient=True, disable=not shown) as progress:
             progress.add_task(what, total=None)
             yield
+
+    def warn(self, line: str) -> None:
+        """Print a line that stays where errors go."""
+        self._terminal.print(line, markup=False, soft_wrap=True)
 
     def step(self, number: int, loss: float) -> None:
         """Note that a step is done."""
@@ -85,13 +92,23 @@ def perplexity(loss: float) -> str:
 @contextmanager
 def _interrupts(stop: StopAsked, say: Callable[[str], None]) -> Iterator[None]:
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-        say("stopping after this step, with a checkpoint; Ctrl-C again stops at once")
+        if stop.signal:
+            restore()
+            signal.raise_signal(number)
+            return
+        stop.signal = number
+        say("stopping after this step, with a checkpoint; once more stops at once")
 
+    def restore() -> None:
+        for one, before in previous.items():
+            signal.signal(one, before)
+
+    # what is ignored stays so, as under nohup
+    caught = [one for one in STOPPING if one == signal.SIGINT or signal.getsignal(one) is not signal.SIG_IGN]
+    previous = {one: signal.getsignal(one) for one in caught}
     try:
-        previous = signal.signal(signal.SIGINT, ask)
+        for one in caught:
+            signal.signal(one, ask)
     except ValueError:
         # not the main thread: leave signals alone
         yield
@@ -99,4 +116,4 @@ def _interrupts(stop: StopAsked, say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()

@@ -16,10 +16,9 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from lorakit.application.optimizer import build_optimizer, keeps_lr
-from lorakit.errors import DataError
+from lorakit.trainers.checkpoints import Checkpoints
 from lorakit.trainers.display import Display, StopAsked
 from lorakit.trainers.finite import Finite
 from lorakit.trainers.modes import to_evaluation
@@ -57,17 +56,19 @@ class LanguageTask:
         return [{"input_ids": torch.tensor([row["input_ids"]])} for row in rows]
 
     def train(self, model: nn.Module, work: Path, display: Display, *, resume: bool) -> Outcome:
-        """Train an adapted model; checkpoints go to `work`.
+        """Train an adapted model; checkpoints go to `work`, and to resume goes on from the last that is whole there.
 
-        Raises: DataError if there is nothing to resume from, TrainingError where training leaves the finite numbers.
+        Raises: TrainingError where training leaves the finite numbers, WriteError where a checkpoint cannot be written
+        and the settings do not say to go on.
         """
-        checkpoint = get_last_checkpoint(str(work)) if resume and work.is_dir() else None
-        if resume and checkpoint is None:
-            raise DataError(f"nothing to resume: {work} holds no checkpoint")
+        checkpoints = Checkpoints(work, self.settings.goes_on, display.warn)
+        checkpoint = checkpoints.last() if resume else None
         optimizer = build_optimizer(model, self.settings.lr)
         finite = Finite(model, optimizer)
         trainer = _Trainer(
             finite,
+            checkpoints,
+            display.stop,
             model=model,
             args=_arguments(
                 self.settings,
@@ -85,16 +86,16 @@ class LanguageTask:
         # it prints raw dictionaries
         trainer.remove_callback(PrinterCallback)
         before = self._held_out_loss(trainer, display)
-        if not resume:
+        if checkpoint is None:
             display.held_out(0, before)
         with display.running(self.settings.steps) as stop:
             trainer.add_callback(_Watch(display, stop, self.settings.steps))
             trainer.add_callback(_WeightsToUse())
             trainer.add_callback(_FiniteState(finite))
             # the last part of its name is the step
-            with finite.watching(int(checkpoint.rpartition("-")[2]) if checkpoint else 0):
-                result = trainer.train(resume_from_checkpoint=checkpoint)
-        stopped = stop.asked and result.global_step < self.settings.steps
+            with finite.watching(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0):
+                result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        stopped = stop.signal if result.global_step < self.settings.steps else 0
         after = None if stopped else self._held_out_loss(trainer, display)
         if not stopped:
             display.held_out(result.global_step, after)
@@ -144,7 +145,6 @@ def _arguments(settings: Settings, work: Path, *, measures: bool, on_gpu: bool, 
         data_seed=settings.seed,
         save_strategy="steps" if settings.save_every else "no",
         save_steps=settings.save_every or settings.steps,
-        save_total_limit=2,
         eval_strategy="steps" if settings.evaluate_every and measures else "no",
         eval_steps=settings.evaluate_every or settings.steps,
         logging_steps=1,
@@ -164,16 +164,33 @@ def _checkpointing(settings: Settings) -> dict[str, Any]:
 
 
 class _Trainer(Trainer):
-    """transformers' Trainer, but for a look at each loss and its gradients before they are clipped."""
+    """transformers' Trainer, but that it looks at each loss and its gradients, and writes checkpoints aside first."""
 
-    def __init__(self, finite: Finite, **arguments: Any) -> None:
+    def __init__(self, finite: Finite, checkpoints: Checkpoints, stop: StopAsked, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._finite = finite
+        self._checkpoints = checkpoints
+        self._stop = stop
+        self._aside: Path | None = None
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(*args, **kwargs)
         self._finite.check_loss(loss)
         return loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        def fill(folder: Path) -> None:
+            # Trainer itself adds the name
+            self._aside = folder.parent
+            super(_Trainer, self)._save_checkpoint(*args, **kwargs)
+
+        try:
+            self._checkpoints.write(self.state.global_step, fill, needed=bool(self._stop.signal))
+        finally:
+            self._aside = None
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return str(self._aside or super()._get_output_dir(trial))
 
 
 class _FiniteState(TrainerCallback):
@@ -206,7 +223,7 @@ class _Watch(TrainerCallback):
             self._display.held_out(state.global_step, float(metrics["eval_loss"]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._stop.asked:
+        if self._stop.signal:
             control.should_save = True
             control.should_training_stop = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,17 +20,17 @@ from lorakit.application.batches import moved
 from lorakit.application.optimizer import build_optimizer, keeps_lr
 from lorakit.application.state import state_of
 from lorakit.artifacts.adapter_folder import WEIGHTS, write_adapter_files
-from lorakit.artifacts.folders import new_folder
 from lorakit.artifacts.loading import restore_tensors
 from lorakit.errors import DataError
 from lorakit.named_objects import named_object
+from lorakit.trainers.checkpoints import STATE, Checkpoints
 from lorakit.trainers.display import Display
 from lorakit.trainers.finite import Finite
 from lorakit.trainers.generators import read_generators, restore_generators, save_generators
 from lorakit.trainers.modes import to_evaluation, to_training
 from lorakit.trainers.settings import Outcome, Settings
 
-STATE, OPTIMIZER = "trainer_state.json", "optimizer.safetensors"
+OPTIMIZER = "optimizer.safetensors"
 Loss = Callable[[Any, Any], Tensor]
 Pair = tuple[Any, Any]
 
@@ -70,10 +71,10 @@ class PairsTask:
         return [(inputs,) for inputs, _ in DataLoader(self._pairs[:count])]  # type: ignore[arg-type]
 
     def train(self, model: nn.Module, work: Path, display: Display, *, resume: bool) -> Outcome:
-        """Train an adapted model; checkpoints go to `work`.
+        """Train an adapted model; checkpoints go to `work`, and to resume goes on from the last that is whole there.
 
-        Raises: DataError if there is nothing to resume from, or a pair does not fit the model, TrainingError where
-        training leaves the finite numbers.
+        Raises: DataError if a pair does not fit the model, TrainingError where training leaves the finite numbers,
+        WriteError where a checkpoint cannot be written and the settings do not say to go on.
         """
         settings = self.settings
         optimizer = build_optimizer(model, settings.lr)
@@ -81,9 +82,11 @@ class PairsTask:
         falls = not keeps_lr(model)
         # what dropout draws is the seed's, and goes on after a checkpoint where it stood
         torch.manual_seed(settings.seed)
-        done, drawn = _resume(model, optimizer, work) if resume else (0, None)
+        checkpoints = Checkpoints(work, settings.goes_on, display.warn)
+        checkpoint = checkpoints.last() if resume else None
+        done, drawn = _read_checkpoint(model, optimizer, checkpoint) if checkpoint else (0, None)
         before = self._held_out_loss(model)
-        if not resume:
+        if checkpoint is None:
             display.held_out(0, before)
         model.train()
         with display.running(settings.steps) as stop, Finite(model, optimizer).watching(done) as finite:
@@ -101,14 +104,15 @@ class PairsTask:
                 if _due(done, settings.evaluate_every, settings):
                     to_evaluation(optimizer)
                     display.held_out(done, self._held_out_loss(model))
-                if _due(done, settings.save_every, settings) or (stop.asked and done < settings.steps):
+                ends = bool(stop.signal) and done < settings.steps
+                if ends or _due(done, settings.save_every, settings):
                     to_evaluation(optimizer)
                     finite.check_state()
-                    _checkpoint(model, optimizer, work, done)
-                if done >= settings.steps or stop.asked:
+                    checkpoints.write(done, functools.partial(_write_checkpoint, model, optimizer, done), needed=ends)
+                if done >= settings.steps or ends:
                     break
         to_evaluation(optimizer)
-        stopped = stop.asked and done < settings.steps
+        stopped = stop.signal if done < settings.steps else 0
         after = None if stopped else self._held_out_loss(model)
         display.held_out(done, after)
         model.eval()
@@ -184,8 +188,8 @@ def _due(done: int, every: int, settings: Settings) -> bool:
     return bool(every) and done % every == 0 and done < settings.steps
 
 
-def _checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path, step: int) -> None:
-    """Write adapter, optimizer state and step to `checkpoint-N`, whole or not at all."""
+def _write_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, folder: Path) -> None:
+    """Write adapter, optimizer state, generators and step into a folder."""
     state = optimizer.state_dict()
     tensors, plain = {}, {}
     for index, values in state["state"].items():
@@ -195,20 +199,15 @@ def _checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path, 
             else:
                 plain[f"{index}.{name}"] = value
     groups = [{name: value for name, value in group.items() if name != "params"} for group in state["param_groups"]]
-    with new_folder(work / f"checkpoint-{step}") as folder:
-        write_adapter_files(model, folder, state_of(model).plugins)
-        save_file(tensors, folder / OPTIMIZER)
-        save_generators(folder)
-        progress = {"global_step": step, "optimizer": plain, "groups": groups}
-        (folder / STATE).write_text(json.dumps(progress), encoding="utf-8")
+    write_adapter_files(model, folder, state_of(model).plugins)
+    save_file(tensors, folder / OPTIMIZER)
+    save_generators(folder)
+    progress = {"global_step": step, "optimizer": plain, "groups": groups}
+    (folder / STATE).write_text(json.dumps(progress), encoding="utf-8")
 
 
-def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, work: Path) -> tuple[int, Mapping[str, Any]]:
-    """Put the last checkpoint back, and return its step and the generators as they stood."""
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    if not found:
-        raise DataError(f"nothing to resume: {work} holds no checkpoint")
-    folder = found[-1]
+def _read_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[int, Mapping[str, Any]]:
+    """Put a checkpoint back, and return its step and the generators as they stood."""
     restore_tensors(model, load_file(folder / WEIGHTS))
     saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
     values: dict[int, dict[str, Any]] = {}

@@ -1,0 +1,109 @@
+"""A run's checkpoints: each whole or absent, the last two kept, and the last whole one found again."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorakit.artifacts.folders import new_folder
+from lorakit.artifacts.owning import discard
+from lorakit.errors import OutputError, WriteError
+
+# what transformers' Trainer writes last of a checkpoint
+STATE = "trainer_state.json"
+KEPT = 2
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """Where a run's checkpoints go; `goes_on` says if it goes on where one cannot be written, `say` tells the user."""
+
+    work: Path
+    goes_on: bool
+    say: Callable[[str], None]
+
+    def write(self, step: int, fill: Callable[[Path], object], *, needed: bool = False) -> None:
+        """Write what `fill` puts into a folder as the checkpoint of a step, and let go of all but the last two.
+
+        A run that ends here needs it. Raises: WriteError where the run does not go on without it.
+        """
+        try:
+            with new_folder(self.work / f"checkpoint-{step}") as folder:
+                fill(folder)
+        except (OutputError, WriteError) as error:
+            standing = checkpoint_steps(self.work)
+            kept = f"{standing[max(standing)]} is the last whole checkpoint" if standing else "no checkpoint is there"
+            if needed or not self.goes_on:
+                raise WriteError(f"{error}; {kept}") from error
+            self.say(f"warning: {error}; {kept}, and training goes on")
+            return
+        for _, old in sorted(checkpoint_steps(self.work).items())[:-KEPT]:
+            discard(old)
+
+    def last(self) -> Path | None:
+        """Return the last whole checkpoint, if there is any, and say which later ones are not whole."""
+        for folder, why in _newest_first(self.work):
+            if not why:
+                return folder
+            self.say(f"warning: {folder} is not whole ({why}), and is passed over")
+        return None
+
+
+def last_whole(work: Path) -> Path | None:
+    """Return the last whole checkpoint in a folder, lorakit's or that of transformers' Trainer; None without any."""
+    return next((folder for folder, why in _newest_first(work) if not why), None)
+
+
+def checkpoint_steps(work: Path) -> dict[int, Path]:
+    """Return the checkpoints in a folder by their steps, whole or not."""
+    if not work.is_dir():
+        return {}
+    named = ((_NAME.fullmatch(path.name), path) for path in work.iterdir() if path.is_dir())
+    return {int(name[1]): path for name, path in named if name}
+
+
+def why_not_whole(folder: Path) -> str:
+    """Return what is missing of a checkpoint or cut short in it; nothing if it is whole."""
+    if not (folder / STATE).is_file():
+        return f"no {STATE}"
+    if not any(folder.glob("*.safetensors")):
+        return "no weights"
+    for file in sorted(folder.iterdir()):
+        try:
+            _CHECKS.get(file.suffix, lambda _: None)(file)
+        except Exception:
+            return f"{file.name} is cut short"
+    return ""
+
+
+def _newest_first(work: Path) -> list[tuple[Path, str]]:
+    return [(folder, why_not_whole(folder)) for _, folder in sorted(checkpoint_steps(work).items(), reverse=True)]
+
+
+def _check_tensors(file: Path) -> None:
+    from safetensors import safe_open
+
+    # its header says how long the file is
+    with safe_open(file, "pt"):
+        pass
+
+
+def _check_archive(file: Path) -> None:
+    # torch's archives end with their table of contents
+    with zipfile.ZipFile(file):
+        pass
+
+
+def _check_json(file: Path) -> None:
+    json.loads(file.read_text(encoding="utf-8"))
+
+
+_CHECKS: dict[str, Callable[[Path], None]] = {
+    ".safetensors": _check_tensors, ".pt": _check_archive, ".pth": _check_archive, ".bin": _check_archive,
+    ".json": _check_json,
+}  # fmt: skip
