@@ -1,0 +1,131 @@
+"""Processes forked from one that has imported everything: cheap enough to be killed, or to fail, a hundred times.
+
+Run as a program it is that process. It forks a child for each line of JSON on standard input, `{"code", "out"}`, and
+answers with the child's id; a line `{"wait": id}` it answers with how that child ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+COMMAND = "import sys\nsys.argv = {argv!r}\nfrom lorakit.cli.main import main\nmain()\n"
+
+
+@dataclass(frozen=True)
+class Child:
+    """A forked process, and the files that hold what it says."""
+
+    pid: int
+    said: Path
+    nursery: Nursery
+
+    @property
+    def out(self) -> str:
+        return self.said.with_suffix(".out").read_text()
+
+    @property
+    def err(self) -> str:
+        return self.said.with_suffix(".err").read_text()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Return the exit code; for one that a signal ended, its number below zero."""
+        return int(self.nursery.ask({"wait": self.pid}))
+
+
+class Nursery:
+    """The process that forks."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(self, what: Any) -> Any:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(self, code: str) -> Child:
+        """Run Python code in a process of its own."""
+        self._count += 1
+        said = self._folder / str(self._count)
+        return Child(self.ask({"code": code, "out": str(said)}), said, self)
+
+    def command(self, *argv: object, before: str = "") -> Child:
+        """Run the command line in a process of its own, after some Python code."""
+        words = ["lorakit", *map(str, argv)]
+        return self.start(before + COMMAND.format(argv=words))
+
+    def done(self, *argv: object, before: str = "", code: int = 0) -> Child:
+        """Run the command line to its end, which has to be the exit code that is given."""
+        child = self.command(*argv, before=before)
+        ended = child.wait()
+        assert ended == code, (ended, child.out, child.err)
+        return child
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def _run(code: str, said: str) -> None:
+    """Be the child: run the code, and leave with its exit code."""
+    for stream, end in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(said + end, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    status = 0
+    try:
+        exec(compile(code, "<forked>", "exec"), {"__name__": "__main__"})
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 70
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _serve() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer  # noqa: F401
+
+    import lorakit.cli.main
+    import lorakit.trainers.huggingface_task
+    import lorakit.trainers.plain_task
+    from lorakit.plugins import default_plugins
+
+    lorakit.parse("adapt q_proj rank 2", plugins=default_plugins())
+    torch.set_num_threads(1)
+    # as a command from a shell has it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if "wait" in asked:
+            _, status = os.waitpid(asked["wait"], 0)
+            answer = os.waitstatus_to_exitcode(status)
+        else:
+            answer = os.fork()
+            if answer == 0:
+                _run(asked["code"], asked["out"])
+        sys.__stdout__.write(f"{answer}\n")  # type: ignore[union-attr]
+        sys.__stdout__.flush()  # type: ignore[union-attr]
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,209 @@
+"""Runs that are killed go on from their last whole checkpoint, end with the same bits, and leave nothing behind.
+
+The long form: `LORAKIT_KILLS=100 pytest --slow tests/test_killed.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import faults
+import pytest
+from forked import Child, Nursery
+
+from helpers import byte_tokenizer, make_llama
+
+KILLS = int(os.environ.get("LORAKIT_KILLS", "100"))
+CHAIN = 4
+NET = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 16), nn.Dropout(0.5), nn.Linear(16, 1))
+
+def pairs():
+    x = torch.randn(24, 8, generator=torch.Generator().manual_seed(1))
+    return [(row, row[:1] * 3) for row in x]
+"""
+OWN = """
+import lorakit, torch
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+model = lorakit.apply("adapt q_proj,v_proj rank 4 dropout 0.1", AutoModelForCausalLM.from_pretrained({model!r}))
+rows = [dict(input_ids=row, labels=row) for row in torch.arange(320).reshape(32, 10)]
+arguments = TrainingArguments(
+    {run!r}, max_steps=12, per_device_train_batch_size=2, save_strategy="steps", save_steps=2, save_total_limit=2,
+    report_to="none", disable_tqdm=True, use_cpu=True,
+)
+trainer = Trainer(model, arguments, train_dataset=rows, optimizers=(lorakit.optimizer(model, lr=5e-3), None))
+trainer.train(resume_from_checkpoint=lorakit.last_checkpoint({run!r}))
+lorakit.save(model, {out!r})
+"""
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    made = Nursery(tmp_path_factory.mktemp("said"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    make_llama(vocab_size=320).save_pretrained(folder / "llama")  # type: ignore[operator]
+    byte_tokenizer().save_pretrained(folder / "llama")
+    rows = [json.dumps({"text": f"hello world {number}"}) for number in range(16)]
+    (folder / "data.jsonl").write_text("\n".join(rows))
+    (folder / "llama.lora").write_text("adapt q_proj,v_proj rank 4 dropout 0.1\n")
+    (folder / "net.py").write_text(NET)
+    (folder / "net.lora").write_text("adapt 0 rank 2\nadapt 2 rank 2 alpha 4\n")
+    return folder
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to train into `root/out`, with checkpoints in `root/CHECKPOINTS`."""
+
+    nursery: Nursery
+    inputs: Path
+    name: str
+
+    @property
+    def checkpoints(self) -> str:
+        return "run" if self.name == "own Trainer" else "out-checkpoints"
+
+    def start(self, root: Path, before: str = "", *more: object) -> Child:
+        """Begin, or go on where there is anything to go on from."""
+        if self.name == "own Trainer":
+            words = {"model": str(self.inputs / "llama"), "run": str(root / "run"), "out": str(root / "out")}
+            return self.nursery.start(before + OWN.format(**words))
+        here = self.inputs
+        given: list[object] = [here / "llama.lora", here / "llama", here / "data.jsonl", "--steps", 12, "--tokens", 16]
+        if self.name == "plain":
+            given = [here / "net.lora", f"{here / 'net.py'}:net", f"{here / 'net.py'}:pairs", "--steps", 30]
+        resume = ["--resume"] * (root / self.checkpoints).exists()
+        common = ["-o", root / "out", "--save-every", 2, "--held-out", 0, "--batch", 2, *resume, *more]
+        return self.nursery.command("train", *given, *common, before=before)
+
+
+KINDS = ("Trainer", "plain", "own Trainer")
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest, nursery: Nursery, inputs: Path) -> Kind:
+    return Kind(nursery, inputs, request.param)
+
+
+def left(root: Path) -> dict[str, bytes]:
+    """Return every file below a folder that says what was learned, and the name of every other."""
+    return {
+        str(path.relative_to(root)): path.read_bytes() if path.name == "adapter_model.safetensors" else b""
+        for path in sorted(root.rglob("*"))
+    }
+
+
+@dataclass
+class Unbroken:
+    left: dict[str, bytes]
+    seconds: float
+    operations: int
+
+
+def unbroken(kind: Kind, root: Path) -> Unbroken:
+    root.mkdir()
+    before, log = time.monotonic(), root.with_name("log")
+    child = kind.start(root, faults.at(root, 0, "kill", log))
+    assert child.wait() == 0, child.err
+    return Unbroken(left(root), time.monotonic() - before, len(log.read_text().splitlines()))
+
+
+def chain(kind: Kind, root: Path, whole: Unbroken, kills: int, draw: random.Random) -> int:
+    """Kill runs at so many moments; those that come to their end have to end as if none were. Return how many did."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    killed = ends = 0
+    while True:
+        if killed == kills:
+            child = kind.start(root)
+        elif draw.random() < 0.5:
+            number = draw.randint(1, whole.operations)
+            child = kind.start(root, faults.at(root, number, "kill", root.with_name("log")))
+        else:
+            child = kind.start(root)
+            time.sleep(draw.uniform(0, whole.seconds))
+            child.kill()
+        ended = child.wait()
+        if ended == -signal.SIGKILL:
+            killed += 1
+            continue
+        assert ended == 0, child.err
+        assert left(root) == whole.left
+        ends += 1
+        if killed == kills:
+            return ends
+        shutil.rmtree(root)
+        root.mkdir()
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(kind: Kind, tmp_path: Path) -> None:
+    whole = unbroken(kind, tmp_path / "whole")
+    assert chain(kind, tmp_path / "root", whole, CHAIN, random.Random(kind.name)) > 0
+
+
+@pytest.mark.slow
+def test_runs_killed_at_many_moments_go_on_to_the_same_bits(
+    kind: Kind, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = unbroken(kind, tmp_path / "whole")
+    draw = random.Random(f"long {kind.name}")
+    ends = sum(chain(kind, tmp_path / "root", whole, CHAIN, draw) for _ in range(-(-KILLS // CHAIN)))
+    with capsys.disabled():
+        print(f"\n{kind.name}: {KILLS} kills, {ends} runs that ended, each with the bits of the unbroken one")
+
+
+def half_written(checkpoint: Path) -> None:
+    (checkpoint / "trainer_state.json").unlink()
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda checkpoint: os.truncate(checkpoint / name, (checkpoint / name).stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [half_written, cut("trainer_state.json"), cut("optimizer.pt"), cut("rng_state.pth"), cut("model.safetensors")],
+)
+def test_a_checkpoint_that_is_not_whole_is_passed_over(
+    damage: Callable[[Path], None], tmp_path: Path, made_checkpoints: Path
+) -> None:
+    import lorakit
+
+    run = Path(shutil.copytree(made_checkpoints, tmp_path / "run"))
+    assert lorakit.last_checkpoint(run) == str(run / "checkpoint-4")
+    damage(run / "checkpoint-4")
+    (run / "checkpoint-x").mkdir()
+    assert lorakit.last_checkpoint(run) == str(run / "checkpoint-2")
+    damage(run / "checkpoint-2")
+    assert lorakit.last_checkpoint(run) is None and lorakit.last_checkpoint(tmp_path / "none") is None
+
+
+@pytest.fixture(scope="module")
+def made_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from test_training import trainer
+
+    import lorakit
+
+    folder = tmp_path_factory.mktemp("made")
+    model = lorakit.apply("adapt q_proj,v_proj rank 4", make_llama())
+    trainer(model, folder, steps=4, save_strategy="steps", save_steps=2).train()
+    return folder
