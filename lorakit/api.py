@@ -142,14 +142,15 @@ def save(
     return save_adapter(model, Path(folder), plugins, name=name, beside=add_base, also=(BASE,))
 
 
-def last_checkpoint(folder: str | Path) -> str | None:
+def last_checkpoint(folder: str | Path, *, before: int | None = None) -> str | None:
     """Return the last whole checkpoint that a run of transformers' Trainer left, for its `resume_from_checkpoint`.
 
-    None if there is none: Trainer then starts anew. What a kill left half written is passed over.
+    None if there is none: Trainer then starts anew. What a kill left half written is passed over. `before` leaves out
+    checkpoints of this step and later ones: Trainer goes a step beyond its `max_steps` where it resumes from that step.
     """
     from lorakit.trainers.checkpoints import last_whole
 
-    found = last_whole(Path(folder))
+    found = last_whole(Path(folder), before)
     return str(found) if found else None
 
 

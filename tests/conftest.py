@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Nursery
 from torch import nn
 
-from helpers import EVERY_DTYPE, byte_tokenizer, make_gpt2, make_llama
+from helpers import EVERY_DTYPE, NET, byte_tokenizer, make_gpt2, make_llama
 from lorakit.application import hardware
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -73,3 +75,25 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
         return path
 
     return writer
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """A process that has imported everything, to fork commands from."""
+    made = Nursery()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What commands are given: a small Llama with data and a spec, and a net with pairs and a spec."""
+    folder = tmp_path_factory.mktemp("inputs")
+    make_llama(vocab_size=320).save_pretrained(folder / "llama")  # type: ignore[operator]
+    byte_tokenizer().save_pretrained(folder / "llama")
+    rows = [json.dumps({"text": f"hello world {number}"}) for number in range(16)]
+    (folder / "data.jsonl").write_text("\n".join(rows))
+    (folder / "llama.lora").write_text("adapt q_proj,v_proj rank 4 dropout 0.1\n")
+    (folder / "net.py").write_text(NET)
+    (folder / "net.lora").write_text("adapt 0 rank 2\nadapt 2 rank 2 alpha 4\n")
+    return folder

@@ -1,11 +1,13 @@
 """Processes forked from one that has imported everything: cheap enough to be killed, or to fail, a hundred times.
 
-Run as a program it is that process. It forks a child for each line of JSON on standard input, `{"code", "out"}`, and
-answers with the child's id; a line `{"wait": id}` it answers with how that child ended.
+Run as a program it is that process. It forks a child for each line of JSON on standard input, `{"code": …}`, and
+answers with the child's id; `{"wait": id}` it answers with how that child ended and what it said, which is a pipe's
+content at most.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -13,42 +15,33 @@ import subprocess
 import sys
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 COMMAND = "import sys\nsys.argv = {argv!r}\nfrom lorakit.cli.main import main\nmain()\n"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Child:
-    """A forked process, and the files that hold what it says."""
+    """A forked process, and once it has ended what it said."""
 
     pid: int
-    said: Path
     nursery: Nursery
-
-    @property
-    def out(self) -> str:
-        return self.said.with_suffix(".out").read_text()
-
-    @property
-    def err(self) -> str:
-        return self.said.with_suffix(".err").read_text()
+    out: str = ""
+    err: str = ""
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
 
     def wait(self) -> int:
         """Return the exit code; for one that a signal ended, its number below zero."""
-        return int(self.nursery.ask({"wait": self.pid}))
+        code, self.out, self.err = self.nursery.ask({"wait": self.pid})
+        return int(code)
 
 
 class Nursery:
     """The process that forks."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._count = 0
+    def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -62,9 +55,7 @@ class Nursery:
 
     def start(self, code: str) -> Child:
         """Run Python code in a process of its own."""
-        self._count += 1
-        said = self._folder / str(self._count)
-        return Child(self.ask({"code": code, "out": str(said)}), said, self)
+        return Child(self.ask({"code": code}), self)
 
     def command(self, *argv: object, before: str = "") -> Child:
         """Run the command line in a process of its own, after some Python code."""
@@ -84,10 +75,12 @@ class Nursery:
         self._process.wait()
 
 
-def _run(code: str, said: str) -> None:
+def _run(code: str, out: int, err: int) -> None:
     """Be the child: run the code, and leave with its exit code."""
-    for stream, end in ((1, ".out"), (2, ".err")):
-        os.dup2(os.open(said + end, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    # the ones that are there remember what the first of them was
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     status = 0
     try:
         exec(compile(code, "<forked>", "exec"), {"__name__": "__main__"})
@@ -114,16 +107,28 @@ def _serve() -> None:
     torch.set_num_threads(1)
     # as a command from a shell has it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    pipes: dict[int, tuple[int, int]] = {}
     for line in sys.stdin:
         asked = json.loads(line)
+        answer: Any
         if "wait" in asked:
             _, status = os.waitpid(asked["wait"], 0)
-            answer = os.waitstatus_to_exitcode(status)
+            said = []
+            for end in pipes.pop(asked["wait"]):
+                with os.fdopen(end, "rb") as stream:
+                    said.append(stream.read().decode(errors="replace"))
+            answer = [os.waitstatus_to_exitcode(status), *said]
         else:
+            (out, out_in), (err, err_in) = os.pipe(), os.pipe()
+            for end in (out_in, err_in):
+                fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, 2**18)
             answer = os.fork()
             if answer == 0:
-                _run(asked["code"], asked["out"])
-        sys.__stdout__.write(f"{answer}\n")  # type: ignore[union-attr]
+                _run(asked["code"], out_in, err_in)
+            os.close(out_in)
+            os.close(err_in)
+            pipes[answer] = (out, err)
+        sys.__stdout__.write(f"{json.dumps(answer)}\n")  # type: ignore[union-attr]
         sys.__stdout__.flush()  # type: ignore[union-attr]
 
 

@@ -10,6 +10,19 @@ from lorakit.planning.hardware import Hardware
 # whatever the machine is: models keep the dtypes that they have
 EVERY_DTYPE = Hardware("cpu", frozenset({"bfloat16", "float16"}), "this CPU")
 QLORA = "adapt q_proj,v_proj rank 4 quant nf4 double paged"
+# a plain model with dropout, and pairs to train it on
+NET = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 16), nn.Dropout(0.5), nn.Linear(16, 1))
+
+def pairs():
+    x = torch.randn(24, 8, generator=torch.Generator().manual_seed(1))
+    return [(row, row[:1] * 3) for row in x]
+"""
 
 
 def make_llama(seed: int = 0, **changes: object) -> nn.Module:

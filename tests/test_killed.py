@@ -5,13 +5,12 @@ The long form: `LORAKIT_KILLS=100 pytest --slow tests/test_killed.py`.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,22 +18,10 @@ import faults
 import pytest
 from forked import Child, Nursery
 
-from helpers import byte_tokenizer, make_llama
+from helpers import make_llama
 
 KILLS = int(os.environ.get("LORAKIT_KILLS", "100"))
 CHAIN = 4
-NET = """
-import torch
-from torch import nn
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 16), nn.Dropout(0.5), nn.Linear(16, 1))
-
-def pairs():
-    x = torch.randn(24, 8, generator=torch.Generator().manual_seed(1))
-    return [(row, row[:1] * 3) for row in x]
-"""
 OWN = """
 import lorakit, torch
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
@@ -45,29 +32,9 @@ arguments = TrainingArguments(
     report_to="none", disable_tqdm=True, use_cpu=True,
 )
 trainer = Trainer(model, arguments, train_dataset=rows, optimizers=(lorakit.optimizer(model, lr=5e-3), None))
-trainer.train(resume_from_checkpoint=lorakit.last_checkpoint({run!r}))
+trainer.train(resume_from_checkpoint=lorakit.last_checkpoint({run!r}, before=12))
 lorakit.save(model, {out!r})
 """
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    made = Nursery(tmp_path_factory.mktemp("said"))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    make_llama(vocab_size=320).save_pretrained(folder / "llama")  # type: ignore[operator]
-    byte_tokenizer().save_pretrained(folder / "llama")
-    rows = [json.dumps({"text": f"hello world {number}"}) for number in range(16)]
-    (folder / "data.jsonl").write_text("\n".join(rows))
-    (folder / "llama.lora").write_text("adapt q_proj,v_proj rank 4 dropout 0.1\n")
-    (folder / "net.py").write_text(NET)
-    (folder / "net.lora").write_text("adapt 0 rank 2\nadapt 2 rank 2 alpha 4\n")
-    return folder
 
 
 @dataclass(frozen=True)
@@ -166,9 +133,11 @@ def test_runs_killed_at_many_moments_go_on_to_the_same_bits(
 ) -> None:
     whole = unbroken(kind, tmp_path / "whole")
     draw = random.Random(f"long {kind.name}")
-    ends = sum(chain(kind, tmp_path / "root", whole, CHAIN, draw) for _ in range(-(-KILLS // CHAIN)))
-    with capsys.disabled():
-        print(f"\n{kind.name}: {KILLS} kills, {ends} runs that ended, each with the bits of the unbroken one")
+    ends = 0
+    for killed in range(CHAIN, KILLS + CHAIN, CHAIN):
+        ends += chain(kind, tmp_path / "root", whole, CHAIN, draw)
+        with capsys.disabled():
+            print(f"{kind.name}: {killed} kills, {ends} runs that ended, each with the bits of the unbroken one")
 
 
 def half_written(checkpoint: Path) -> None:
@@ -190,6 +159,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
 
     run = Path(shutil.copytree(made_checkpoints, tmp_path / "run"))
     assert lorakit.last_checkpoint(run) == str(run / "checkpoint-4")
+    assert lorakit.last_checkpoint(run, before=4) == str(run / "checkpoint-2")
     damage(run / "checkpoint-4")
     (run / "checkpoint-x").mkdir()
     assert lorakit.last_checkpoint(run) == str(run / "checkpoint-2")

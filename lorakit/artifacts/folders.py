@@ -135,7 +135,7 @@ def disk_reason(error: Exception) -> str | None:
     if number := re.search(r"\(os error (\d+)\)", text):
         return os.strerror(int(number[1]))
     # torch's archives, which keep the system's reason to themselves
-    if "PytorchStreamWriter" in text or "inline_container" in text:
+    if any(sign in text for sign in ("PytorchStreamWriter", "inline_container", "iostream error")):
         return f"torch could not write all of it, as on a full disk ({text.splitlines()[0]})"
     return None
 

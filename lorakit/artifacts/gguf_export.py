@@ -16,7 +16,7 @@ from lorakit.artifacts.gguf_names import Family, family_of, heads_of, permuted_r
 from lorakit.artifacts.loading import planned_files
 from lorakit.artifacts.peft_names import file_names
 from lorakit.artifacts.reading import AdapterFiles
-from lorakit.errors import AdapterError, PluginError
+from lorakit.errors import AdapterError, PluginError, WriteError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.inventory import Inventory, read_inventory
 from lorakit.planning.place import Place
@@ -86,7 +86,19 @@ def export_adapter(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+        _check_whole(aside, gguf)
     return Exported(architecture, alpha, len(pairs))
+
+
+def _check_whole(file: Path, gguf: Any) -> None:
+    """Read a file back: numpy, which gguf writes tensors with, does not say that the last of them met a full disk.
+
+    Raises: WriteError.
+    """
+    try:
+        gguf.GGUFReader(file)
+    except (ValueError, IndexError) as error:
+        raise WriteError(f"writing {file.name} failed: less than all of it was written, as on a full disk") from error
 
 
 def _gguf() -> Any:

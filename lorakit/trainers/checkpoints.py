@@ -42,21 +42,36 @@ class Checkpoints:
                 raise WriteError(f"{error}; {kept}") from error
             self.say(f"warning: {error}; {kept}, and training goes on")
             return
-        for _, old in sorted(checkpoint_steps(self.work).items())[:-KEPT]:
-            discard(old)
+        self._let_go(step)
 
     def last(self) -> Path | None:
         """Return the last whole checkpoint, if there is any, and say which later ones are not whole."""
         for folder, why in _newest_first(self.work):
             if not why:
+                # a run that was killed may have been about to
+                self._let_go(step_of(folder))
                 return folder
             self.say(f"warning: {folder} is not whole ({why}), and is passed over")
         return None
 
+    def _let_go(self, last: int) -> None:
+        """Remove all checkpoints but the last two up to a step."""
+        for _, old in sorted((step, one) for step, one in checkpoint_steps(self.work).items() if step <= last)[:-KEPT]:
+            discard(old)
 
-def last_whole(work: Path) -> Path | None:
-    """Return the last whole checkpoint in a folder, lorakit's or that of transformers' Trainer; None without any."""
-    return next((folder for folder, why in _newest_first(work) if not why), None)
+
+def last_whole(work: Path, before: int | None = None) -> Path | None:
+    """Return the last whole checkpoint in a folder, lorakit's or that of transformers' Trainer; None without any.
+
+    `before` leaves out those of this step and later ones.
+    """
+    found = (folder for folder, why in _newest_first(work) if not why)
+    return next((folder for folder in found if before is None or step_of(folder) < before), None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step after which a checkpoint was written, by its name."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def checkpoint_steps(work: Path) -> dict[int, Path]:

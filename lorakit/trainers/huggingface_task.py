@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -18,7 +19,9 @@ from transformers import (
 )
 
 from lorakit.application.optimizer import build_optimizer, keeps_lr
-from lorakit.trainers.checkpoints import Checkpoints
+from lorakit.artifacts.adapter_folder import WEIGHTS
+from lorakit.artifacts.loading import restore_tensors
+from lorakit.trainers.checkpoints import Checkpoints, step_of
 from lorakit.trainers.display import Display, StopAsked
 from lorakit.trainers.finite import Finite
 from lorakit.trainers.modes import to_evaluation
@@ -92,15 +95,19 @@ class LanguageTask:
             trainer.add_callback(_Watch(display, stop, self.settings.steps))
             trainer.add_callback(_WeightsToUse())
             trainer.add_callback(_FiniteState(finite))
-            # the last part of its name is the step
-            with finite.watching(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0):
-                result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        stopped = stop.signal if result.global_step < self.settings.steps else 0
+            done = step_of(checkpoint) if checkpoint else 0
+            if checkpoint and done >= self.settings.steps:
+                # Trainer would go a step beyond the end
+                restore_tensors(model, load_file(checkpoint / WEIGHTS))
+            else:
+                with finite.watching(done):
+                    done = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).global_step
+        stopped = stop.signal if done < self.settings.steps else 0
         after = None if stopped else self._held_out_loss(trainer, display)
         if not stopped:
-            display.held_out(result.global_step, after)
+            display.held_out(done, after)
         model.eval()
-        return Outcome(before, after, result.global_step, stopped)
+        return Outcome(before, after, done, stopped)
 
     def answer(self, model: nn.Module, prompt: str) -> str:
         """Return the model's most likely continuation of a prompt, as a chat turn where the model knows chats."""

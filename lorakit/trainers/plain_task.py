@@ -90,7 +90,7 @@ class PairsTask:
             display.held_out(0, before)
         model.train()
         with display.running(settings.steps) as stop, Finite(model, optimizer).watching(done) as finite:
-            for inputs, targets in _batches(self._pairs, settings, done, drawn):
+            for inputs, targets in _batches(self._pairs, settings, done, drawn) if done < settings.steps else ():
                 for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                     group["lr"] = rate * _schedule(done, settings, falls)
                 to_training(optimizer)
