@@ -1,4 +1,4 @@
-"""Faults on purpose: an error at, or the end of the process with, the n-th operation on files below a folder."""
+"""Faults on purpose: an error at the n-th operation on files below a folder, or a signal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPERATIONS = {
 
 
 def at(folder: Path, number: int, what: str, log: Path) -> str:
-    """Return code that has the n-th operation below a folder fail (`ENOSPC`, `EIO`, …) or kill; 0 is none of them.
+    """Return code that has the n-th operation below a folder fail (`EIO`, …) or signal (`SIGKILL`, …); 0 is none.
 
     Operations are logged, a line for each.
     """
@@ -41,8 +41,9 @@ def arm(folder: str, number: int, what: str, log: str) -> None:
         count += 1
         os.write(written, f"{name} {path}\n".encode(errors="backslashreplace"))
         if count == number:
-            if what == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
+            if what.startswith("SIG"):
+                os.kill(os.getpid(), getattr(signal, what))
+                return
             raise OSError(getattr(errno, what), os.strerror(getattr(errno, what)), path)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:

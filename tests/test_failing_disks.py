@@ -173,6 +173,16 @@ def test_a_limit_every_61_bytes_leaves_the_old_or_the_new(case: Case, capsys: py
         print(f"\n{case.name}: {len(limits)} limits")
 
 
+@pytest.mark.parametrize("case", ["merge", "fmt"], indirect=True)
+def test_a_command_that_is_ended_leaves_the_old_and_nothing_beside_it(case: Case, tmp_path: Path) -> None:
+    _, operations = unbroken(case, tmp_path / "log")
+    number = next(number for number, name in enumerate(operations, 1) if "fsync" in name)
+    code, child = case.run(faults.at(case.root, number, "SIGTERM", tmp_path / "log"))
+    assert code == 143 and child.err == "error: ended by SIGTERM\n", (code, child.err)
+    assert [path.name for path in case.root.iterdir()] == [OUT]
+    assert case.content() in ({OUT: OLD_SPEC.encode()}, {f"{OUT}/old": b"old"})
+
+
 PRIMITIVES = """
 import os, shutil, sys
 from pathlib import Path

@@ -19,6 +19,7 @@ import pytest
 from forked import Child, Nursery
 
 from helpers import make_llama
+from lorakit.trainers.checkpoints import checkpoint_steps
 
 KILLS = int(os.environ.get("LORAKIT_KILLS", "100"))
 CHAIN = 4
@@ -66,9 +67,20 @@ class Kind:
 KINDS = ("Trainer", "plain", "own Trainer")
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest, nursery: Nursery, inputs: Path) -> Kind:
     return Kind(nursery, inputs, request.param)
+
+
+@pytest.fixture(scope="module")
+def whole(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    return unbroken(kind, tmp_path_factory.mktemp("unbroken") / "root")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
 
 
 def left(root: Path) -> dict[str, bytes]:
@@ -89,7 +101,7 @@ class Unbroken:
 def unbroken(kind: Kind, root: Path) -> Unbroken:
     root.mkdir()
     before, log = time.monotonic(), root.with_name("log")
-    child = kind.start(root, faults.at(root, 0, "kill", log))
+    child = kind.start(root, faults.at(root, 0, "SIGKILL", log))
     assert child.wait() == 0, child.err
     return Unbroken(left(root), time.monotonic() - before, len(log.read_text().splitlines()))
 
@@ -104,7 +116,7 @@ def chain(kind: Kind, root: Path, whole: Unbroken, kills: int, draw: random.Rand
             child = kind.start(root)
         elif draw.random() < 0.5:
             number = draw.randint(1, whole.operations)
-            child = kind.start(root, faults.at(root, number, "kill", root.with_name("log")))
+            child = kind.start(root, faults.at(root, number, "SIGKILL", root.with_name("log")))
         else:
             child = kind.start(root)
             time.sleep(draw.uniform(0, whole.seconds))
@@ -122,22 +134,72 @@ def chain(kind: Kind, root: Path, whole: Unbroken, kills: int, draw: random.Rand
         root.mkdir()
 
 
-def test_a_run_that_is_killed_goes_on_to_the_same_bits(kind: Kind, tmp_path: Path) -> None:
-    whole = unbroken(kind, tmp_path / "whole")
-    assert chain(kind, tmp_path / "root", whole, CHAIN, random.Random(kind.name)) > 0
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(kind: Kind, whole: Unbroken, root: Path) -> None:
+    assert chain(kind, root, whole, CHAIN, random.Random(kind.name)) > 0
 
 
 @pytest.mark.slow
 def test_runs_killed_at_many_moments_go_on_to_the_same_bits(
-    kind: Kind, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: Kind, whole: Unbroken, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = unbroken(kind, tmp_path / "whole")
     draw = random.Random(f"long {kind.name}")
     ends = 0
     for killed in range(CHAIN, KILLS + CHAIN, CHAIN):
-        ends += chain(kind, tmp_path / "root", whole, CHAIN, draw)
+        ends += chain(kind, root, whole, CHAIN, draw)
         with capsys.disabled():
             print(f"{kind.name}: {killed} kills, {ends} runs that ended, each with the bits of the unbroken one")
+
+
+COMMANDS = pytest.mark.parametrize("kind", ["Trainer", "plain"], indirect=True, scope="module")
+
+
+@COMMANDS
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_to_end_stops_with_a_checkpoint(name: str, kind: Kind, whole: Unbroken, root: Path) -> None:
+    number = whole.operations // 2
+    child = kind.start(root, faults.at(root, number, name, root.with_name("log")))
+    assert child.wait() == 128 + getattr(signal, name), child.err
+    assert "--resume goes on from there" in child.out and child.err == "", child.err
+    assert sorted(path.name for path in root.iterdir()) == ["out-checkpoints"]
+    steps = checkpoint_steps(root / "out-checkpoints")
+    assert f"stopped after step {max(steps)};" in child.out
+    child = kind.start(root)
+    assert child.wait() == 0, child.err
+    assert left(root)["out/adapter_model.safetensors"] == whole.left["out/adapter_model.safetensors"]
+
+
+@COMMANDS
+def test_a_second_run_is_refused_while_the_first_is_there(kind: Kind, whole: Unbroken, root: Path) -> None:
+    first = kind.start(root, faults.at(root, whole.operations // 2, "SIGSTOP", root.with_name("log")))
+    wait_until_stopped(first.pid)
+    for more in ([], ["--force"]):
+        second = kind.start(root, "", *more)
+        assert second.wait() == 2 and second.out == ""
+        assert second.err.startswith("error: ") and f"by process {first.pid} on " in second.err, second.err
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+    third = kind.start(root)
+    assert third.wait() == 0, third.err
+    assert left(root) == whole.left
+
+
+def wait_until_stopped(pid: int) -> None:
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
+
+
+@COMMANDS
+def test_a_run_goes_on_from_the_last_checkpoint_that_is_whole(kind: Kind, whole: Unbroken, root: Path) -> None:
+    child = kind.start(root)
+    assert child.wait() == 0, child.err
+    last = max(checkpoint_steps(root / "out-checkpoints").items())[1]
+    for damaged in (False, True):
+        shutil.rmtree(root / "out")
+        if damaged:
+            cut("adapter_model.safetensors")(last)
+        child = kind.start(root)
+        assert child.wait() == 0 and ("is not whole (adapter_model.safetensors is cut short)" in child.err) == damaged
+        assert left(root) == whole.left
 
 
 def half_written(checkpoint: Path) -> None:
