@@ -7,7 +7,9 @@ content at most.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import json
 import os
 import signal
@@ -15,6 +17,8 @@ import subprocess
 import sys
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 COMMAND = "import sys\nsys.argv = {argv!r}\nfrom lorakit.cli.main import main\nmain()\n"
@@ -94,17 +98,28 @@ def _run(code: str, out: int, err: int) -> None:
     os._exit(status)
 
 
+def _warm_up() -> None:
+    """Import everything, and do once what is kept for the next time: a command then takes a third of its time."""
+    from transformers import AutoTokenizer, Trainer  # noqa: F401
+
+    import lorakit.trainers.huggingface_task
+    import lorakit.trainers.plain_task  # noqa: F401
+    from helpers import make_llama
+    from lorakit.cli.main import app
+
+    with TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+        folder = Path(scratch)
+        make_llama().save_pretrained(folder / "llama")  # type: ignore[operator]
+        (folder / "spec.lora").write_text("adapt q_proj rank 2 quant nf4\n")
+        words = ["apply", folder / "spec.lora", folder / "llama", "-o", folder / "out"]
+        app([*map(str, words)], standalone_mode=False)
+
+
 def _serve() -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer  # noqa: F401
 
-    import lorakit.cli.main
-    import lorakit.trainers.huggingface_task
-    import lorakit.trainers.plain_task
-    from lorakit.plugins import default_plugins
-
-    lorakit.parse("adapt q_proj rank 2", plugins=default_plugins())
     torch.set_num_threads(1)
+    _warm_up()
     # as a command from a shell has it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     pipes: dict[int, tuple[int, int]] = {}

@@ -170,8 +170,9 @@ def test_runs_killed_at_many_moments_go_on_to_the_same_bits(
 COMMANDS = pytest.mark.parametrize("kind", ["Trainer", "plain"], indirect=True, scope="module")
 
 
-@COMMANDS
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("Trainer", "SIGTERM"), ("plain", "SIGHUP")], indirect=["kind"], scope="module"
+)
 def test_a_signal_to_end_stops_with_a_checkpoint(name: str, kind: Kind, whole: Unbroken, root: Path) -> None:
     number = whole.operations // 2
     child = kind.start(root, faults.at(root, number, name, root.with_name("log")))
@@ -185,7 +186,7 @@ def test_a_signal_to_end_stops_with_a_checkpoint(name: str, kind: Kind, whole: U
     assert left(root)["out/adapter_model.safetensors"] == whole.left["out/adapter_model.safetensors"]
 
 
-@COMMANDS
+@pytest.mark.parametrize("kind", ["plain"], indirect=True, scope="module")
 def test_a_second_run_is_refused_while_the_first_is_there(kind: Kind, whole: Unbroken, root: Path) -> None:
     first = kind.start(root, faults.at(root, whole.operations // 2, "SIGSTOP", root.with_name("log")))
     wait_until_stopped(first.pid)
