@@ -5,7 +5,9 @@ The long form, every operation and every limit: `pytest --slow tests/test_failin
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -18,7 +20,9 @@ import faults
 import pytest
 from forked import Child, Nursery
 
+from lorakit.artifacts.folders import write_text
 from lorakit.artifacts.owning import owned
+from lorakit.errors import WriteError
 from lorakit.trainers.checkpoints import checkpoint_steps, why_not_whole
 
 OUT, STEPS = "out", ["--steps", 4, "--save-every", 2, "--held-out", 0, "--batch", 2, "--tokens", 16]
@@ -264,6 +268,28 @@ def test_folders_and_files_take_an_error_at_every_operation(tmp_path: Path) -> N
     command = [sys.executable, "-c", PRIMITIVES.format(**words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and int(done.stdout) > 50, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("call", "stands", "words"),
+    [(1, "old", "did not take what was written .* is untouched"), (2, "new", "is the new one")],
+)
+def test_what_is_said_of_a_flush_that_fails_is_true(
+    call: int, stands: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, calls = tmp_path / "file", [0]
+    target.write_text("old")
+
+    def fsync(descriptor: int) -> None:
+        calls[0] += 1
+        if calls[0] == call:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(WriteError, match=words) as failed:
+        write_text(target, "new")
+    assert target.read_text() == stands and os.listdir(tmp_path) == ["file"]
+    assert ("untouched" in str(failed.value)) == (stands == "old")
 
 
 @pytest.mark.parametrize(("kind", "choice"), [("train", "stop"), ("train a net", "go-on")])
