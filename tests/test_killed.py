@@ -118,6 +118,11 @@ def unbroken(kind: Kind, root: Path) -> Unbroken:
     return Unbroken(left(root), time.monotonic() - before, len(log.read_text().splitlines()))
 
 
+def state(child: Child) -> str:
+    """Return what the kernel says of a process: Z for one that has ended, T for one that is stopped."""
+    return Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def chain(kind: Kind, root: Path, whole: Unbroken, kills: int, draw: random.Random) -> int:
     """Kill runs at so many moments; those that come to their end have to end as if none were. Return how many did."""
     shutil.rmtree(root, ignore_errors=True)
@@ -130,9 +135,15 @@ def chain(kind: Kind, root: Path, whole: Unbroken, kills: int, draw: random.Rand
             number = draw.randint(1, whole.operations)
             child = kind.start(root, faults.at(root, number, "SIGKILL", root.with_name("log")))
         else:
-            child = kind.start(root)
-            time.sleep(draw.uniform(0, whole.seconds))
-            child.kill()
+            child, begun = kind.start(root), time.monotonic()
+            moment = begun + draw.uniform(0, whole.seconds)
+            while time.monotonic() < moment and state(child) != "Z":
+                time.sleep(0.002)
+            if state(child) == "Z":
+                # on a machine that has less to do by now, moments are drawn from a shorter time
+                whole.seconds = min(whole.seconds, time.monotonic() - begun)
+            else:
+                child.kill()
         ended = child.wait()
         if ended == -signal.SIGKILL:
             killed += 1
@@ -189,7 +200,8 @@ def test_a_signal_to_end_stops_with_a_checkpoint(name: str, kind: Kind, whole: U
 @pytest.mark.parametrize("kind", ["plain"], indirect=True, scope="module")
 def test_a_second_run_is_refused_while_the_first_is_there(kind: Kind, whole: Unbroken, root: Path) -> None:
     first = kind.start(root, faults.at(root, whole.operations // 2, "SIGSTOP", root.with_name("log")))
-    wait_until_stopped(first.pid)
+    while state(first) != "T":
+        time.sleep(0.01)
     for more in ([], ["--force"]):
         second = kind.start(root, "", *more)
         assert second.wait() == 2 and second.out == ""
@@ -199,11 +211,6 @@ def test_a_second_run_is_refused_while_the_first_is_there(kind: Kind, whole: Unb
     third = kind.start(root)
     assert third.wait() == 0, third.err
     assert left(root) == whole.left
-
-
-def wait_until_stopped(pid: int) -> None:
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        time.sleep(0.01)
 
 
 @COMMANDS
