@@ -1,6 +1,6 @@
 """What a forward call costs beside its kernels: lorakit's layers on a tiny input, in units of one nn.Linear call.
 
-    python benchmarks/host_time.py [--size 32] [--rounds 400]
+    python benchmarks/host_time.py [--size 32] [--rounds 400] [--batch 2]
 
 Everything is called in turn, again and again, and medians are compared; PEFT's LoRA layer and bitsandbytes' four-bit
 layer run beside in the same process. Gradients are on, as in training.
@@ -62,11 +62,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=400)
     parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--batch", type=int, help="inputs (batch, rows, size), as language models have them")
     parser.add_argument("--inference", action="store_true", help="without gradients")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(not arguments.inference)
-    x = torch.randn(arguments.rows, arguments.size, requires_grad=not arguments.inference)
+    batch = () if arguments.batch is None else (arguments.batch,)
+    x = torch.randn(*batch, arguments.rows, arguments.size, requires_grad=not arguments.inference)
     every = layers(arguments.size)
     times: dict[str, list[float]] = {name: [] for name in every}
     for _ in range(arguments.rounds):

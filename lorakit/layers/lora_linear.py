@@ -5,14 +5,18 @@ Source: Hu et al. 2021, "LoRA", arXiv:2106.09685, section 4.1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
-from lorakit.layers.kernels.low_rank import add_low_rank
+from lorakit.layers.kernels.low_rank import add_low_rank, add_low_rank_, as_rows
 from lorakit.layers.lora_layer import LoRALayer
+from lorakit.layers.plain_calls import is_watched, parameter
 from lorakit.layers.quantized_linear import QuantizedLinear
-from lorakit.layers.strength import factor
+from lorakit.layers.strength import factor, is_off
 from lorakit.values import LowRank
 
 
@@ -48,23 +52,48 @@ class LoRALinear(LoRALayer):
 
         What adapters around this one add comes in `low_rank`, and goes on to a base layer that adds it itself.
         """
-        base = self.base_layer
-        if not self.is_off:
+        base: Any = self._modules["base_layer"]
+        if not is_off(self.strength):
             low_rank = (self.low_rank(x), *low_rank)
         if not low_rank:
             return base(x)  # type: ignore[no-any-return]
-        if type(base).forward in _ADDING:
-            return base(x, low_rank)  # type: ignore[no-any-return]
-        return add_low_rank(base(x), x, low_rank)
+        return _ADDING.get(type(base).forward, _apart)(base, x, low_rank)
 
     def low_rank(self, x: Tensor) -> LowRank:
         """Return what this adapter adds to a product with x (..., in_features)."""
         scaling = self.scaling * factor(self, self.strength, x)
-        return LowRank(self.lora_A, self.lora_B, scaling, self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        return LowRank(parameter(self, "lora_A"), parameter(self, "lora_B"), scaling, dropout)
 
 
-# the layers whose forward takes what adapters add
-_ADDING = (LoRALinear.forward, QuantizedLinear.forward)
+def _apart(base: Any, x: Tensor, low_rank: Sequence[LowRank]) -> Tensor:
+    return add_low_rank(base(x), x, low_rank)
+
+
+def _inside(base: Any, x: Tensor, low_rank: Sequence[LowRank]) -> Tensor:
+    return base(x, low_rank)  # type: ignore[no-any-return]
+
+
+def _in_place(base: nn.Linear, x: Tensor, low_rank: Sequence[LowRank]) -> Tensor:
+    """Add to the product of a plain Linear while nobody else holds it: the wide side is not copied."""
+    weight = parameter(base, "weight")
+    # what watches the base layer is to see it called, other classes of tensors multiply by rules of their own, and vmap
+    # cannot add several changes to one product in place
+    if is_watched(base) or type(weight) not in _DENSE or torch._C._are_functorch_transforms_active():
+        return _apart(base, x, low_rank)
+    rows = as_rows(x)
+    result = add_low_rank_(functional.linear(rows, weight, parameter(base, "bias")), rows, low_rank)
+    return result if x.ndim == 2 else result.view(*x.shape[:-1], result.shape[1])
+
+
+_DENSE = (nn.Parameter, Tensor)
+
+# how adapters are added to what a base layer computes, by its forward
+_ADDING: Mapping[Any, Callable[[Any, Tensor, Sequence[LowRank]], Tensor]] = {
+    nn.Linear.forward: _in_place,
+    LoRALinear.forward: _inside,
+    QuantizedLinear.forward: _inside,
+}
 
 
 class LoRATransposedLinear(LoRALinear):

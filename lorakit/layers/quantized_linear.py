@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.layers.kernels.dequantized import dequantizing
+from lorakit.layers.plain_calls import parameter
 from lorakit.values import LowRank, QuantizedWeight, Storage
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor, low_rank: Sequence[LowRank] = ()) -> Tensor:
         """Return y (..., out_features) from x (..., in_features), and with it what adapters add."""
-        return self._linear(x, self.tensors, self.bias, low_rank)
+        return self._linear(x, self.tensors, parameter(self, "bias"), low_rank)
 
     def plain(self, weight: Tensor) -> nn.Linear:
         """Return a plain Linear with this weight (out_features, in_features) and this bias, in the weight's dtype."""

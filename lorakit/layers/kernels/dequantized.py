@@ -52,7 +52,7 @@ def dequantized_linear(
         pairs = [matrix.to(x.dtype) for one in low_rank for matrix in (one.A, one.B)]
         result: Tensor = _Product.apply(rows, bias, base, dequantize, scalings, *pairs)
     else:
-        result = add_low_rank_(_Product.apply(rows, bias, base, dequantize, ()), x, low_rank)
+        result = add_low_rank_(_Product.apply(rows, bias, base, dequantize, ()), rows, low_rank)
     return result if x.ndim == 2 else result.view(*x.shape[:-1], result.shape[1])
 
 

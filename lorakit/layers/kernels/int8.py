@@ -46,9 +46,8 @@ def _linear(
         x = x.to(torch.get_autocast_dtype(device))
     if not x.numel():
         return dequantized_linear(x, base, bias, low_rank, dequantize=_dequantize)
-    result: Tensor = _Product.apply(as_rows(x), bias, base, threshold)
-    if low_rank:
-        result = add_low_rank_(result, x, low_rank)
+    rows = as_rows(x)
+    result = add_low_rank_(_Product.apply(rows, bias, base, threshold), rows, low_rank)
     return result if x.ndim == 2 else result.view(*x.shape[:-1], result.shape[1])
 
 

@@ -17,9 +17,7 @@ from lorakit.values import LowRank
 def add_low_rank(result: Tensor, x: Tensor, low_rank: Sequence[LowRank]) -> Tensor:
     """Return result (..., out_features) + Σ scaling · B · A · dropout(x) in its dtype; x (..., in_features)."""
     for lora_A, lora_B, scaling, dropout in low_rank:
-        seen = functional.dropout(x, dropout) if dropout else x
-        thin = functional.linear(seen, lora_A if lora_A.dtype == x.dtype else lora_A.to(x.dtype))
-        result = add_wide(result, thin, lora_B, scaling)
+        result = add_wide(result, _thin(x, lora_A, dropout), lora_B, scaling)
     return result
 
 
@@ -38,17 +36,25 @@ def add_wide(result: Tensor, thin: Tensor, lora_B: Tensor, scaling: float | Tens
     return as_rows(result).addmm(as_rows(thin), lora_B.t(), alpha=scaling).view(result.shape)
 
 
-def add_low_rank_(result: Tensor, x: Tensor, low_rank: Sequence[LowRank]) -> Tensor:
-    """Add the same in place to a result (rows, out_features) in the dtype of x, which nobody else holds; return it."""
-    dtype = x.dtype
+def add_low_rank_(result: Tensor, rows: Tensor, low_rank: Sequence[LowRank]) -> Tensor:
+    """Add the same in place to a result (rows, out_features) that nobody else holds, in the dtype of what is added.
+
+    Shapes: rows (rows, in_features), which are those of the batch or some for each of the batch's.
+    """
     for lora_A, lora_B, scaling, dropout in low_rank:
-        seen = functional.dropout(x, dropout) if dropout else x
-        thin = functional.linear(seen, lora_A if lora_A.dtype == dtype else lora_A.to(dtype))
+        thin = _thin(rows, lora_A, dropout)
+        dtype = thin.dtype
         if isinstance(scaling, Tensor):
-            thin, scaling = thin * scaling.to(dtype), 1.0
-        lora_B = lora_B if lora_B.dtype == dtype else lora_B.to(dtype)
-        result = result.addmm_(as_rows(thin), lora_B.t(), alpha=scaling)
+            by_factor = thin.view(scaling.shape[0], -1) * scaling.to(dtype).view(-1, 1)
+            thin, scaling = by_factor.view(thin.shape), 1.0
+        result.addmm_(thin, (lora_B if lora_B.dtype == dtype else lora_B.to(dtype)).t(), alpha=scaling)
     return result
+
+
+def _thin(x: Tensor, lora_A: Tensor, dropout: float) -> Tensor:
+    """Return A · dropout(x) (..., rank) from x (..., in_features)."""
+    seen = functional.dropout(x, dropout) if dropout else x
+    return functional.linear(seen, lora_A if lora_A.dtype == x.dtype else lora_A.to(x.dtype))
 
 
 def as_rows(x: Tensor) -> Tensor:
