@@ -23,6 +23,7 @@ STORED = {
 }  # fmt: skip
 
 
+@functools.cache
 def name_of(dtype: torch.dtype) -> str:
     """Return torch's name of a dtype, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")
@@ -40,6 +41,7 @@ def itemsize(name: str) -> int:
     return max(int(bits.group()) // 8, 1) if bits else 1
 
 
+@functools.cache
 def dtype_of(name: str) -> torch.dtype:
     """Return the dtype that torch calls so. Raises: ValueError."""
     import torch

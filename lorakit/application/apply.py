@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,7 +75,7 @@ def apply_plan(
             _check(plan, model, modules)
             check_compute(model, state, plan)
             # taken over before the model runs, since bitsandbytes' own layers may repack their weights when they do
-            converted = _converted(model, plugins)
+            converted = _converted(modules.values(), plugins)
             # a new adapter is alone in use, and so sees what the base alone computes
             with disabled(model, state) if state is not None else nullcontext():
                 observed = observe(plan, model, plugins, calibration, initialize=initialize)
@@ -213,7 +213,7 @@ def _check(plan: Plan, model: nn.Module, modules: dict[str, nn.Module]) -> None:
             raise PlanError(
                 f"the plan is for another model: it decides `{entry.path}`, which {type(model).__name__} lacks"
             )
-        if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        if any(parameter is not None and parameter.is_meta for parameter in module._parameters.values()):
             raise ModelError(f"`{entry.path}` has no weights (a meta tensor): load the model before applying a plan")
 
 
@@ -221,13 +221,12 @@ def _holds(module: nn.Module, name: str) -> bool:
     return name in module._parameters or parametrize.is_parametrized(module, name)
 
 
-def _converted(model: nn.Module, plugins: Plugins) -> dict[nn.Module, nn.Module]:
+def _converted(modules: Collection[nn.Module], plugins: Plugins) -> dict[nn.Module, nn.Module]:
     """Return lorakit's own layers for those that another library holds quantized; their packed weights move over."""
     converted: dict[nn.Module, nn.Module] = {}
-    dtype = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.get_default_dtype())
-    for module in model.modules():
-        if not module._parameters:
-            continue
-        if (own := plugins.convert_module(module, dtype)) is not None:
+    held = (value for module in modules for value in module._parameters.values() if value is not None)
+    dtype = next((value.dtype for value in held if value.is_floating_point()), torch.get_default_dtype())
+    for module in modules:
+        if module._parameters and (own := plugins.convert_module(module, dtype)) is not None:
             converted[module] = own
     return converted

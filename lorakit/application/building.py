@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 
 import torch
@@ -45,22 +45,28 @@ def build_adapter(
         adapter = _adapted(layer, entry, parameters, plugins)
     _check(adapter, layer, entry, parameters, plugins)
     assert adapter is not None
-    adapter.train(layer.training)
+    if adapter.training is not layer.training:
+        adapter.train(layer.training)
     return adapter
 
 
 def _device(layer: nn.Module, entry: PlanEntry) -> torch.device:
     if entry.is_parameter:
         return bare_parameter(layer, Place.of(entry).parameter).device
-    return next((tensor.device for tensor in chain(layer.parameters(), layer.buffers())), torch.device("cpu"))
+    # nearly every layer has one of its own, and all others are far to seek
+    own = filter(lambda tensor: tensor is not None, layer._parameters.values())
+    first = next(chain(own, layer.parameters(), layer.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def _parameter(plan: ParameterPlan, value: Tensor | None, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
     if value is None:
         made = torch.zeros(plan.shape, dtype=dtype, device=device)
+    elif value.dtype == dtype and value.device == device:
+        made = value.clone()
     else:
         # float32 on the CPU first, so that every device and dtype rounds the same numbers
-        made = value.to(device=device, dtype=dtype, copy=True)
+        made = value.to(device=device, dtype=dtype)
     return nn.Parameter(made, requires_grad=plan.trains)
 
 
@@ -119,15 +125,22 @@ def _fault(adapter: nn.Module, layer: nn.Module, entry: PlanEntry, parameters: M
         return "does not hold the very layer that it was given as `base_layer`"
     if entry.shape and not (entry.is_parameter or entry.shape.called) and not hasattr(type(adapter), "weight"):
         return "shows no `weight` to its parent, which computes with that instead of calling it"
-    inside: set[nn.Parameter] | None = None
-    for name, parameter in adapter.named_parameters():
-        if name in parameters:
-            continue
-        if inside is None:
-            inside = set(base.parameters()) if base is not None else set()
-        if parameter not in inside:
-            return f"holds a parameter `{name}` which its method does not declare"
+    if beside := list(_beside(adapter, parameters)):
+        known = {*parameters.values(), *(base.parameters() if base is not None else ())}
+        for name, parameter in beside:
+            if parameter not in known:
+                return f"holds a parameter `{name}` which its method does not declare"
     strength = getattr(adapter, "strength", None)
     if not isinstance(strength, float) or strength != 1.0:
         return f"has the attribute `strength` {strength!r}, not 1.0"
     return ""
+
+
+def _beside(adapter: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield what an adapter holds by other names than those of its table, its base layer left out."""
+    for name, parameter in adapter._parameters.items():
+        if parameter is not None and name not in parameters:
+            yield name, parameter
+    for name, module in adapter._modules.items():
+        if module is not None and name != "base_layer":
+            yield from module.named_parameters(name)

@@ -35,18 +35,19 @@ def watched(plan: Plan, model: nn.Module, plugins: Plugins, *, initialize: bool 
 
     Without `initialize` the start values come from elsewhere, and no initializer looks.
     """
-    modules = plain_modules(model.named_modules())
     # asking a protocol takes longer than all else that a layer costs here
     looks: dict[Any, bool] = {}
     found: list[Watched] = []
     for entry in plan.entries:
-        module = modules.get(entry.path)
-        is_stored = module is not None and isinstance(base_layer_of(module), QuantizedLinear)
-        if entry.quant and not is_stored:
+        if entry.quant:
             found += _watching(entry, "quantizer", plugins.quantizer(entry.quant), looks)
         if entry.adapter and entry.adapter.settings.init and initialize:
             found += _watching(entry, "initializer", plugins.initializer(entry.adapter.settings.init), looks)
-    return found
+    if not found:
+        return []
+    modules = plain_modules(model.named_modules())
+    stored = {path for path, module in modules.items() if isinstance(base_layer_of(module), QuantizedLinear)}
+    return [one for one in found if one.kind != "quantizer" or one.path not in stored]
 
 
 def _watching(entry: PlanEntry, kind: str, plugin: Any, looks: dict[Any, bool]) -> list[Watched]:

@@ -75,7 +75,8 @@ def adapter_path(model: nn.Module, entry: PlanEntry, adapter: nn.Module) -> str:
 def own_parameters(adapter: nn.Module, entry: PlanEntry) -> dict[str, nn.Parameter]:
     """Return what an adapter adds to its base layer, by the names of the entry's table."""
     assert entry.adapter is not None
-    return {one.name: adapter.get_parameter(one.name) for one in entry.adapter.parameters}
+    held = adapter._parameters
+    return {one.name: held[one.name] for one in entry.adapter.parameters}  # type: ignore[misc]
 
 
 def full_parameters(model: nn.Module, entry: PlanEntry) -> dict[str, nn.Parameter]:
@@ -121,15 +122,18 @@ def parents_of(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]
 
 def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
     """Put modules into the places of others, wherever the model holds those."""
-    held = parents_of(model)
     for original, replacement in replacements.items():
         if replacement is not original:
             move_hook(original, replacement)
-            for parent, name in held[original]:
-                setattr(parent, name, replacement)
-                if name == "_orig_mod":
-                    # torch.compile's wrapper calls what it was made for, until it is told
-                    parent._initialize()  # type: ignore[operator]
+    # the modules as they are now: what takes a place may hold what had it
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is None or (taking := replacements.get(child, child)) is child:
+                continue
+            setattr(parent, name, taking)
+            if name == "_orig_mod":
+                # torch.compile's wrapper calls what it was made for, until it is told
+                parent._initialize()  # type: ignore[operator]
 
 
 def adapt_parameter(holder: nn.Module, name: str, adapter: nn.Module) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# what modules keep their parameters, children, hooks and the like in
+REGISTRIES = (dict, set)
 
 
 @contextmanager
@@ -17,19 +21,21 @@ def unchanged_on_failure(model: nn.Module, values: Iterable[Tensor] = ()) -> Ite
 
     Tensors keep their values but for those that the block changes in place: `values` are the ones that it may.
     """
-    modules = [_Attributes(module) for module in model.modules()]
-    configs = {id(held): (held, dict(vars(held))) for held in _configs(model)}
-    frozen = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modules = list(model.modules())
+    attributes, registries = list(_attributes(modules)), list(_registries(modules))
+    configs = {id(held): (held, dict(vars(held))) for held in _configs(modules)}
+    parameters = [one for module in modules for one in module._parameters.values() if one is not None]
+    flags = [parameter.requires_grad for parameter in parameters]
     copies = [(value, value.detach().clone()) for value in values]
     try:
         yield
     except BaseException:
-        for module in modules:
-            module.restore()
-        for held, attributes in configs.values():
+        _restore_attributes(attributes)
+        _restore_registries(registries)
+        for held, entries in configs.values():
             vars(held).clear()
-            vars(held).update(attributes)
-        for parameter, requires_grad in frozen:
+            vars(held).update(entries)
+        for parameter, requires_grad in zip(parameters, flags, strict=True):
             parameter.requires_grad_(requires_grad)
         with torch.no_grad():
             for value, copied in copies:
@@ -37,45 +43,58 @@ def unchanged_on_failure(model: nn.Module, values: Iterable[Tensor] = ()) -> Ite
         raise
 
 
-class _Attributes:
-    """One module's class and attributes, and what its registries hold."""
+# A model has thousands of modules of some twenty attributes each: they are held in one row, not in an object for each
+# module, and names, which most modules have alike, once.
 
-    __slots__ = ("kind", "module", "names", "registries", "values")
 
-    def __init__(self, module: nn.Module) -> None:
+def _attributes(modules: Iterable[nn.Module]) -> Iterator[Any]:
+    """Yield of every module itself, its class, the names of its attributes, and then their values one by one."""
+    known: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for module in modules:
         attributes = vars(module)
-        self.module, self.kind = module, type(module)
-        # most modules have the same names, and most registries of a module are empty: a model has thousands of them
-        self.names = _known_names(tuple(attributes))
-        self.values = tuple(attributes.values())
-        self.registries = tuple((value, value.copy()) for value in self.values if _is_registry(value) and value)
+        yield module
+        yield type(module)
+        yield known.setdefault(names := tuple(attributes), names)
+        yield from attributes.values()
 
-    def restore(self) -> None:
-        self.module.__class__ = self.kind
-        attributes = vars(self.module)
+
+def _restore_attributes(row: Iterable[Any]) -> None:
+    """Give every module its class and attributes back, and leave its registries empty."""
+    rest = iter(row)
+    for module in rest:
+        module.__class__ = next(rest)
+        names: tuple[str, ...] = next(rest)
+        attributes = vars(module)
         attributes.clear()
-        attributes.update(zip(self.names, self.values, strict=True))
-        for value in self.values:
-            if _is_registry(value):
+        attributes.update(zip(names, islice(rest, len(names)), strict=True))
+        for value in attributes.values():
+            if isinstance(value, REGISTRIES):
                 value.clear()
-        for registry, held in self.registries:
-            registry.update(held)
 
 
-_NAMES: dict[tuple[str, ...], tuple[str, ...]] = {}
+def _registries(modules: Iterable[nn.Module]) -> Iterator[Any]:
+    """Yield of every registry that holds anything itself, how much that is, its keys one by one, and its values."""
+    for module in modules:
+        for value in vars(module).values():
+            if isinstance(value, REGISTRIES) and value:
+                yield value
+                yield len(value)
+                yield from value
+                if isinstance(value, dict):
+                    yield from value.values()
 
 
-def _known_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    return _NAMES.setdefault(names, names)
+def _restore_registries(row: Iterable[Any]) -> None:
+    """Give registries back what they held."""
+    rest = iter(row)
+    for registry in rest:
+        keys = list(islice(rest, next(rest)))
+        registry.update(zip(keys, islice(rest, len(keys)), strict=True) if isinstance(registry, dict) else keys)
 
 
-def _is_registry(value: Any) -> bool:
-    return isinstance(value, dict | set)
-
-
-def _configs(model: nn.Module) -> Iterator[Any]:
+def _configs(modules: Iterable[nn.Module]) -> Iterator[Any]:
     """Yield what modules keep as `config` in an object of its own, which several may share."""
-    for module in model.modules():
+    for module in modules:
         held = vars(module).get("config")
         if hasattr(held, "__dict__"):
             yield held

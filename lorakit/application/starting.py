@@ -83,11 +83,13 @@ class Starter:
         """Return the parameters that this entry is to start, empty: a shared one where its first layer is."""
         table = entry.adapter.parameters if entry.adapter else ()
         return {
-            one.name: torch.zeros(one.shape) for one in table if not one.shared or self._first[one.shared] == entry.path
+            one.name: torch.zeros(one.shape, device="cpu")
+            for one in table
+            if not one.shared or self._first[one.shared] == entry.path
         }
 
 
-@dataclass
+@dataclass(slots=True)
 class _Start:
     """One entry on its way; `base` is what the base will hold before it is stored."""
 
@@ -114,20 +116,10 @@ class _Start:
 
     def _fill(self, values: dict[str, Tensor]) -> None:
         entry, plugins = self.entry, self.starter.plugins
-        assert entry.adapter is not None and entry.shape is not None
+        assert entry.adapter is not None
         method = plugins.method(entry.adapter.method)
-        context = StartContext(
-            path=entry.path,
-            shape=entry.shape,
-            settings=entry.adapter.settings,
-            weight=lambda: self._matrix(self._original()),
-            stored_weight=self._stored_weight,
-            initialize=self._initialize,
-            generator=module_generator(self.starter.seed, entry.path),
-            quantizer=plugins.quantizer(entry.quant) if entry.quant else None,
-            observed=self.starter.observed.get(("initializer", entry.path)),
-        )
-        self._context = context
+        generator = module_generator(self.starter.seed, entry.path)
+        context = self._context(generator, lambda lora_A, lora_B: self._initialize(lora_A, lora_B, generator))
         try:
             method.start(values, context)
         except LorakitError:
@@ -137,18 +129,31 @@ class _Start:
                 f"method `{method.name}` of {plugins.origin(type(method))} failed to start `{entry.path}`: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        finally:
-            # it leads back here, and such rings keep weights alive until Python looks for them
-            del self._context
         for one in entry.adapter.parameters:
             held = one.dtype or entry.adapter.dtype
-            if one.name in values and not _is_finite(values[one.name].to(dtype_of(held))):
+            if one.name in values and not _is_finite(values[one.name], dtype_of(held)):
                 raise PlanError(
                     f"the start of `{entry.path}` gives `{one.name}` NaN, or values that {held} does not hold: give "
                     "its `init` other options, or the adapter another dtype"
                 )
 
-    def _initialize(self, lora_A: Tensor, lora_B: Tensor) -> None:
+    def _context(self, generator: torch.Generator, initialize: Callable[[Tensor, Tensor], None]) -> StartContext:
+        """Return what a plugin may look at and ask for; nothing here holds it, so that weights go when it goes."""
+        entry, plugins = self.entry, self.starter.plugins
+        assert entry.adapter is not None and entry.shape is not None
+        return StartContext(
+            path=entry.path,
+            shape=entry.shape,
+            settings=entry.adapter.settings,
+            weight=self._original_matrix,
+            stored_weight=self._stored_weight,
+            initialize=initialize,
+            generator=generator,
+            quantizer=plugins.quantizer(entry.quant) if entry.quant else None,
+            observed=self.starter.observed.get(("initializer", entry.path)),
+        )
+
+    def _initialize(self, lora_A: Tensor, lora_B: Tensor, generator: torch.Generator) -> None:
         entry, plugins = self.entry, self.starter.plugins
         assert entry.adapter is not None
         call = entry.adapter.settings.init
@@ -156,7 +161,7 @@ class _Start:
             raise PlanError(f"method `{entry.adapter.method.name}` asks for an `init`, which it does not take")
         initializer = plugins.initializer(call)
         try:
-            initializer.initialize(lora_A, lora_B, self._context)
+            initializer.initialize(lora_A, lora_B, self._context(generator, _initialized_already))
         except LorakitError:
             raise
         except Exception as error:
@@ -193,6 +198,9 @@ class _Start:
             self.quantized = quantized_weight(base, self.entry, self.starter.plugins, observed)
         return self.quantized
 
+    def _original_matrix(self) -> Tensor:
+        return self._matrix(self._original())
+
     def _stored_weight(self) -> Tensor:
         if self.stores and self.entry.quant is not None:
             quantizer = self.starter.plugins.quantizer(self.entry.quant)
@@ -216,9 +224,15 @@ class _Start:
         return as_matrix(weight, self.entry.shape).float()
 
 
-def _is_finite(values: Tensor) -> bool:
+def _initialized_already(lora_A: Tensor, lora_B: Tensor) -> None:
+    raise ValueError("an initializer fills the matrices itself; `context.initialize` is for methods")
+
+
+def _is_finite(values: Tensor, dtype: torch.dtype) -> bool:
+    """Whether values are finite numbers once they are held in a dtype."""
+    held = values if values.dtype == dtype else values.to(dtype)
     # a sum of finite numbers may overflow; one that has not needs no closer look
-    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
+    return math.isfinite(float(held.sum())) or bool(torch.isfinite(held).all())
 
 
 def module_generator(seed: int, path: str) -> torch.Generator:

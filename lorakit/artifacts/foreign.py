@@ -20,6 +20,7 @@ from lorakit.hooks.manager import Plugins
 from lorakit.language.regexes import Matcher, RegexError
 from lorakit.language.statements import Adapt, Train
 from lorakit.planning.cascade import Decisions
+from lorakit.planning.figures import finished
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan
@@ -76,7 +77,7 @@ def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -
     plan, problems = plan_decisions(Decisions(adapt, {}, train), inventory, plugins)
     if problems:
         raise AdapterError(f"{files.folder} does not fit this {inventory.model_class}: {problems[0].message}")
-    return plan
+    return finished(plan, inventory, plugins)
 
 
 def _rank(name: str, lora_A: Tensor, shape: LayerShape, files: AdapterFiles) -> int:

@@ -18,7 +18,9 @@ def lorakit_describe_module(module: nn.Module) -> LayerShape | None:
 
     from lorakit.layers.quantized_linear import QuantizedLinear
 
-    if isinstance(module, nn.Linear | QuantizedLinear) and _answers_like_a_linear(module):
+    plain = (nn.Linear.forward, QuantizedLinear.forward)
+    # some routers are Linears that return more than one vector; a class with a forward of its own is asked
+    if isinstance(module, nn.Linear | QuantizedLinear) and (type(module).forward in plain or _one_vector(module)):
         # nn.MultiheadAttention marks its output projection by this class, and multiplies with its weight by itself
         called = not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
         quantizer = module.quantizer if isinstance(module, QuantizedLinear) else None
@@ -29,19 +31,8 @@ def lorakit_describe_module(module: nn.Module) -> LayerShape | None:
     return None
 
 
-def _answers_like_a_linear(module: nn.Module) -> bool:
-    """Whether one vector in gives one vector out; some routers are Linears that return more than that.
-
-    A class with a forward of its own is asked once, on meta tensors.
-    """
-    from torch import nn
-
-    from lorakit.layers.quantized_linear import QuantizedLinear
-
-    return type(module).forward in (nn.Linear.forward, QuantizedLinear.forward) or _one_vector(module)
-
-
 def _one_vector(module: Any) -> bool:
+    """Whether one vector in gives one vector out, tried on meta tensors."""
     import torch
 
     meta = {name: torch.empty_like(value, device="meta") for name, value in module.named_parameters()}

@@ -120,12 +120,13 @@ class Plugins(Moments):
 
     def _configured_as(self, kind: str, registry: Mapping[str, Any], call: PluginCall) -> Any:
         # a plan asks for the same few again and again; what it gets is frozen
-        if (kind, call) not in self._configured:
-            try:
-                self._configured[kind, call] = configure(self._named(registry, kind, call), call)
-            except OptionError as error:
-                raise PluginError(str(error)) from error
-        return self._configured[kind, call]
+        if (known := self._configured.get((kind, call))) is not None:
+            return known
+        try:
+            made = self._configured[kind, call] = configure(self._named(registry, kind, call), call)
+        except OptionError as error:
+            raise PluginError(str(error)) from error
+        return made
 
     def _named(self, registry: Mapping[str, Any], kind: str, call: PluginCall) -> Any:
         if call.name in registry:

@@ -53,14 +53,14 @@ class Moments:
         from lorakit.planning.plan import Plan
 
         for impl in reversed(self._implementations("lorakit_plan_ready")):
-            plan = self._answer(impl, "lorakit_plan_ready", Plan, {"plan": plan}) or plan
+            plan = self._answer(impl, "lorakit_plan_ready", Plan, self._given(plan=plan)) or plan
         return plan
 
     def estimate_memory(self, entry: PlanEntry) -> int:
         """Return the bytes that plugins count for an entry beyond what the plan does."""
-        total = 0
+        total, given = 0, self._given(entry=entry)
         for impl in self._implementations("lorakit_estimate_memory"):
-            counted = self._answer(impl, "lorakit_estimate_memory", int, {"entry": entry}) or 0
+            counted = self._answer(impl, "lorakit_estimate_memory", int, given) or 0
             if counted < 0:
                 raise PluginError(f"plugin {impl.plugin_name} counted {counted} bytes in lorakit_estimate_memory")
             total += counted
@@ -102,21 +102,24 @@ class Moments:
         return caller.get_hookimpls()[::-1]
 
     def _first(self, hook: str, wanted: type[Answer], **arguments: Any) -> Answer | None:
+        given = self._given(**arguments)
         for impl in self._implementations(hook):
-            if (answer := self._answer(impl, hook, wanted, arguments)) is not None:
+            if (answer := self._answer(impl, hook, wanted, given)) is not None:
                 return answer
         return None
 
     def _all(self, hook: str, **arguments: Any) -> None:
+        given = self._given(**arguments)
         for impl in self._implementations(hook):
-            self._answer(impl, hook, type(None), arguments)
+            self._answer(impl, hook, type(None), given)
 
-    def _answer(
-        self, impl: pluggy.HookImpl, hook: str, wanted: type[Answer], arguments: dict[str, Any]
-    ) -> Answer | None:
-        given = {**arguments, "plugins": self}
+    def _given(self, **arguments: Any) -> dict[str, Any]:
+        """Return what an implementation may name among its arguments."""
+        return {**arguments, "plugins": self}
+
+    def _answer(self, impl: pluggy.HookImpl, hook: str, wanted: type[Answer], given: dict[str, Any]) -> Answer | None:
         try:
-            answer: Any = impl.function(*(given[name] for name in impl.argnames))
+            answer: Any = impl.function(*[given[name] for name in impl.argnames])
         except LorakitError:
             raise
         except Exception as error:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 
 from lorakit.errors import LorakitError, PlanError
 from lorakit.hooks.manager import Plugins
-from lorakit.language.statements import Adapt, Quantize, Train
+from lorakit.language.statements import Adapt, Quantize, Rule, Train
 from lorakit.planning.cascade import place
 from lorakit.planning.computing import adapter_dtype
 from lorakit.planning.hardware import Compute
@@ -16,41 +15,68 @@ from lorakit.planning.inventory import ModuleInfo
 from lorakit.planning.plan import AdapterPlan, Bytes, ParameterPlan, Plan, PlanEntry, Settings
 from lorakit.values import LayerShape
 
-# layers that are alike have one table, which takes less memory and is told by being the same
-_TABLES: WeakKeyDictionary[Plugins, dict[object, tuple[ParameterPlan, ...]]] = WeakKeyDictionary()
+UNCOUNTED = Bytes(0, 0)
 
 
 class UnfitError(PlanError):
     """A method has no adapter for a layer, or not with these settings."""
 
 
-def make_entry(
-    module: ModuleInfo,
-    adapt: Adapt | None,
-    quantize: Quantize | None,
-    train: Train | None,
-    plugins: Plugins,
-    compute: Compute | None = None,
-    made: dict[object, AdapterPlan] | None = None,
-) -> PlanEntry:
-    """Return the entry of a module, its bytes not yet counted; layers that are alike share an adapter out of `made`.
+@dataclass
+class EntryMaker:
+    """Makes the entries of one plan, their bytes not yet counted; layers that are alike share what they have alike."""
 
-    Raises: UnfitError if its method does not take it.
-    """
-    weight = module.weight
-    return PlanEntry(
-        path=module.path,
-        class_name=module.class_name,
-        shape=module.shape,
-        dtype=weight.dtype if weight else module.parameters[0].dtype,
-        parameters=sum(parameter.numel for parameter in module.parameters),
-        quant=adapt.quant if adapt else quantize.quant if quantize else None,
-        adapter=_adapter(module, adapt, plugins, compute, {} if made is None else made) if adapt else None,
-        train=train is not None,
-        train_lr=train.lr if train else None,
-        decided_by=tuple(place(rule) for rule in (adapt, quantize, train) if rule is not None),
-        bytes=Bytes(0, 0),
-    )
+    plugins: Plugins
+    compute: Compute | None = None
+    _adapters: dict[object, AdapterPlan] = field(default_factory=dict, init=False)
+    _places: dict[object, tuple[str, ...]] = field(default_factory=dict, init=False)
+
+    def entry(
+        self, module: ModuleInfo, adapt: Adapt | None, quantize: Quantize | None, train: Train | None
+    ) -> PlanEntry:
+        """Return the entry of a module. Raises: UnfitError if its method does not take it."""
+        weight = module.weight
+        return PlanEntry(
+            path=module.path,
+            class_name=module.class_name,
+            shape=module.shape,
+            dtype=weight.dtype if weight else module.parameters[0].dtype,
+            parameters=sum(parameter.numel for parameter in module.parameters),
+            quant=adapt.quant if adapt else quantize.quant if quantize else None,
+            adapter=self._adapter(module, adapt) if adapt else None,
+            train=train is not None,
+            train_lr=train.lr if train else None,
+            decided_by=self._decided_by(adapt, quantize, train),
+            bytes=UNCOUNTED,
+        )
+
+    def _adapter(self, module: ModuleInfo, adapt: Adapt) -> AdapterPlan:
+        assert module.shape is not None
+        biases = [one.numel for one in module.parameters if one.name == "bias" and adapt.bias == "adapter"]
+        weight = module.weight.dtype if module.weight else None
+        # shapes that differ in their quantizer alone are equal, and a method may look at it
+        key = (id(adapt), module.shape, id(module.shape.quantizer), weight, *biases)
+        if (known := self._adapters.get(key)) is not None:
+            return known
+        plan = AdapterPlan(
+            method=adapt.method,
+            settings=settings_of(adapt, self.plugins),
+            parameters=(),
+            dtype=adapter_dtype(adapt, weight, self.compute),
+            bias=adapt.bias,
+            lr=adapt.lr,
+            paged=adapt.paged,
+            bias_parameters=sum(biases),
+        )
+        table = table_of(module.shape, plan, self.plugins, f"`{module.path}`, a {module.class_name}")
+        made = self._adapters[key] = replace(plan, parameters=table)
+        return made
+
+    def _decided_by(self, *rules: Rule | None) -> tuple[str, ...]:
+        key = tuple(map(id, rules))
+        if key not in self._places:
+            self._places[key] = tuple(place(rule) for rule in rules if rule is not None)
+        return self._places[key]
 
 
 def settings_of(adapt: Adapt, plugins: Plugins) -> Settings:
@@ -70,16 +96,6 @@ def settings_of(adapt: Adapt, plugins: Plugins) -> Settings:
 
 def table_of(layer: LayerShape, adapter: AdapterPlan, plugins: Plugins, what: str) -> tuple[ParameterPlan, ...]:
     """Return the parameters that an adapter's method adds to a layer. Raises: UnfitError naming the layer as `what`."""
-    if layer.quantizer is not None:
-        # shapes that differ in it alone compare equal, and a method may look at it
-        return _table(layer, adapter, plugins, what)
-    known, key = _TABLES.setdefault(plugins, {}), (layer, adapter.method, adapter.settings)
-    if key not in known:
-        known[key] = _table(layer, adapter, plugins, what)
-    return known[key]
-
-
-def _table(layer: LayerShape, adapter: AdapterPlan, plugins: Plugins, what: str) -> tuple[ParameterPlan, ...]:
     name = adapter.method.name
     try:
         table = tuple(plugins.method(adapter.method).parameters(layer, adapter.settings))
@@ -96,34 +112,52 @@ def _table(layer: LayerShape, adapter: AdapterPlan, plugins: Plugins, what: str)
 
 def with_shared(entries: Sequence[PlanEntry]) -> tuple[PlanEntry, ...]:
     """Return entries whose shared parameters have one shape each, the largest in every dimension."""
+    tables = {id(entry.adapter.parameters): entry.adapter.parameters for entry in entries if entry.adapter}
     shapes: dict[str, tuple[int, ...]] = {}
-    for one in _shared(entries):
+    for one in (one for table in tables.values() for one in table if one.shared):
         shapes[one.shared] = tuple(map(max, shapes.get(one.shared, one.shape), one.shape))
     if not shapes:
         return tuple(entries)
-    return tuple(_sharing(entry, shapes) for entry in entries)
+    return tuple(_readapted(entries, lambda entry, adapter: _sharing(adapter, shapes)))
 
 
-def _sharing(entry: PlanEntry, shapes: Mapping[str, tuple[int, ...]]) -> PlanEntry:
-    if entry.adapter is None:
-        return entry
-    table = tuple(replace(one, shape=shapes[one.shared]) if one.shared else one for one in entry.adapter.parameters)
-    return replace(entry, adapter=replace(entry.adapter, parameters=table))
+def _sharing(adapter: AdapterPlan, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
+    table = tuple(replace(one, shape=shapes[one.shared]) if one.shared else one for one in adapter.parameters)
+    return replace(adapter, parameters=table)
+
+
+def _readapted(
+    entries: Sequence[PlanEntry], change: Callable[[PlanEntry, AdapterPlan], AdapterPlan]
+) -> Iterator[PlanEntry]:
+    """Yield entries with other adapters; those that share one, for layers of one shape, share what it becomes."""
+    made: dict[tuple[int, int], AdapterPlan] = {}
+    for entry in entries:
+        if (adapter := entry.adapter) is None:
+            yield entry
+            continue
+        key = id(adapter), id(entry.shape)
+        if (changed := made.get(key)) is None:
+            changed = made[key] = change(entry, adapter)
+        yield entry if changed is adapter else replace(entry, adapter=changed)
 
 
 def with_settings(entry: PlanEntry, settings: Settings, plugins: Plugins) -> PlanEntry:
     """Return an entry whose adapter has other settings, with the table that they give. Raises: UnfitError."""
     assert entry.adapter is not None
+    return replace(entry, adapter=_with_table(entry, replace(entry.adapter, settings=settings), plugins))
+
+
+def _with_table(entry: PlanEntry, adapter: AdapterPlan, plugins: Plugins) -> AdapterPlan:
+    """Return an adapter with the table that its method gives; the very same if it has that already."""
     if entry.shape is None:
         raise UnfitError(f"the plan adapts `{entry.path}`, and has no shape for it")
-    adapter = replace(entry.adapter, settings=settings)
     table = table_of(entry.shape, adapter, plugins, f"`{entry.path}`")
-    return replace(entry, adapter=replace(adapter, parameters=table))
+    return adapter if adapter.parameters == table else replace(adapter, parameters=table)
 
 
 def unlike(entry: PlanEntry, module: ModuleInfo) -> str:
     """Return how a module differs from the one that an entry was planned for, in words; nothing if it does not."""
-    if module.shape == entry.shape:
+    if module.shape is entry.shape or module.shape == entry.shape:
         return ""
     if str(module.shape) != str(entry.shape):
         return f"`{entry.path}` is {entry.shape} there and {module.shape} here"
@@ -140,32 +174,16 @@ def completed(plan: Plan, plugins: Plugins) -> Plan:
 
     Raises: UnfitError, also for a table with other shapes than the method gives; PluginError if a method is missing.
     """
-    if all(_is_as_made(entry, plugins) for entry in plan.entries):
-        return plan
-    made = with_shared(
-        [
-            with_settings(entry, entry.adapter.settings, plugins) if entry.adapter is not None else entry
-            for entry in plan.entries
-        ]
-    )
-    if all(entry.adapter is None or entry.adapter.parameters for entry in plan.entries):
-        for entry, again in zip(plan.entries, made, strict=True):
-            if (found := _shapes(entry)) != (given := _shapes(again)):
-                raise UnfitError(
-                    f"the plan gives `{entry.path}` the parameters {_listed(found)}, and its method {_listed(given)}: "
-                    "the plan was changed by hand, or the method since; plan again"
-                )
-        return plan
-    return replace(plan, entries=made)
-
-
-def _is_as_made(entry: PlanEntry, plugins: Plugins) -> bool:
-    """Whether an entry has the very table that its method gives, as in plans that were made here; else look closer."""
-    if entry.adapter is None:
-        return True
-    return entry.shape is not None and entry.adapter.parameters is table_of(
-        entry.shape, entry.adapter, plugins, f"`{entry.path}`"
-    )
+    made = with_shared(list(_readapted(plan.entries, lambda entry, adapter: _with_table(entry, adapter, plugins))))
+    if not all(entry.adapter is None or entry.adapter.parameters for entry in plan.entries):
+        return replace(plan, entries=made)
+    for entry, again in zip(plan.entries, made, strict=True):
+        if again is not entry and (found := _shapes(entry)) != (given := _shapes(again)):
+            raise UnfitError(
+                f"the plan gives `{entry.path}` the parameters {_listed(found)}, and its method {_listed(given)}: "
+                "the plan was changed by hand, or the method since; plan again"
+            )
+    return plan
 
 
 def _shapes(entry: PlanEntry) -> dict[str, tuple[int, ...]]:
@@ -174,32 +192,3 @@ def _shapes(entry: PlanEntry) -> dict[str, tuple[int, ...]]:
 
 def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
-
-
-def _shared(entries: Iterable[PlanEntry]) -> Iterable[ParameterPlan]:
-    return (one for entry in entries if entry.adapter for one in entry.adapter.parameters if one.shared)
-
-
-def _adapter(
-    module: ModuleInfo, adapt: Adapt, plugins: Plugins, compute: Compute | None, made: dict[object, AdapterPlan]
-) -> AdapterPlan:
-    assert module.shape is not None
-    biases = [one.numel for one in module.parameters if one.name == "bias" and adapt.bias == "adapter"]
-    weight = module.weight.dtype if module.weight else None
-    key = (id(adapt), module.shape, id(module.shape.quantizer), weight, *biases)
-    if key in made:
-        return made[key]
-    plan = AdapterPlan(
-        method=adapt.method,
-        settings=settings_of(adapt, plugins),
-        parameters=(),
-        dtype=adapter_dtype(adapt, weight, compute),
-        bias=adapt.bias,
-        lr=adapt.lr,
-        paged=adapt.paged,
-        bias_parameters=sum(biases),
-    )
-    made[key] = replace(
-        plan, parameters=table_of(module.shape, plan, plugins, f"`{module.path}`, a {module.class_name}")
-    )
-    return made[key]

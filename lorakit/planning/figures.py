@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from lorakit.dtypes import itemsize
 from lorakit.errors import PlanError
@@ -14,8 +14,8 @@ from lorakit.planning import memory
 from lorakit.planning.computing import held_dtype
 from lorakit.planning.entries import completed, unlike
 from lorakit.planning.hardware import Compute
-from lorakit.planning.inventory import Inventory, ModuleInfo
-from lorakit.planning.plan import Bytes, Plan, PlanEntry, RuleSummary
+from lorakit.planning.inventory import Inventory, ModuleInfo, ParameterInfo
+from lorakit.planning.plan import AdapterPlan, Bytes, Plan, PlanEntry, RuleSummary
 from lorakit.planning.targets import container_counts
 
 # the shape and the dtype of a tensor
@@ -30,9 +30,8 @@ def finished(plan: Plan, inventory: Inventory, plugins: Plugins) -> Plan:
     fit its layer.
     """
     plan = completed(plan, plugins)
-    factory = plugins.optimizer(plan.optimizer.call)
-    shared: set[str] = set()
-    entries = tuple(_measured(entry, inventory, plan.compute, plugins, factory, shared) for entry in plan.entries)
+    counter = _Counter(inventory, plan.compute, plugins, plugins.optimizer(plan.optimizer.call))
+    entries = tuple(map(counter.counted, plan.entries))
     return replace(
         plan,
         entries=entries,
@@ -61,56 +60,85 @@ def numel(shape: Iterable[int]) -> int:
 
 def size(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of tensors."""
-    return sum(numel(shape) * itemsize(dtype) for shape, dtype in tensors)
+    return sum(map(_bytes, tensors))
 
 
-def _measured(
-    entry: PlanEntry,
-    inventory: Inventory,
-    compute: Compute | None,
-    plugins: Plugins,
-    factory: OptimizerFactory,
-    counted: set[str],
-) -> PlanEntry:
-    """Return an entry with its figures; what layers share is `counted` where it comes first."""
-    module = inventory.modules.get(entry.path)
-    if module is None:
-        raise PlanError(
-            f"the plan is for another model: it decides `{entry.path}`, which {inventory.model_class} lacks"
+def _bytes(tensor: Tensor) -> int:
+    shape, dtype = tensor
+    return numel(shape) * itemsize(dtype)
+
+
+@dataclass
+class _Counter:
+    """Counts the entries of one plan, in their order: what layers share is counted where it comes first.
+
+    Entries that are alike share one `Bytes`, and an entry whose figures stand stays the very one.
+    """
+
+    inventory: Inventory
+    compute: Compute | None
+    plugins: Plugins
+    factory: OptimizerFactory
+    _shared: set[str] = field(default_factory=set, init=False)
+    _states: dict[Tensor, int] = field(default_factory=dict, init=False)
+    _known: dict[Bytes, Bytes] = field(default_factory=dict, init=False)
+
+    def counted(self, entry: PlanEntry) -> PlanEntry:
+        """Return an entry with its figures. Raises: PlanError if the model has no such module."""
+        module = self._module(entry)
+        adapter, full = entry.adapter, _in_full(entry, module, self.compute)
+        biases = sum(numel(shape) for shape, _ in full)
+        if adapter is not None and adapter.bias_parameters != biases:
+            adapter = replace(adapter, bias_parameters=biases)
+        held = self._bytes(entry, module, adapter, full)
+        if adapter is not entry.adapter or held != entry.bytes:
+            entry = replace(entry, adapter=adapter, bytes=self._known.setdefault(held, held))
+        extra = self.plugins.estimate_memory(entry)
+        return replace(entry, bytes=replace(held, extra=extra)) if extra else entry
+
+    def _module(self, entry: PlanEntry) -> ModuleInfo:
+        module = self.inventory.modules.get(entry.path)
+        if module is None:
+            raise PlanError(
+                f"the plan is for another model: it decides `{entry.path}`, which {self.inventory.model_class} lacks"
+            )
+        if difference := unlike(entry, module):
+            raise PlanError(f"the plan is for another model: {difference}")
+        return module
+
+    def _bytes(self, entry: PlanEntry, module: ModuleInfo, adapter: AdapterPlan | None, full: list[Tensor]) -> Bytes:
+        table = [one for one in adapter.parameters if one.shared not in self._shared] if adapter else []
+        self._shared.update(one.shared for one in table if one.shared)
+        dtype = adapter.dtype if adapter else ""
+        trained = [*((one.shape, one.dtype or dtype) for one in table if one.trains), *full]
+        before = sum(parameter.bytes for parameter in module.parameters)
+        after = before
+        if entry.quant and module.weight and module.shape:
+            shape = (module.shape.out_features, module.shape.in_features)
+            bits = self.plugins.quantizer(entry.quant).bits_per_weight(shape)
+            after = before - module.weight.bytes + round(bits * module.weight.numel / 8)
+        return Bytes(
+            weight_before=before,
+            weight_after=after,
+            adapter=size((one.shape, one.dtype or dtype) for one in table),
+            gradient=size(trained),
+            optimizer=sum(map(self._state, trained)),
         )
-    if difference := unlike(entry, module):
-        raise PlanError(f"the plan is for another model: {difference}")
-    full = _in_full(entry, module, compute)
-    adapter, biases = entry.adapter, sum(numel(shape) for shape, _ in full)
-    if adapter is not None and adapter.bias_parameters != biases:
-        adapter = replace(adapter, bias_parameters=biases)
-    table = [one for one in adapter.parameters if one.shared not in counted] if adapter else []
-    counted |= {one.shared for one in table if one.shared}
-    dtype = adapter.dtype if adapter else ""
-    trained = [*((one.shape, one.dtype or dtype) for one in table if one.trains), *full]
-    before = sum(parameter.bytes for parameter in module.parameters)
-    after = before
-    if entry.quant and module.weight and module.shape:
-        bits = plugins.quantizer(entry.quant).bits_per_weight((module.shape.out_features, module.shape.in_features))
-        after = before - module.weight.bytes + round(bits * module.weight.numel / 8)
-    held = Bytes(
-        weight_before=before,
-        weight_after=after,
-        adapter=size((one.shape, one.dtype or dtype) for one in table),
-        gradient=size(trained),
-        optimizer=sum(size(factory.state(*tensor).values()) for tensor in trained),
-    )
-    fresh = replace(entry, adapter=adapter, bytes=held)
-    extra = plugins.estimate_memory(fresh)
-    return replace(fresh, bytes=replace(held, extra=extra)) if extra else fresh
+
+    def _state(self, tensor: Tensor) -> int:
+        """Return the bytes that the optimizer keeps for a tensor."""
+        if tensor not in self._states:
+            self._states[tensor] = size(self.factory.state(*tensor).values())
+        return self._states[tensor]
 
 
 def _in_full(entry: PlanEntry, module: ModuleInfo, compute: Compute | None) -> list[Tensor]:
     """Return what trains of the module's own: all of it by `train`, its biases by `bias adapter`."""
-    if entry.adapter is not None:
-        own = [one for one in module.parameters if one.name == "bias" and entry.adapter.bias == "adapter"]
-    else:
-        own = list(module.parameters) if entry.train else []
+    own: Iterable[ParameterInfo] = ()
+    if entry.adapter is not None and entry.adapter.bias == "adapter":
+        own = (one for one in module.parameters if one.name == "bias")
+    elif entry.adapter is None and entry.train:
+        own = module.parameters
     return [(one.shape, held_dtype(one, compute)) for one in own]
 
 

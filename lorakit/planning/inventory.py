@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorakit.dtypes import name_of
 from lorakit.planning.dataflow import Dataflow, Example, Kept, observed
@@ -71,14 +71,17 @@ class ModuleInfo:
     @property
     def is_parameter(self) -> bool:
         """Whether it is a parameter of a module, and not a module."""
-        return Place.of(self).is_parameter
+        return self.shape is not None and self.shape.is_parameter
 
     @property
     def weight(self) -> ParameterInfo | None:
         """The parameter called `weight`, if the module has one of its own; a parameter is its own weight."""
         if self.is_parameter:
             return self.parameters[0]
-        return next((parameter for parameter in self.parameters if parameter.name == "weight"), None)
+        for parameter in self.parameters:
+            if parameter.name == "weight":
+                return parameter
+        return None
 
 
 @dataclass(frozen=True)
@@ -159,23 +162,26 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) 
         else:
             other_names.setdefault(first, []).append(path)
     infos: dict[str, ModuleInfo] = {}
+    once = _Once()
     for path, module in modules.items():
         place = Place(path)
         parent: type = type(modules.get(place.holder))
         shape = _shape(module, plugins)
         if shape and place.leaf in weights_read_by(parent):
             shape = replace(shape, called=False)
-        stacks = {} if shape else _stacks(path, module, plugins)
+        if shape and shape.quantizer is None:
+            shape = once[shape]
+        stacks = {} if shape else _stacks(path, module, plugins, once)
         infos[path] = ModuleInfo(
             path=path,
             class_name=type(module).__name__,
-            bases=tuple(base.__name__ for base in type(module).__mro__[:-1]),
+            bases=once[tuple(base.__name__ for base in type(module).__mro__[:-1])],
             shape=shape,
-            device=_device(module),
+            device=once[_device(module)],
             parameters=(
                 *_stored_weight(module, shape),
                 *(
-                    _parameter(name, parameter)
+                    _parameter(name, parameter, once)
                     for name, parameter in module._parameters.items()
                     if parameter is not None
                     and not _stands_alone(stacks.get(place.inside(name)))
@@ -184,7 +190,7 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) 
             ),
             holds_modules=bool(module._modules),
             other_paths=tuple(other_names.get(path, ())),
-            buffers=tuple(_parameter(name, buffer) for name, buffer in _stored_buffers(module)),
+            buffers=tuple(_parameter(name, buffer, once) for name, buffer in _stored_buffers(module)),
         )
         infos |= stacks
     flow = _dataflow(model, infos, example)
@@ -205,18 +211,28 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) 
 
 def with_quantizers(inventory: Inventory, plan: Plan, plugins: Plugins) -> Inventory:
     """Return the inventory of a model whose weights are quantized as a plan says."""
-    modules = dict(inventory.modules)
+    changed: dict[str, ModuleInfo] = {}
     for entry in plan.entries:
-        module = modules[entry.path]
-        if entry.quant is None or module.shape is None or module.shape.quantizer or not module.weight:
+        if entry.quant is None:
+            continue
+        module = inventory.modules[entry.path]
+        if module.shape is None or module.shape.quantizer or not module.weight:
             continue
         quantizer = plugins.quantizer(entry.quant)
         others = tuple(parameter for parameter in module.parameters if parameter is not module.weight)
         held = entry.bytes.weight_after - sum(parameter.bytes for parameter in others)
         weight = replace(module.weight, dtype=quantizer.name, itemsize=1, stored_bytes=held)
         shape = replace(module.shape, quantizer=quantizer)
-        modules[entry.path] = replace(module, shape=shape, parameters=(weight, *others))
-    return replace(inventory, modules=modules)
+        changed[entry.path] = replace(module, shape=shape, parameters=(weight, *others))
+    return replace(inventory, modules={**inventory.modules, **changed} if changed else inventory.modules)
+
+
+class _Once(dict[Any, Any]):
+    """Gives for every value the first that was equal: a model has thousands of layers, of a few shapes and dtypes."""
+
+    def __missing__(self, value: Any) -> Any:
+        self[value] = value
+        return value
 
 
 def _dataflow(model: nn.Module, infos: Mapping[str, ModuleInfo], example: Example) -> Dataflow | None:
@@ -240,10 +256,9 @@ def _stored_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, buffer
 
 
-def _parameter(name: str, parameter: Tensor) -> ParameterInfo:
-    return ParameterInfo(
-        name, tuple(parameter.shape), name_of(parameter.dtype), parameter.element_size(), id(parameter)
-    )
+def _parameter(name: str, parameter: Tensor, once: _Once) -> ParameterInfo:
+    shape = once[tuple(parameter.shape)]
+    return ParameterInfo(name, shape, name_of(parameter.dtype), parameter.element_size(), id(parameter))
 
 
 def _stored_weight(module: nn.Module, shape: LayerShape | None) -> Iterator[ParameterInfo]:
@@ -259,7 +274,7 @@ def _is_of_weight(name: str) -> bool:
     return name == "weight" or name.startswith("weight_")
 
 
-def _stacks(path: str, module: nn.Module, plugins: Plugins) -> dict[str, ModuleInfo]:
+def _stacks(path: str, module: nn.Module, plugins: Plugins, once: _Once) -> dict[str, ModuleInfo]:
     """Return the parameters of a module that are targets of their own, by path."""
     found: dict[str, ModuleInfo] = {}
     for name, parameter in module._parameters.items():
@@ -267,7 +282,7 @@ def _stacks(path: str, module: nn.Module, plugins: Plugins) -> dict[str, ModuleI
             continue
         shape: LayerShape | None = plugins.describe_parameter(module, name)
         if shape is not None:
-            own = (_parameter("", parameter),)
+            own = (_parameter("", parameter, once),)
             full = Place(path).inside(name)
             found[full] = ModuleInfo(full, "Parameter", ("Parameter",), shape, str(parameter.device), own, False)
     return found

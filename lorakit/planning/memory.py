@@ -23,7 +23,7 @@ def forecast(
     rows = step.batch * step.tokens
     changed = sum(entry.bytes.weight_before - entry.bytes.weight_after for entry in entries)
     changed -= widened_bytes(inventory, entries, compute)
-    itemsize = _itemsize(inventory, compute)
+    own, itemsize = _itemsize(inventory), _itemsize(inventory, compute)
     weight = max((dequantized_bytes(entry, compute) for entry in entries if entry.quant), default=0)
     return Memory(
         weights_before=inventory.total_bytes,
@@ -32,7 +32,7 @@ def forecast(
         gradients=sum(entry.bytes.gradient for entry in entries),
         optimizer=sum(entry.bytes.optimizer for entry in entries),
         # what is kept grows as the weights do that make it
-        activations=rows * _activations(inventory, entries, step.recompute) * itemsize // _itemsize(inventory),
+        activations=rows * _activations(inventory, entries, step.recompute, own) * itemsize // own,
         workspace=max(weight, rows * (itemsize + 2 * FLOAT32) * _vocabulary(inventory)),
         batch=step.batch,
         tokens=step.tokens,
@@ -40,26 +40,26 @@ def forecast(
     )
 
 
-def _activations(inventory: Inventory, entries: Sequence[PlanEntry], recompute: bool) -> int:
+def _activations(inventory: Inventory, entries: Sequence[PlanEntry], recompute: bool, itemsize: int) -> int:
     """Return the bytes that are kept for each row until the backward pass, at the worst moment of a step.
 
-    The loss keeps its softmax. Where blocks are recomputed, what enters them is kept, and of one block all the rest;
-    the softmax is gone when the first of them is computed again.
+    What layers compute has elements of `itemsize` bytes. The loss keeps its softmax. Where blocks are recomputed, what
+    enters them is kept, and of one block all the rest; the softmax is gone when the first of them is computed again.
     """
-    kept = inventory.kept or _guessed(inventory)
-    blocks = _with_adapters(kept, inventory, entries)
+    kept = inventory.kept or _guessed(inventory, itemsize)
+    blocks = _with_adapters(kept, inventory, entries, itemsize)
     outside, loss = blocks.pop("", 0), FLOAT32 * _vocabulary(inventory)
     if recompute:
         return kept.entering + outside + max(loss, *blocks.values(), 0)
     return sum(blocks.values()) + outside + loss
 
 
-def _with_adapters(kept: Kept, inventory: Inventory, entries: Sequence[PlanEntry]) -> dict[str, int]:
+def _with_adapters(kept: Kept, inventory: Inventory, entries: Sequence[PlanEntry], itemsize: int) -> dict[str, int]:
     """Return what blocks keep with adapters: A·x for each, and x once for all that read the same.
 
     A layer that trains keeps its x too. Of a lookup's tokens nothing is kept that matters.
     """
-    blocks, itemsize = dict(kept.blocks), _itemsize(inventory)
+    blocks = dict(kept.blocks)
     counted: set[object] = set(kept.inputs)
     for entry in entries:
         block = block_of(entry.path)
@@ -76,7 +76,7 @@ def _with_adapters(kept: Kept, inventory: Inventory, entries: Sequence[PlanEntry
     return blocks
 
 
-def _guessed(inventory: Inventory) -> Kept:
+def _guessed(inventory: Inventory, itemsize: int) -> Kept:
     """Estimate what autograd keeps where the model could not be run, from its structure alone.
 
     A block's Linear-like layers give what attention and activation functions keep: the outputs of all but the last of a
@@ -84,7 +84,6 @@ def _guessed(inventory: Inventory) -> Kept:
     keeps its input. What enters a block is as wide as the input of its first layer.
     """
     blocks: dict[str, int] = {}
-    itemsize = _itemsize(inventory)
     siblings = _siblings(inventory)
     for parent, (*inner, last) in siblings.items():
         size = itemsize * sum(module.shape.out_features for module in inner if module.shape)

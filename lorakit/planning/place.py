@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from lorakit.values import LayerShape
+from typing import Protocol
 
 
 class Placed(Protocol):
-    """What has a path and, where an adapter fits it, a shape: an entry of a plan, a module of an inventory."""
+    """What has a path and may be a parameter of a module: an entry of a plan, a module of an inventory."""
 
     @property
     def path(self) -> str: ...
 
     @property
-    def shape(self) -> LayerShape | None: ...
+    def is_parameter(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,7 @@ class Place:
     @classmethod
     def of(cls, placed: Placed) -> Place:
         """Return the place of an entry or a module."""
-        return cls(placed.path, placed.shape is not None and placed.shape.is_parameter)
+        return cls(placed.path, placed.is_parameter)
 
     @property
     def holder(self) -> str:

@@ -15,7 +15,6 @@ from lorakit.language.words import choices
 from lorakit.planning import codec
 from lorakit.planning.hardware import Compute
 from lorakit.planning.migration import migrated
-from lorakit.planning.place import Place
 from lorakit.quoting import shown
 from lorakit.values import LayerShape
 
@@ -154,7 +153,7 @@ class PlanEntry:
     @property
     def is_parameter(self) -> bool:
         """Whether the entry decides a parameter of a module, and not a module."""
-        return Place.of(self).is_parameter
+        return self.shape is not None and self.shape.is_parameter
 
     @property
     def added(self) -> int:

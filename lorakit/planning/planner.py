@@ -15,12 +15,12 @@ from lorakit.planning import requirements
 from lorakit.planning.cascade import Decisions, decide
 from lorakit.planning.checks import Decided, problems_of, tied_apart, without_bias
 from lorakit.planning.computing import compute_for
-from lorakit.planning.entries import UnfitError, make_entry, with_shared
+from lorakit.planning.entries import EntryMaker, UnfitError, with_shared
 from lorakit.planning.figures import finished
 from lorakit.planning.hardware import Compute, Hardware
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.notes import notes_of, paging_notes
-from lorakit.planning.plan import AdapterPlan, Memory, OptimizerPlan, Plan, PlanEntry
+from lorakit.planning.plan import Memory, OptimizerPlan, Plan, PlanEntry
 
 DEFAULT_OPTIMIZER = PluginCall("adamw")
 
@@ -37,8 +37,8 @@ def make_plan(
 ) -> Plan:
     """Return what the spec makes of this model, with the memory forecast for a step on batch × tokens.
 
-    Figures are counted once plugins have had the plan, and promises are held against those. With `recompute` the step
-    computes blocks again in its backward pass.
+    Figures are counted last, once plugins have had the plan, and promises are held against those. With `recompute` the
+    step computes blocks again in its backward pass.
 
     On no `hardware` in particular the model computes in its own dtype, unless the spec says otherwise.
 
@@ -58,11 +58,10 @@ def make_plan(
         [*decisions.findings, *problems, *without_bias(decisions, inventory), *tied_apart(decisions, inventory)], spec
     )
     plan = replace(plan, notes=tuple(notes_of(spec, inventory, decisions, plugins)), source=spec.source)
-    ready = plugins.plan_ready(plan)
-    changed = plan if ready is plan else finished(ready, inventory, plugins)
-    changed = replace(changed, notes=(*paging_notes(changed, inventory, plugins), *changed.notes))
-    _raise(requirements.broken(spec, changed), spec)
-    return changed
+    plan = finished(plugins.plan_ready(plan), inventory, plugins)
+    plan = replace(plan, notes=(*paging_notes(plan, inventory, plugins), *plan.notes))
+    _raise(requirements.broken(spec, plan), spec)
+    return plan
 
 
 def plan_decisions(
@@ -73,12 +72,15 @@ def plan_decisions(
     step: Memory = Memory.of_step(1, 512, False),  # noqa: B008
     compute: Compute | None = None,
 ) -> tuple[Plan, list[Diagnostic]]:
-    """Return the plan of what was decided for each module, without the modules whose decision has a problem."""
+    """Return the plan of what was decided for each module, without the modules whose decision has a problem.
+
+    Its figures are not counted yet.
+    """
     optimizer = optimizer or OptimizerPlan(
         DEFAULT_OPTIMIZER, plugins.optimizers[DEFAULT_OPTIMIZER.name].default_lr, False
     )
+    maker = EntryMaker(plugins, compute)
     decided: list[PlanEntry] = []
-    made: dict[object, AdapterPlan] = {}
     findings: list[Diagnostic] = []
     for path, module in inventory.modules.items():
         adapt, quantize, train = decisions.adapt.get(path), decisions.quantize.get(path), decisions.train.get(path)
@@ -89,7 +91,7 @@ def plan_decisions(
         if problems:
             continue
         try:
-            decided.append(make_entry(module, adapt, quantize, train, plugins, compute, made))
+            decided.append(maker.entry(module, adapt, quantize, train))
         except UnfitError as error:
             assert adapt is not None
             findings.append(diagnostic_at(Code.NOT_POSSIBLE_HERE, str(error), adapt.span))
@@ -102,7 +104,7 @@ def plan_decisions(
         memory=step,
         compute=compute,
     )
-    return finished(plan, inventory, plugins), findings
+    return plan, findings
 
 
 def _raise(findings: Iterable[Diagnostic], spec: Spec) -> None:

@@ -14,6 +14,8 @@ WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_
 
 def plain_path(path: str) -> str:
     """Return a path as it would be in a model where nothing is wrapped; `get_submodule` takes it in either."""
+    if not any(wrapper in path for wrapper in WRAPPERS):
+        return path
     return ".".join(segment for segment in path.split(".") if segment not in WRAPPERS)
 
 
