@@ -422,9 +422,8 @@ def test_a_planted_fault_is_found(fault: str) -> None:
 
 # faults that many checks come upon
 WIDE = [
-    "half a gradient", "half a gradient on packed weights", "small layers alone", "a few rows alone", "alpha ignored",
-    "alpha forgotten in a merge", "dropout in evaluation", "counts its forwards", "a buffer that gradients change",
-    "merges the base alone", "changes the base", "draws from all", "moves the outputs",
+    "half a gradient", "half a gradient on packed weights", "alpha ignored", "alpha forgotten in a merge",
+    "counts its forwards", "merges the base alone", "changes the base", "draws from all",
 ]  # fmt: skip
 
 
@@ -434,7 +433,7 @@ def test_a_fault_that_many_checks_come_upon_is_told_once(fault: str) -> None:
     failed = [
         Failure("method variant", check, reason)
         for check in method_checks(method)
-        if check.name not in SHARED | SLOW
+        if check.name not in SHARED | SLOW and "-large" not in check.id
         for reason in failures([check], check.name)
     ]
     (text,) = causes(failed)

@@ -53,7 +53,8 @@ def _parted(failures: Sequence[Failure]) -> tuple[list[Failure], list[Failure]]:
     for failure in failures:
         if (stage := failure.check.stage) is not None:
             lowest[failure.title] = min(stage, lowest.get(failure.title, stage))
-    first, resting = [], []
+    first: list[Failure] = []
+    resting: list[Failure] = []
     for failure in failures:
         stage = failure.check.stage
         (first if stage is None or stage == lowest[failure.title] else resting).append(failure)

@@ -167,14 +167,17 @@ def shown_weight(subject: Subject, sample: Sample, stored: str) -> None:
     if not hasattr(type(case.adapter), "weight"):
         return
     case.randomize()
+    shown: Any = case.adapter
     x, twin = sample.inputs(3), sample.model()
     layer: Any = twin.get_submodule("layer")
     with torch.no_grad():
-        wanted, weight, bias = case.model.eval()(x), case.adapter.weight, getattr(case.adapter, "bias", None)
-        # a quantized layer holds (out_features, in_features)
-        layer.weight = torch.nn.Parameter(weight.T if stored and weight.shape != layer.weight.shape else weight)  # type: ignore[operator, union-attr]
+        wanted, weight, bias = case.model.eval()(x), shown.weight, getattr(shown, "bias", None)
+        if stored and weight.shape != layer.weight.shape:
+            # a quantized layer holds (out_features, in_features)
+            weight = weight.T
+        layer.weight = torch.nn.Parameter(weight)
         if bias is not None:
-            layer.bias = torch.nn.Parameter(bias)  # type: ignore[arg-type]
+            layer.bias = torch.nn.Parameter(bias)
         error = relative_error(twin(x), wanted)
     expect(
         error < TOLERANCE,
