@@ -34,7 +34,8 @@ STAGES = (
     ("gradients", "strength", "batches", "alpha"),
     ("input-gradient", "parameter-gradients", "merged", "scaling"),
     ("half-strength", "saved", "dropout", "shown-weight"),
-    ("quantized-base", "on-an-adapter", "peft"),
+    ("quantized-base", "peft"),
+    ("on-an-adapter",),
     ("under-an-adapter", "compiled", "every-tensor-saved", "hugging-face", "deep-copies", "data-parallel", "sharded"),
     ("trainer-resumes",),
 )
