@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from lorakit.testing import (
     quantizer_checks,
     role_checks,
 )
+from lorakit.testing.causes import Failure, causes
 
 
 def stored(self: Any, weight: Tensor, change: Callable[[dict[str, Tensor]], object]) -> QuantizedWeight:
@@ -111,7 +114,7 @@ QUANTIZERS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "nothing-aside": ({"quantize": kept_aside, "dequantize": from_aside}, "kept aside"),
     "large-weights": ({"dequantize": half_of_a_wide_row}, "a part of a weight (2, 5003)"),
-    "error-for-its-bits": ({"dequantize": lambda self, q: Int8.dequantize(self, q) * 1.1}, "at 8.125 bits"),
+    "error-for-its-bits": ({"dequantize": lambda self, q: Int8.dequantize(self, q) * 1.1}, "at 8 bits a code"),
     "meta": ({"__deepcopy__": lambda self, memo: 1 / 0}, "ZeroDivisionError"),
 }  # fmt: skip
 
@@ -152,6 +155,137 @@ def test_quantizers(name: str) -> None:
     assert found and words in found[0], found
 
 
+def cut(rows: slice, columns: slice, where: Callable[[tuple[int, int]], bool]) -> Callable[..., Tensor]:
+    """Return a way back that loses a part of the weights whose shapes are these."""
+
+    def dequantize(self: Any, quantized: QuantizedWeight) -> Tensor:
+        weight = Int8.dequantize(self, quantized)
+        if where(quantized.shape):
+            weight[rows, columns] = 0
+        return weight
+
+    return dequantize
+
+
+ALL = slice(None)
+# what only sizes show that few weights have
+SIZES: dict[str, Callable[..., Tensor]] = {
+    "past 8192 columns": cut(ALL, slice(8192, None), lambda shape: True),
+    "the last column of odd ones": cut(ALL, slice(-1, None), lambda shape: shape[1] % 2 == 1 and shape[1] > 1000),
+    "the last row of odd ones": cut(slice(-1, None), ALL, lambda shape: shape[0] % 2 == 1 and shape[0] > 100),
+    "past 1024 rows": cut(slice(1024, None), ALL, lambda shape: True),
+    "past 2^18 weights": cut(slice(512, None), ALL, lambda shape: shape[0] * shape[1] > 2**18),
+    "single columns": cut(ALL, ALL, lambda shape: shape[1] == 1),
+}
+
+
+@pytest.mark.parametrize("way", SIZES)
+def test_quantizers_at_sizes_that_few_weights_have(way: str) -> None:
+    checks = quantizer_checks(variant(Int8, dequantize=SIZES[way]))
+    asked = [check for check in checks if check.name in ("closeness", "error-for-its-bits", "large-weights")]
+    failed = [Failure("int8", check, reason) for check in asked for reason in failures([check], check.name)]
+    (text,) = causes(failed)
+    assert "a part of a weight" in text and text.startswith("failed: int8, large-weights[")
+
+
+def fewer_codes(self: Any, quantized: QuantizedWeight) -> Tensor:
+    codes = (quantized.tensors["CB"].float() / 16).round() * 16
+    tensors = {**quantized.tensors, "CB": codes.clamp(-112, 112).to(torch.int8)}
+    return Int8.dequantize(self, dataclasses.replace(quantized, tensors=tensors))
+
+
+def with_holes(self: Any, quantized: QuantizedWeight) -> Tensor:
+    weight = FourBits.dequantize(self, quantized)
+    weight.view(-1)[::16] = 0
+    return weight
+
+
+def with_flips(self: Any, quantized: QuantizedWeight) -> Tensor:
+    weight = FourBits.dequantize(self, quantized)
+    weight.view(-1)[::20] *= -1
+    return weight
+
+
+class FourBits(Int8):
+    """Fifteen levels by row, one a byte half: a scheme whose error is what four bits cost."""
+
+    def quantize(self, weight: Tensor) -> QuantizedWeight:
+        rows, columns = weight.shape
+        blocks = nn.functional.pad(weight.float().flatten(), (0, -weight.numel() % 64)).view(-1, 64)
+        scale = blocks.abs().amax(dim=1) / 7
+        codes = (blocks / scale.masked_fill(scale == 0, 1)[:, None]).round().to(torch.int8) + 8
+        packed = (codes[:, ::2] * 16 + codes[:, 1::2]).to(torch.uint8)
+        return QuantizedWeight({"packed": packed, "scale": scale}, (rows, columns), weight.dtype)
+
+    def dequantize(self, quantized: QuantizedWeight) -> Tensor:
+        packed = quantized.tensors["packed"].int()
+        codes = torch.stack([packed // 16, packed % 16], dim=2).flatten(1) - 8
+        values = (codes * quantized.tensors["scale"][:, None]).flatten()
+        rows, columns = quantized.shape
+        return values[: rows * columns].view(rows, columns).to(quantized.dtype)
+
+
+@pytest.mark.parametrize(
+    ("base", "dequantize"),
+    [(Int8, fewer_codes), (FourBits, with_holes), (FourBits, with_flips)],
+)
+def test_quantizers_that_lose_more_than_their_bits_cost(base: type, dequantize: Callable[..., Tensor]) -> None:
+    assert not failures(quantizer_checks(variant(base)), "error-for-its-bits")
+    found = failures(quantizer_checks(variant(base, dequantize=dequantize)), "error-for-its-bits")
+    assert found and "is too far" in found[0]
+
+
+KEPT_ASIDE = """
+import dataclasses
+from typing import ClassVar
+import torch
+from lorakit.builtin.int8 import Int8
+
+KNOWN = {}
+
+@dataclasses.dataclass(frozen=True)
+class Aside(Int8):
+    '''Int8 whose scales are found by what the codes are.'''
+
+    name: ClassVar[str] = "aside"
+
+    def quantize(self, weight):
+        quantized = Int8.quantize(self, weight)
+        codes, scale = quantized.tensors["CB"], quantized.tensors["SCB"]
+        KNOWN[int(codes.long().sum())] = scale.clone()
+        return dataclasses.replace(quantized, tensors={"CB": codes, "SCB": torch.ones_like(scale)})
+
+    def dequantize(self, quantized):
+        scale = KNOWN[int(quantized.tensors["CB"].long().sum())]
+        return Int8.dequantize(self, dataclasses.replace(quantized, tensors={**quantized.tensors, "SCB": scale}))
+"""
+
+
+def test_a_quantizer_that_remembers_what_it_saw_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kept_aside.py").write_text(KEPT_ASIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import kept_aside  # type: ignore[import-not-found]
+
+    assert failures(quantizer_checks(kept_aside.Aside), "nothing-aside")
+    # and it is still the module that was imported
+    assert sys.modules["kept_aside"] is kept_aside
+
+
+def on_the_instance(self: Any, weight: Tensor) -> QuantizedWeight:
+    quantized = Int8.quantize(self, weight)
+    object.__setattr__(self, "scale", quantized.tensors["SCB"].clone())
+    return quantized
+
+
+def from_the_instance(self: Any, quantized: QuantizedWeight) -> Tensor:
+    return Int8.dequantize(self, dataclasses.replace(quantized, tensors={**quantized.tensors, "SCB": self.scale}))
+
+
+def test_a_scale_on_the_instance_is_found() -> None:
+    way = {"quantize": on_the_instance, "dequantize": from_the_instance}
+    assert failures(quantizer_checks(variant(Int8, **way)), "nothing-aside")
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels(name: str) -> None:
     kernel, words = KERNELS[name]
@@ -165,7 +299,7 @@ def test_every_check_of_quantizers_and_kernels_is_seen_to_fail() -> None:
 
 
 def test_check_quantizer_names_all_that_failed() -> None:
-    with pytest.raises(CheckError, match=r"fails \d+ checks:\n(.|\n)*declared-bits\[64x64\]: bits_per_weight"):
+    with pytest.raises(CheckError, match=r"fails \d+ checks:\n(.|\n)*declared-bits\[64x64\].*\n.*\n  bits_per_weight"):
         check_quantizer(variant(Int8, bits_per_weight=lambda self, shape: 1.0))
 
 
@@ -324,6 +458,126 @@ class Forgetful(torch.optim.SGD):
 def test_optimizers(name: str, changes: dict[str, Any], words: str) -> None:
     found = failures(optimizer_checks(variant(SGD, **changes)), name)
     assert found and words in found[0], found
+
+
+class Stepping(torch.optim.Optimizer):
+    """Steps against the gradient, times what `factor` says of it."""
+
+    def __init__(self, groups: Any, lr: float = 1e-2) -> None:
+        super().__init__(groups, {"lr": lr})
+        self.steps, self.largest, self.kept = 0, 0.0, dict[Any, Tensor]()
+
+    def step(self, closure: Any = None) -> None:
+        self.steps += 1
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.data.sub_(group["lr"] * self.change(parameter))
+
+    def change(self, parameter: Tensor) -> Tensor:
+        assert parameter.grad is not None
+        return parameter.grad
+
+
+class Warming(Stepping):
+    """Ten times shorter steps from the 13th on, counted where no state dict looks."""
+
+    def change(self, parameter: Tensor) -> Tensor:
+        return super().change(parameter) * (0.1 if self.steps > 12 else 1.0)
+
+
+class ByTheLargest(Stepping):
+    """Steps by the largest gradient so far, which no state dict holds."""
+
+    def change(self, parameter: Tensor) -> Tensor:
+        gradient = super().change(parameter)
+        self.largest = max(self.largest, float(gradient.norm()))
+        return gradient / (1 + self.largest)
+
+
+class LargeAlone(Stepping):
+    """Keeps a momentum of large parameters where no state dict looks."""
+
+    def change(self, parameter: Tensor) -> Tensor:
+        gradient = super().change(parameter)
+        if parameter.numel() < 10_000:
+            return gradient
+        self.kept[parameter] = 0.9 * self.kept.get(parameter, torch.zeros_like(parameter)) + gradient
+        return self.kept[parameter]
+
+
+class Exact(Stepping):
+    """Keeps float32 momentum of 16-bit parameters, which torch's load_state_dict rounds."""
+
+    def change(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        state.setdefault("mean", torch.zeros_like(parameter, dtype=torch.float32))
+        state["mean"].mul_(0.9).add_(super().change(parameter).float())
+        return state["mean"].to(parameter.dtype)  # type: ignore[no-any-return]
+
+
+class Emptying(Stepping):
+    """Leaves no gradient."""
+
+    def change(self, parameter: Tensor) -> Tensor:
+        gradient, parameter.grad = super().change(parameter), None
+        return gradient
+
+
+class ClippingLarge(Stepping):
+    """Cuts large gradients where they lie."""
+
+    def change(self, parameter: Tensor) -> Tensor:
+        gradient = super().change(parameter)
+        return gradient.div_(gradient.norm() if gradient.norm() > 1e3 else 1)
+
+
+class WideningShort(Stepping):
+    """Changes gradients of 16 bits where they lie."""
+
+    def change(self, parameter: Tensor) -> Tensor:
+        gradient = super().change(parameter)
+        return gradient.mul_(1.5) if gradient.dtype == torch.bfloat16 else gradient
+
+
+def option(kind: Any, default: Any, **metadata: Any) -> dict[str, Any]:
+    """Return one option that is called `mine`."""
+    field = dataclasses.field(default=default, metadata=metadata)
+    return {"__annotations__": {"name": ClassVar[str], "mine": kind}, "mine": field}
+
+
+class Nothing:
+    """An optimizer's class without options."""
+
+    default_lr = 1e-2
+
+    def state(self, shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("resumes-from-a-file", {"build": built(Warming)}),
+        ("resumes-from-a-file", {"build": built(ByTheLargest)}),
+        ("resumes-from-a-file", {"build": built(LargeAlone)}),
+        ("resumes-from-a-file", {"build": built(Exact)}),
+        ("gradients-untouched", {"build": built(Emptying)}),
+        ("gradients-untouched", {"build": built(ClippingLarge)}),
+        ("gradients-untouched", {"build": built(WideningShort)}),
+        ("option-effect", {"build": built(Stepping), **option(bool, False)}),
+        ("option-effect", {"build": built(Stepping), **option(Literal["plain", "nesterov"], "plain")}),
+        ("option-effect", {"build": built(Stepping), **option(float | None, None)}),
+        ("option-effect", {"build": built(Stepping), **option(tuple[float, float], (0.9, 0.99))}),
+    ],
+)
+def test_optimizers_whose_faults_few_gradients_show(name: str, changes: dict[str, Any]) -> None:
+    assert failures(optimizer_checks(variant(Nothing, **changes)), name, 1)
+
+
+def test_an_option_may_own_that_steps_do_not_depend_on_it() -> None:
+    checks = optimizer_checks(variant(Nothing, build=built(Stepping), **option(bool, False, effect=False)))
+    assert "option-effect" not in {check.name for check in checks}
 
 
 @dataclasses.dataclass(frozen=True)

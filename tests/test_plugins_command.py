@@ -134,7 +134,11 @@ def test_one_cause_is_told_once(tmp_path: Path) -> None:
     done = lorakit_with(tmp_path, "plugins", "test", "mine")
     assert done.returncode == 1 and done.stdout.count("`initialize` fills both matrices") == 2
     assert "failed: initializer wrong, fills-in-place[16x24-rank-4], fills-in-place[7x33-rank-3]" in done.stdout
-    assert "and 2 more" in done.stdout and "It raised ZeroDivisionError: division by zero" in done.stdout
+    assert (
+        "and 3 more" in done.stdout
+        and done.stdout.count("failed: ") == 1
+        and "It raised ZeroDivisionError: division by zero" in done.stdout
+    )
 
 
 def test_an_unknown_distribution_is_bad_input(tmp_path: Path) -> None:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from lorakit.testing import Check
 
 Outcome = tuple["Check", str]
-# the checks that are named where many fail by one cause
-SHOWN = 3
 
 
 def test(
@@ -42,6 +40,7 @@ def test(
         installed = ", ".join(("lorakit", *(name for name, _ in plugins.distributions())))
         off = " (it is switched off)" if plugins.is_switched_off(distribution) else ""
         fail(f"no plugin of a distribution `{distribution}` is loaded{off}; there are: {installed}", BAD_INPUT)
+    from lorakit.testing.causes import Failure, causes
     from lorakit.testing.distribution import checks_of_distribution
 
     suites = checks_of_distribution(plugins, origins)
@@ -53,8 +52,8 @@ def test(
     for title, check in tracked(every, f"checking {distribution}"):
         outcomes[title].append((check, _failure(check)))
     show(_table(outcomes))
-    failed = [(title, check, reason) for title, ran in outcomes.items() for check, reason in ran if reason]
-    for text in _causes(failed):
+    failed = [Failure(title, check, reason) for title, ran in outcomes.items() for check, reason in ran if reason]
+    for text in causes(failed):
         say(text)
     say(f"{len(every) - len(failed)} of {len(every)} checks passed")
     if failed:
@@ -79,20 +78,6 @@ def _failure(check: Check) -> str:
     except CheckError as error:
         return str(error)
     return ""
-
-
-def _causes(failed: Sequence[tuple[str, Check, str]]) -> list[str]:
-    """Return a block of text for every cause, with all of the checks that failed by it."""
-    causes: dict[tuple[str, str, str], list[str]] = {}
-    for title, check, reason in failed:
-        # what a check asks stands before its own error where the plugin raised
-        own = reason.removeprefix(check.question).strip()
-        causes.setdefault((title, check.question, own), []).append(check.id)
-    return [
-        f"failed: {title}, {', '.join(ids[:SHOWN])}{f' and {len(ids) - SHOWN} more' * (len(ids) > SHOWN)}\n"
-        f"  {question}\n  {reason}"
-        for (title, question, reason), ids in causes.items()
-    ]
 
 
 def _table(outcomes: Mapping[str, Sequence[Outcome]]) -> Table:

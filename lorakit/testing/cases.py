@@ -21,7 +21,7 @@ from lorakit.testing.layers import SAMPLES, Sample
 from lorakit.testing.subjects import Subject
 from lorakit.values import LayerShape
 
-RANK = 2
+RANK, ALPHA = 2, 3
 TOLERANCE = 1e-4
 
 
@@ -35,9 +35,14 @@ def adapted(
     name: str = "default",
     seed: int = 0,
 ) -> nn.Module:
-    """Return the model with the method under test on these targets; it has a rank where it takes one."""
-    ranked = "rank" in subject.plugin.clauses and "rank " not in clauses
-    text = f"adapt {targets} {f'rank {RANK}' * ranked} {clauses} method {call_text(subject.call)}"
+    """Return the model with the method under test on these targets; it has a rank where it takes one, and an alpha.
+
+    The alpha is not the rank, so that a scaling that is left out shows.
+    """
+    usual = {"rank": RANK, "alpha": ALPHA}
+    given = [f"{name} {value}" for name, value in usual.items() if name in subject.plugin.clauses]
+    missing = [one for one in given if f"{one.split()[0]} " not in clauses]
+    text = f"adapt {targets} {' '.join(missing)} {clauses} method {call_text(subject.call)}"
     return lorakit.apply(lorakit.parse(text, plugins=plugins), model, name=name, seed=seed, plugins=plugins)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,12 +22,14 @@ class CheckError(AssertionError):
 class Check:
     """One thing that is asked of a plugin: call it, and it raises CheckError where the plugin does otherwise.
 
-    `id` is `name` or `name[variant]` and names one test; `question` says in a sentence what is asked.
+    `id` is `name` or `name[variant]` and names one test; `question` says in a sentence what is asked. It takes for
+    granted what checks of a lower `stage` ask; None for one that stands for itself.
     """
 
     id: str
     question: str
     run: Callable[[], None]
+    stage: int | None = None
 
     @property
     def name(self) -> str:
@@ -44,6 +47,10 @@ class Check:
 
     def __str__(self) -> str:
         return self.id
+
+    def at_stage(self, stage: int | None) -> Check:
+        """Return the same check at a stage."""
+        return dataclasses.replace(self, stage=stage)
 
 
 @contextmanager
@@ -73,12 +80,14 @@ def variants_of(function: Callable[..., None], subject: Any, variants: Variants 
 
 
 def require_all(what: str, checks: Iterable[Check]) -> None:
-    """Run checks to the end. Raises: CheckError naming every one that failed."""
+    """Run checks to the end. Raises: CheckError naming every one that failed, by cause."""
+    from lorakit.testing.causes import Failure, causes
+
     failures = []
     for check in checks:
         try:
             check()
         except CheckError as error:
-            failures.append(f"  {check.id}: {error}")
+            failures.append(Failure(what, check, str(error)))
     if failures:
-        raise CheckError(f"{what} fails {len(failures)} checks:\n" + "\n".join(failures))
+        raise CheckError(f"{what} fails {len(failures)} checks:\n" + "\n".join(causes(failures)))

@@ -12,20 +12,31 @@ import lorakit
 from lorakit.hooks.starting import StartContext
 from lorakit.language.printer import call_text
 from lorakit.planning.plan import Settings
+from lorakit.testing.causes import staged
 from lorakit.testing.checks import Check, CheckError, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.subjects import Subject, random_matrix, relative_error, same_bits, subject_of
 from lorakit.values import LayerShape
 
-# (outputs, inputs, rank): even, a wide one of odd rank, a single input, a single output, the full rank
-SHAPES = ((16, 24, 4), (7, 33, 3), (9, 1, 1), (1, 9, 1), (5, 6, 5))
+# (outputs, inputs, rank): even, a wide one of odd rank, a single input, a single output, the full rank, many of all
+SHAPES = ((16, 24, 4), (7, 33, 3), (9, 1, 1), (1, 9, 1), (5, 6, 5), (517, 1031, 67))
 SCALING = 2.0
+
+
+# each takes for granted what those before it ask
+STAGES = (
+    ("fills-in-place",),
+    ("flipped", "lookup", "weight-dtypes"),
+    ("determinism",),
+    ("can-learn", "start"),
+    ("applied",),
+)
 
 
 def initializer_checks(initializer_class: type, **options: Any) -> list[Check]:
     """Return every check of an initializer, configured with these options; each has an `id` and is called."""
     subject = subject_of(initializer_class, "initializer", options)
-    return [*configured_checks(subject), *_start_checks(subject)]
+    return staged([*configured_checks(subject), *_start_checks(subject)], STAGES)
 
 
 def check_initializer(initializer_class: type, **options: Any) -> None:

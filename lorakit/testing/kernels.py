@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from lorakit.language.printer import call_text
+from lorakit.testing.causes import staged
 from lorakit.testing.checks import Check, expect, require_all, variants_of
-from lorakit.testing.quantized_layers import layer_checks
+from lorakit.testing.quantized_layers import LAYER_STAGES, layer_checks
 from lorakit.testing.subjects import Subject, random_matrix, subject_of
 from lorakit.values import Storage
 
@@ -16,7 +17,7 @@ from lorakit.values import Storage
 def kernel_checks(kernel: Any, quantizer_class: type, **options: Any) -> list[Check]:
     """Return every check of a kernel, which is an instance, on layers of a quantizer configured with these options."""
     subject = dataclasses.replace(subject_of(quantizer_class, "quantizer", options), kernels=(kernel,))
-    return [*_own_checks(subject), *layer_checks(subject)]
+    return staged([*_own_checks(subject), *layer_checks(subject)], (("kernel-name", "kernel-fits"), *LAYER_STAGES))
 
 
 def check_kernel(kernel: Any, quantizer_class: type, **options: Any) -> None:

@@ -80,6 +80,8 @@ def _tokens(seed: int) -> Tensor:
 SAMPLES: Mapping[str, Sample] = {
     "linear": Sample("layer", lambda: nn.Linear(12, 10), _values(4, 12)),
     "linear-odd": Sample("layer", lambda: nn.Linear(7, 3, bias=False), _values(2, 3, 7)),
+    # more inputs, outputs and rows than small layers have, all of them odd
+    "linear-large": Sample("layer", lambda: nn.Linear(1031, 517), _values(129, 1031)),
     "linear_transposed": Sample("layer", _conv1d, _values(4, 12)),
     "conv1d": Sample("layer", lambda: nn.Conv1d(4, 6, 3, padding=1), _values(2, 4, 9)),
     "conv2d": Sample("layer", lambda: nn.Conv2d(4, 6, 3, stride=2), _values(2, 4, 9, 9)),

@@ -15,6 +15,7 @@ from lorakit.testing.cases import TOLERANCE, adapted, moved, own_tensors
 from lorakit.testing.checks import Check, expect, variants_of
 from lorakit.testing.companions import COMPANIONS
 from lorakit.testing.layers import Sample
+from lorakit.testing.slopes import expect_input_gradient, expect_parameter_gradients
 from lorakit.testing.subjects import Subject, relative_error
 
 
@@ -48,7 +49,7 @@ def on_an_adapter(subject: Subject, sample: Sample, other: str) -> None:
         error < 1e-3,
         f"around another adapter the outputs are off by {error:.2g}: call `base_layer`, read no weight of it",
     )
-    _expect_gradients(model, "mine", x)
+    _expect_gradients(subject, model, x, " around another adapter")
     _expect_merges(model, "mine", found, x)
 
 
@@ -74,7 +75,7 @@ def under_an_adapter(subject: Subject, sample: Sample, other: str) -> None:
         error = relative_error(model(x), sample.model()(x))
         expect(error < TOLERANCE, f"with all adapters out of use the outputs are off by {error:.2g} from the base's")
     adapters.use({"mine": 1.0, "above": 1.0})
-    _expect_gradients(model, "mine", x)
+    _expect_gradients(subject, model, x, " under another adapter")
     _expect_merges(model, "mine", both, x)
 
 
@@ -86,11 +87,12 @@ def _with(model: nn.Module, path: str, other: str, plugins: Any, name: str, *, m
     return model
 
 
-def _expect_gradients(model: nn.Module, name: str, x: Tensor) -> None:
-    model.zero_grad()
-    model(x).square().sum().backward()
-    still = [n for n, one in own_tensors(model, name).items() if one.requires_grad and one.grad is None]
-    expect(not still, f"beside another adapter {', '.join(still)} got no gradient")
+def _expect_gradients(subject: Subject, model: nn.Module, x: Tensor, where: str) -> None:
+    trained = {n: one for n, one in own_tensors(model, "mine").items() if one.requires_grad}
+    partial = getattr(subject.plugin, "partial_gradients", False)
+    for mode in (True, False):
+        expect_input_gradient(model.train(mode), x, where)
+        expect_parameter_gradients(model, x, trained, where, partial=partial)
 
 
 def _expect_merges(model: nn.Module, name: str, wanted: Tensor, x: Tensor) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,83 +17,52 @@ from lorakit.artifacts.peft_config import FOREIGN_TYPE
 from lorakit.testing.cases import TOLERANCE, Case, adapted
 from lorakit.testing.checks import Check, CheckError, expect, variants_of
 from lorakit.testing.layers import Sample
+from lorakit.testing.slopes import expect_input_gradient, expect_parameter_gradients
 from lorakit.testing.subjects import Subject, relative_error, same_bits
 
-# float32 outputs, and a central difference of them
-NEARNESS = 2e-2
-STEP = 1e-2
-# each clause that a method may take, with two values that cannot compute the same
-EFFECTS: Mapping[str, tuple[str, str]] = {
-    "alpha": ("alpha 2", "alpha 8"),
-    "scaling": ("rank 3 alpha 3 scaling standard", "rank 3 alpha 3 scaling rslora"),
-}
+# rows of one input, by which chance is told from a rule
+DRAWS = 400
 
 
 def training_checks(subject: Subject, each: Mapping[str, tuple[Sample]]) -> Iterator[Check]:
     """Yield the checks of one layer of every kind."""
-    yield from variants_of(
-        input_gradient, subject, {k: v for k, v in each.items() if v[0].inputs(3).is_floating_point()}
-    )
-    yield from variants_of(parameter_gradients, subject, each)
+    modes = {f"{kind}{'-training' * mode}": (*one, mode) for kind, one in each.items() for mode in (False, True)}
+    floating = {kind: one for kind, one in modes.items() if one[0].inputs(3).is_floating_point()}
+    yield from variants_of(input_gradient, subject, floating)
+    yield from variants_of(parameter_gradients, subject, modes)
     yield from variants_of(training_step, subject, each)
     yield from variants_of(half_strength, subject, each)
     yield from variants_of(generator, subject, each)
     yield from variants_of(base_untouched, subject, each)
     yield from variants_of(peft, subject, each)
     first = dict(list(each.items())[:1])
-    for clause in sorted(subject.plugin.clauses & EFFECTS.keys()):
-        yield from variants_of(effect, subject, {f"{kind}-{clause}": (*one, clause) for kind, one in each.items()})
+    for clause in (alpha, scaling):
+        if clause.__name__ in subject.plugin.clauses:
+            yield from variants_of(clause, subject, each)
     if "dropout" in subject.plugin.clauses:
-        yield from variants_of(dropout, subject, first)
+        dropping = {kind: (*one, "") for kind, one in each.items() if _can_drop(*one)}
+        stored = {f"{kind}-nf4": (*one, "quant nf4") for kind, one in first.items() if kind == "linear"}
+        yield from variants_of(dropout, subject, {**dropping, **stored})
     if "init" in subject.plugin.clauses:
         yield from variants_of(init, subject, first)
     if "lr_ratio" in subject.plugin.clauses:
         yield from variants_of(learning_rates, subject, first)
 
 
-def input_gradient(subject: Subject, sample: Sample) -> None:
+def input_gradient(subject: Subject, sample: Sample, training: bool) -> None:
     """The gradient of the inputs is the one that the outputs show, so that layers below learn from the whole change."""
     case = Case(subject, sample)
     case.randomize()
-    case.model.eval()
-    x = sample.inputs(3).requires_grad_()
-    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
-    weights = _weights(case.model(x))
-    (found,) = torch.autograd.grad((case.model(x) * weights).sum(), x)
-    with torch.no_grad():
-        wanted = _slope(lambda h: (case.model(x + h * direction) * weights).double().sum())
-    _expect_near(
-        float((found * direction).double().sum()), wanted, "the inputs", float(found.norm() * direction.norm())
-    )
+    expect_input_gradient(case.model.train(training), sample.inputs(3))
 
 
-def parameter_gradients(subject: Subject, sample: Sample) -> None:
+def parameter_gradients(subject: Subject, sample: Sample, training: bool) -> None:
     """The gradient of every parameter that trains is what the outputs show; `partial_gradients` owns another."""
     case = Case(subject, sample)
     case.randomize()
-    case.model.eval()
-    x = sample.inputs(3)
-    weights = _weights(case.model(x))
     trained = {name: parameter for name, parameter in case.own.items() if parameter.requires_grad}
-    found = torch.autograd.grad((case.model(x) * weights).sum(), list(trained.values()), allow_unused=True)
-    for (name, parameter), gradient in zip(trained.items(), found, strict=True):
-        direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
-        start = parameter.detach().clone()
-
-        def at(h: float, parameter: Tensor = parameter, start: Tensor = start, way: Tensor = direction) -> Tensor:
-            parameter.copy_(start + h * way)
-            outputs: Tensor = case.model(x)
-            return (outputs * weights).double().sum()
-
-        with torch.no_grad():
-            wanted = _slope(at)
-            parameter.copy_(start)
-        if gradient is None:
-            raise CheckError(f"`{name}` trains, and got no gradient")
-        if getattr(subject.plugin, "partial_gradients", False):
-            continue
-        size = float(gradient.norm() * direction.norm())
-        _expect_near(float((gradient * direction).double().sum()), wanted, f"`{name}`", size)
+    partial = getattr(subject.plugin, "partial_gradients", False)
+    expect_parameter_gradients(case.model.train(training), sample.inputs(3), trained, partial=partial)
 
 
 def training_step(subject: Subject, sample: Sample) -> None:
@@ -201,33 +171,45 @@ def peft(subject: Subject, sample: Sample) -> None:
     )
 
 
-def effect(subject: Subject, sample: Sample, clause: str) -> None:
-    """A clause that the method takes has an effect on what a trained adapter computes."""
-    found = []
-    for clauses in EFFECTS[clause]:
-        case = Case(subject, sample, clauses=clauses)
-        moved = torch.Generator().manual_seed(9)
-        with torch.no_grad():
-            for parameter in case.own.values():
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=moved))
-        found.append(case.model.eval()(sample.inputs(3)))
-    error = relative_error(found[0], found[1])
-    both = " and ".join(f"`{one}`" for one in EFFECTS[clause])
-    expect(error > TOLERANCE, f"{both} compute the same: use it, or take `{clause}` out of `clauses`")
+def alpha(subject: Subject, sample: Sample) -> None:
+    """`alpha` has an effect on what a trained adapter computes."""
+    _expect_effect(subject, sample, "alpha", "alpha 2", "alpha 8")
 
 
-def dropout(subject: Subject, sample: Sample) -> None:
-    """`dropout` drops in training, and in training alone."""
-    case = Case(subject, sample, clauses="dropout 0.5")
-    case.randomize()
-    x = sample.inputs(3)
-    case.model.train()
-    expect(
-        not torch.equal(case.model(x), case.model(x)),
-        "with `dropout 0.5` two forwards in training mode are the same: use it, or take `dropout` out of `clauses`",
-    )
-    case.model.eval()
-    expect(torch.equal(case.model(x), case.model(x)), "with `dropout 0.5` two forwards in evaluation mode differ")
+def scaling(subject: Subject, sample: Sample) -> None:
+    """`scaling` has an effect on what a trained adapter computes: rsLoRA divides alpha by the root of the rank."""
+    _expect_effect(subject, sample, "scaling", "rank 3 alpha 3 scaling standard", "rank 3 alpha 3 scaling rslora")
+
+
+def dropout(subject: Subject, sample: Sample, stored: str) -> None:
+    """`dropout` drops in training alone, by chance, as much as the rule says, and leaves the mean as it is."""
+    spreads = {}
+    for rate in (0.5, 0.25):
+        case = Case(subject, sample, clauses=f"dropout {rate} {stored}")
+        case.randomize()
+        # one input many times over
+        x = sample.inputs(3)[:1].repeat(DRAWS, *(1 for _ in sample.inputs(3).shape[1:]))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(6)
+            drawn, again = (case.model.train()(x).double() for _ in range(2))
+            exact = case.model.eval()(x).double()
+            change = float((exact - case.adapter.get_submodule("base_layer")(x)).norm())
+        expect(
+            not torch.equal(drawn, again) and not torch.equal(drawn, drawn[:1].expand_as(drawn)),
+            f"with `dropout {rate}` two forwards in training mode, or all rows, are the same: use it, or take "
+            "`dropout` out of `clauses`",
+        )
+        expect(torch.equal(case.model(x).double(), exact), f"with `dropout {rate}` two forwards in evaluation differ")
+        shift = float((drawn.mean(dim=0) - exact[0]).norm()) * math.sqrt(DRAWS) / change
+        expect(
+            shift < 0.35,
+            f"with `dropout {rate}` the mean of {DRAWS} forwards is off by {shift:.2g} of the change: divide what "
+            "stays by 1 - dropout",
+        )
+        spreads[rate] = float((drawn - drawn.mean(dim=0)).square().sum())
+    ratio = spreads[0.5] / spreads[0.25]
+    # p / (1 - p)
+    expect(2 < ratio < 4.4, f"`dropout 0.5` spreads {ratio:.2g} times as much as `dropout 0.25`, and 3 is right")
 
 
 def init(subject: Subject, sample: Sample) -> None:
@@ -244,24 +226,29 @@ def learning_rates(subject: Subject, sample: Sample) -> None:
     expect(rates != [(one.name, one.rate) for one in plain], "`lr_ratio 4` changes no `rate` of the table")
 
 
-def _weights(outputs: Tensor) -> Tensor:
-    return torch.randn(outputs.shape, generator=torch.Generator().manual_seed(4))
+def _everything(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _slope(function: Callable[[float], Tensor]) -> float:
-    return float((function(STEP) - function(-STEP)) / (2 * STEP))
-
-
-def _expect_near(found: float, wanted: float, what: str, size: float) -> None:
-    scale = max(abs(wanted), 0.05 * size, 1e-6)
+def _expect_effect(subject: Subject, sample: Sample, clause: str, *values: str) -> None:
+    found = []
+    for clauses in values:
+        case = Case(subject, sample, clauses=clauses)
+        drawn = torch.Generator().manual_seed(9)
+        with torch.no_grad():
+            for parameter in case.own.values():
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=drawn))
+        found.append(case.model.eval()(sample.inputs(3)))
+    both = " and ".join(f"`{one}`" for one in values)
     expect(
-        abs(found - wanted) < NEARNESS * scale,
-        f"the gradient of {what} along some direction is {found:.4g}, and the outputs change by {wanted:.4g}",
+        relative_error(found[0], found[1]) > TOLERANCE,
+        f"{both} compute the same: use it, or take `{clause}` out of `clauses`",
     )
 
 
-def _everything(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def _can_drop(sample: Sample) -> bool:
+    """Whether there are features to drop in training: tokens have none, and a parameter sees no inputs."""
+    return not sample.is_parameter and sample.inputs(3).is_floating_point()
 
 
 def _looks_drawn(parameter: Tensor) -> bool:

@@ -14,12 +14,31 @@ import lorakit
 from lorakit.dtypes import dtype_of
 from lorakit.planning.plan import Settings
 from lorakit.testing.cases import TOLERANCE, Case, fitting
+from lorakit.testing.causes import staged
 from lorakit.testing.checks import Check, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.layers import SAMPLES, Sample
 from lorakit.testing.method_models import model_checks
 from lorakit.testing.method_training import training_checks
+from lorakit.testing.slopes import expect_input_gradient, expect_parameter_gradients
 from lorakit.testing.subjects import Subject, on_devices, relative_error, same_bits, subject_of
+
+# each takes for granted what those before it ask
+STAGES = (
+    ("kinds",),
+    ("parameters",),
+    ("file-names", "determinism", "learning-rates"),
+    ("generator", "base-untouched"),
+    ("start", "init"),
+    ("training-step",),
+    ("gradients", "strength", "batches", "alpha"),
+    ("input-gradient", "parameter-gradients", "merged", "scaling"),
+    ("half-strength", "saved", "dropout", "shown-weight"),
+    ("quantized-base", "peft"),
+    ("on-an-adapter",),
+    ("under-an-adapter", "compiled", "every-tensor-saved", "hugging-face", "deep-copies", "data-parallel", "sharded"),
+    ("trainer-resumes",),
+)
 
 
 def method_checks(method_class: type, **options: Any) -> list[Check]:
@@ -28,7 +47,7 @@ def method_checks(method_class: type, **options: Any) -> list[Check]:
     Every kind of layer is tried for which `parameters` names parameters.
     """
     subject = subject_of(method_class, "method", options)
-    return [*configured_checks(subject), *_adapter_checks(subject)]
+    return staged([*configured_checks(subject), *_adapter_checks(subject)], STAGES)
 
 
 def check_method(method_class: type, **options: Any) -> None:
@@ -51,6 +70,9 @@ def _adapter_checks(subject: Subject) -> Iterator[Check]:
     yield from variants_of(start, subject, anywhere)
     yield from variants_of(gradients, subject, anywhere)
     yield from variants_of(merged, subject, anywhere)
+    held = {kind: (*one, "") for kind, one in each.items() if not one[0].is_parameter}
+    stored = {f"{kind}-nf4": (*one, "quant nf4") for kind, one in linear.items()}
+    yield from variants_of(shown_weight, subject, {**held, **stored})
     yield from variants_of(strength, subject, each)
     yield from variants_of(file_names, subject, each)
     yield from variants_of(saved, subject, each)
@@ -140,6 +162,31 @@ def merged(subject: Subject, sample: Sample, device: str) -> None:
     expect(error < TOLERANCE, f"merging moved the outputs by {error:.2g} of their norm")
 
 
+def shown_weight(subject: Subject, sample: Sample, stored: str) -> None:
+    """An adapter that shows a `weight`, and a `bias`, shows what it computes with, as its base layer holds its own."""
+    case = Case(subject, sample, clauses=stored)
+    if not hasattr(type(case.adapter), "weight"):
+        return
+    case.randomize()
+    shown: Any = case.adapter
+    x, twin = sample.inputs(3), sample.model()
+    layer: Any = twin.get_submodule("layer")
+    with torch.no_grad():
+        wanted, weight, bias = case.model.eval()(x), shown.weight, getattr(shown, "bias", None)
+        if stored and weight.shape != layer.weight.shape:
+            # a quantized layer holds (out_features, in_features)
+            weight = weight.T
+        layer.weight = torch.nn.Parameter(weight)
+        if bias is not None:
+            layer.bias = torch.nn.Parameter(bias)
+        error = relative_error(twin(x), wanted)
+    expect(
+        error < TOLERANCE,
+        f"what `weight` and `bias` show computes something that is off by {error:.2g}: parents such as "
+        "nn.MultiheadAttention multiply with it themselves",
+    )
+
+
 def strength(subject: Subject, sample: Sample) -> None:
     """The adapter's attribute `strength` puts it out of use at 0.0, weights its change, and gives each row its own."""
     case = Case(subject, sample, "fp32")
@@ -215,10 +262,13 @@ def quantized_base(subject: Subject, sample: Sample, device: str) -> None:
     error = relative_error(case.model(x), case.adapter.get_submodule("base_layer")(x))
     expect(error < TOLERANCE, f"a fresh adapter on a quantized layer moves the outputs by {error:.2g} of their norm")
     case.randomize()
-    before = case.model.eval()(x)
-    before.square().sum().backward()
-    still = [name for name, parameter in case.own.items() if parameter.requires_grad and parameter.grad is None]
-    expect(not still, f"on a quantized layer {', '.join(still)} got no gradient")
+    trained = {name: parameter for name, parameter in case.own.items() if parameter.requires_grad}
+    for mode in (True, False):
+        case.model.train(mode)
+        expect_input_gradient(case.model, x, " on a quantized layer")
+        partial = getattr(subject.plugin, "partial_gradients", False)
+        expect_parameter_gradients(case.model, x, trained, " on a quantized layer", partial=partial)
+    before = case.model(x)
     if hasattr(case.adapter, "exact_weight"):
         error = relative_error(lorakit.merge(case.model)(x), before)
         expect(error < TOLERANCE, f"merging with a quantized layer moved the outputs by {error:.2g} of their norm")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.dtypes import dtype_of, name_of
+from lorakit.testing.causes import staged
 from lorakit.testing.checks import Check, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.optimizer_runs import run_checks
@@ -21,10 +22,20 @@ STEPS = 20
 SHAPES = ((1,), (63,), (4095,), (4096,), (10_000,), (5, 7), (64, 80), (3, 40, 50))
 
 
+# each takes for granted what those before it ask
+STAGES = (
+    ("default-lr",),
+    ("groups",),
+    ("descends", "without-gradient", "gradients-untouched", "state"),
+    ("learning-rates", "resumes", "option-effect"),
+    ("resumes-from-a-file",),
+)
+
+
 def optimizer_checks(optimizer_class: type, **options: Any) -> list[Check]:
     """Return every check of an optimizer, configured with these options; each has an `id` and is called."""
     subject = subject_of(optimizer_class, "optimizer", options)
-    return [*configured_checks(subject), *_step_checks(subject), *run_checks(subject)]
+    return staged([*configured_checks(subject), *_step_checks(subject), *run_checks(subject)], STAGES)
 
 
 def check_optimizer(optimizer_class: type, **options: Any) -> None:

@@ -22,6 +22,15 @@ BATCHES = ((64,), (2, 64), (2, 3, 64), (0, 64))
 TOLERANCE = 2e-2
 
 
+# each takes for granted what those before it ask
+LAYER_STAGES = (
+    ("files", "meta", "forward-stores-nothing"),
+    ("state-dict", "module-copies", "no-outputs", "forward"),
+    ("input-gradient", "autocast"),
+    ("adapters",),
+)
+
+
 def layer_checks(subject: Subject) -> Iterator[Check]:
     """Yield the checks of a quantizer in a QuantizedLinear."""
     everywhere = on_devices({"": ()})

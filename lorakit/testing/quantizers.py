@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from lorakit.hooks.protocols import CalibratedQuantizer
+from lorakit.testing.causes import staged
 from lorakit.testing.checks import Check, CheckError, expect, require_all, variants_of
 from lorakit.testing.configured import configured_checks
-from lorakit.testing.quantized_layers import layer_checks
+from lorakit.testing.quantized_layers import LAYER_STAGES, layer_checks
 from lorakit.testing.quantizer_storage import storage_checks
 from lorakit.testing.subjects import (
     DTYPES,
@@ -34,6 +35,18 @@ NOT_FINITE = {"nan": math.nan, "inf": math.inf, "minus-inf": -math.inf}
 LARGEST_ERROR = 0.9
 
 
+# each takes for granted what those before it ask
+STAGES = (
+    ("sizes-and-dtypes", "weight-untouched"),
+    ("determinism", "transposed"),
+    ("nothing-aside", "wanted-dtype", "plain-tensors", "zeros", "not-finite-weights", "declared-bits"),
+    ("closeness",),
+    ("error-for-its-bits",),
+    ("large-weights", "calibration", "calibration-without-inputs"),
+    *LAYER_STAGES,
+)
+
+
 def quantizer_checks(quantizer_class: type, **options: Any) -> list[Check]:
     """Return every check of a quantizer, configured with these options; `double=True` is one of them.
 
@@ -42,7 +55,7 @@ def quantizer_checks(quantizer_class: type, **options: Any) -> list[Check]:
     """
     subject = subject_of(quantizer_class, "quantizer", options)
     found = (_stored_checks, storage_checks, layer_checks, _calibrated)
-    return [*configured_checks(subject), *(check for checks in found for check in checks(subject))]
+    return staged([*configured_checks(subject), *(check for checks in found for check in checks(subject))], STAGES)
 
 
 def check_quantizer(quantizer_class: type, **options: Any) -> None:

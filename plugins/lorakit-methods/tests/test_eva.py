@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, initialize_lora_eva_weights
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora.config import EvaConfig
-from peft_twin import assert_same, in_peft, tensors_of, train
+from peft_twin import assert_same, core_of, in_peft, start_eva, stored_for_peft, tensors_of, train
 from torch import Tensor, nn
 
 import lorakit
@@ -36,39 +36,53 @@ def data(rows: int = 64, seed: int = 1) -> Tensor:
     return torch.randn(rows, 12, generator=generator) * torch.linspace(2, 0.2, 12) + 0.5
 
 
-def in_peft_eva(inputs: Tensor, rho: float) -> Any:
-    config = LoraConfig(
-        r=4,
-        lora_alpha=8,
-        target_modules=["a", "b", "c"],
-        init_lora_weights="eva",
-        eva_config=EvaConfig(rho=rho),
-    )
-    theirs = in_peft(net(), config)
-    initialize_lora_eva_weights(
-        theirs,
-        [inputs],
-        forward_fn=lambda model, batch: model(batch),
-        prepare_model_inputs_fn=None,
-        prepare_layer_inputs_fn=None,
-        show_progress_bar=False,
-    )
-    return theirs.eval()
+def wide() -> nn.Module:
+    """Return three layers whose rows are whole blocks, so that bitsandbytes holds them as lorakit does."""
+    torch.manual_seed(0)
+    layers = OrderedDict(a=nn.Linear(64, 128), t=nn.Tanh(), b=nn.Linear(128, 64), u=nn.Sigmoid(), c=nn.Linear(64, 48))
+    # what saturates varies in more directions
+    layers["a"].weight.data.mul_(20)  # type: ignore[operator, union-attr]
+    return nn.Sequential(layers).eval()
+
+
+def wide_data() -> Tensor:
+    inputs = torch.randn(200, 64, generator=torch.Generator().manual_seed(1))
+    return inputs * 0.9 ** torch.arange(64) + 0.5
+
+
+def stored_in_peft(ours: nn.Module) -> nn.Module:
+    """Return the plain model with its layers as they are stored in ours."""
+    model: Any = wide()
+    for name in "abc":
+        plain = model.get_submodule(name)
+        setattr(model, name, stored_for_peft(core_of(ours.get_submodule(name)), plain, plain.weight.detach()))
+    model.is_loaded_in_4bit = any(hasattr(one, "quant_type") for one in model.modules())
+    return model.requires_grad_(False)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("rho", [1, 2])
-def test_it_moves_ranks_starts_and_trains_as_in_peft(rho: int) -> None:
-    inputs = data()
-    text = f"adapt a,b,c rank 4 alpha 8 dtype fp32 init eva(rho={rho})"
-    ours = lorakit.apply(text, net(), calibration=[inputs])
-    theirs = in_peft_eva(inputs, rho)
+@pytest.mark.parametrize("quant", ["", "nf4 double", "hqq"])
+@pytest.mark.parametrize("observed", ["as stored", "before it is stored"])
+def test_it_moves_ranks_starts_and_trains_as_in_peft(observed: str, quant: str, rho: int) -> None:
+    """Inputs are observed of what the model computes at that time: of stored weights if it is quantized first."""
+    inputs, model = wide_data(), wide()
+    rule = f"adapt a,b,c rank 4 alpha 8 dtype fp32 init eva(rho={rho})"
+    if quant and observed == "as stored":
+        model, quant = lorakit.apply(f"quantize a,b,c {quant}", model), ""
+        ours = lorakit.apply(rule, model, name="second", calibration=[inputs])
+    else:
+        ours = lorakit.apply(rule + f" quant {quant}" * bool(quant), model, calibration=[inputs])
+    settings = EvaConfig(rho=rho)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["a", "b", "c"], init_lora_weights="eva", eva_config=settings)
+    theirs = in_peft(stored_in_peft(ours), config)
+    start_eva(theirs, inputs, wide() if quant else None)
     start, own = tensors_of(ours), get_peft_model_state_dict(theirs)
     assert start.keys() == own.keys()
     for name, tensor in start.items():
-        # what PEFT computes at random (torch.svd_lowrank) is not as exact
-        torch.testing.assert_close(tensor, own[name], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(tensor, own[name], rtol=1e-5, atol=1e-5)
         own[name].copy_(tensor)
-    ranks = {entry.path: entry.adapter.settings.rank for entry in lorakit.adapters(ours).plan("default").entries}  # type: ignore[union-attr]
+    name = "second" if "second" in lorakit.adapters(ours).names else "default"
+    ranks = {entry.path: entry.adapter.settings.rank for entry in lorakit.adapters(ours).plan(name).entries}  # type: ignore[union-attr]
     assert sum(filter(None, ranks.values())) == 12 and (rho > 1) == (set(ranks.values()) != {4})
     assert_same(ours, theirs, inputs)
     train(ours, inputs)
