@@ -15,7 +15,7 @@ from lorakit.language.names import Rank, Scope, evaluate
 from lorakit.language.problems import Place
 from lorakit.language.statements import PluginCall, Value
 from lorakit.language.suggestions import listed
-from lorakit.language.syntax import Call, TupleNode, ValueNode, Word
+from lorakit.language.syntax import Call, Group, ValueNode, Word
 from lorakit.language.words import CLAUSES, INITIALIZER, PluginKind
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ class Calls:
     def read(self, node: Call, kind: PluginKind, place: Place, rank: Rank = None) -> PluginCall | None:
         """Return the call that was written, or None where its fault has been reported. Raises: PluginError."""
         registry: Mapping[str, type] = getattr(self.plugins, kind.registry)
-        plugin = registry.get(node.name.value)
+        plugin = registry.get(str(node.name))
         if plugin is None:
             self._report_unknown(node.name, kind, registry, place)
             return None
         double = self._double(node, plugin, registry, place)
         options, sound = self._options(node, plugin, place, rank)
-        call = PluginCall(node.name.value, tuple(options.items()), double or False, place.word_span(node.name))
+        call = PluginCall(str(node.name), tuple(options.items()), double or False, place.word_span(node.name))
         sound = self._configured(plugin, call, node, place, sound)
         return call if sound and double is not None else None
 
@@ -64,7 +64,7 @@ class Calls:
         near = place.nearest(name, registry)
         notes = ["help: `double` stands behind a quantizer: `nf4 double`"] if name == "double" else []
         notes += [] if near else [f"there are {listed(registry, 'and')}"]
-        notes += self.scope.absence(kind.noun, name.value)
+        notes += self.scope.absence(kind.noun, name)
         place.report_word(Code.UNKNOWN_PLUGIN, f"there is no {kind.noun} `{name}`", name, near, *notes)
 
     def _double(self, node: Call, plugin: type, registry: Mapping[str, type], place: Place) -> bool | None:
@@ -82,7 +82,7 @@ class Calls:
         known, sound = _meant_units(plugin), True
         options: dict[str, Value] = {}
         for option in node.options:
-            name = option.name.value
+            name = str(option.name)
             if name not in known:
                 near = place.nearest(name, known)
                 note = f"it takes {listed(known, 'and')}" if known else "it takes no options"
@@ -105,7 +105,7 @@ class Calls:
     def _value(self, node: ValueNode, unit: str, place: Place, rank: Rank) -> Value | _Faulty:
         if isinstance(node, Word) and node.type in _LITERALS:
             return _LITERALS[node.type](node)
-        if isinstance(node, TupleNode):
+        if isinstance(node, Group) and len(node.items) > 1:
             items = tuple(self._value(item, unit, place, rank) for item in node.items)
             return _FAULTY if _FAULTY in items else cast("Value", items)
         if isinstance(node, Word):
@@ -130,7 +130,7 @@ class Calls:
 
         What it misses is not reported where an option was at fault already.
         """
-        written = {option.name.value: option for option in reversed(node.options)}
+        written = {str(option.name): option for option in reversed(node.options)}
         while True:
             try:
                 configure(plugin, call)
@@ -149,7 +149,7 @@ class Calls:
 
 def unquoted(word: Word) -> str:
     """Return what a string in the source says."""
-    return re.sub(r"\\(.)", r"\1", word.value[1:-1])
+    return re.sub(r"\\(.)", r"\1", word[1:-1])
 
 
 _LITERALS: Mapping[str, Callable[[Word], Value]] = {

@@ -32,7 +32,7 @@ def read_clauses(node: RuleNode, context: Context) -> dict[str, Any]:
     """Return the fields that the clauses of a statement fill; those at fault are reported and left out."""
     fields: dict[str, Any] = {}
     for clause in _checked(node, context).values():
-        keyword = CLAUSES[clause.keyword.value]
+        keyword = CLAUSES[clause.keyword]
         value = _READERS[keyword.takes](clause, keyword, context)
         if value is not None:
             fields[keyword.fills] = value
@@ -66,7 +66,7 @@ def _checked(node: RuleNode, context: Context) -> Mapping[str, Clause]:
     place, method = context.place, context.method
     foreign = SETTINGS.difference(method.clauses) if method is not None else frozenset()
     for clause in node.clauses:
-        keyword, statement = clause.keyword.value, node.keyword.value
+        keyword, statement = str(clause.keyword), str(node.keyword)
         if statement not in CLAUSES[keyword].statements:
             message, note = f"`{statement}` takes no `{keyword}`", f"it takes {listed(clauses_of(statement), 'and')}"
             place.report_word(Code.FOREIGN_CLAUSE, message, clause.keyword, None, note)

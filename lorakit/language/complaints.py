@@ -17,7 +17,7 @@ from lorakit.language.suggestions import listed, nearest
 from lorakit.language.syntax import Word
 from lorakit.language.words import CLAUSES, STATEMENTS
 
-_CLOSING = {"LPAR": ")", "_LPAR": ")", "LSQB": "]", "LBRACE": "}"}
+_CLOSING = {"_GROUP": ")", "_LPAR": ")", "_LSQB": "]", "LBRACE": "}"}
 
 
 def complain(scene: Scene) -> Complaint:
@@ -136,7 +136,7 @@ def _other(scene: Scene) -> Complaint:
     notes = []
     if scene.found in ("=", ":") and scene.previous is not None and scene.previous in CLAUSES:
         notes.append(f"help: write `{scene.previous}` and its value without `{scene.found}`")
-    needed = "_END" not in scene.accepted and scene.accepted.isdisjoint({"PLUS", "RPAR", "_COMMA"})
+    needed = "_END" not in scene.accepted and scene.accepted.isdisjoint({"PLUS", "_RPAR", "_COMMA"})
     found = shown(scene.found) if scene.found else "the end of the file"
     return Complaint(
         Code.VALUE_EXPECTED if needed else Code.UNEXPECTED,

@@ -17,10 +17,10 @@ def is_installed(node: UseNode, place: Place, plugins: Plugins) -> bool:
     """Return whether a distribution is installed, new enough, and its plugins load; if not, report what to do."""
     from packaging.version import InvalidVersion, Version
 
-    name, wanted = node.distribution.value, None
+    name, wanted = str(node.distribution), None
     if node.version is not None:
         try:
-            wanted = Version(node.version.value)
+            wanted = Version(str(node.version))
         except InvalidVersion:
             place.report_word(
                 Code.BAD_VERSION, f"`{node.version}` is no version", node.version, None, "versions are written `1.2.3`"
@@ -45,7 +45,7 @@ def is_installed(node: UseNode, place: Place, plugins: Plugins) -> bool:
 
 def _takes_part(node: UseNode, place: Place, plugins: Plugins) -> bool:
     """Return whether an installed distribution is neither switched off nor left out; if it is, report why."""
-    name = node.distribution.value
+    name = str(node.distribution)
     if plugins.is_switched_off(name):
         note = "help: leave out --no-plugins, or add it to LORAKIT_PLUGINS"
         place.report_word(Code.NOT_INSTALLED, f"`{name}` is switched off", node.distribution, None, note)

@@ -18,15 +18,15 @@ _TERMINALS = (
     ("INTEGER", "a whole number"),
     ("STRING", "a string in double quotes"),
     ("TRUE", "`true` or `false`"),
-    ("LSQB", "a list in brackets"),
+    ("_LSQB", "a list in brackets"),
     ("DISTRIBUTION", "the name of a distribution"),
     ("VERSION", "a version"),
     ("COMPARISON", "`<`, `<=`, `>`, `>=`, `==` or `!=`"),
     ("_EQUAL", "`=`"),
     ("_AT_LEAST", "`>=`"),
     ("_COMMA", "`,`"),
-    ("RPAR", "`)`"),
-    ("RSQB", "`]`"),
+    ("_RPAR", "`)`"),
+    ("_RSQB", "`]`"),
     ("RANK", "a clause"),
     ("RBRACE", "`}`"),
     ("ADAPT", "a statement"),
@@ -64,9 +64,9 @@ def expected_name(tokens: Sequence[Word]) -> str:
     """Return the terminal that says what a name behind these tokens would be: a keyword, or the bracket of options."""
     closed = 0
     for token in reversed(tokens[-_SIGHT:]):
-        if token.type == "RPAR":
+        if token.type == "_RPAR":
             closed += 1
-        elif token.type == "LPAR":
+        elif token.type == "_GROUP":
             closed -= 1
         elif token.type == "_LPAR":
             closed -= 1

@@ -11,10 +11,10 @@ from lorakit.language.syntax import Word
 WIDTH = 100
 INDENT = 2
 
-OPENING = ("LPAR", "_LPAR", "LSQB")
-CLOSING = ("RPAR", "RSQB")
+OPENING = ("_GROUP", "_LPAR", "_LSQB")
+CLOSING = ("_RPAR", "_RSQB")
 _TIGHT = ("PLUS", "MINUS", "TIMES", "OVER", "_DOTS")
-_VALUES = ("NUMBER", "NAME", "RPAR")
+_VALUES = ("NUMBER", "NAME", "_RPAR")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class _Page:
 
 
 def _text(word: Word) -> str:
-    return re.sub(r"\s+", "", word.value) if word.type == "TARGET" else word.value
+    return re.sub(r"\s+", "", word) if word.type == "TARGET" else word
 
 
 def _spaced(words: Sequence[Word], index: int, depth: int) -> bool:

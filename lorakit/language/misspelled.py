@@ -84,7 +84,7 @@ def wrong_target(scene: Scene) -> Complaint | None:
         end = text.find("\n", offset)
         end = len(text) if end < 0 else end
         return scene.complain(Code.BAD_TARGET, "this regex is never closed with `/`", end=end)
-    if scene.found[0] == "[" and "LSQB" not in scene.accepted:
+    if scene.found[0] == "[" and "_LSQB" not in scene.accepted:
         note = "help: leave out the brackets: targets are parted by commas"
         return scene.complain(Code.BAD_TARGET, "a list in brackets stands only behind `let NAME =`", None, note)
     if scene.found[0] in ".@:":

@@ -12,7 +12,7 @@ from lorakit.language.problems import Place
 from lorakit.language.statements import Target
 from lorakit.language.syntax import (
     Binary,
-    ExpressionNode,
+    ValueNode,
     Group,
     Negative,
     Word,
@@ -74,12 +74,12 @@ class Scope:
         place.report_word(Code.UNKNOWN_NAME, f"there is no name `{name}` here", word, near, *notes)
 
 
-def evaluate(node: ExpressionNode, scope: Scope, place: Place, rank: Rank = None) -> Amount | None:
+def evaluate(node: ValueNode, scope: Scope, place: Place, rank: Rank = None) -> Amount | None:
     """Return what an expression is worth, or None where its fault has been reported."""
     if isinstance(node, Word):
         return _number(node, place) if node.type == "NUMBER" else _named(node, scope, place, rank)
     if isinstance(node, Group):
-        return evaluate(node.inner, scope, place, rank)
+        return evaluate(node.items[0], scope, place, rank)
     if isinstance(node, Negative):
         operand = evaluate(node.operand, scope, place, rank)
         return None if operand is None else Amount(-operand.value, operand.unit)
@@ -89,7 +89,7 @@ def evaluate(node: ExpressionNode, scope: Scope, place: Place, rank: Rank = None
 
 def _number(word: Word, place: Place) -> Amount | None:
     try:
-        return literal(word.value)
+        return literal(word)
     except LimitError as error:
         place.report_word(Code.LIMIT, str(error), word)
         return None
@@ -112,7 +112,7 @@ def _named(word: Word, scope: Scope, place: Place, rank: Rank) -> Amount | None:
 
 def _combined(node: Binary, left: Amount, right: Amount, place: Place) -> Amount | None:
     try:
-        return combine(left, node.operator.value, right)
+        return combine(left, node.operator, right)
     except (ArithmeticError, ValueError) as error:
         report_arithmetic(error, node, place)
         return None

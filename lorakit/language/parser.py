@@ -18,8 +18,8 @@ from lorakit.language.words import CLAUSES, STATEMENTS
 # Beyond this many a file is not a spec with mistakes but something else
 MAX_SYNTAX_ERRORS = 1000
 
-_OPENING = {"LPAR": "RPAR", "_LPAR": "RPAR", "LSQB": "RSQB"}
-_BRACKETS = frozenset((*_OPENING, "RPAR", "RSQB", "LBRACE", "RBRACE"))
+_OPENING = {"_GROUP": "_RPAR", "_LPAR": "_RPAR", "_LSQB": "_RSQB"}
+_BRACKETS = frozenset((*_OPENING, "_RPAR", "_RSQB", "LBRACE", "RBRACE"))
 _SKIPPED = re.compile(r'"(?:\\.|[^"\\\n])*"?|#[^\n]*|[()\[\]{};\n]')
 _BEGINNING = re.compile(r"[ \t\r\f]*(\w+|\})")
 
@@ -63,7 +63,8 @@ class _Reading:
         if not self._nests(statement):
             return statement
         start, end = statement.start, statement.end
-        return BrokenNode((Word(self.text[start:end], "ERROR", start),), start, end)
+        unread = Word(self.text[start:end], "ERROR", start)
+        return BrokenNode(start, end, unread, (unread,))
 
     def _nests(self, node: tuple[Any, ...]) -> bool:
         """Return whether something in a node nests deeper than every later walk may recurse, and report it."""

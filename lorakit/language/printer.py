@@ -115,7 +115,7 @@ def _call(call: PluginCall) -> list[Word]:
     if not call.options:
         return [_name(call.name), *double]
     options = ([_name(name), Word("=", "_EQUAL", 0), *_value(value)] for name, value in call.options)
-    return [_name(call.name), Word("(", "_LPAR", 0), *_parted(options), Word(")", "RPAR", 0), *double]
+    return [_name(call.name), Word("(", "_LPAR", 0), *_parted(options), Word(")", "_RPAR", 0), *double]
 
 
 def _value(value: Value) -> list[Word]:
@@ -125,7 +125,7 @@ def _value(value: Value) -> list[Word]:
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return [Word(f'"{escaped}"', "STRING", 0)]
     if isinstance(value, tuple):
-        return [Word("(", "LPAR", 0), *_parted(map(_value, value)), Word(")", "RPAR", 0)]
+        return [Word("(", "_GROUP", 0), *_parted(map(_value, value)), Word(")", "_RPAR", 0)]
     return _exact(value)
 
 
@@ -141,7 +141,7 @@ def _expression(node: Expression, around: int = 0, depth: int = 1) -> list[Word]
     loose = binding < around
     left, right = (_expression(side, binding + n, depth + 1 + loose) for n, side in enumerate((node.left, node.right)))
     words = [*left, Word(node.operator, kind, 0), *right]
-    return [Word("(", "LPAR", 0), *words, Word(")", "RPAR", 0)] if loose else words
+    return [Word("(", "_GROUP", 0), *words, Word(")", "_RPAR", 0)] if loose else words
 
 
 # By what a clause takes

@@ -77,9 +77,9 @@ def _scope(program: Sequence[tuple[Place, StatementNode]], complete: bool) -> Sc
     lists: set[str] = set()
     for place, statement in program:
         if isinstance(statement, LetNode):
-            later.setdefault(statement.name.value, place.word_span(statement.name))
+            later.setdefault(str(statement.name), place.word_span(statement.name))
             if isinstance(statement.value, TargetList):
-                lists.add(statement.name.value)
+                lists.add(str(statement.name))
         for name, words in _lost_names(statement):
             later.setdefault(name, place.word_span(words))
     return Scope({}, later, lists, complete)
@@ -101,7 +101,7 @@ class _Reader:
     uses: list[tuple[str, str | None]] = field(default_factory=list)
 
     def rule(self, node: RuleNode, place: Place) -> None:
-        _RULE_READERS[node.keyword.value](self, node, place)
+        _RULE_READERS[node.keyword](self, node, place)
 
     def adapt(self, node: RuleNode, place: Place) -> None:
         targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
@@ -124,7 +124,7 @@ class _Reader:
         """Return the method of a rule, or None where no plugin has its name: then nobody can tell what it takes."""
         given = next((clause.argument for clause in node.clauses if clause.keyword.type == "METHOD"), None)
         default: Any = Adapt.__dataclass_fields__["method"].default
-        return self.calls.plugins.methods.get(given.name.value if isinstance(given, Call) else default.name)
+        return self.calls.plugins.methods.get(given.name if isinstance(given, Call) else default.name)
 
     def quantize(self, node: RuleNode, place: Place) -> None:
         targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
@@ -164,7 +164,7 @@ class _Reader:
         return self.once[code]
 
     def let(self, node: LetNode, place: Place) -> None:
-        name, span = node.name.value, place.word_span(node.name)
+        name, span = str(node.name), place.word_span(node.name)
         value = self._value(node.value, place)
         if name == "rank":
             message = "`rank` is no name for a `let`: inside a rule it is that rule's rank"
@@ -192,7 +192,7 @@ class _Reader:
             self.requires.append(promise)
 
     def use(self, node: UseNode, place: Place) -> None:
-        self.uses.append((node.distribution.value, node.version.value if node.version is not None else None))
+        self.uses.append((str(node.distribution), str(node.version) if node.version is not None else None))
 
     def broken(self, node: BrokenNode, place: Place) -> None:
         """Leave out what cannot be read; that has been reported."""

@@ -16,7 +16,7 @@ from lorakit.language.statements import (
     Quantity,
     Require,
 )
-from lorakit.language.syntax import Binary, ExpressionNode, Group, Negative, RequireNode, Word
+from lorakit.language.syntax import Binary, ValueNode, Group, Negative, RequireNode, Word
 
 _MEASURES = {"": "a plain number", "%": "a share", "B": "bytes"}
 
@@ -50,11 +50,11 @@ class Requires:
             )  # fmt: skip
             return None
         span = place.span(node.start, node.end)
-        return Require(left.expression, node.comparison.value, right.expression, span)
+        return Require(left.expression, str(node.comparison), right.expression, span)
 
-    def _side(self, node: ExpressionNode, place: Place) -> _Side | None:
+    def _side(self, node: ValueNode, place: Place) -> _Side | None:
         if isinstance(node, Group):
-            return self._side(node.inner, place)
+            return self._side(node.items[0], place)
         name = node if isinstance(node, Word) and node.type == "NAME" else None
         if name is not None and name in self.quantities:
             return self._quantity(name, place)
@@ -80,10 +80,10 @@ class Requires:
             message = f"`{name}` is a quantity, and also a `let` name"
             place.report_word(Code.RESERVED_NAME, message, name, None, f"it is defined at {definition.span}")
             return None
-        quantity = Quantity(name.value, place.word_span(name))
+        quantity = Quantity(str(name), place.word_span(name))
         return _Side(quantity, Amount.one(self.quantities[quantity.name]), False)
 
-    def _constant(self, node: ExpressionNode, amount: Amount, place: Place) -> _Side | None:
+    def _constant(self, node: ValueNode, amount: Amount, place: Place) -> _Side | None:
         try:
             return _Side(Number(amount.written, amount.unit), amount, True)
         except LimitError as error:
@@ -107,9 +107,9 @@ class Requires:
         constant = left.constant and right.constant
         try:
             divisor = right.amount if right.constant else Amount.one(right.amount.unit)
-            amount = combine(left.amount, node.operator.value, divisor)
+            amount = combine(left.amount, str(node.operator), divisor)
         except (ArithmeticError, ValueError) as error:
             report_arithmetic(error, node, place)
             return None
-        operation = Operation(node.operator.value, left.expression, right.expression)
+        operation = Operation(str(node.operator), left.expression, right.expression)
         return _Side(operation, amount if constant else Amount.one(amount.unit), constant)

@@ -18,23 +18,21 @@ from typing import Any, NamedTuple
 STARTS = ("start", "value")
 
 # Counts the forms that cached tables have had
-_FORM = 4
+_FORM = 5
 
 
 class Reduction(NamedTuple):
     """A rule of the grammar: what it makes, of how many symbols, and what becomes of them.
 
-    `builder` is the name of what makes its node, empty where its children go to the rule around it. Of its symbols
-    those at `kept` are children; `spliced` are the ones among them that bring several. A `transparent` rule is its one
-    symbol.
+    `node` is the name of what it makes, empty where it is its one symbol or, called `_…`, where its children go to the
+    rule around it. Of its symbols those at `kept` are children; `spliced` are the ones among them that bring several.
     """
 
     origin: str
-    builder: str
+    node: str
     size: int
     kept: list[int]
     spliced: list[int]
-    transparent: bool
 
 
 class Tables(NamedTuple):
@@ -134,9 +132,9 @@ def _reduction(rule: Any) -> Reduction:
     origin = rule.origin.name
     kept = [place for place, symbol in enumerate(rule.expansion) if not (symbol.is_term and symbol.filter_out)]
     spliced = [place for place in kept if not rule.expansion[place].is_term and rule.expansion[place].name[0] == "_"]
-    builder = "" if origin.startswith("_") else rule.alias or origin
     transparent = bool(rule.options.expand1) and not rule.alias and len(kept) == len(rule.expansion) == 1
-    return Reduction(origin, builder, len(rule.expansion), kept, spliced, transparent)
+    node = "" if origin.startswith("_") or transparent else rule.alias or origin
+    return Reduction(origin, node, len(rule.expansion), kept, spliced)
 
 
 def _from_plain(plain: list[Any]) -> Tables:

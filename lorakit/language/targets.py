@@ -36,7 +36,7 @@ def read_targets(
     targets: list[Target] = []
     sound = True
     for word in words:
-        definition = scope.definitions.get(word.value)
+        definition = scope.definitions.get(word)
         if definition is not None and isinstance(definition.value, tuple):
             targets.extend(definition.value)
             if len(targets) > MAX_TARGETS:
@@ -46,7 +46,7 @@ def read_targets(
         if definition is not None and definition.value is None:
             sound = False
             continue
-        if definition is None and word.value in scope.later_lists:
+        if definition is None and word in scope.later_lists:
             sound = False
             note = f"help: for a module of that name write `**.{word}`"
             place.report_word(Code.UNKNOWN_NAME, f"`{word}` is used above its definition", word, None, note)
@@ -62,7 +62,7 @@ def read_targets(
 def _read_target(word: Word, scope: Scope, roles: Mapping[str, Any], place: Place) -> Target | None:
     """Return the target that a word spells, or None where its fault has been reported."""
     try:
-        target = _target(word.value)
+        target = _target(word)
     except _FaultError as fault:
         start = word.start
         place.report(fault.code, fault.message, start + fault.start, start + fault.end, None, *fault.notes)
@@ -85,7 +85,7 @@ def read_ranges(nodes: Iterable[RangeNode], place: Place) -> tuple[IndexRange, .
     sound = True
     for node in nodes:
         try:
-            ranges.append(_range(node.first.value, node.last.value))
+            ranges.append(_range(node.first, node.last))
         except _FaultError as fault:
             place.report(fault.code, fault.message, node.start, node.end, None, *fault.notes)
             sound = False

@@ -13,7 +13,7 @@ from lorakit.language.machine import Machine, ignored, matcher
 from lorakit.language.syntax import SyntaxTree, Word
 from lorakit.language.words import CLAUSES, STATEMENT_TERMINALS
 
-_OPENING, _CLOSING = ("LPAR", "_LPAR", "LSQB"), ("RPAR", "RSQB")
+_OPENING, _CLOSING = ("_GROUP", "_LPAR", "_LSQB"), ("_RPAR", "_RSQB")
 _RESUME = re.compile(rf'"(?:\\.|[^"\\\n])*"?|#[^\n]*|(?<![^\s;{{)])(?P<clause>{"|".join(CLAUSES)})\b')
 
 
