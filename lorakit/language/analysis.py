@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from lorakit.diagnostics import Diagnostic
 from lorakit.errors import SpecError
 from lorakit.language.files import Files, read_file, read_spec
-from lorakit.language.problems import Problems
 from lorakit.language.program import build
 from lorakit.language.quantities import QUANTITIES
 from lorakit.language.settings import Settings
@@ -76,14 +75,14 @@ def analyse(
     else:
         data = str(text_or_path)
     text, damage = decode(data)
-    source, problems = SourceText(name, text), Problems()
+    source, problems = SourceText(name, text), list[Diagnostic]()
     files = Files(problems, read)
     settings = Settings(variables or {}, problems)
     statements = tuple(files.statements(source, path, damage))
     spec = build(statements, settings, plugins, quantities, complete=not files.unreadable)
     sources = {tree.source.name: tree.source.text for tree in files.trees} | settings.sources
     order = {file: index for index, file in enumerate(sources)}
-    found_all = tuple(sorted(problems.found, key=lambda found: (order[found.file], found.line, found.column)))
+    found_all = tuple(sorted(problems, key=lambda found: (order[found.file], found.line, found.column)))
     if found_all:
         return Analysis(None, found_all, tuple(files.trees), sources)
     return Analysis(replace(spec, source=text, sources=sources), (), tuple(files.trees), sources)

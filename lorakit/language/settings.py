@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lorakit.diagnostics import Code, Span, diagnostic_at
+from lorakit.diagnostics import Code, Diagnostic, Span, diagnostic_at
 from lorakit.errors import SpecError
 from lorakit.language.names import LetValue, Scope
 from lorakit.language.parser import parse_syntax
-from lorakit.language.problems import Place, Problems
+from lorakit.language.place import Extent, Place
 from lorakit.language.render import render_text
 from lorakit.language.source import SourceText
 from lorakit.language.suggestions import listed, nearest
@@ -23,7 +23,7 @@ class Settings:
     """The values set from outside, by name, each in the syntax of the language or as a Python number or list."""
 
     values: Mapping[str, object]
-    problems: Problems
+    problems: list[Diagnostic]
 
     @property
     def sources(self) -> dict[str, str]:
@@ -38,14 +38,14 @@ class Settings:
 
     def read(self, name: str, evaluate: Callable[[Any, Place], LetValue]) -> LetValue:
         """Return what a variable is worth, or None where its fault has been reported."""
-        source, problems = self._source(name), Problems()
+        source = self._source(name)
         tree = parse_syntax(source, "value")
-        problems.found.extend(tree.diagnostics)
-        value = evaluate(tree.statements[0], Place(source, problems)) if tree.statements else None
-        for found in problems.found[:1]:
+        place = Place(source, [*tree.diagnostics])
+        value = evaluate(tree.statements[0], place) if tree.statements else None
+        for found in place.problems[:1]:
             message = f"`--set {name}={source.text}` gives `{name}` no value: {found.message}"
             notes = found.notes if tree.statements else (*found.notes, _VALUE_FORMS)
-            self.problems.found.append(replace(found, code=str(Code.BAD_VARIABLE), message=message, notes=notes))
+            self.problems.append(replace(found, code=str(Code.BAD_VARIABLE), message=message, notes=notes))
         return value
 
     def report_unknown(self, scope: Scope) -> None:
@@ -60,7 +60,8 @@ class Settings:
                 )
                 source = self._source(name)
                 message = f"`--set {name}`: the spec has no `let {name}`"
-                Place(source, self.problems).report(Code.UNKNOWN_VARIABLE, message, 0, len(source.text), near, *note)
+                words = Extent(0, len(source.text))
+                Place(source, self.problems).report(Code.UNKNOWN_VARIABLE, message, words, near, *note)
 
 
 def _written(value: object) -> str:

@@ -12,8 +12,13 @@ from typing import TypeAlias
 from lorakit.diagnostics import Span
 
 Value: TypeAlias = "bool | int | float | str | tuple[Value, ...]"
-# where words stood is no part of what is written to files
-UNWRITTEN = {"written": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What somebody wrote, and where, unless nobody did: places are no part of what is written to files."""
+
+    span: Span | None = field(default=None, compare=False, repr=False, metadata={"written": False})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +48,13 @@ def _plain_slash(escape: re.Match[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Target(_Written):
     """A selector of modules: a path of segments, which may end in a role or a class, or a regex on the whole path."""
 
     segments: tuple[Segment, ...] = ()
     role: str | None = None
     class_name: str | None = None
     regex: str | None = None
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
     def __post_init__(self) -> None:
         # a slash means the same with a backslash before it and without
@@ -79,13 +83,12 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class PluginCall:
+class PluginCall(_Written):
     """A plugin by name with the options that the text gives it; `double` only where the place allows it."""
 
     name: str
     options: tuple[tuple[str, Value], ...] = ()
     double: bool = False
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
     def __post_init__(self) -> None:
         # options mean the same in any order
@@ -93,7 +96,7 @@ class PluginCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Adapt:
+class Adapt(_Written):
     """`adapt TARGETS clause…`: attach an adapter to every module that the targets select."""
 
     targets: tuple[Target, ...]
@@ -112,12 +115,11 @@ class Adapt:
     layers: tuple[IndexRange, ...] = ()
     excepts: tuple[Target, ...] = ()
     optional: bool = False
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
     rank_span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Quantize:
+class Quantize(_Written):
     """`quantize TARGETS NAME`: quantize frozen modules without adapting them."""
 
     targets: tuple[Target, ...]
@@ -125,11 +127,10 @@ class Quantize:
     layers: tuple[IndexRange, ...] = ()
     excepts: tuple[Target, ...] = ()
     optional: bool = False
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 @dataclass(frozen=True, slots=True)
-class Train:
+class Train(_Written):
     """`train TARGETS`: keep the parameters of these modules trainable in full."""
 
     targets: tuple[Target, ...]
@@ -137,21 +138,19 @@ class Train:
     layers: tuple[IndexRange, ...] = ()
     excepts: tuple[Target, ...] = ()
     optional: bool = False
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 @dataclass(frozen=True, slots=True)
-class Optimizer:
+class Optimizer(_Written):
     """`optimizer NAME`: the optimizer that `lorakit.optimizer` builds."""
 
     call: PluginCall
     lr: float | None = None
     paged: bool = False
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Step(_Written):
     """`step`: how one training step runs; None is what nobody said.
 
     `batch` counts rows on one device, `tokens` those of the longest row; `compute` is `bf16`, `fp16`, `fp32` or `fp8`.
@@ -160,7 +159,6 @@ class Step:
     batch: int | None = None
     tokens: int | None = None
     compute: str | None = None
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +170,10 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
-class Quantity:
+class Quantity(_Written):
     """A figure that only the plan knows, by name: `trainable`, `peak_memory` or a plugin's."""
 
     name: str
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +189,12 @@ Expression: TypeAlias = "Number | Quantity | Operation"
 
 
 @dataclass(frozen=True, slots=True)
-class Require:
+class Require(_Written):
     """`require EXPR CMP EXPR`: a promise that the plan must keep."""
 
     left: Expression
     comparison: str
     right: Expression
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 Rule: TypeAlias = "Adapt | Quantize | Train"

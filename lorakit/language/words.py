@@ -29,9 +29,9 @@ METHOD = PluginKind("method", "methods")
 class Keyword:
     """A word of the language and what it says.
 
-    A clause names the `statements` that take it, the kind of value that it `takes`, and the field of the Spec that it
-    `fills` unless that is called as the clause is. A name that stands behind the word is one of the `choices`, each
-    with its meaning, or that of a plugin.
+    A clause names the `statements` that take it, and the kind of value that it `takes`. A name that stands behind the
+    word is one of the `choices`, each with its meaning, or that of a plugin. What stands there `fills` a field of the
+    Spec, which is called as the word is unless this says another.
     """
 
     word: str
@@ -83,8 +83,9 @@ STATEMENTS = _by_word(
     Keyword(
         "quantize",
         "Quantizes frozen modules without adapting them. It leaves alone what an `adapt` or a `train` rule decides.",
-        written="quantize TARGETS NAME[(options)] [double]",
         plugin=QUANTIZER,
+        fills="quant",
+        written="quantize TARGETS NAME[(options)] [double]",
     ),
     Keyword(
         "train",
@@ -94,8 +95,9 @@ STATEMENTS = _by_word(
     Keyword(
         "optimizer",
         "The optimizer that `lorakit.optimizer(model)` builds; one a program.",
-        written="optimizer NAME[(options)] [lr X] [paged]",
         plugin=OPTIMIZER,
+        fills="call",
+        written="optimizer NAME[(options)] [lr X] [paged]",
     ),
     Keyword(
         "step",

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorakit.diagnostics import Code, Diagnostic
 from lorakit.language.catalogue import page_of
-from lorakit.language.problems import Place, Problems
+from lorakit.language.place import Place
 from lorakit.language.quantities import MEANINGS
 from lorakit.language.syntax import Word
 from lorakit.language.targets import read_targets
@@ -101,8 +101,8 @@ def _target(spot: _Spot) -> str:
     names = names_of(spot.document, spot.word.start)
     name = names.get(str(spot.word))
     is_list = name is not None and isinstance(name.value, tuple)
-    place = Place(spot.document.source, Problems())
-    targets = read_targets((spot.word,), scope_of(names), spot.document.plugins.roles, place) or ()
+    place = Place(spot.document.source)
+    targets = read_targets((spot.word,), scope_of(names, spot.document.plugins), place) or ()
     known = name_text(str(spot.word), name) if name is not None and is_list else ""
     named = model_comment(spot.document.source.text) is not None
     advice = "" if named else "A comment `# model: PATH` in this file shows how many modules that are."
