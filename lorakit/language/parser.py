@@ -130,8 +130,7 @@ class _Reading:
 
         overrun = self._overrun(offset)
         scene = Scene(self.source, offset, self.machine.accepted(), self.tokens, self.brace)
-        complaint = complain_overrun(overrun[0]) if overrun else complain(scene)
-        self.diagnostics.append(complaint.diagnostic(self.source))
+        self.diagnostics.append(complain_overrun(self.source, overrun[0]) if overrun else complain(scene))
         resume = overrun[1] if overrun else self._skip(offset)
         if len(self.diagnostics) >= MAX_SYNTAX_ERRORS:
             return False

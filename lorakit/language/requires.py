@@ -10,7 +10,7 @@ from lorakit.language.amounts import Amount, LimitError
 from lorakit.language.names import Scope, evaluate
 from lorakit.language.place import Extent, Place
 from lorakit.language.statements import Expression, Number, Operation, Quantity, Require
-from lorakit.language.syntax import Binary, Group, Negative, RequireNode, ValueNode, Word
+from lorakit.language.syntax import Binary, Group, Negative, RequireNode, ValueNode
 
 _MEASURES = {"": "a plain number", "%": "a share", "B": "bytes"}
 

@@ -98,7 +98,7 @@ class RangeNode(NamedTuple):
 
 
 class Clause(NamedTuple):
-    """A keyword and what stands behind it, if anything: an expression, a name, a call, or a tuple of words or ranges."""
+    """A keyword and what stands behind it, if anything: an expression, a call, or words or ranges."""
 
     start: int
     end: int
@@ -183,7 +183,7 @@ class SyntaxTree(NamedTuple):
 
 
 def _rule(start: int, end: int, keyword: Word, *parts: Any) -> RuleNode | BrokenNode:
-    """Return a statement with the clauses of its line and of its block, which may hold places that could not be read."""
+    """Return a statement; its block may hold clauses that could not be read."""
     unread = tuple(part for part in (keyword, *parts) if isinstance(part, Word) and part.type == "ERROR")
     if keyword.type == "ERROR":
         return BrokenNode(start, end, keyword, unread)
@@ -192,7 +192,7 @@ def _rule(start: int, end: int, keyword: Word, *parts: Any) -> RuleNode | Broken
     return RuleNode(start, end, keyword, targets, call, tuple(p for p in parts if isinstance(p, Clause)), unread)
 
 
-# What the rules of the grammar make: sequences of their children, or nodes with the children that the rule keeps as fields
+# What the rules of the grammar make: sequences, or nodes whose fields are the children that the rule keeps
 SEQUENCES = frozenset({"start", "targets", "ranges"})
 NODES: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("adapt", "quantize", "train", "optimizer", "step", "broken"), _rule),
