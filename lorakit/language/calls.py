@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lorakit.diagnostics import Code
 from lorakit.hooks.options import OptionError, configure, options_of, supports_double
@@ -16,15 +16,18 @@ from lorakit.language.place import Place
 from lorakit.language.statements import PluginCall, Value
 from lorakit.language.suggestions import listed
 from lorakit.language.syntax import Call, Group, ValueNode, Word
-from lorakit.language.words import CLAUSES, INITIALIZER, PluginKind
+from lorakit.language.words import CLAUSES
+
+if TYPE_CHECKING:
+    from lorakit.hooks import Plugins
 
 
-def read_call(node: Call, kind: PluginKind, scope: Scope, place: Place) -> PluginCall | None:
+def read_call(node: Call, kind: str, scope: Scope, place: Place) -> PluginCall | None:
     """Return the call that was written, or None where there is no such plugin; faults are reported.
 
     Raises: PluginError.
     """
-    registry: Mapping[str, type] = getattr(scope.plugins, kind.registry)
+    registry = plugins_of(kind, scope.plugins)
     plugin = registry.get(node.name)
     if plugin is None:
         _report_unknown(node.name, kind, registry, scope, place)
@@ -40,8 +43,14 @@ def read_call(node: Call, kind: PluginKind, scope: Scope, place: Place) -> Plugi
     return call
 
 
-def _report_unknown(name: Word, kind: PluginKind, registry: Mapping[str, type], scope: Scope, place: Place) -> None:
-    if kind is INITIALIZER and name == "zeros":
+def plugins_of(kind: str, plugins: Plugins) -> Mapping[str, Any]:
+    """Return the plugins of one kind by name."""
+    found: Mapping[str, Any] = getattr(plugins, f"{kind}s")
+    return found
+
+
+def _report_unknown(name: Word, kind: str, registry: Mapping[str, type], scope: Scope, place: Place) -> None:
+    if kind == "initializer" and name == "zeros":
         message = "`init zeros` does not exist: with A and B both zero nothing ever learns"
         note = "the gradient of A is a product with B, and that of B one with A; one of the two must not be zero"
         place.report(Code.INIT_ZEROS, message, name, "gaussian", note)
@@ -49,8 +58,8 @@ def _report_unknown(name: Word, kind: PluginKind, registry: Mapping[str, type], 
         near = place.nearest(name, registry)
         notes = ["help: `double` stands behind a quantizer: `nf4 double`"] if name == "double" else []
         notes += [] if near else [f"there are {listed(registry, 'and')}"]
-        notes += scope.plugins.absence(kind.noun, name)
-        place.report(Code.UNKNOWN_PLUGIN, f"there is no {kind.noun} `{name}`", name, near, *notes)
+        notes += scope.plugins.absence(kind, name)
+        place.report(Code.UNKNOWN_PLUGIN, f"there is no {kind} `{name}`", name, near, *notes)
 
 
 def _options(node: Call, plugin: type, scope: Scope, place: Place) -> dict[str, Value]:

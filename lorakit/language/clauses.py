@@ -14,7 +14,7 @@ from lorakit.language.place import Place, Words
 from lorakit.language.suggestions import listed
 from lorakit.language.syntax import Clause, RuleNode
 from lorakit.language.targets import read_ranges, read_targets
-from lorakit.language.words import CLAUSES, NOT_YET, SETTINGS, Keyword, clauses_of
+from lorakit.language.words import CLAUSES, NOT_YET, PLUGINS, SETTINGS, Keyword, clauses_of
 
 
 def read_clauses(node: RuleNode, scope: Scope, place: Place, method: Any = None) -> dict[str, Any]:
@@ -133,17 +133,12 @@ def _refuse(words: str, where: Words, place: Place) -> None:
     place.report(Code.NOT_YET, message, where, None, f"help: {NOT_YET[words]}")
 
 
-def _plugin(clause: Clause, keyword: Keyword, scope: Scope, place: Place) -> Any:
-    assert keyword.plugin is not None
-    return read_call(clause.argument, keyword.plugin, scope, place)
-
-
 # By what a clause takes; a reader returns None where it has reported a fault
 _READERS: Mapping[str, Callable[[Clause, Keyword, Scope, Place], Any]] = {
     **dict.fromkeys(_BOUNDS, _number),
     "choice": _choice,
-    "plugin": _plugin,
-    "flag": lambda clause, keyword, scope, place: True,
+    **dict.fromkeys(PLUGINS, lambda clause, keyword, *at: read_call(clause.argument, keyword.plugin, *at)),
+    "flag": lambda *_: True,
     "ranges": lambda clause, keyword, scope, place: read_ranges(clause.argument, place),
     "targets": lambda clause, keyword, scope, place: read_targets(clause.argument, scope, place),
     "not yet": _not_yet,

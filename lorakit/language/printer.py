@@ -12,7 +12,7 @@ from lorakit.language.layout import Piece, flat, lay_out, pieces
 from lorakit.language.render import render_text
 from lorakit.language.statements import Expression, IndexRange, Number, PluginCall, Quantity, Require, Target, Value
 from lorakit.language.syntax import MAX_DEPTH, Word
-from lorakit.language.words import KEYWORDS, STATEMENTS, clauses_of
+from lorakit.language.words import KEYWORDS, PLUGINS, STATEMENTS, clauses_of
 
 if TYPE_CHECKING:
     from lorakit.language.spec import Spec
@@ -126,7 +126,7 @@ def _expression(node: Expression, around: int = 0, depth: int = 1) -> list[Word]
 _VALUES: Mapping[str, Callable[[Any], list[Word]]] = {
     **dict.fromkeys(("rank", "count", "positive", "probability"), _number),
     "choice": lambda value: [Word(value, "NAME")],
-    "plugin": _call,
+    **dict.fromkeys(PLUGINS, _call),
     "flag": lambda value: [],
     "ranges": lambda ranges: _listed(map(_range, ranges)),
     "targets": _targets,
@@ -145,7 +145,7 @@ def _clauses(statement: Any) -> Iterator[Word]:
 def _statement(statement: Any) -> list[Word]:
     keyword = STATEMENTS[type(statement).__name__.lower()]
     targets = _targets(getattr(statement, "targets", ()))
-    call = _call(getattr(statement, keyword.fills)) if keyword.plugin is not None else []
+    call = _call(getattr(statement, keyword.fills)) if keyword.plugin else []
     return [_keyword(keyword.word), *targets, *call, *_clauses(statement)]
 
 

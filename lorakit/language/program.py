@@ -85,7 +85,7 @@ class _Reader:
         given = read_clauses(node, self.scope, place, method)
         if node.targets:
             given["targets"] = read_targets(node.targets, self.scope, place)
-        if node.call is not None and keyword.plugin is not None:
+        if node.call is not None:
             given[keyword.fills] = read_call(node.call, keyword.plugin, self.scope, place)
         span = place.span(node)
         statement = kind(**given, span=span) if None not in given.values() else None

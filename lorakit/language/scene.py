@@ -26,14 +26,12 @@ _TERMINALS = {
     "_COMMA": "`,`", "_RPAR": "`)`", "_RSQB": "`]`", "RANK": "a clause", "RBRACE": "`}`", "ADAPT": "a statement",
 }  # fmt: skip
 
+_ARTICLES = {"quantizer": "a", "initializer": "an", "optimizer": "an", "method": "a"}
+
 # What a name is, by the keyword or bracket that it stands behind
 _NAMES: Mapping[str, str] = {
     **{word.terminal: listed(word.choices) for word in KEYWORDS.values() if word.choices},
-    **{
-        word.terminal: f"{'an' if word.plugin.noun[0] in 'aeiou' else 'a'} {word.plugin.noun}"
-        for word in KEYWORDS.values()
-        if word.plugin
-    },
+    **{word.terminal: f"{_ARTICLES[word.takes]} {word.takes}" for word in KEYWORDS.values() if word.plugin},
     "LET": "a name",
     "REQUIRE": "a quantity",
     "_LPAR": "an option",

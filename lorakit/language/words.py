@@ -10,28 +10,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True, slots=True)
-class PluginKind:
-    """One of the registries of plugins, and what its members are called."""
-
-    noun: str
-    registry: str
-
-
-QUANTIZER = PluginKind("quantizer", "quantizers")
-INITIALIZER = PluginKind("initializer", "initializers")
-OPTIMIZER = PluginKind("optimizer", "optimizers")
-METHOD = PluginKind("method", "methods")
+# What plugins are, one registry each
+PLUGINS = ("quantizer", "initializer", "optimizer", "method")
 
 
 @dataclass(frozen=True, slots=True)
 class Keyword:
     """A word of the language and what it says.
 
-    A clause names the `statements` that take it, and the kind of value that it `takes`. A name that stands behind the
-    word is one of the `choices`, each with its meaning, or that of a plugin. What stands there `fills` a field of the
-    Spec, which is called as the word is unless this says another.
+    A clause names the `statements` that take it. What stands behind the word, of the kind that it `takes`, `fills` a
+    field of the Spec, which is called as the word is unless this says another. The `choices` of a name are with their
+    meanings.
     """
 
     word: str
@@ -39,7 +28,6 @@ class Keyword:
     statements: tuple[str, ...] = ()
     takes: str = ""
     choices: Mapping[str, str] = field(default_factory=dict)
-    plugin: PluginKind | None = None
     fills: str = ""
     written: str = ""
 
@@ -52,18 +40,20 @@ class Keyword:
         return self.word.upper()
 
     @property
+    def plugin(self) -> str:
+        """What kind of plugin the name behind it is that of, empty where of none."""
+        return self.takes if self.takes in PLUGINS else ""
+
+    @property
     def form(self) -> str:
         """How it is written with what belongs to it."""
-        if self.written:
-            return self.written
-        argument = "|".join(self.choices) or _FORMS.get(self.takes, "")
-        return " ".join(filter(None, (self.word, argument, "[double]" if self.plugin is QUANTIZER else "")))
+        return self.written or f"{self.word} {'|'.join(self.choices) or _FORMS.get(self.takes, '')}".rstrip()
 
 
 # What stands behind a clause, by what it takes
 _FORMS = {
-    "rank": "N", "count": "N", "positive": "X", "probability": "P", "plugin": "NAME[(options)]", "ranges": "RANGE",
-    "targets": "TARGETS",
+    "rank": "N", "count": "N", "positive": "X", "probability": "P", "ranges": "RANGE", "targets": "TARGETS",
+    "quantizer": "NAME[(options)] [double]", "initializer": "NAME[(options)]", "method": "NAME[(options)]",
 }  # fmt: skip
 
 
@@ -83,7 +73,7 @@ STATEMENTS = _by_word(
     Keyword(
         "quantize",
         "Quantizes frozen modules without adapting them. It leaves alone what an `adapt` or a `train` rule decides.",
-        plugin=QUANTIZER,
+        takes="quantizer",
         fills="quant",
         written="quantize TARGETS NAME[(options)] [double]",
     ),
@@ -95,7 +85,7 @@ STATEMENTS = _by_word(
     Keyword(
         "optimizer",
         "The optimizer that `lorakit.optimizer(model)` builds; one a program.",
-        plugin=OPTIMIZER,
+        takes="optimizer",
         fills="call",
         written="optimizer NAME[(options)] [lr X] [paged]",
     ),
@@ -133,8 +123,7 @@ CLAUSES = _by_word(
         "method",
         "How the change of a weight is parametrized. Without this clause `lora`.",
         _ADAPT,
-        "plugin",
-        plugin=METHOD,
+        "method",
     ),
     Keyword(
         "rank",
@@ -163,10 +152,9 @@ CLAUSES = _by_word(
         "init",
         "The start values of an adapter. Without this clause `gaussian`: A random, B zero.",
         _ADAPT,
-        "plugin",
-        plugin=INITIALIZER,
+        "initializer",
     ),
-    Keyword("quant", "Stores the frozen base weight in fewer bits.", _ADAPT, "plugin", plugin=QUANTIZER),
+    Keyword("quant", "Stores the frozen base weight in fewer bits.", _ADAPT, "quantizer"),
     Keyword(
         "dtype",
         "The type of the adapter's weights. Without this clause bf16 over a quantized base, else that of the base.",
@@ -271,11 +259,6 @@ def clauses_of(statement: str) -> Mapping[str, Keyword]:
     return {
         word: clause for word, clause in CLAUSES.items() if statement in clause.statements and clause.takes != "not yet"
     }
-
-
-def choices(clause: str) -> tuple[str, ...]:
-    """Return the words that a clause chooses from."""
-    return tuple(CLAUSES[clause].choices)
 
 
 def name_fault(name: str) -> str:

@@ -11,6 +11,7 @@ from lsprotocol.types import CompletionItemKind
 
 from lorakit.hooks.options import Option, supports_double
 from lorakit.language.amounts import Amount
+from lorakit.language.calls import plugins_of
 from lorakit.language.quantities import MEANINGS, QUANTITIES
 from lorakit.language.words import CLAUSE_TERMINALS, CLAUSES, KEYWORDS, STATEMENTS, clauses_of
 from lorakit.lsp.document import Document
@@ -27,7 +28,6 @@ from lorakit.lsp.slots import (
     ValueSlot,
     options,
     plugin_named,
-    registry,
     slot_behind,
 )
 from lorakit.lsp.target_offers import target_offers
@@ -88,7 +88,7 @@ def _names(request: Request) -> Iterable[Offer]:
 
 def _plugin_names(slot: PluginSlot, request: Request) -> Iterable[Offer]:
     plugins = request.document.plugins
-    for name, plugin in registry(slot.kind, plugins).items():
+    for name, plugin in plugins_of(slot.kind, plugins).items():
         text = plugin_text(plugin, slot.kind, plugins)
         yield Offer(name, request.cursor.start, CompletionItemKind.Function, plugin_summary(plugin), text)
 

@@ -9,7 +9,7 @@ from typing import Any
 from lorakit.hooks import Plugins, Role
 from lorakit.hooks.options import Option, describe_type, options_of, supports_double
 from lorakit.language.statements import Target
-from lorakit.language.words import Keyword, PluginKind
+from lorakit.language.words import Keyword
 from lorakit.lsp.model import Model
 from lorakit.lsp.names import Name
 
@@ -25,9 +25,9 @@ def keyword_text(keyword: Keyword) -> str:
     return f"`{keyword.form}`\n\n{keyword.meaning}"
 
 
-def plugin_text(plugin: Any, kind: PluginKind, plugins: Plugins) -> str:
+def plugin_text(plugin: Any, kind: str, plugins: Plugins) -> str:
     """Return what a plugin is, where it comes from, and its options."""
-    lines = [f"**{plugin.name}**: {kind.noun} of {plugins.origin(plugin)}", "", plugin_summary(plugin)]
+    lines = [f"**{plugin.name}**: {kind} of {plugins.origin(plugin)}", "", plugin_summary(plugin)]
     options = options_of(plugin)
     if options:
         lines += ["", *(f"- {option_line(option)}" for option in options)]

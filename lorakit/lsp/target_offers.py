@@ -45,7 +45,9 @@ def target_offers(request: Request) -> Iterable[Offer]:
 
 def _target(words: str, request: Request) -> Target | None:
     place = Place(request.document.source)
-    targets = read_targets((Word(words, "TARGET", request.cursor.start),), scope_of({}, request.document.plugins), place)
+    targets = read_targets(
+        (Word(words, "TARGET", request.cursor.start),), scope_of({}, request.document.plugins), place
+    )
     return targets[0] if targets and targets[0].role is None and targets[0].class_name is None else None
 
 

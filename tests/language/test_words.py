@@ -14,7 +14,7 @@ from lorakit.language.statements import (
     Step,
     Train,
 )
-from lorakit.language.words import CLAUSES, KEYWORDS, STATEMENTS, choices, clauses_of, name_fault
+from lorakit.language.words import CLAUSES, KEYWORDS, STATEMENTS, clauses_of, name_fault
 
 TAKEN = {"adapt": Adapt, "quantize": Quantize, "train": Train, "optimizer": Optimizer, "step": Step}
 BEFORE = {"adapt": "adapt q rank 1", "step": "step"}
@@ -35,7 +35,7 @@ def test_each_clause_fills_a_field_of_its_statement(statement: str) -> None:
 
 
 def test_a_plan_knows_every_dtype_that_a_spec_can_name() -> None:
-    assert set(choices("dtype")) == set(choices("compute")) == LONG.keys()
+    assert CLAUSES["dtype"].choices.keys() == CLAUSES["compute"].choices.keys() == LONG.keys()
 
 
 @pytest.mark.parametrize("clause", [word for word, keyword in CLAUSES.items() if keyword.choices])
@@ -43,7 +43,7 @@ def test_the_choices_are_those_that_are_read(clause: str) -> None:
     start = BEFORE[CLAUSES[clause].statements[0]]
     (found,) = look(f"{start} {clause} nothing").diagnostics
     named = found.message.partition(" is ")[2].partition(", not ")[0]
-    assert tuple(named.replace("`", "").replace(" or ", ", ").split(", ")) == choices(clause)
-    for word in choices(clause):
+    assert tuple(named.replace("`", "").replace(" or ", ", ").split(", ")) == tuple(CLAUSES[clause].choices)
+    for word in CLAUSES[clause].choices:
         text = f"{start} {clause} {word}"
         assert read(str(read(text))) == read(text)
