@@ -94,7 +94,7 @@ def _value(node: ValueNode, unit: str, scope: Scope, place: Place) -> Value | No
     amount = evaluate(node, scope, place)
     try:
         if amount is None or amount.kind in ("", unit):
-            return amount and amount.number
+            return amount.number if amount is not None else None
         what = "bytes" if amount.kind == "B" else "a share (%)"
         place.report(Code.BAD_UNIT, f"expected a plain number, found {what}", node)
     except LimitError as error:

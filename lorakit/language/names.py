@@ -102,8 +102,10 @@ def evaluate(node: ValueNode, scope: Scope, place: Place) -> Amount | None:
 
 def _named(word: Word, scope: Scope, place: Place) -> Amount | None:
     definition = scope.find(word, place)
-    if definition is None or definition.value is None or isinstance(definition.value, Amount):
-        return definition and definition.value
+    if definition is None or definition.value is None:
+        return None
+    if isinstance(definition.value, Amount):
+        return definition.value
     kind = "a string" if isinstance(definition.value, str) else "a list of targets"
     note = f"it is defined at {definition.span}"
     place.report(Code.WRONG_KIND, f"expected a number, and `{word}` is {kind}", word, None, note)

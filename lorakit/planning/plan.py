@@ -122,7 +122,7 @@ class AdapterPlan:
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, tuple(LONG.values()))
-        _one_of("bias", self.bias, tuple(CLAUSES["bias"].choices))
+        _one_of("bias", self.bias, CLAUSES["bias"].choices)
 
     @property
     def own(self) -> tuple[ParameterPlan, ...]:

@@ -6,6 +6,7 @@ import pytest
 from language_helpers import look, read
 
 from lorakit.dtypes import LONG
+from lorakit.language.catalogue import word_pages
 from lorakit.language.quantities import MEANINGS, QUANTITIES
 from lorakit.language.statements import (
     Adapt,
@@ -22,8 +23,11 @@ BEFORE = {"adapt": "adapt q rank 1", "step": "step"}
 
 def test_every_word_says_what_it_means() -> None:
     for word, keyword in KEYWORDS.items():
-        assert keyword.word == word and word in keyword.form and keyword.meaning.endswith(".")
+        page = word_pages()[word]
+        assert keyword.word == word and word in page.form and page.meaning.endswith(".")
+        assert tuple(page.choices) == keyword.choices
         assert name_fault(word) == f"`{word}` is a word of the language"
+    assert list(word_pages()) == list(KEYWORDS)
     assert MEANINGS.keys() == QUANTITIES.keys()
 
 
@@ -35,7 +39,7 @@ def test_each_clause_fills_a_field_of_its_statement(statement: str) -> None:
 
 
 def test_a_plan_knows_every_dtype_that_a_spec_can_name() -> None:
-    assert CLAUSES["dtype"].choices.keys() == CLAUSES["compute"].choices.keys() == LONG.keys()
+    assert CLAUSES["dtype"].choices == CLAUSES["compute"].choices == tuple(LONG)
 
 
 @pytest.mark.parametrize("clause", [word for word, keyword in CLAUSES.items() if keyword.choices])
@@ -43,7 +47,7 @@ def test_the_choices_are_those_that_are_read(clause: str) -> None:
     start = BEFORE[CLAUSES[clause].statements[0]]
     (found,) = look(f"{start} {clause} nothing").diagnostics
     named = found.message.partition(" is ")[2].partition(", not ")[0]
-    assert tuple(named.replace("`", "").replace(" or ", ", ").split(", ")) == tuple(CLAUSES[clause].choices)
+    assert tuple(named.replace("`", "").replace(" or ", ", ").split(", ")) == CLAUSES[clause].choices
     for word in CLAUSES[clause].choices:
         text = f"{start} {clause} {word}"
         assert read(str(read(text))) == read(text)
