@@ -12,11 +12,10 @@ from lorakit.diagnostics import Diagnostic
 from lorakit.errors import SpecError
 from lorakit.language.files import Files, read_file, read_spec
 from lorakit.language.program import build
-from lorakit.language.quantities import QUANTITIES
 from lorakit.language.settings import Settings
-from lorakit.language.source import SourceText, decode
 from lorakit.language.spec import Spec
 from lorakit.language.syntax import SyntaxTree
+from lorakit.language.words import QUANTITIES
 
 if TYPE_CHECKING:
     from lorakit.hooks import Plugins
@@ -63,26 +62,19 @@ def analyse(
         from lorakit.plugins import default_plugins
 
         plugins = default_plugins()
-    data: str | bytes
-    if isinstance(text_or_path, bytes):
-        data = text_or_path
-    elif is_path(text_or_path):
+    data: str | bytes = text_or_path if isinstance(text_or_path, bytes) else str(text_or_path)
+    if not isinstance(text_or_path, bytes) and is_path(text_or_path):
         path, name = Path(text_or_path), str(text_or_path)
         try:
             data = read_spec(path, read)
         except SpecError as error:
             return Analysis(None, error.diagnostics, (), {})
-    else:
-        data = str(text_or_path)
-    text, damage = decode(data)
-    source, problems = SourceText(name, text), list[Diagnostic]()
-    files = Files(problems, read)
-    settings = Settings(variables or {}, problems)
-    statements = tuple(files.statements(source, path, damage))
+    problems: list[Diagnostic] = []
+    files, settings = Files(problems, read), Settings(variables or {}, problems)
+    statements = tuple(files.statements(name, data, path))
     spec = build(statements, settings, plugins, quantities, complete=not files.unreadable)
     sources = {tree.source.name: tree.source.text for tree in files.trees} | settings.sources
     order = {file: index for index, file in enumerate(sources)}
-    found_all = tuple(sorted(problems, key=lambda found: (order[found.file], found.line, found.column)))
-    if found_all:
-        return Analysis(None, found_all, tuple(files.trees), sources)
-    return Analysis(replace(spec, source=text, sources=sources), (), tuple(files.trees), sources)
+    found = tuple(sorted(problems, key=lambda one: (order[one.file], one.line, one.column)))
+    sound = replace(spec, source=files.trees[0].source.text, sources=sources) if not found else None
+    return Analysis(sound, found, tuple(files.trees), sources)

@@ -30,72 +30,58 @@ class Files:
     unreadable: bool = False
     _done: set[Path] = field(default_factory=set)
 
-    def statements(
-        self, source: SourceText, path: Path | None, damage: Damage | None = None
-    ) -> Iterator[tuple[Place, StatementNode]]:
+    def statements(self, name: str, data: bytes | str, path: Path | None) -> Iterator[tuple[Place, StatementNode]]:
         """Yield the statements of a program in order, each with its file; includes give way to what they include."""
         folder = path.parent if path is not None else Path()
-        chain = (_identity(path),) if path is not None else ()
-        yield from self._expand(Place(source, self.problems), folder, chain, damage)
+        return self._expand(name, data, folder, (_identity(path),) if path is not None else (), ())
 
     def _expand(
-        self, place: Place, folder: Path, chain: tuple[Path, ...], damage: Damage | None
+        self, name: str, data: bytes | str, folder: Path, chain: tuple[Path, ...], notes: tuple[str, ...]
     ) -> Iterator[tuple[Place, StatementNode]]:
+        text, damage = decode(data)
+        place = Place(SourceText(name, text), self.problems, notes)
         tree = parse_syntax(place.source)
         self.trees.append(tree)
-        self.unreadable |= damage is not None
         if damage is not None:
+            self.unreadable = True
             report_damage(place, damage)
-        self._report_syntax(place, tree, damage)
+        for found in tree.diagnostics:
+            if damage is None or not text.startswith("\ufffd", place.source.offset(found.line, found.column)):
+                self.problems.append(replace(found, notes=(*found.notes, *notes)))
         for statement in tree.statements:
             if isinstance(statement, IncludeNode):
                 yield from self._include(statement, place, folder, chain)
             else:
                 yield place, statement
 
-    def _report_syntax(self, place: Place, tree: SyntaxTree, damage: Damage | None) -> None:
-        for found in tree.diagnostics:
-            text = place.source.text[place.source.offset(found.line, found.column) :][:1]
-            if damage is None or text != "\ufffd":
-                self.problems.append(replace(found, notes=(*found.notes, *place.chain)))
-
     def _include(
         self, node: IncludeNode, place: Place, folder: Path, chain: tuple[Path, ...]
     ) -> Iterator[tuple[Place, StatementNode]]:
         path = folder / unquoted(node.path)
-        span = place.span(node.path)
         try:
             identity = _identity(path)
             if identity in chain:
-                self._report_cycle(node, place, (*chain[chain.index(identity) :], identity))
+                names = " → ".join(path.name for path in (*chain[chain.index(identity) :], identity))
+                place.report(Code.INCLUDE_CYCLE, f"this file includes itself: {names}", node.path)
                 return
             if identity in self._done:
                 return
             if len(chain) >= MAX_INCLUDE_DEPTH:
                 self.unreadable = True
-                message = f"includes go deeper than {MAX_INCLUDE_DEPTH} files"
-                place.report(Code.INCLUDE_DEPTH, message, node.path)
+                place.report(Code.INCLUDE_DEPTH, f"includes go deeper than {MAX_INCLUDE_DEPTH} files", node.path)
                 return
             self._done.add(identity)
-            data = self._contents(path)
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise OSError("it is no regular file")
+            data = self.read(path)
         except (OSError, ValueError) as error:
             self.unreadable = True
             near = _neighbour(path)
             message = f"cannot read `{path}`: {reason(error)}"
             place.report(Code.UNREADABLE, message, node.path, f'"{near}"' if near else None)
             return
-        text, damage = decode(data)
-        inner = Place(SourceText(str(path), text), self.problems, (f"included at {span}", *place.chain))
-        yield from self._expand(inner, path.parent, (*chain, identity), damage)
-
-    def _contents(self, path: Path) -> bytes:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise OSError("it is no regular file")
-        return self.read(path)
-
-    def _report_cycle(self, node: IncludeNode, place: Place, cycle: tuple[Path, ...]) -> None:
-        names = " → ".join(path.name for path in cycle)
-        place.report(Code.INCLUDE_CYCLE, f"this file includes itself: {names}", node.path)
+        notes = (f"included at {place.span(node.path)}", *place.chain)
+        yield from self._expand(str(path), data, path.parent, (*chain, identity), notes)
 
 
 def _identity(path: Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lorakit.diagnostics import Code, Diagnostic, Span, diagnostic_at
+from lorakit.diagnostics import Code, Diagnostic
 from lorakit.errors import SpecError
 from lorakit.language.names import LetValue, Scope
 from lorakit.language.parser import parse_syntax
@@ -53,15 +53,10 @@ class Settings:
         for name in self.values if scope.complete else ():
             if name not in scope.later:
                 near = nearest(name, scope.later)
-                note = (
-                    ()
-                    if near
-                    else (f"the names are {listed(scope.later, 'and')}" if scope.later else "it has no `let`",)
-                )
-                source = self._source(name)
+                names = f"the names are {listed(scope.later, 'and')}" if scope.later else "it has no `let`"
+                place, notes = Place(self._source(name), self.problems), () if near else (names,)
                 message = f"`--set {name}`: the spec has no `let {name}`"
-                words = Extent(0, len(source.text))
-                Place(source, self.problems).report(Code.UNKNOWN_VARIABLE, message, words, near, *note)
+                place.report(Code.UNKNOWN_VARIABLE, message, Extent(0, len(place.source.text)), near, *notes)
 
 
 def _written(value: object) -> str:
@@ -76,10 +71,10 @@ def variables_of(settings: Iterable[str]) -> dict[str, str]:
     variables: dict[str, str] = {}
     for setting in settings:
         name, equal, value = setting.partition("=")
-        name, source = name.strip(), f"--set {setting}"
-        if not equal or not name.isidentifier():
-            span = Span(source, 1, 1, 1, len(setting) + 1)
-            found = diagnostic_at(Code.BAD_VARIABLE, f"`--set {setting}`: expected NAME=VALUE", span)
-            raise SpecError((found,), render_text((found,), {source: setting}))
-        variables[name] = value.strip()
+        if not equal or not name.strip().isidentifier():
+            place = Place(SourceText(f"--set {setting}", setting))
+            message = f"`--set {setting}`: expected NAME=VALUE"
+            place.report(Code.BAD_VARIABLE, message, Extent(0, len(setting)))
+            raise SpecError(tuple(place.problems), render_text(place.problems, {place.source.name: setting}))
+        variables[name.strip()] = value.strip()
     return variables

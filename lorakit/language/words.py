@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 # What plugins are, one registry each
 PLUGINS = ("quantizer", "initializer", "optimizer", "method")
@@ -102,6 +103,9 @@ NOT_YET = {
     "capture": "leave it out: a step runs one operation after the other",
     "compute fp8": "write `compute bf16`",
 }
+
+# What `require` compares, each with what it measures: a share (`%`), bytes (`B`) or a plain number (empty)
+QUANTITIES: Mapping[str, str] = MappingProxyType({"trainable": "%", "peak_memory": "B"})
 
 # as the grammar says NAME
 _NAME = re.compile(r"[^\W\d]\w*")

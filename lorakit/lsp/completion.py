@@ -13,8 +13,7 @@ from lorakit.hooks.options import Option, supports_double
 from lorakit.language.amounts import Amount
 from lorakit.language.calls import plugins_of
 from lorakit.language.catalogue import word_pages
-from lorakit.language.quantities import MEANINGS, QUANTITIES
-from lorakit.language.words import CLAUSE_TERMINALS, STATEMENTS, clauses_of
+from lorakit.language.words import CLAUSE_TERMINALS, QUANTITIES, STATEMENTS, clauses_of
 from lorakit.lsp.document import Document
 from lorakit.lsp.model import Model
 from lorakit.lsp.names import names_of
@@ -122,7 +121,7 @@ def _values(slot: ValueSlot, request: Request) -> Iterable[Offer]:
         yield Offer("rank", start, CompletionItemKind.Variable, RANK.meaning, word_text(RANK), order=1)
     if request.cursor.statement == "require":
         for name in QUANTITIES:
-            yield Offer(name, start, CompletionItemKind.Constant, MEANINGS[name], order=-1)
+            yield Offer(name, start, CompletionItemKind.Constant, word_pages()[name].meaning, order=-1)
     if option is not None and typing.get_origin(option.type) is Literal:
         for order, value in enumerate(typing.get_args(option.type)):
             word = f'"{value}"' if isinstance(value, str) else str(value)

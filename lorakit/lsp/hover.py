@@ -9,10 +9,9 @@ from typing import Any
 from lorakit.diagnostics import Code, Diagnostic
 from lorakit.language.catalogue import page_of, word_pages
 from lorakit.language.place import Place
-from lorakit.language.quantities import MEANINGS
 from lorakit.language.syntax import Word
 from lorakit.language.targets import read_targets
-from lorakit.language.words import KEYWORDS
+from lorakit.language.words import KEYWORDS, QUANTITIES
 from lorakit.lsp.document import Document
 from lorakit.lsp.model import Model, Unreadable, model_comment
 from lorakit.lsp.names import names_of, scope_of
@@ -135,8 +134,8 @@ def _value(slot: ValueSlot, spot: _Spot) -> str | None:
     statement = spot.before[0].type if spot.before else ""
     if word == "rank" and statement == "ADAPT":
         return word_text(RANK)
-    if word in MEANINGS and statement == "REQUIRE":
-        return f"`{word}`: {MEANINGS[word]}"
+    if word in QUANTITIES and statement == "REQUIRE":
+        return word_text(word_pages()[word])
     return _new_name(slot, spot)
 
 
