@@ -36,13 +36,6 @@ class Analysis:
     sources: Mapping[str, str]
 
 
-def is_path(text_or_path: str | os.PathLike[str]) -> bool:
-    """Return whether this names a file: any path object, and a string that ends in `.lora` and has no newline."""
-    if not isinstance(text_or_path, str):
-        return True
-    return text_or_path.endswith(".lora") and "\n" not in text_or_path
-
-
 def analyse(
     text_or_path: str | os.PathLike[str] | bytes,
     variables: Mapping[str, object] | None = None,
@@ -55,7 +48,8 @@ def analyse(
 ) -> Analysis:
     """Return what a program means and what is wrong with it; never raises for what is written in it.
 
-    Bytes are text that is yet to be decoded. A text may be given the `name` that diagnostics show, and the `path` that
+    A file is named by any path object, and by a string that ends in `.lora` and has no newline. Bytes are text that is
+    yet to be decoded. A text may be given the `name` that diagnostics show, and the `path` that
     its includes are relative to. Raises: PluginError where a plugin fails on its options.
     """
     if plugins is None:
@@ -63,8 +57,9 @@ def analyse(
 
         plugins = default_plugins()
     data: str | bytes = text_or_path if isinstance(text_or_path, bytes) else str(text_or_path)
-    if not isinstance(text_or_path, bytes) and is_path(text_or_path):
-        path, name = Path(text_or_path), str(text_or_path)
+    named = isinstance(data, str) and data.endswith(".lora") and "\n" not in data
+    if named or not isinstance(text_or_path, str | bytes):
+        path, name = Path(str(data)), str(data)
         try:
             data = read_spec(path, read)
         except SpecError as error:

@@ -124,10 +124,6 @@ def _choice(clause: Clause, keyword: Keyword, scope: Scope, place: Place) -> str
     return None
 
 
-def _not_yet(clause: Clause, keyword: Keyword, scope: Scope, place: Place) -> None:
-    _refuse(keyword.word, clause, place)
-
-
 def _refuse(words: str, where: Words, place: Place) -> None:
     message = f"`{words}` is a word of the language, but this lorakit does not do it yet"
     place.report(Code.NOT_YET, message, where, None, f"help: {NOT_YET[words]}")
@@ -141,5 +137,5 @@ _READERS: Mapping[str, Callable[[Clause, Keyword, Scope, Place], Any]] = {
     "flag": lambda *_: True,
     "ranges": lambda clause, keyword, scope, place: read_ranges(clause.argument, place),
     "targets": lambda clause, keyword, scope, place: read_targets(clause.argument, scope, place),
-    "not yet": _not_yet,
+    "not yet": lambda clause, keyword, scope, place: _refuse(keyword.word, clause, place),
 }

@@ -40,12 +40,6 @@ def is_installed(node: UseNode, place: Place, plugins: Plugins) -> bool:
         message = f"`{name}` is installed in version {installed}, and this needs {wanted} or later"
         place.report(Code.TOO_OLD, message, node.version, None, install)
         return False
-    return _takes_part(node, place, plugins)
-
-
-def _takes_part(node: UseNode, place: Place, plugins: Plugins) -> bool:
-    """Return whether an installed distribution is neither switched off nor left out; if it is, report why."""
-    name = str(node.distribution)
     if plugins.is_switched_off(name):
         note = "help: leave out --no-plugins, or add it to LORAKIT_PLUGINS"
         place.report(Code.NOT_INSTALLED, f"`{name}` is switched off", node.distribution, None, note)

@@ -35,7 +35,7 @@ class Piece:
     comments: list[Comment] = field(default_factory=list)
 
 
-def pieces(words: Sequence[Word], comments: Sequence[Sequence[Comment]]) -> list[Piece]:
+def pieces(words: Sequence[Word], comments: Sequence[Sequence[Comment]] = ()) -> list[Piece]:
     """Return the words of a unit as pieces, each with the comments that stand behind it.
 
     A comment between a word and its comma moves behind the comma; a comma before a closing bracket goes.
@@ -43,7 +43,7 @@ def pieces(words: Sequence[Word], comments: Sequence[Sequence[Comment]]) -> list
     result: list[Piece] = []
     depth = 0
     before: Piece | None = None
-    for index, (word, behind) in enumerate(zip(words, comments, strict=True)):
+    for index, (word, behind) in enumerate(zip(words, comments or [()] * len(words), strict=True)):
         if word.type in CLOSING:
             depth -= 1
             if before is not None and before.type == "_COMMA":
@@ -77,7 +77,7 @@ def lay_out(parts: Sequence[Piece], indent: int) -> list[str]:
         return [" " * indent + text]
     page = _Page(indent)
     page.put(parts, indent + 2 * INDENT)
-    return page.finished()
+    return [*page.lines, page.line]
 
 
 class _Page:
@@ -102,9 +102,6 @@ class _Page:
                 self._comments(last.comments, indent)
             if last.type == "_COMMA" and (one_a_line or not self._fits(parts[index : _next_comma(parts, index)])):
                 self._newline(indent)
-
-    def finished(self) -> list[str]:
-        return [*self.lines, self.line]
 
     def _group(self, parts: Sequence[Piece]) -> None:
         """Print a bracket with one item on each line."""

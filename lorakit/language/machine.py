@@ -81,18 +81,15 @@ def matcher(state: int) -> Match:
     """
     made = tables()
     possible = made.actions[state].keys() | {"_END"}
-    return _matching("|".join(f"(?P<{name}>{regex})" for name, regex in made.terminals.items() if name in possible))
+    groups = (f"(?P<{name}>{regex})" for name, regex in made.terminals.items() if name in possible)
+    # many states allow the same, and `re` keeps what it compiled
+    return re.compile("|".join(groups)).match
 
 
 @functools.cache
 def ignored() -> Match:
     """Return what matches blanks and comments."""
-    return _matching(tables().ignored)
-
-
-@functools.cache
-def _matching(pattern: str) -> Match:
-    return re.compile(pattern).match
+    return re.compile(tables().ignored).match
 
 
 @functools.cache

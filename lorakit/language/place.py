@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from lorakit.diagnostics import Code, Diagnostic, Span
 from lorakit.language.source import SourceText
 from lorakit.language.suggestions import nearest
 
+if TYPE_CHECKING:
+    from lorakit.language.syntax import Call, Clause, RangeNode, StatementNode, ValueNode, Word
+
 # Beyond this many problems nobody reads suggestions one by one
 _ENOUGH = 200
-
-
-class Words(Protocol):
-    """Words of a source, from one offset to another: a word, a node, or an extent."""
-
-    @property
-    def start(self) -> int: ...
-
-    @property
-    def end(self) -> int: ...
 
 
 class Extent(NamedTuple):
@@ -29,6 +22,10 @@ class Extent(NamedTuple):
 
     start: int
     end: int
+
+
+# what a problem can be with
+Words: TypeAlias = "Word | Extent | ValueNode | StatementNode | Call | Clause | RangeNode"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.diagnostics import Code, diagnostic_at
 from lorakit.errors import SpecError
-from lorakit.language.layout import Piece, flat, lay_out, pieces
+from lorakit.language.layout import flat, lay_out, pieces
 from lorakit.language.render import render_text
 from lorakit.language.statements import Expression, IndexRange, Number, PluginCall, Quantity, Require, Target, Value
 from lorakit.language.syntax import MAX_DEPTH, Word
@@ -26,16 +26,12 @@ def to_text(spec: Spec) -> str:
     units = [_use(*use) for use in spec.uses]
     units += [_statement(statement) for statement in statements if statement is not None]
     units += map(_require, spec.requires)
-    return "".join(f"{line}\n" for words in units for line in lay_out(_pieces(_checked(words)), 0))
+    return "".join(f"{line}\n" for words in units for line in lay_out(pieces(_checked(words)), 0))
 
 
 def call_text(call: PluginCall) -> str:
     """Return a plugin with its options as a spec names it."""
-    return flat(_pieces(_call(call)))
-
-
-def _pieces(words: Sequence[Word]) -> list[Piece]:
-    return pieces(words, [()] * len(words))
+    return flat(pieces(_call(call)))
 
 
 def _checked(words: Sequence[Word]) -> Sequence[Word]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +118,7 @@ class _Reader:
             note = f"it is first defined at {self.scope.definitions[name].span}"
             place.report(Code.DEFINED_TWICE, f"`{name}` is defined twice", node.name, None, note)
         else:
-            if name in self.settings:
+            if name in self.settings.values:
                 value = self.settings.read(name, lambda given, inside: let_value(given, self.scope, inside))
             self.scope.definitions[name] = Definition(value, place.span(node.name))
 
@@ -133,12 +133,10 @@ class _Reader:
         """Leave out what cannot be read; that has been reported."""
 
 
-def _lost_names(node: StatementNode) -> Iterator[tuple[str, Word]]:
-    """Yield the names that a statement would define if it could be read, and the words that hold them."""
-    for words in node.unread if isinstance(node, RuleNode | BrokenNode) else ():
-        match = _BROKEN_LET.match(words)
-        if match is not None:
-            yield match[1], words
+def _lost_names(node: StatementNode) -> list[tuple[str, Word]]:
+    """Return the names that a statement would define if it could be read, and the words that hold them."""
+    unread = node.unread if isinstance(node, RuleNode | BrokenNode) else ()
+    return [(match[1], words) for words in unread if (match := _BROKEN_LET.match(words)) is not None]
 
 
 _READERS: Mapping[type, Callable[[_Reader, Any, Place], None]] = {

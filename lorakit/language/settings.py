@@ -33,9 +33,6 @@ class Settings:
     def _source(self, name: str) -> SourceText:
         return SourceText(f"--set {name}", _written(self.values[name]))
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.values
-
     def read(self, name: str, evaluate: Callable[[Any, Place], LetValue]) -> LetValue:
         """Return what a variable is worth, or None where its fault has been reported."""
         source = self._source(name)

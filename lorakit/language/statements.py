@@ -43,10 +43,6 @@ class Segment:
         return self.name + (f"[{','.join(map(str, self.indices))}]" if self.indices else "")
 
 
-def _plain_slash(escape: re.Match[str]) -> str:
-    return "/" if escape[1] == "/" else escape[0]
-
-
 @dataclass(frozen=True, slots=True)
 class Target(_Written):
     """A selector of modules: a path of segments, which may end in a role or a class, or a regex on the whole path."""
@@ -59,17 +55,15 @@ class Target(_Written):
     def __post_init__(self) -> None:
         # a slash means the same with a backslash before it and without
         if self.regex is not None and r"\/" in self.regex:
-            object.__setattr__(self, "regex", re.sub(r"\\(.)", _plain_slash, self.regex, flags=re.DOTALL))
+            object.__setattr__(
+                self, "regex", re.sub(r"\\(.)", lambda m: "/" if m[1] == "/" else m[0], self.regex, flags=re.S)
+            )
 
     @property
     def is_outright(self) -> bool:
         """Whether it names modules outright: a plain path, without glob, range, class, regex or role."""
-        return (
-            self.regex is None
-            and self.role is None
-            and self.class_name is None
-            and all("*" not in segment.name and not segment.indices for segment in self.segments)
-        )
+        is_path = self.regex is None and self.role is None and self.class_name is None
+        return is_path and all("*" not in segment.name and not segment.indices for segment in self.segments)
 
     def __str__(self) -> str:
         if self.regex is not None:

@@ -113,9 +113,7 @@ _NAME = re.compile(r"[^\W\d]\w*")
 
 def clauses_of(statement: str) -> Mapping[str, Keyword]:
     """Return the clauses that a statement takes."""
-    return {
-        word: clause for word, clause in CLAUSES.items() if statement in clause.statements and clause.takes != "not yet"
-    }
+    return {word: one for word, one in CLAUSES.items() if statement in one.statements and one.takes != "not yet"}
 
 
 def name_fault(name: str) -> str:
