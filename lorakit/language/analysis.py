@@ -20,8 +20,6 @@ from lorakit.language.words import QUANTITIES
 if TYPE_CHECKING:
     from lorakit.hooks import Plugins
 
-TEXT = "<text>"
-
 
 @dataclass(frozen=True)
 class Analysis:
@@ -41,7 +39,7 @@ def analyse(
     variables: Mapping[str, object] | None = None,
     plugins: Plugins | None = None,
     *,
-    name: str = TEXT,
+    name: str = "<text>",
     path: Path | None = None,
     quantities: Mapping[str, str] = QUANTITIES,
     read: Callable[[Path], bytes] = read_file,

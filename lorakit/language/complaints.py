@@ -54,10 +54,7 @@ def _statement(scene: Scene) -> Diagnostic | None:
     return scene.complain(Code.UNKNOWN_STATEMENT, f"{shown(found)} is no statement", near, *notes)
 
 
-_BRACES = {
-    "{": "`{` opens on the line of its statement",
-    "}": "there is no block here that `}` could close",
-}
+_BRACES = {"{": "`{` opens on the line of its statement", "}": "there is no block here that `}` could close"}
 
 
 def _comparison(scene: Scene) -> Diagnostic | None:

@@ -22,9 +22,8 @@ def is_installed(node: UseNode, place: Place, plugins: Plugins) -> bool:
         try:
             wanted = Version(str(node.version))
         except InvalidVersion:
-            place.report(
-                Code.BAD_VERSION, f"`{node.version}` is no version", node.version, None, "versions are written `1.2.3`"
-            )
+            message, note = f"`{node.version}` is no version", "versions are written `1.2.3`"
+            place.report(Code.BAD_VERSION, message, node.version, None, note)
             return True
     install = f"help: pip install '{name}>={wanted}'" if wanted is not None else f"help: pip install {name}"
     try:

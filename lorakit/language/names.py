@@ -51,14 +51,8 @@ class Scope:
         own = {name: Definition(value) for name, value in names.items()}
         return replace(self, definitions=ChainMap(own, self.definitions), quantities=quantities)
 
-    def find(self, word: Word, place: Place) -> Definition | None:
-        """Return a definition, or report that there is none."""
-        definition = self.definitions.get(word)
-        if definition is None and self.complete:
-            self._report_unknown(word, place)
-        return definition
-
-    def _report_unknown(self, word: Word, place: Place) -> None:
+    def report_unknown(self, word: Word, place: Place) -> None:
+        """Report that there is no definition of a name, or none yet."""
         if word in self.later:
             note = f"it is defined at {self.later[word]}"
             place.report(Code.UNKNOWN_NAME, f"`{word}` is used above its definition", word, None, note)
@@ -101,7 +95,9 @@ def evaluate(node: ValueNode, scope: Scope, place: Place) -> Amount | None:
 
 
 def _named(word: Word, scope: Scope, place: Place) -> Amount | None:
-    definition = scope.find(word, place)
+    definition = scope.definitions.get(word)
+    if definition is None and scope.complete:
+        scope.report_unknown(word, place)
     if definition is None or definition.value is None:
         return None
     if isinstance(definition.value, Amount):

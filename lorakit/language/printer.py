@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -69,19 +70,12 @@ def _range(indices: IndexRange) -> list[Word]:
     return [first] if first == last else [first, Word("..", "_DOTS"), last]
 
 
-def _number(value: float, unit: str = "", longest: float = 1e15) -> list[Word]:
-    """Return a number, digit by digit where it is whole and no longer than that.
-
-    Beyond 2⁵³ the shortest form of a float is another number than the float.
-    """
-    whole = isinstance(value, int) or (value.is_integer() and abs(value) < longest)
+def _number(value: float, unit: str = "", most: float = math.inf) -> list[Word]:
+    """Return a number, digit by digit where it is whole and no larger: beyond 2⁵³ the shortest form is another one."""
+    whole = isinstance(value, int) or (value.is_integer() and abs(value) < most)
     digits = str(int(value)) if whole else repr(value)
     minus = [Word("-", "MINUS")] if digits.startswith("-") else []
     return [*minus, Word(digits.removeprefix("-") + unit, "NUMBER")]
-
-
-def _exact(value: float, unit: str = "") -> list[Word]:
-    return _number(value, unit, float("inf"))
 
 
 def _call(call: PluginCall) -> list[Word]:
@@ -96,7 +90,7 @@ def _value(value: Value) -> list[Word]:
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return [Word(f'"{escaped}"', "STRING")]
-    return _group(_listed(map(_value, value))) if isinstance(value, tuple) else _exact(value)
+    return _group(_listed(map(_value, value))) if isinstance(value, tuple) else _number(value)
 
 
 def _group(words: Iterable[Word]) -> list[Word]:
@@ -106,7 +100,7 @@ def _group(words: Iterable[Word]) -> list[Word]:
 def _expression(node: Expression, around: int = 0, depth: int = 1) -> list[Word]:
     """Return an expression, in parentheses where it binds less tightly than the place needs."""
     if isinstance(node, Number):
-        return _exact(node.value, node.unit)
+        return _number(node.value, node.unit)
     if isinstance(node, Quantity):
         return [Word(node.name, "NAME")]
     if depth >= MAX_DEPTH:
@@ -120,7 +114,7 @@ def _expression(node: Expression, around: int = 0, depth: int = 1) -> list[Word]
 
 # By what a clause takes
 _VALUES: Mapping[str, Callable[[Any], list[Word]]] = {
-    **dict.fromkeys(("rank", "count", "positive", "probability"), _number),
+    **dict.fromkeys(("rank", "count", "positive", "probability"), lambda value: _number(value, most=1e15)),
     "choice": lambda value: [Word(value, "NAME")],
     **dict.fromkeys(PLUGINS, _call),
     "flag": lambda value: [],

@@ -66,7 +66,8 @@ def tables() -> Tables:
     grammar = grammar_text()
     cache = _cache_file(hashlib.sha256(f"{_FORM}\n{grammar}".encode()).hexdigest()[:16])
     try:
-        return _from_plain(json.loads(cache.read_bytes()))
+        kept = Tables(*json.loads(cache.read_bytes()))
+        return kept._replace(reductions=[Reduction(*reduction) for reduction in kept.reductions])
     except (OSError, ValueError, TypeError):
         made = compile_tables(grammar)
         _keep(made, cache)
@@ -135,11 +136,6 @@ def _reduction(rule: Any) -> Reduction:
     transparent = bool(rule.options.expand1) and not rule.alias and len(kept) == len(rule.expansion) == 1
     node = "" if origin.startswith("_") or transparent else rule.alias or origin
     return Reduction(origin, node, len(rule.expansion), kept, spliced)
-
-
-def _from_plain(plain: list[Any]) -> Tables:
-    made = Tables(*plain)
-    return made._replace(reductions=[Reduction(*reduction) for reduction in made.reductions])
 
 
 def _cache_file(digest: str) -> Path:

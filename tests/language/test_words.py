@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from language_helpers import look, read
 
@@ -16,6 +19,7 @@ from lorakit.language.statements import (
 )
 from lorakit.language.words import CLAUSES, KEYWORDS, QUANTITIES, STATEMENTS, clauses_of, name_fault
 
+ROOT = Path(__file__).parents[2]
 TAKEN = {"adapt": Adapt, "quantize": Quantize, "train": Train, "optimizer": Optimizer, "step": Step}
 BEFORE = {"adapt": "adapt q rank 1", "step": "step"}
 
@@ -49,3 +53,11 @@ def test_the_choices_are_those_that_are_read(clause: str) -> None:
     for word in CLAUSES[clause].choices:
         text = f"{start} {clause} {word}"
         assert read(str(read(text))) == read(text)
+
+
+@pytest.mark.parametrize("clause", ["alpha", "scaling", "dropout", "dtype", "bias", "lr", "lr_ratio", "paged", "batch"])
+def test_a_clause_like_others_is_spelled_in_five_places(clause: str) -> None:
+    language = ROOT / "lorakit" / "language"
+    files = [*language.glob("*.py"), language / "pages" / "words.md", *(ROOT / "grammar").glob("lorakit.*")]
+    spelled = {path.name for path in files if re.search(rf"\b{clause}\b", path.read_text("utf-8"), re.IGNORECASE)}
+    assert spelled == {"words.py", "words.md", "statements.py", "lorakit.lark", "lorakit.tmLanguage.json"}
