@@ -9,11 +9,11 @@ from itertools import takewhile
 
 from lorakit.errors import SpecError
 from lorakit.language.files import decoded
-from lorakit.language.layout import CLOSING, INDENT, OPENING, Comment, lay_out, pieces
+from lorakit.language.layout import INDENT, Comment, lay_out, pieces
 from lorakit.language.parser import parse_syntax
 from lorakit.language.render import render_text
 from lorakit.language.source import SourceText
-from lorakit.language.syntax import SyntaxTree, Word
+from lorakit.language.syntax import CLOSING, OPENING, SyntaxTree, Word
 from lorakit.language.words import CLAUSE_TERMINALS, STATEMENT_TERMINALS
 
 _GAP = re.compile(r"#[^\n]*|\n")

@@ -6,13 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lorakit.language.syntax import Word
+from lorakit.language.syntax import CLOSING, OPENING, Word
 
 WIDTH = 100
 INDENT = 2
 
-OPENING = ("_GROUP", "_LPAR", "_LSQB")
-CLOSING = ("_RPAR", "_RSQB")
 _TIGHT = ("PLUS", "MINUS", "TIMES", "OVER", "_DOTS")
 _VALUES = ("NUMBER", "NAME", "_RPAR")
 

@@ -12,14 +12,13 @@ from typing import Any
 from lorakit.diagnostics import Code, Diagnostic, diagnostic_at
 from lorakit.language.machine import Machine, ignored, matcher
 from lorakit.language.source import SourceText
-from lorakit.language.syntax import MAX_DEPTH, NESTING, BrokenNode, StatementNode, SyntaxTree, Word
+from lorakit.language.syntax import CLOSING, MAX_DEPTH, NESTING, OPENING, BrokenNode, StatementNode, SyntaxTree, Word
 from lorakit.language.words import CLAUSES, STATEMENTS
 
 # Beyond this many a file is not a spec with mistakes but something else
 MAX_SYNTAX_ERRORS = 1000
 
-_OPENING = {"_GROUP": "_RPAR", "_LPAR": "_RPAR", "_LSQB": "_RSQB"}
-_BRACKETS = frozenset((*_OPENING, "_RPAR", "_RSQB", "LBRACE", "RBRACE"))
+_BRACKETS = frozenset((*OPENING, *CLOSING, "LBRACE", "RBRACE"))
 _SKIPPED = re.compile(r'"(?:\\.|[^"\\\n])*"?|#[^\n]*|[()\[\]{};\n]')
 _BEGINNING = re.compile(r"[ \t\r\f]*(\w+|\})")
 
@@ -114,7 +113,7 @@ class _Reading:
             self.position = word.end
 
     def _track(self, bracket: Word) -> None:
-        if bracket.type in _OPENING:
+        if bracket.type in OPENING:
             self.opened.append(bracket)
         elif bracket.type == "LBRACE":
             self.brace, self.unit = bracket, None

@@ -24,6 +24,9 @@ class Word(str):
         return word
 
 
+# The terminals of brackets, within which the end of a line says nothing
+OPENING, CLOSING = ("_GROUP", "_LPAR", "_LSQB"), ("_RPAR", "_RSQB")
+
 # Deeper values are refused where they are read, so that every later walk may recurse
 MAX_DEPTH = 100
 
