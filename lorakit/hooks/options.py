@@ -7,6 +7,7 @@ import types
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal, Union
+from weakref import WeakKeyDictionary
 
 from lorakit.errors import PluginError
 from lorakit.language.statements import PluginCall, Value
@@ -36,12 +37,18 @@ class OptionError(ValueError):
 
 def options_of(plugin: type) -> tuple[Option, ...]:
     """Return the options that a plugin takes between its parentheses; `double` is a word of its own and no option."""
-    hints = typing.get_type_hints(plugin)
-    return tuple(
-        Option(field.name, hints[field.name], _default(field), field.metadata.get("help", ""))
-        for field in dataclasses.fields(plugin)
-        if field.init and field.name != "double"
-    )
+    if plugin not in _OPTIONS:
+        hints = typing.get_type_hints(plugin)
+        _OPTIONS[plugin] = tuple(
+            Option(field.name, hints[field.name], _default(field), field.metadata.get("help", ""))
+            for field in dataclasses.fields(plugin)
+            if field.init and field.name != "double"
+        )
+    return _OPTIONS[plugin]
+
+
+# reading the types of a plugin takes longer than checking a call of it
+_OPTIONS: WeakKeyDictionary[type, tuple[Option, ...]] = WeakKeyDictionary()
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator as operators
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -22,15 +24,14 @@ _LITERAL = re.compile(r"([0-9.]+)(?:[eE]([+-]?[0-9]+))?(.*)")
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """An exact number in plain terms (1% is 1/100, 1KiB is 1024) with the unit that it was written in."""
+    """An exact number in plain terms (1% is 1/100, 1KiB is 1024) with the unit that it was written in.
+
+    Where it is not `known` before there is a plan, the value says nothing.
+    """
 
     value: Fraction
     unit: str = ""
-
-    @classmethod
-    def one(cls, unit: str) -> Amount:
-        """Return the amount that stands for a figure of this unit which is not known yet."""
-        return cls(Fraction(1), unit)
+    known: bool = True
 
     @property
     def kind(self) -> str:
@@ -84,26 +85,25 @@ def to_number(value: Fraction) -> int | float:
 
 def combine(left: Amount, operator: str, right: Amount) -> Amount:
     """Return `left operator right`. Raises: LimitError, UnitError, ZeroDivisionError."""
-    a, b = left.value, right.value
-    match operator:
-        case "+" | "-":
-            if "B" in (left.kind, right.kind) and left.kind != right.kind:
-                raise UnitError(f"`{operator}` needs bytes on both sides or on none")
-            value, unit = (a + b if operator == "+" else a - b), left.unit or right.unit
-        case "*":
-            if left.kind == right.kind == "B":
-                raise UnitError("bytes times bytes measures nothing")
-            value, unit = a * b, _wider(left, right)
-        case _:
-            if right.kind == "B" and left.kind != "B":
-                raise UnitError("only bytes can be divided by bytes")
-            value = a / b
-            unit = "" if left.kind == right.kind else _wider(left, right)
+    kinds = {left.kind, right.kind}
+    wider = next((amount.unit for kind in ("B", "%") for amount in (left, right) if amount.kind == kind), "")
+    if operator in "+-" and "B" in kinds and len(kinds) > 1:
+        raise UnitError(f"`{operator}` needs bytes on both sides or on none")
+    if operator == "*" and kinds == {"B"}:
+        raise UnitError("bytes times bytes measures nothing")
+    if operator == "/" and right.kind == "B" != left.kind:
+        raise UnitError("only bytes can be divided by bytes")
+    unit = {"*": wider, "/": "" if len(kinds) == 1 else wider}.get(operator, left.unit or right.unit)
+    if operator == "/" and right.known and not right.value:
+        raise ZeroDivisionError
+    if not (left.known and right.known):
+        return Amount(Fraction(1), unit, known=False)
+    value = _OPERATORS[operator](left.value, right.value)
     if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
         raise LimitError("this value is too large, too small or too finely divided")
     return Amount(value, unit)
 
 
-def _wider(left: Amount, right: Amount) -> str:
-    """Return the unit of a product: bytes before shares before nothing."""
-    return next((amount.unit for kind in ("B", "%") for amount in (left, right) if amount.kind == kind), "")
+_OPERATORS: Mapping[str, Callable[[Fraction, Fraction], Fraction]] = {
+    "+": operators.add, "-": operators.sub, "*": operators.mul, "/": operators.truediv,
+}  # fmt: skip

@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING
 from lorakit.diagnostics import Diagnostic
 from lorakit.errors import SpecError
 from lorakit.language.files import Files, read_file, read_spec
-from lorakit.language.problems import Problems
 from lorakit.language.program import build
-from lorakit.language.quantities import QUANTITIES
 from lorakit.language.settings import Settings
-from lorakit.language.source import SourceText, decode
 from lorakit.language.spec import Spec
 from lorakit.language.syntax import SyntaxTree
+from lorakit.language.words import QUANTITIES
 
 if TYPE_CHECKING:
     from lorakit.hooks import Plugins
-
-TEXT = "<text>"
 
 
 @dataclass(frozen=True)
@@ -38,52 +34,40 @@ class Analysis:
     sources: Mapping[str, str]
 
 
-def is_path(text_or_path: str | os.PathLike[str]) -> bool:
-    """Return whether this names a file: any path object, and a string that ends in `.lora` and has no newline."""
-    if not isinstance(text_or_path, str):
-        return True
-    return text_or_path.endswith(".lora") and "\n" not in text_or_path
-
-
 def analyse(
     text_or_path: str | os.PathLike[str] | bytes,
     variables: Mapping[str, object] | None = None,
     plugins: Plugins | None = None,
     *,
-    name: str = TEXT,
+    name: str = "<text>",
     path: Path | None = None,
     quantities: Mapping[str, str] = QUANTITIES,
     read: Callable[[Path], bytes] = read_file,
 ) -> Analysis:
     """Return what a program means and what is wrong with it; never raises for what is written in it.
 
-    Bytes are text that is yet to be decoded. A text may be given the `name` that diagnostics show, and the `path` that
+    A file is named by any path object, and by a string that ends in `.lora` and has no newline. Bytes are text that is
+    yet to be decoded. A text may be given the `name` that diagnostics show, and the `path` that
     its includes are relative to. Raises: PluginError where a plugin fails on its options.
     """
     if plugins is None:
         from lorakit.plugins import default_plugins
 
         plugins = default_plugins()
-    data: str | bytes
-    if isinstance(text_or_path, bytes):
-        data = text_or_path
-    elif is_path(text_or_path):
-        path, name = Path(text_or_path), str(text_or_path)
+    data: str | bytes = text_or_path if isinstance(text_or_path, bytes) else str(text_or_path)
+    named = isinstance(data, str) and data.endswith(".lora") and "\n" not in data
+    if named or not isinstance(text_or_path, str | bytes):
+        path, name = Path(str(data)), str(data)
         try:
             data = read_spec(path, read)
         except SpecError as error:
             return Analysis(None, error.diagnostics, (), {})
-    else:
-        data = str(text_or_path)
-    text, damage = decode(data)
-    source, problems = SourceText(name, text), Problems()
-    files = Files(problems, read)
-    settings = Settings(variables or {}, problems)
-    statements = tuple(files.statements(source, path, damage))
+    problems: list[Diagnostic] = []
+    files, settings = Files(problems, read), Settings(variables or {}, problems)
+    statements = tuple(files.statements(name, data, path))
     spec = build(statements, settings, plugins, quantities, complete=not files.unreadable)
     sources = {tree.source.name: tree.source.text for tree in files.trees} | settings.sources
     order = {file: index for index, file in enumerate(sources)}
-    found_all = tuple(sorted(problems.found, key=lambda found: (order[found.file], found.line, found.column)))
-    if found_all:
-        return Analysis(None, found_all, tuple(files.trees), sources)
-    return Analysis(replace(spec, source=text, sources=sources), (), tuple(files.trees), sources)
+    found = tuple(sorted(problems, key=lambda one: (order[one.file], one.line, one.column)))
+    sound = replace(spec, source=files.trees[0].source.text, sources=sources) if not found else None
+    return Analysis(sound, found, tuple(files.trees), sources)

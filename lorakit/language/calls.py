@@ -5,151 +5,127 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from lorakit.diagnostics import Code
 from lorakit.hooks.options import OptionError, configure, options_of, supports_double
 from lorakit.language.amounts import LimitError
-from lorakit.language.names import Rank, Scope, evaluate
-from lorakit.language.problems import Place
+from lorakit.language.names import Scope, evaluate
+from lorakit.language.place import Place
 from lorakit.language.statements import PluginCall, Value
 from lorakit.language.suggestions import listed
-from lorakit.language.syntax import Call, TupleNode, ValueNode, Word
-from lorakit.language.words import CLAUSES, INITIALIZER, PluginKind
+from lorakit.language.syntax import Call, Group, ValueNode, Word
+from lorakit.language.words import CLAUSES
 
 if TYPE_CHECKING:
     from lorakit.hooks import Plugins
 
 
-class _Faulty:
-    """Stands for a value whose fault was reported."""
+def read_call(node: Call, kind: str, scope: Scope, place: Place) -> PluginCall | None:
+    """Return the call that was written, or None where there is no such plugin; faults are reported.
+
+    Raises: PluginError.
+    """
+    registry = plugins_of(kind, scope.plugins)
+    plugin = registry.get(node.name)
+    if plugin is None:
+        _report_unknown(node.name, kind, registry, scope, place)
+        return None
+    has_double = node.double is not None and supports_double(plugin)
+    if node.double is not None and not has_double:
+        able = [name for name, quantizer in registry.items() if supports_double(quantizer)]
+        note = f"{listed(able, 'and')} {'has' if len(able) == 1 else 'have'} it" if able else "no quantizer here has it"
+        place.report(Code.NO_DOUBLE, f"`{node.name}` has no double quantization", node.double, None, note)
+    options = _options(node, plugin, scope, place)
+    call = PluginCall(str(node.name), tuple(options.items()), has_double, span=place.span(node.name))
+    _configure(plugin, call, node, place)
+    return call
 
 
-_FAULTY = _Faulty()
+def plugins_of(kind: str, plugins: Plugins) -> Mapping[str, Any]:
+    """Return the plugins of one kind by name."""
+    found: Mapping[str, Any] = getattr(plugins, f"{kind}s")
+    return found
 
 
-@dataclass
-class Calls:
-    """Reads calls against the installed plugins."""
-
-    plugins: Plugins
-    scope: Scope
-
-    def read(self, node: Call, kind: PluginKind, place: Place, rank: Rank = None) -> PluginCall | None:
-        """Return the call that was written, or None where its fault has been reported. Raises: PluginError."""
-        registry: Mapping[str, type] = getattr(self.plugins, kind.registry)
-        plugin = registry.get(node.name.value)
-        if plugin is None:
-            self._report_unknown(node.name, kind, registry, place)
-            return None
-        double = self._double(node, plugin, registry, place)
-        options, sound = self._options(node, plugin, place, rank)
-        call = PluginCall(node.name.value, tuple(options.items()), double or False, place.word_span(node.name))
-        sound = self._configured(plugin, call, node, place, sound)
-        return call if sound and double is not None else None
-
-    def _report_unknown(self, name: Word, kind: PluginKind, registry: Mapping[str, type], place: Place) -> None:
-        if kind is INITIALIZER and name == "zeros":
-            place.report_word(
-                Code.INIT_ZEROS,
-                "`init zeros` does not exist: with A and B both zero nothing ever learns",
-                name,
-                "gaussian",
-                "the gradient of A is a product with B, and that of B one with A; one of the two must not be zero",
-            )
-            return
-        if self.scope.lacks_plugins:
-            return
+def _report_unknown(name: Word, kind: str, registry: Mapping[str, type], scope: Scope, place: Place) -> None:
+    if kind == "initializer" and name == "zeros":
+        message = "`init zeros` does not exist: with A and B both zero nothing ever learns"
+        note = "the gradient of A is a product with B, and that of B one with A; one of the two must not be zero"
+        place.report(Code.INIT_ZEROS, message, name, "gaussian", note)
+    elif not scope.lacks_plugins:
         near = place.nearest(name, registry)
         notes = ["help: `double` stands behind a quantizer: `nf4 double`"] if name == "double" else []
         notes += [] if near else [f"there are {listed(registry, 'and')}"]
-        notes += self.scope.absence(kind.noun, name.value)
-        place.report_word(Code.UNKNOWN_PLUGIN, f"there is no {kind.noun} `{name}`", name, near, *notes)
+        notes += scope.plugins.absence(kind, name)
+        place.report(Code.UNKNOWN_PLUGIN, f"there is no {kind} `{name}`", name, near, *notes)
 
-    def _double(self, node: Call, plugin: type, registry: Mapping[str, type], place: Place) -> bool | None:
-        if node.double is None:
-            return False
-        if supports_double(plugin):
-            return True
-        able = [name for name, quantizer in registry.items() if supports_double(quantizer)]
-        note = f"{listed(able, 'and')} {'has' if len(able) == 1 else 'have'} it" if able else "no quantizer here has it"
-        place.report_word(Code.NO_DOUBLE, f"`{node.name}` has no double quantization", node.double, None, note)
-        return None
 
-    def _options(self, node: Call, plugin: type, place: Place, rank: Rank) -> tuple[dict[str, Value], bool]:
-        """Return the options that could be read, and whether those are all."""
-        known, sound = _meant_units(plugin), True
-        options: dict[str, Value] = {}
-        for option in node.options:
-            name = option.name.value
-            if name not in known:
-                near = place.nearest(name, known)
-                note = f"it takes {listed(known, 'and')}" if known else "it takes no options"
-                if name == "double" or name in CLAUSES:
-                    note = f"help: `{name}` stands behind the parentheses, as in `{node.name} {name}`"
-                message = f"`{node.name}` has no option `{name}`"
-                place.report_word(Code.UNKNOWN_OPTION, message, option.name, near, note)
-                sound = False
-            elif name in options:
-                place.report_word(Code.OPTION_TWICE, f"the option `{name}` is given twice", option.name)
-                sound = False
-            else:
-                value = self._value(option.value, known[name], place, rank)
-                if isinstance(value, _Faulty):
-                    sound = False
-                else:
-                    options[name] = value
-        return options, sound
+def _options(node: Call, plugin: type, scope: Scope, place: Place) -> dict[str, Value]:
+    """Return the options that could be read."""
+    units = {field.name: str(field.metadata.get("unit", "")) for field in dataclasses.fields(plugin)}
+    known = [option.name for option in options_of(plugin)]
+    options: dict[str, Value] = {}
+    for option in node.options:
+        name = str(option.name)
+        if name not in known:
+            note = f"it takes {listed(known, 'and')}" if known else "it takes no options"
+            if name == "double" or name in CLAUSES:
+                note = f"help: `{name}` stands behind the parentheses, as in `{node.name} {name}`"
+            message = f"`{node.name}` has no option `{name}`"
+            place.report(Code.UNKNOWN_OPTION, message, option.name, place.nearest(name, known), note)
+        elif name in options:
+            place.report(Code.OPTION_TWICE, f"the option `{name}` is given twice", option.name)
+        elif (value := _value(option.value, units[name], scope, place)) is not None:
+            options[name] = value
+    return options
 
-    def _value(self, node: ValueNode, unit: str, place: Place, rank: Rank) -> Value | _Faulty:
-        if isinstance(node, Word) and node.type in _LITERALS:
-            return _LITERALS[node.type](node)
-        if isinstance(node, TupleNode):
-            items = tuple(self._value(item, unit, place, rank) for item in node.items)
-            return _FAULTY if _FAULTY in items else cast("Value", items)
-        if isinstance(node, Word):
-            definition = self.scope.definitions.get(node)
-            if definition is not None and isinstance(definition.value, str):
-                return definition.value
-        amount = evaluate(node, self.scope, place, rank)
-        if amount is None:
-            return _FAULTY
-        if amount.kind not in ("", unit):
-            what = "bytes" if amount.kind == "B" else "a share (%)"
-            place.report(Code.BAD_UNIT, f"expected a plain number, found {what}", node.start, node.end)
-            return _FAULTY
+
+def _value(node: ValueNode, unit: str, scope: Scope, place: Place) -> Value | None:
+    """Return the value of an option with this unit (`%`, `B` or none), or None where its fault has been reported."""
+    if isinstance(node, Group) and len(node.items) > 1:
+        items = tuple(_value(item, unit, scope, place) for item in node.items)
+        return None if None in items else cast("Value", items)
+    if isinstance(node, Word) and node.type in _LITERALS:
+        return _LITERALS[node.type](node)
+    if isinstance(node, Word) and node in scope.definitions and isinstance(scope.definitions[node].value, str):
+        return cast("str", scope.definitions[node].value)
+    amount = evaluate(node, scope, place)
+    try:
+        if amount is None or amount.kind in ("", unit):
+            return amount.number if amount is not None else None
+        what = "bytes" if amount.kind == "B" else "a share (%)"
+        place.report(Code.BAD_UNIT, f"expected a plain number, found {what}", node)
+    except LimitError as error:
+        place.report(Code.LIMIT, str(error), node)
+    return None
+
+
+def _configure(plugin: type, call: PluginCall, node: Call, place: Place) -> None:
+    """Report each option that a plugin refuses.
+
+    What it misses is not reported where an option was at fault already.
+    """
+    written = {str(option.name): option for option in reversed(node.options)}
+    sound = len(call.options) == len(node.options)
+    while True:
         try:
-            return amount.number
-        except LimitError as error:
-            place.report(Code.LIMIT, str(error), node.start, node.end)
-            return _FAULTY
-
-    def _configured(self, plugin: type, call: PluginCall, node: Call, place: Place, sound: bool) -> bool:
-        """Return whether a plugin takes these options; each that it refuses is reported.
-
-        What it misses is not reported where an option was at fault already.
-        """
-        written = {option.name.value: option for option in reversed(node.options)}
-        while True:
-            try:
-                configure(plugin, call)
-                return sound
-            except OptionError as error:
-                refused = written.pop(error.option, None) if error.option else None
-                if refused is not None:
-                    place.report(Code.BAD_OPTION, str(error), refused.value.start, refused.value.end)
-                elif sound:
-                    place.report(Code.BAD_OPTION, str(error), node.start, node.end)
-                if refused is None:
-                    return False
-                sound = False
-                call = replace(call, options=tuple(pair for pair in call.options if pair[0] != error.option))
+            configure(plugin, call)
+            return
+        except OptionError as error:
+            refused = written.pop(error.option, None) if error.option else None
+            if refused is not None or sound:
+                place.report(Code.BAD_OPTION, str(error), refused.value if refused is not None else node)
+            if refused is None:
+                return
+            sound = False
+            call = replace(call, options=tuple(pair for pair in call.options if pair[0] != error.option))
 
 
 def unquoted(word: Word) -> str:
     """Return what a string in the source says."""
-    return re.sub(r"\\(.)", r"\1", word.value[1:-1])
+    return re.sub(r"\\(.)", r"\1", word[1:-1])
 
 
 _LITERALS: Mapping[str, Callable[[Word], Value]] = {
@@ -157,9 +133,3 @@ _LITERALS: Mapping[str, Callable[[Word], Value]] = {
     "TRUE": lambda word: True,
     "FALSE": lambda word: False,
 }
-
-
-def _meant_units(plugin: type) -> dict[str, str]:
-    """Return the options of a plugin, each with the unit that its field's metadata declares: `%`, `B` or none."""
-    units = {field.name: str(field.metadata.get("unit", "")) for field in dataclasses.fields(plugin)}
-    return {option.name: units[option.name] for option in options_of(plugin)}

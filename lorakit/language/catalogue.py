@@ -1,4 +1,4 @@
-"""The catalogue: one page a code, a Markdown file in the folder `pages`, for `lorakit explain` and for editors."""
+"""The catalogue: the Markdown in the folder `pages`, one page a code and one on all words, for people and editors."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _FORM = re.compile(
     r"Wrong.*?:\n\n```lora\n(?P<wrong>.*?)\n```\n\nRight:\n\n```lora\n(?P<right>.*?)\n```\n",
     re.DOTALL,
 )
+_CHOICE = re.compile(r"- `(\w+)`: (.+)")
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,32 @@ class Page:
     right: str
 
 
+@dataclass(frozen=True)
+class WordPage:
+    """What a word of the language means, how it is written with what belongs to it, and what its choices mean."""
+
+    form: str
+    meaning: str
+    choices: Mapping[str, str]
+
+
+def _text(name: str) -> str:
+    return (resources.files("lorakit.language") / "pages" / f"{name}.md").read_text("utf-8")
+
+
+@functools.cache
+def word_pages() -> Mapping[str, WordPage]:
+    """Return what is said of each word of the language."""
+    sections = (section.split("\n\n", 3) for section in _text("words").split("\n## ")[1:])
+    return {
+        word: WordPage(form.strip("`"), meaning.replace("\n", " ").rstrip(), dict(_CHOICE.findall("".join(choices))))
+        for word, form, meaning, *choices in sections
+    }
+
+
 def page_of(code: Code) -> Page:
     """Return the page on a code."""
-    text = (resources.files("lorakit.language") / "pages" / f"{code}.md").read_text("utf-8")
+    text = _text(code)
     parts = _FORM.match(text)
     assert parts is not None, code
     return Page(code, text, **parts.groupdict())

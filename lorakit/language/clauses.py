@@ -3,99 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from fractions import Fraction
+from typing import Any, NamedTuple
 
-from lorakit.diagnostics import Code, Span
+from lorakit.diagnostics import Code
 from lorakit.language.amounts import Amount, LimitError
-from lorakit.language.calls import Calls
-from lorakit.language.names import Rank, evaluate
-from lorakit.language.problems import Place
-from lorakit.language.statements import PluginCall
+from lorakit.language.calls import read_call
+from lorakit.language.names import Scope, evaluate
+from lorakit.language.place import Place, Words
 from lorakit.language.suggestions import listed
-from lorakit.language.syntax import Call, Clause, RuleNode
+from lorakit.language.syntax import Clause, RuleNode
 from lorakit.language.targets import read_ranges, read_targets
-from lorakit.language.words import CLAUSES, NOT_YET, SETTINGS, Keyword, clauses_of
+from lorakit.language.words import CLAUSES, NOT_YET, PLUGINS, SETTINGS, Keyword, clauses_of
 
 
-@dataclass(frozen=True)
-class Context:
-    """The statement whose clauses are being read, what `rank` is worth in it, and the method of a rule that has one."""
+def read_clauses(node: RuleNode, scope: Scope, place: Place, method: Any = None) -> dict[str, Any]:
+    """Return the fields that the clauses of a statement fill; those at fault are reported and left out.
 
-    calls: Calls
-    place: Place
-    rank: Rank = None
-    method: Any = None
-
-
-def read_clauses(node: RuleNode, context: Context) -> dict[str, Any]:
-    """Return the fields that the clauses of a statement fill; those at fault are reported and left out."""
+    Where there is a `rank` clause, or may be one among those that could not be read, the others know what `rank` is.
+    `method` is that of a rule that has one.
+    """
+    clauses = _checked(node, place, method)
     fields: dict[str, Any] = {}
-    for clause in _checked(node, context).values():
-        keyword = CLAUSES[clause.keyword.value]
-        value = _READERS[keyword.takes](clause, keyword, context)
-        if value is not None:
-            fields[keyword.fills] = value
-    return fields
+    if node.unread or any(clause.keyword == "rank" for clause in node.clauses):
+        rank = None
+        if (clause := clauses.pop("rank", None)) is not None:
+            rank = fields["rank"] = _value(clause, scope, place)
+            fields["rank_span"] = place.span(clause.argument)
+        scope = scope.within({"rank": Amount(Fraction(rank)) if rank is not None else None})
+    for word, clause in clauses.items():
+        fields[CLAUSES[word].fills] = _value(clause, scope, place)
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def rank_clause(node: RuleNode) -> Clause | None:
-    """Return the first `rank` clause of a statement."""
-    return next((clause for clause in node.clauses if clause.keyword.type == "RANK"), None)
-
-
-def read_rank(clause: Clause, context: Context) -> Amount | None:
-    """Return the rank: a whole number, at least 1."""
-    return _whole(clause, context, Code.BAD_RANK, "a rank is")
-
-
-def _whole(clause: Clause, context: Context, code: Code, what: str) -> Amount | None:
-    amount = evaluate(clause.argument, context.calls.scope, context.place)  # type: ignore[arg-type]
-    if amount is None or not _plain(amount, clause, context):
-        return None
-    if amount.value.denominator != 1 or amount.value < 1:
-        message = f"{what} a whole number and at least 1, not {_short(amount)}"
-        context.place.report(code, message, *_argument(clause))
-        return None
-    return amount
-
-
-def _checked(node: RuleNode, context: Context) -> Mapping[str, Clause]:
+def _checked(node: RuleNode, place: Place, method: Any) -> dict[str, Clause]:
     """Return the clauses by keyword, without those that are given twice or do not belong here."""
     clauses: dict[str, Clause] = {}
-    place, method = context.place, context.method
     foreign = SETTINGS.difference(method.clauses) if method is not None else frozenset()
     for clause in node.clauses:
-        keyword, statement = clause.keyword.value, node.keyword.value
-        if statement not in CLAUSES[keyword].statements:
-            message, note = f"`{statement}` takes no `{keyword}`", f"it takes {listed(clauses_of(statement), 'and')}"
-            place.report_word(Code.FOREIGN_CLAUSE, message, clause.keyword, None, note)
+        keyword = str(clause.keyword)
+        if node.keyword not in CLAUSES[keyword].statements:
+            note = f"it takes {listed(clauses_of(node.keyword), 'and')}"
+            place.report(Code.FOREIGN_CLAUSE, f"`{node.keyword}` takes no `{keyword}`", clause.keyword, None, note)
         elif keyword in foreign:
-            takes = [name for name in CLAUSES if name in SETTINGS - foreign]
-            notes = [f"it takes {listed(takes, 'and')}"] if takes else []
-            message = f"`{method.name}` takes no `{keyword}`"
-            place.report_word(Code.NOT_TAKEN, message, clause.keyword, None, *notes)
+            takes = listed((name for name in CLAUSES if name in SETTINGS - foreign), "and")
+            notes = [f"it takes {takes}"] if takes else []
+            place.report(Code.NOT_TAKEN, f"`{method.name}` takes no `{keyword}`", clause.keyword, None, *notes)
         elif keyword in clauses:
-            first: Span = place.word_span(clauses[keyword].keyword)
-            message = f"`{keyword}` is given twice"
-            place.report_word(Code.CLAUSE_TWICE, message, clause.keyword, None, f"it is first given at {first}")
+            note = f"it is first given at {place.span(clauses[keyword].keyword)}"
+            place.report(Code.CLAUSE_TWICE, f"`{keyword}` is given twice", clause.keyword, None, note)
         else:
             clauses[keyword] = clause
     return clauses
 
 
-def _argument(clause: Clause) -> tuple[int, int]:
-    argument: Any = clause.argument
-    return argument.start, argument.end
+def _value(clause: Clause, scope: Scope, place: Place) -> Any:
+    keyword = CLAUSES[clause.keyword]
+    return _READERS[keyword.takes](clause, keyword, scope, place)
 
 
-def _plain(amount: Amount, clause: Clause, context: Context, *allowed: str) -> bool:
-    if amount.kind in ("", *allowed):
-        return True
-    what = "bytes" if amount.kind == "B" else "a share (%)"
-    message = f"`{clause.keyword}` takes a plain number, not {what}"
-    context.place.report(Code.BAD_UNIT, message, *_argument(clause))
-    return False
+class _Bounds(NamedTuple):
+    """What a number must be, what is said of one that is not, and the unit that it may have."""
+
+    hold: Callable[[Fraction], bool]
+    message: str
+    code: Code = Code.OUT_OF_BOUNDS
+    unit: str = ""
+
+
+def _is_count(value: Fraction) -> bool:
+    return value.denominator == 1 and value >= 1
+
+
+_BOUNDS = {
+    "rank": _Bounds(_is_count, "a rank is a whole number and at least 1, not {1}", Code.BAD_RANK),
+    "count": _Bounds(_is_count, "`{0}` takes a whole number and at least 1, not {1}"),
+    "positive": _Bounds(lambda value: value > 0, "`{0}` takes a number above 0, not {1}"),
+    "probability": _Bounds(
+        lambda value: 0 <= value < 1, "`{0}` takes a number from 0 up to, but not including, 1; not {1}", unit="%"
+    ),
+}
+
+
+def _number(clause: Clause, keyword: Keyword, scope: Scope, place: Place) -> float | None:
+    amount, bounds = evaluate(clause.argument, scope, place), _BOUNDS[keyword.takes]
+    if amount is None:
+        return None
+    try:
+        number = int(amount.value) if bounds.hold is _is_count else float(amount.number)
+    except (LimitError, OverflowError) as error:
+        place.report(Code.LIMIT, str(error), clause.argument)
+        return None
+    if amount.kind not in ("", bounds.unit):
+        what = "bytes" if amount.kind == "B" else "a share (%)"
+        place.report(Code.BAD_UNIT, f"`{keyword.word}` takes a plain number, not {what}", clause.argument)
+    elif not bounds.hold(amount.value):
+        place.report(bounds.code, bounds.message.format(keyword.word, _short(amount)), clause.argument)
+    else:
+        return number
+    return None
 
 
 def _short(amount: Amount) -> str:
@@ -106,94 +112,30 @@ def _short(amount: Amount) -> str:
     return f"{number:g}" if isinstance(number, float) else str(number) if abs(number) < 10**20 else "this"
 
 
-def _number(clause: Clause, context: Context, *allowed: str) -> float | None:
-    amount = evaluate(clause.argument, context.calls.scope, context.place, context.rank)  # type: ignore[arg-type]
-    if amount is None or not _plain(amount, clause, context, *allowed):
-        return None
-    try:
-        return float(amount.number)
-    except (LimitError, OverflowError) as error:
-        context.place.report(Code.LIMIT, str(error), *_argument(clause))
-        return None
-
-
-def _rank(clause: Clause, keyword: Keyword, context: Context) -> int | None:
-    return int(context.rank.value) if isinstance(context.rank, Amount) else None
-
-
-def _count(clause: Clause, keyword: Keyword, context: Context) -> int | None:
-    amount = _whole(clause, context, Code.OUT_OF_BOUNDS, f"`{clause.keyword}` takes")
-    return int(amount.value) if amount is not None else None
-
-
-def _positive(clause: Clause, keyword: Keyword, context: Context) -> float | None:
-    number = _number(clause, context)
-    if number is not None and number <= 0:
-        message = f"`{clause.keyword}` takes a number above 0, not {number:g}"
-        context.place.report(Code.OUT_OF_BOUNDS, message, *_argument(clause))
-        return None
-    return number
-
-
-def _probability(clause: Clause, keyword: Keyword, context: Context) -> float | None:
-    number = _number(clause, context, "%")
-    if number is not None and not 0 <= number < 1:
-        message = f"`{clause.keyword}` takes a number from 0 up to, but not including, 1; not {number:g}"
-        context.place.report(Code.OUT_OF_BOUNDS, message, *_argument(clause))
-        return None
-    return number
-
-
-def _choice(clause: Clause, keyword: Keyword, context: Context) -> str | None:
-    word: Any = clause.argument
+def _choice(clause: Clause, keyword: Keyword, scope: Scope, place: Place) -> str | None:
+    word = clause.argument
     if word in keyword.choices:
         return str(word)
     if f"{keyword.word} {word}" in NOT_YET:
-        _refuse(f"{keyword.word} {word}", word.start, word.end, context.place)
+        _refuse(f"{keyword.word} {word}", word, place)
     else:
-        message = f"`{clause.keyword}` is {listed(keyword.choices)}, not `{word}`"
-        near = context.place.nearest(word, keyword.choices)
-        context.place.report_word(Code.UNKNOWN_CHOICE, message, word, near)
+        message = f"`{keyword.word}` is {listed(keyword.choices)}, not `{word}`"
+        place.report(Code.UNKNOWN_CHOICE, message, word, place.nearest(word, keyword.choices))
     return None
 
 
-def _not_yet(clause: Clause, keyword: Keyword, context: Context) -> None:
-    _refuse(keyword.word, clause.keyword.start, clause.end, context.place)
-
-
-def _refuse(words: str, start: int, end: int, place: Place) -> None:
+def _refuse(words: str, where: Words, place: Place) -> None:
     message = f"`{words}` is a word of the language, but this lorakit does not do it yet"
-    place.report(Code.NOT_YET, message, start, end, None, f"help: {NOT_YET[words]}")
-
-
-def _plugin(clause: Clause, keyword: Keyword, context: Context) -> PluginCall | None:
-    assert isinstance(clause.argument, Call) and keyword.plugin is not None
-    return context.calls.read(clause.argument, keyword.plugin, context.place, context.rank)
-
-
-def _flag(clause: Clause, keyword: Keyword, context: Context) -> bool:
-    return True
-
-
-def _ranges(clause: Clause, keyword: Keyword, context: Context) -> Any:
-    return read_ranges(clause.argument, context.place)  # type: ignore[arg-type]
-
-
-def _targets(clause: Clause, keyword: Keyword, context: Context) -> Any:
-    calls = context.calls
-    return read_targets(clause.argument, calls.scope, calls.plugins.roles, context.place)  # type: ignore[arg-type]
+    place.report(Code.NOT_YET, message, where, None, f"help: {NOT_YET[words]}")
 
 
 # By what a clause takes; a reader returns None where it has reported a fault
-_READERS: Mapping[str, Callable[[Clause, Keyword, Context], Any]] = {
-    "rank": _rank,
-    "count": _count,
-    "positive": _positive,
-    "probability": _probability,
+_READERS: Mapping[str, Callable[[Clause, Keyword, Scope, Place], Any]] = {
+    **dict.fromkeys(_BOUNDS, _number),
     "choice": _choice,
-    "plugin": _plugin,
-    "flag": _flag,
-    "ranges": _ranges,
-    "targets": _targets,
-    "not yet": _not_yet,
+    **dict.fromkeys(PLUGINS, lambda clause, keyword, *at: read_call(clause.argument, keyword.plugin, *at)),
+    "flag": lambda *_: True,
+    "ranges": lambda clause, keyword, scope, place: read_ranges(clause.argument, place),
+    "targets": lambda clause, keyword, scope, place: read_targets(clause.argument, scope, place),
+    "not yet": lambda clause, keyword, scope, place: _refuse(keyword.word, clause, place),
 }

@@ -6,7 +6,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING
 
 from lorakit.diagnostics import Code
-from lorakit.language.problems import Place
+from lorakit.language.place import Place
 from lorakit.language.syntax import UseNode
 
 if TYPE_CHECKING:
@@ -17,20 +17,19 @@ def is_installed(node: UseNode, place: Place, plugins: Plugins) -> bool:
     """Return whether a distribution is installed, new enough, and its plugins load; if not, report what to do."""
     from packaging.version import InvalidVersion, Version
 
-    name, wanted = node.distribution.value, None
+    name, wanted = str(node.distribution), None
     if node.version is not None:
         try:
-            wanted = Version(node.version.value)
+            wanted = Version(str(node.version))
         except InvalidVersion:
-            place.report_word(
-                Code.BAD_VERSION, f"`{node.version}` is no version", node.version, None, "versions are written `1.2.3`"
-            )
+            message, note = f"`{node.version}` is no version", "versions are written `1.2.3`"
+            place.report(Code.BAD_VERSION, message, node.version, None, note)
             return True
     install = f"help: pip install '{name}>={wanted}'" if wanted is not None else f"help: pip install {name}"
     try:
         installed = importlib.metadata.version(name)
     except (importlib.metadata.PackageNotFoundError, ValueError):
-        place.report_word(Code.NOT_INSTALLED, f"`{name}` is not installed", node.distribution, None, install)
+        place.report(Code.NOT_INSTALLED, f"`{name}` is not installed", node.distribution, None, install)
         return False
     try:
         too_old = wanted is not None and Version(installed) < wanted
@@ -38,20 +37,14 @@ def is_installed(node: UseNode, place: Place, plugins: Plugins) -> bool:
         too_old = True
     if too_old and node.version is not None:
         message = f"`{name}` is installed in version {installed}, and this needs {wanted} or later"
-        place.report_word(Code.TOO_OLD, message, node.version, None, install)
+        place.report(Code.TOO_OLD, message, node.version, None, install)
         return False
-    return _takes_part(node, place, plugins)
-
-
-def _takes_part(node: UseNode, place: Place, plugins: Plugins) -> bool:
-    """Return whether an installed distribution is neither switched off nor left out; if it is, report why."""
-    name = node.distribution.value
     if plugins.is_switched_off(name):
         note = "help: leave out --no-plugins, or add it to LORAKIT_PLUGINS"
-        place.report_word(Code.NOT_INSTALLED, f"`{name}` is switched off", node.distribution, None, note)
+        place.report(Code.NOT_INSTALLED, f"`{name}` is switched off", node.distribution, None, note)
         return False
     failure = plugins.failure_of(name)
     if failure is not None:
         message, note = f"the plugins of `{name}` did not load", f"{failure.distribution}: {failure.reason}"
-        place.report_word(Code.NOT_INSTALLED, message, node.distribution, None, note)
+        place.report(Code.NOT_INSTALLED, message, node.distribution, None, note)
     return failure is None

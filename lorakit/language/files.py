@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lorakit.diagnostics import HELP, Code, Span, diagnostic_at
+from lorakit.diagnostics import HELP, Code, Diagnostic, Span, diagnostic_at
 from lorakit.errors import SpecError
 from lorakit.language.calls import unquoted
 from lorakit.language.parser import parse_syntax
-from lorakit.language.problems import Place, Problems
+from lorakit.language.place import Extent, Place
 from lorakit.language.render import render_text
 from lorakit.language.source import MAX_SIZE, Damage, SourceText, decode
 from lorakit.language.suggestions import nearest
@@ -24,78 +24,64 @@ MAX_INCLUDE_DEPTH = 64
 class Files:
     """The files of one run. `read` gives a file's bytes; an editor gives what is not saved yet."""
 
-    problems: Problems
+    problems: list[Diagnostic]
     read: Callable[[Path], bytes]
     trees: list[SyntaxTree] = field(default_factory=list)
     unreadable: bool = False
     _done: set[Path] = field(default_factory=set)
 
-    def statements(
-        self, source: SourceText, path: Path | None, damage: Damage | None = None
-    ) -> Iterator[tuple[Place, StatementNode]]:
+    def statements(self, name: str, data: bytes | str, path: Path | None) -> Iterator[tuple[Place, StatementNode]]:
         """Yield the statements of a program in order, each with its file; includes give way to what they include."""
         folder = path.parent if path is not None else Path()
-        chain = (_identity(path),) if path is not None else ()
-        yield from self._expand(Place(source, self.problems), folder, chain, damage)
+        return self._expand(name, data, folder, (_identity(path),) if path is not None else (), ())
 
     def _expand(
-        self, place: Place, folder: Path, chain: tuple[Path, ...], damage: Damage | None
+        self, name: str, data: bytes | str, folder: Path, chain: tuple[Path, ...], notes: tuple[str, ...]
     ) -> Iterator[tuple[Place, StatementNode]]:
+        text, damage = decode(data)
+        place = Place(SourceText(name, text), self.problems, notes)
         tree = parse_syntax(place.source)
         self.trees.append(tree)
-        self.unreadable |= damage is not None
         if damage is not None:
+            self.unreadable = True
             report_damage(place, damage)
-        self._report_syntax(place, tree, damage)
+        for found in tree.diagnostics:
+            if damage is None or not text.startswith("\ufffd", place.source.offset(found.line, found.column)):
+                self.problems.append(replace(found, notes=(*found.notes, *notes)))
         for statement in tree.statements:
             if isinstance(statement, IncludeNode):
                 yield from self._include(statement, place, folder, chain)
             else:
                 yield place, statement
 
-    def _report_syntax(self, place: Place, tree: SyntaxTree, damage: Damage | None) -> None:
-        for found in tree.diagnostics:
-            text = place.source.text[place.source.offset(found.line, found.column) :][:1]
-            if damage is None or text != "\ufffd":
-                self.problems.found.append(replace(found, notes=(*found.notes, *place.chain)))
-
     def _include(
         self, node: IncludeNode, place: Place, folder: Path, chain: tuple[Path, ...]
     ) -> Iterator[tuple[Place, StatementNode]]:
         path = folder / unquoted(node.path)
-        span = place.word_span(node.path)
         try:
             identity = _identity(path)
             if identity in chain:
-                self._report_cycle(node, place, (*chain[chain.index(identity) :], identity))
+                names = " → ".join(path.name for path in (*chain[chain.index(identity) :], identity))
+                place.report(Code.INCLUDE_CYCLE, f"this file includes itself: {names}", node.path)
                 return
             if identity in self._done:
                 return
             if len(chain) >= MAX_INCLUDE_DEPTH:
                 self.unreadable = True
-                message = f"includes go deeper than {MAX_INCLUDE_DEPTH} files"
-                place.report_word(Code.INCLUDE_DEPTH, message, node.path)
+                place.report(Code.INCLUDE_DEPTH, f"includes go deeper than {MAX_INCLUDE_DEPTH} files", node.path)
                 return
             self._done.add(identity)
-            data = self._contents(path)
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise OSError("it is no regular file")
+            data = self.read(path)
         except (OSError, ValueError) as error:
             self.unreadable = True
             near = _neighbour(path)
             message = f"cannot read `{path}`: {reason(error)}"
-            place.report_word(Code.UNREADABLE, message, node.path, f'"{near}"' if near else None)
+            place.report(Code.UNREADABLE, message, node.path, f'"{near}"' if near else None)
             return
-        text, damage = decode(data)
-        inner = Place(SourceText(str(path), text), self.problems, (f"included at {span}", *place.chain))
-        yield from self._expand(inner, path.parent, (*chain, identity), damage)
-
-    def _contents(self, path: Path) -> bytes:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise OSError("it is no regular file")
-        return self.read(path)
-
-    def _report_cycle(self, node: IncludeNode, place: Place, cycle: tuple[Path, ...]) -> None:
-        names = " → ".join(path.name for path in cycle)
-        place.report_word(Code.INCLUDE_CYCLE, f"this file includes itself: {names}", node.path)
+        notes = (f"included at {place.span(node.path)}", *place.chain)
+        yield from self._expand(str(path), data, path.parent, (*chain, identity), notes)
 
 
 def _identity(path: Path) -> Path:
@@ -122,16 +108,16 @@ def decoded(data: bytes | str, name: str) -> str:
     """Return the text of a spec. Raises: SpecError where it is not UTF-8 or too large."""
     text, damage = decode(data)
     if damage is not None:
-        problems = Problems()
-        report_damage(Place(SourceText(name, text), problems), damage)
-        raise SpecError(tuple(problems.found), render_text(problems.found, {name: text}))
+        place = Place(SourceText(name, text))
+        report_damage(place, damage)
+        raise SpecError(tuple(place.problems), render_text(place.problems, {name: text}))
     return text
 
 
 def report_damage(place: Place, damage: Damage) -> None:
     """Report from where on a text cannot be read."""
     end = damage.offset + (1 if damage.offset < len(place.source.text) else 0)
-    place.report(damage.code, damage.message, damage.offset, end, None, f"{HELP}{damage.help}")
+    place.report(damage.code, damage.message, Extent(damage.offset, end), None, f"{HELP}{damage.help}")
 
 
 def reason(error: Exception) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from lorakit.errors import SpecError
 from lorakit.language.files import decoded
-from lorakit.language.layout import CLOSING, INDENT, OPENING, Comment, Piece, lay_out, pieces
+from lorakit.language.layout import INDENT, Comment, lay_out, pieces
 from lorakit.language.parser import parse_syntax
 from lorakit.language.render import render_text
 from lorakit.language.source import SourceText
-from lorakit.language.syntax import SyntaxTree, Word
+from lorakit.language.syntax import CLOSING, OPENING, SyntaxTree, Word
 from lorakit.language.words import CLAUSE_TERMINALS, STATEMENT_TERMINALS
 
 _GAP = re.compile(r"#[^\n]*|\n")
@@ -27,10 +28,7 @@ def format_tree(tree: SyntaxTree) -> str:
     """Return the canonical form of a syntax tree. Raises: SpecError where something in it could not be read."""
     if tree.diagnostics:
         raise SpecError(tree.diagnostics, render_text(tree.diagnostics, {tree.source.name: tree.source.text}))
-    lines: list[str] = []
-    for unit in _printed(_units(tree)):
-        lines += unit
-    return "".join(f"{line.rstrip()}\n" for line in lines)
+    return "".join(f"{line.rstrip()}\n" for line in _printed(_units(tree)))
 
 
 @dataclass(slots=True)
@@ -45,9 +43,6 @@ class _Unit:
     above: list[str] = field(default_factory=list)
     trailing: str = ""
     inside: bool = False
-
-    def pieces(self) -> list[Piece]:
-        return pieces(self.words, self.comments)
 
 
 def _units(tree: SyntaxTree) -> list[_Unit]:
@@ -64,7 +59,7 @@ def _units(tree: SyntaxTree) -> list[_Unit]:
             units.append(_Unit(inside=inside and word.type != "RBRACE"))
             _part(gap, units[-2], units[-1])
         elif "#" in gap:
-            units[-1].comments[-1] += _comments(gap)
+            units[-1].comments[-1] += (Comment(text, ends > 0) for text, ends in _comments(gap) if text)
         units[-1].words.append(word)
         units[-1].comments.append([])
         if word.type in ("LBRACE", "RBRACE"):
@@ -74,15 +69,16 @@ def _units(tree: SyntaxTree) -> list[_Unit]:
     return units
 
 
-def _comments(gap: str) -> list[Comment]:
-    """Return the comments between two words of one unit."""
-    found, alone = [], False
+def _comments(gap: str) -> Iterator[tuple[str, int]]:
+    """Yield the comments between two words, and nothing at their end, each with how many lines end before it."""
+    ends = 0
     for mark in _GAP.finditer(gap):
         if mark[0] == "\n":
-            alone = True
+            ends += 1
         else:
-            found.append(Comment(mark[0].rstrip(), alone))
-    return found
+            yield mark[0].rstrip(), ends
+            ends = 0
+    yield "", ends
 
 
 def _part(gap: str, before: _Unit, after: _Unit) -> None:
@@ -90,69 +86,52 @@ def _part(gap: str, before: _Unit, after: _Unit) -> None:
 
     Of several empty lines in a row one stays.
     """
-    newlines = 0 if before.words else 1
-    for mark in _GAP.finditer(gap):
-        if mark[0] == "\n":
-            newlines += 1
+    ended = not before.words
+    for text, ends in _comments(gap):
+        if text and not ended and not ends:
+            before.trailing = text
             continue
-        comment = mark[0].rstrip()
-        if newlines == 0:
-            before.trailing = comment
-        else:
-            if newlines > 1:
-                after.above.append("")
-            after.above.append(comment)
-        newlines = 0
-    if newlines > 1:
-        after.above.append("")
+        after.above += [""] * (ends + ended > 1) + [text] * bool(text)
+        ended = False
 
 
-def _printed(units: Sequence[_Unit]) -> list[list[str]]:
-    """Return the lines of every unit, the keywords of a block's clauses padded to one column."""
-    result: list[list[str]] = []
+def _printed(units: Sequence[_Unit]) -> list[str]:
+    """Return the lines of all units, the keywords of a block's clauses padded to one column."""
+    lines: list[str] = []
     column = 0
     for index, unit in enumerate(units):
         before = units[index - 1].words if index else []
         opened = not before or before[-1].type == "LBRACE"
         closes = bool(unit.words) and unit.words[0].type == "RBRACE"
-        if opened and not closes:
-            column = _column(units[index:])
         if before and opened and closes and not unit.above and not units[index - 1].trailing:
-            result[-1][-1] += "}" + (f"  {unit.trailing}" if unit.trailing else "")
-            continue
-        result.append(_above(unit, opened, closes or not unit.words) + _lines(unit, column))
-    return result
+            lines[-1] += "}"
+        else:
+            if opened and not closes:
+                column = _column(units[index:])
+            lines += _above(unit, opened, closes)
+            lines += _lines(unit, column)
+        if unit.trailing:
+            lines[-1] += f"  {unit.trailing}"
+    return lines
 
 
 def _column(units: Sequence[_Unit]) -> int:
     """Return the width of the longest keyword with an argument in the block that begins here."""
-    widths = [0]
-    for unit in units:
-        if not unit.inside:
-            break
-        if len(unit.words) > 1:
-            widths.append(len(unit.words[0]))
-    return max(widths)
+    block = takewhile(lambda unit: unit.inside, units)
+    return max((len(unit.words[0]) for unit in block if len(unit.words) > 1), default=0)
 
 
-def _above(unit: _Unit, first: bool, last: bool) -> list[str]:
-    """Return the lines above a unit; none is empty at the top or the bottom of a block or a file."""
-    indent = " " * INDENT if unit.inside or (unit.words and unit.words[0].type == "RBRACE") else ""
-    lines = [f"{indent}{line}" if line else "" for line in unit.above]
-    if first and lines and not lines[0]:
-        del lines[0]
-    if last and lines and not lines[-1]:
-        del lines[-1]
-    return lines
+def _above(unit: _Unit, opened: bool, closes: bool) -> Iterator[str]:
+    """Yield the lines above a unit; none is empty at the top or the bottom of a block or a file."""
+    lines = unit.above
+    lines = lines[1:] if opened and lines[:1] == [""] else lines
+    lines = lines[:-1] if (closes or not unit.words) and lines[-1:] == [""] else lines
+    indent = " " * INDENT if unit.inside or closes else ""
+    return (line and indent + line for line in lines)
 
 
 def _lines(unit: _Unit, column: int) -> list[str]:
-    if not unit.words:
-        return []
-    parts = unit.pieces()
+    parts = pieces(unit.words, unit.comments)
     if unit.inside and len(parts) > 1:
         parts[0].text = parts[0].text.ljust(column + 1)
-    lines = lay_out(parts, INDENT if unit.inside else 0)
-    if unit.trailing:
-        lines[-1] += f"  {unit.trailing}"
-    return lines
+    return lay_out(parts, INDENT if unit.inside else 0) if parts else []

@@ -6,15 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lorakit.language.syntax import Word
+from lorakit.language.syntax import CLOSING, OPENING, Word
 
 WIDTH = 100
 INDENT = 2
 
-OPENING = ("LPAR", "_LPAR", "LSQB")
-CLOSING = ("RPAR", "RSQB")
 _TIGHT = ("PLUS", "MINUS", "TIMES", "OVER", "_DOTS")
-_VALUES = ("NUMBER", "NAME", "RPAR")
+_VALUES = ("NUMBER", "NAME", "_RPAR")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class Piece:
     comments: list[Comment] = field(default_factory=list)
 
 
-def pieces(words: Sequence[Word], comments: Sequence[Sequence[Comment]]) -> list[Piece]:
+def pieces(words: Sequence[Word], comments: Sequence[Sequence[Comment]] = ()) -> list[Piece]:
     """Return the words of a unit as pieces, each with the comments that stand behind it.
 
     A comment between a word and its comma moves behind the comma; a comma before a closing bracket goes.
@@ -43,13 +41,18 @@ def pieces(words: Sequence[Word], comments: Sequence[Sequence[Comment]]) -> list
     result: list[Piece] = []
     depth = 0
     before: Piece | None = None
-    for index, (word, behind) in enumerate(zip(words, comments, strict=True)):
+    for index, (word, behind) in enumerate(zip(words, comments or [()] * len(words), strict=True)):
         if word.type in CLOSING:
             depth -= 1
             if before is not None and before.type == "_COMMA":
                 result.pop()
                 result[-1].comments += before.comments
-        piece = Piece(word.type, _text(word), _spaced(words, index, depth), [*behind])
+        piece = Piece(
+            word.type,
+            re.sub(r"\s+", "", word) if word.type == "TARGET" else str(word),
+            _spaced(words, index, depth),
+            [*behind],
+        )
         if word.type == "_COMMA" and before is not None:
             piece.comments[:0] = before.comments
             before.comments = []
@@ -72,7 +75,7 @@ def lay_out(parts: Sequence[Piece], indent: int) -> list[str]:
         return [" " * indent + text]
     page = _Page(indent)
     page.put(parts, indent + 2 * INDENT)
-    return page.finished()
+    return [*page.lines, page.line]
 
 
 class _Page:
@@ -82,45 +85,30 @@ class _Page:
         self.lines: list[str] = []
         self.line = " " * indent
 
-    def put(self, parts: Sequence[Piece], indent: int) -> None:
-        """Print pieces outside of brackets: commas break the line where the next words would not fit."""
+    def put(self, parts: Sequence[Piece], indent: int, one_a_line: bool = False) -> None:
+        """Print pieces: commas break the line where the next words would not fit, or always."""
         index = 0
         while index < len(parts):
-            part = parts[index]
-            end = _closing(parts, index) if part.type in OPENING else index
+            end = _closing(parts, index)
             if end > index and not self._fits(parts[index : end + 1]):
-                self._group(parts[index : end + 1], indent)
+                self._group(parts[index : end + 1])
             else:
-                for inner in parts[index : end + 1]:
-                    self._word(inner)
-            index = end + 1
-            self._comments(parts[end].comments if index < len(parts) else [], indent)
-            if part.type == "_COMMA" and not self._fits(parts[index : _next_comma(parts, index)]):
+                for part in parts[index : end + 1]:
+                    self._word(part)
+            index, last = end + 1, parts[end]
+            if one_a_line or index < len(parts):
+                self._comments(last.comments, indent)
+            if last.type == "_COMMA" and (one_a_line or not self._fits(parts[index : _next_comma(parts, index)])):
                 self._newline(indent)
 
-    def finished(self) -> list[str]:
-        return [*self.lines, self.line]
-
-    def _group(self, parts: Sequence[Piece], indent: int) -> None:
+    def _group(self, parts: Sequence[Piece]) -> None:
         """Print a bracket with one item on each line."""
-        outer = _indent_of(self.line)
+        outer = len(self.line) - len(self.line.lstrip(" "))
         inner = outer + INDENT
         self._word(parts[0])
         self._comments(parts[0].comments, inner)
         self._newline(inner)
-        index = 1
-        while index < len(parts) - 1:
-            part = parts[index]
-            end = _closing(parts, index) if part.type in OPENING else index
-            if end > index and not self._fits(parts[index : end + 1]):
-                self._group(parts[index : end + 1], inner)
-            else:
-                for word in parts[index : end + 1]:
-                    self._word(word)
-            self._comments(parts[end].comments, inner)
-            if part.type == "_COMMA":
-                self._newline(inner)
-            index = end + 1
+        self.put(parts[1:-1], inner, one_a_line=True)
         self._newline(outer)
         self._word(parts[-1])
 
@@ -146,10 +134,6 @@ class _Page:
         self.line = " " * indent
 
 
-def _text(word: Word) -> str:
-    return re.sub(r"\s+", "", word.value) if word.type == "TARGET" else word.value
-
-
 def _spaced(words: Sequence[Word], index: int, depth: int) -> bool:
     """Return whether a blank stands before a word on one line."""
     if index == 0:
@@ -167,6 +151,7 @@ def _spaced(words: Sequence[Word], index: int, depth: int) -> bool:
 
 
 def _closing(parts: Sequence[Piece], start: int) -> int:
+    """Return where a bracket that opens here closes; where none opens, this is the place itself."""
     depth = 0
     for index in range(start, len(parts)):
         depth += (parts[index].type in OPENING) - (parts[index].type in CLOSING)
@@ -177,7 +162,3 @@ def _closing(parts: Sequence[Piece], start: int) -> int:
 
 def _next_comma(parts: Sequence[Piece], start: int) -> int:
     return next((index for index in range(start, len(parts)) if parts[index].type == "_COMMA"), len(parts))
-
-
-def _indent_of(line: str) -> int:
-    return len(line) - len(line.lstrip(" "))

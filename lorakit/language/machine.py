@@ -8,8 +8,7 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
-from lorakit.language.builder import Builder
-from lorakit.language.syntax import Word
+from lorakit.language.syntax import NODES, SEQUENCES, Word
 from lorakit.language.tables import Reduction, tables
 
 Match = Callable[[str, int], "re.Match[str] | None"]
@@ -82,18 +81,15 @@ def matcher(state: int) -> Match:
     """
     made = tables()
     possible = made.actions[state].keys() | {"_END"}
-    return _matching("|".join(f"(?P<{name}>{regex})" for name, regex in made.terminals.items() if name in possible))
+    groups = (f"(?P<{name}>{regex})" for name, regex in made.terminals.items() if name in possible)
+    # many states allow the same, and `re` keeps what it compiled
+    return re.compile("|".join(groups)).match
 
 
 @functools.cache
 def ignored() -> Match:
     """Return what matches blanks and comments."""
-    return _matching(tables().ignored)
-
-
-@functools.cache
-def _matching(pattern: str) -> Match:
-    return re.compile(pattern).match
+    return re.compile(tables().ignored).match
 
 
 @functools.cache
@@ -103,23 +99,26 @@ def _makers() -> list[tuple[str, int, Any]]:
 
 
 def _maker(reduction: Reduction) -> Callable[[list[Any]], Any]:
-    kept, spliced = reduction.kept, reduction.spliced
-    if reduction.transparent:
+    name, kept, spliced = reduction.node, reduction.kept, reduction.spliced
+    if not name and not reduction.origin.startswith("_"):
         return itemgetter(0)
-    build: Callable[[list[Any]], Any] = getattr(Builder(), reduction.builder) if reduction.builder else _as_is
-    if len(kept) == reduction.size and not spliced:
-        return build
-    if not spliced:
-        return lambda children: build([children[place] for place in kept])
-    return lambda children: build(_gathered(children, kept, spliced))
+    if not name:
+        return lambda children: _gathered(children, kept, spliced)
+    if name in SEQUENCES:
+        return lambda children: tuple(_gathered(children, kept, spliced))
+    make = NODES[name]
+    return lambda children: make(children[0].start, _end(children[-1]), *_gathered(children, kept, spliced))
 
 
-def _as_is(children: list[Any]) -> list[Any]:
-    return children
+def _end(child: Any) -> int:
+    """Return the offset at which a child ends: that of its last one where it is a sequence."""
+    while not hasattr(child, "end"):
+        child = child[-1]
+    return int(child.end)
 
 
 def _gathered(children: list[Any], kept: list[int], spliced: list[int]) -> list[Any]:
-    """Return the children of a node, those of a repetition among them."""
+    """Return the children that a node keeps, those of a repetition among them."""
     result: list[Any] = []
     for place in kept:
         if place not in spliced:

@@ -12,14 +12,13 @@ from typing import Any
 from lorakit.diagnostics import Code, Diagnostic, diagnostic_at
 from lorakit.language.machine import Machine, ignored, matcher
 from lorakit.language.source import SourceText
-from lorakit.language.syntax import MAX_DEPTH, NESTING, BrokenNode, StatementNode, SyntaxTree, Word
+from lorakit.language.syntax import CLOSING, MAX_DEPTH, NESTING, OPENING, BrokenNode, StatementNode, SyntaxTree, Word
 from lorakit.language.words import CLAUSES, STATEMENTS
 
 # Beyond this many a file is not a spec with mistakes but something else
 MAX_SYNTAX_ERRORS = 1000
 
-_OPENING = {"LPAR": "RPAR", "_LPAR": "RPAR", "LSQB": "RSQB"}
-_BRACKETS = frozenset((*_OPENING, "RPAR", "RSQB", "LBRACE", "RBRACE"))
+_BRACKETS = frozenset((*OPENING, *CLOSING, "LBRACE", "RBRACE"))
 _SKIPPED = re.compile(r'"(?:\\.|[^"\\\n])*"?|#[^\n]*|[()\[\]{};\n]')
 _BEGINNING = re.compile(r"[ \t\r\f]*(\w+|\})")
 
@@ -63,7 +62,8 @@ class _Reading:
         if not self._nests(statement):
             return statement
         start, end = statement.start, statement.end
-        return BrokenNode((Word(self.text[start:end], "ERROR", start),), start, end)
+        unread = Word(self.text[start:end], "ERROR", start)
+        return BrokenNode(start, end, unread, (unread,))
 
     def _nests(self, node: tuple[Any, ...]) -> bool:
         """Return whether something in a node nests deeper than every later walk may recurse, and report it."""
@@ -113,7 +113,7 @@ class _Reading:
             self.position = word.end
 
     def _track(self, bracket: Word) -> None:
-        if bracket.type in _OPENING:
+        if bracket.type in OPENING:
             self.opened.append(bracket)
         elif bracket.type == "LBRACE":
             self.brace, self.unit = bracket, None
@@ -129,8 +129,7 @@ class _Reading:
 
         overrun = self._overrun(offset)
         scene = Scene(self.source, offset, self.machine.accepted(), self.tokens, self.brace)
-        complaint = complain_overrun(overrun[0]) if overrun else complain(scene)
-        self.diagnostics.append(complaint.diagnostic(self.source))
+        self.diagnostics.append(complain_overrun(self.source, overrun[0]) if overrun else complain(scene))
         resume = overrun[1] if overrun else self._skip(offset)
         if len(self.diagnostics) >= MAX_SYNTAX_ERRORS:
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -10,23 +11,9 @@ from lorakit.diagnostics import Code, diagnostic_at
 from lorakit.errors import SpecError
 from lorakit.language.layout import flat, lay_out, pieces
 from lorakit.language.render import render_text
-from lorakit.language.statements import (
-    Adapt,
-    Expression,
-    IndexRange,
-    Number,
-    Optimizer,
-    PluginCall,
-    Quantity,
-    Quantize,
-    Require,
-    Step,
-    Target,
-    Train,
-    Value,
-)
+from lorakit.language.statements import Expression, IndexRange, Number, PluginCall, Quantity, Require, Target, Value
 from lorakit.language.syntax import MAX_DEPTH, Word
-from lorakit.language.words import KEYWORDS, clauses_of
+from lorakit.language.words import KEYWORDS, PLUGINS, STATEMENTS, clauses_of
 
 if TYPE_CHECKING:
     from lorakit.language.spec import Spec
@@ -36,19 +23,16 @@ _OPERATORS = {"+": ("PLUS", 1), "-": ("MINUS", 1), "*": ("TIMES", 2), "/": ("OVE
 
 def to_text(spec: Spec) -> str:
     """Return a Spec as text. Raises: SpecError for what cannot be written, as a string that holds a newline."""
-    statements = [*spec.rules, spec.optimizer, spec.step, *spec.requires]
+    statements = [*spec.rules, spec.optimizer, spec.step]
     units = [_use(*use) for use in spec.uses]
-    units += [_STATEMENTS[type(statement)](statement) for statement in statements if statement is not None]
-    return "".join(f"{line}\n" for words in units for line in lay_out(_pieces(_checked(words)), 0))
+    units += [_statement(statement) for statement in statements if statement is not None]
+    units += map(_require, spec.requires)
+    return "".join(f"{line}\n" for words in units for line in lay_out(pieces(_checked(words)), 0))
 
 
 def call_text(call: PluginCall) -> str:
     """Return a plugin with its options as a spec names it."""
-    return flat(_pieces(_call(call)))
-
-
-def _pieces(words: Sequence[Word]) -> Any:
-    return pieces(words, [()] * len(words))
+    return flat(pieces(_call(call)))
 
 
 def _checked(words: Sequence[Word]) -> Sequence[Word]:
@@ -69,53 +53,35 @@ def _unwritable(message: str) -> SpecError:
 
 
 def _keyword(word: str) -> Word:
-    return Word(word, word.upper(), 0)
+    return Word(word, word.upper())
 
 
-def _name(name: str) -> Word:
-    return Word(name, "NAME", 0)
-
-
-def _parted(items: Iterable[Sequence[Word]]) -> list[Word]:
+def _listed(items: Iterable[Sequence[Word]]) -> list[Word]:
     """Return the words of several items with commas between them."""
-    return [word for number, item in enumerate(items) for word in ([Word(",", "_COMMA", 0)] * bool(number) + [*item])]
+    return [word for item in items for word in (Word(",", "_COMMA"), *item)][1:]
 
 
 def _targets(targets: Iterable[Target]) -> list[Word]:
-    return _parted([Word(str(target), "TARGET" if target.regex is None else "REGEX", 0)] for target in targets)
-
-
-def _ranges(ranges: Iterable[IndexRange]) -> list[Word]:
-    return _parted(map(_range, ranges))
+    return _listed([Word(str(target), "TARGET" if target.regex is None else "REGEX")] for target in targets)
 
 
 def _range(indices: IndexRange) -> list[Word]:
-    first, last = Word(str(indices.first), "INTEGER", 0), Word(str(indices.last), "INTEGER", 0)
-    return [first] if indices.first == indices.last else [first, Word("..", "_DOTS", 0), last]
+    first, last = Word(str(indices.first), "INTEGER"), Word(str(indices.last), "INTEGER")
+    return [first] if first == last else [first, Word("..", "_DOTS"), last]
 
 
-def _signed(number: str) -> list[Word]:
-    minus = [Word("-", "MINUS", 0)] if number.startswith("-") else []
-    return [*minus, Word(number.removeprefix("-"), "NUMBER", 0)]
-
-
-def _number(value: float) -> list[Word]:
-    whole = isinstance(value, int) or value.is_integer()
-    return _signed(str(int(value)) if whole and abs(value) < 1e15 else repr(value))
-
-
-def _exact(value: float, unit: str = "") -> list[Word]:
-    """Return a number digit by digit where it is whole: beyond 2⁵³ the shortest form of a float is another number."""
-    whole = isinstance(value, int) or value.is_integer()
-    return _signed((str(int(value)) if whole else repr(value)) + unit)
+def _number(value: float, unit: str = "", most: float = math.inf) -> list[Word]:
+    """Return a number, digit by digit where it is whole and no larger: beyond 2⁵³ the shortest form is another one."""
+    whole = isinstance(value, int) or (value.is_integer() and abs(value) < most)
+    digits = str(int(value)) if whole else repr(value)
+    minus = [Word("-", "MINUS")] if digits.startswith("-") else []
+    return [*minus, Word(digits.removeprefix("-") + unit, "NUMBER")]
 
 
 def _call(call: PluginCall) -> list[Word]:
-    double = [_keyword("double")] if call.double else []
-    if not call.options:
-        return [_name(call.name), *double]
-    options = ([_name(name), Word("=", "_EQUAL", 0), *_value(value)] for name, value in call.options)
-    return [_name(call.name), Word("(", "_LPAR", 0), *_parted(options), Word(")", "RPAR", 0), *double]
+    options = _listed([Word(name, "NAME"), Word("=", "_EQUAL"), *_value(value)] for name, value in call.options)
+    bracketed = [Word("(", "_LPAR"), *options, Word(")", "_RPAR")] if options else []
+    return [Word(call.name, "NAME"), *bracketed, *([_keyword("double")] if call.double else [])]
 
 
 def _value(value: Value) -> list[Word]:
@@ -123,37 +89,36 @@ def _value(value: Value) -> list[Word]:
         return [_keyword("true" if value else "false")]
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return [Word(f'"{escaped}"', "STRING", 0)]
-    if isinstance(value, tuple):
-        return [Word("(", "LPAR", 0), *_parted(map(_value, value)), Word(")", "RPAR", 0)]
-    return _exact(value)
+        return [Word(f'"{escaped}"', "STRING")]
+    return _group(_listed(map(_value, value))) if isinstance(value, tuple) else _number(value)
+
+
+def _group(words: Iterable[Word]) -> list[Word]:
+    return [Word("(", "_GROUP"), *words, Word(")", "_RPAR")]
 
 
 def _expression(node: Expression, around: int = 0, depth: int = 1) -> list[Word]:
     """Return an expression, in parentheses where it binds less tightly than the place needs."""
     if isinstance(node, Number):
-        return _exact(node.value, node.unit)
+        return _number(node.value, node.unit)
     if isinstance(node, Quantity):
-        return [_name(node.name)]
+        return [Word(node.name, "NAME")]
     if depth >= MAX_DEPTH:
         raise _unwritable(f"this expression nests deeper than {MAX_DEPTH} levels")
     kind, binding = _OPERATORS[node.operator]
     loose = binding < around
     left, right = (_expression(side, binding + n, depth + 1 + loose) for n, side in enumerate((node.left, node.right)))
-    words = [*left, Word(node.operator, kind, 0), *right]
-    return [Word("(", "LPAR", 0), *words, Word(")", "RPAR", 0)] if loose else words
+    words = [*left, Word(node.operator, kind), *right]
+    return _group(words) if loose else words
 
 
 # By what a clause takes
 _VALUES: Mapping[str, Callable[[Any], list[Word]]] = {
-    "rank": _number,
-    "count": _number,
-    "positive": _number,
-    "probability": _number,
-    "choice": lambda value: [_name(value)],
-    "plugin": _call,
+    **dict.fromkeys(("rank", "count", "positive", "probability"), lambda value: _number(value, most=1e15)),
+    "choice": lambda value: [Word(value, "NAME")],
+    **dict.fromkeys(PLUGINS, _call),
     "flag": lambda value: [],
-    "ranges": _ranges,
+    "ranges": lambda ranges: _listed(map(_range, ranges)),
     "targets": _targets,
 }
 
@@ -167,21 +132,18 @@ def _clauses(statement: Any) -> Iterator[Word]:
             yield from (_keyword(word), *_VALUES[clause.takes](value))
 
 
+def _statement(statement: Any) -> list[Word]:
+    keyword = STATEMENTS[type(statement).__name__.lower()]
+    targets = _targets(getattr(statement, "targets", ()))
+    call = _call(getattr(statement, keyword.fills)) if keyword.plugin else []
+    return [_keyword(keyword.word), *targets, *call, *_clauses(statement)]
+
+
 def _use(name: str, version: str | None) -> list[Word]:
-    wanted = [Word(">=", "_AT_LEAST", 0), Word(version, "VERSION", 0)] if version is not None else []
-    return [_keyword("use"), Word(name, "DISTRIBUTION", 0), *wanted]
+    wanted = [Word(">=", "_AT_LEAST"), Word(version, "VERSION")] if version is not None else []
+    return [_keyword("use"), Word(name, "DISTRIBUTION"), *wanted]
 
 
 def _require(require: Require) -> list[Word]:
-    comparison = Word(require.comparison, "COMPARISON", 0)
+    comparison = Word(require.comparison, "COMPARISON")
     return [_keyword("require"), *_expression(require.left), comparison, *_expression(require.right)]
-
-
-_STATEMENTS: Mapping[type, Callable[[Any], list[Word]]] = {
-    Adapt: lambda rule: [_keyword("adapt"), *_targets(rule.targets), *_clauses(rule)],
-    Quantize: lambda rule: [_keyword("quantize"), *_targets(rule.targets), *_call(rule.quant), *_clauses(rule)],
-    Train: lambda rule: [_keyword("train"), *_targets(rule.targets), *_clauses(rule)],
-    Optimizer: lambda optimizer: [_keyword("optimizer"), *_call(optimizer.call), *_clauses(optimizer)],
-    Step: lambda step: [_keyword("step"), *_clauses(step)],
-    Require: _require,
-}

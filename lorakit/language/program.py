@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lorakit.diagnostics import Code, Span
-from lorakit.language.calls import Calls, unquoted
-from lorakit.language.clauses import Context, rank_clause, read_clauses, read_rank
+from lorakit.language.calls import read_call, unquoted
+from lorakit.language.clauses import read_clauses
 from lorakit.language.distributions import is_installed
-from lorakit.language.names import Definition, LetValue, Rank, Scope, evaluate
-from lorakit.language.problems import Place
-from lorakit.language.requires import Requires
+from lorakit.language.names import Definition, LetValue, Scope, evaluate
+from lorakit.language.place import Place
+from lorakit.language.requires import read_require
 from lorakit.language.settings import Settings
 from lorakit.language.spec import Spec
-from lorakit.language.statements import (
-    Adapt,
-    Optimizer,
-    Quantize,
-    Require,
-    Rule,
-    Step,
-    Train,
-)
-from lorakit.language.syntax import (
-    BrokenNode,
-    Call,
-    LetNode,
-    RequireNode,
-    RuleNode,
-    StatementNode,
-    TargetList,
-    UseNode,
-    Word,
-)
+from lorakit.language.statements import Adapt, Optimizer, Quantize, Require, Rule, Step, Train
+from lorakit.language.syntax import BrokenNode, LetNode, RequireNode, RuleNode, StatementNode, TargetList, UseNode, Word
 from lorakit.language.targets import read_targets
-from lorakit.language.words import OPTIMIZER, QUANTIZER
+from lorakit.language.words import STATEMENTS
 
 if TYPE_CHECKING:
     from lorakit.hooks import Plugins
@@ -56,154 +38,105 @@ def build(
 
     `complete` says whether every file of the program could be read.
     """
-    scope = _scope(program, complete)
-    installed = [is_installed(node, place, plugins) for place, node in program if isinstance(node, UseNode)]
-    scope.lacks_plugins = not all(installed)
-    scope.absence = plugins.absence
-    reader = _Reader(Calls(plugins, scope), scope, settings, Requires(scope, quantities))
-    for place, statement in program:
-        for name, words in _lost_names(statement):
-            scope.definitions.setdefault(name, Definition(None, place.word_span(words)))
-        _READERS[type(statement)](reader, statement, place)
-    settings.report_unknown(scope)
-    return Spec(
-        tuple(reader.rules), reader.optimizer, reader.steps, tuple(reader.requires), tuple(reader.uses)
-    )  # fmt: skip
-
-
-def _scope(program: Sequence[tuple[Place, StatementNode]], complete: bool) -> Scope:
-    """Return the scope before the first statement, which knows what will be defined."""
-    later: dict[str, Span] = {}
-    lists: set[str] = set()
+    scope = Scope(plugins, complete=complete)
     for place, statement in program:
         if isinstance(statement, LetNode):
-            later.setdefault(statement.name.value, place.word_span(statement.name))
+            scope.later.setdefault(str(statement.name), place.span(statement.name))
             if isinstance(statement.value, TargetList):
-                lists.add(statement.name.value)
+                scope.later_lists.add(str(statement.name))
         for name, words in _lost_names(statement):
-            later.setdefault(name, place.word_span(words))
-    return Scope({}, later, lists, complete)
+            scope.later.setdefault(name, place.span(words))
+    installed = [is_installed(node, place, plugins) for place, node in program if isinstance(node, UseNode)]
+    scope.lacks_plugins = not all(installed)
+    reader = _Reader(scope, settings, quantities)
+    for place, statement in program:
+        for name, words in _lost_names(statement):
+            scope.definitions.setdefault(name, Definition(None, place.span(words)))
+        _READERS[type(statement)](reader, statement, place)
+    settings.report_unknown(scope)
+    return Spec(tuple(reader.rules), requires=tuple(reader.requires), uses=tuple(reader.uses), **reader.once)
+
+
+def let_value(node: Any, scope: Scope, place: Place) -> LetValue:
+    """Return what stands behind `let NAME =`, or None where its fault has been reported."""
+    if isinstance(node, Word) and node.type == "STRING":
+        return unquoted(node)
+    if isinstance(node, TargetList):
+        return read_targets(node.targets, scope, place)
+    return evaluate(node, scope, place)
 
 
 @dataclass
 class _Reader:
-    """Reads one statement after the other."""
+    """Reads one statement after the other; `once` are those that a program has once."""
 
-    calls: Calls
     scope: Scope
     settings: Settings
-    promises: Requires
+    quantities: Mapping[str, str]
     rules: list[Rule] = field(default_factory=list)
-    optimizer: Optimizer | None = None
-    steps: Step | None = None
-    once: dict[Code, Span] = field(default_factory=dict)
+    once: dict[str, Any] = field(default_factory=dict)
+    firsts: dict[str, Span] = field(default_factory=dict)
     requires: list[Require] = field(default_factory=list)
     uses: list[tuple[str, str | None]] = field(default_factory=list)
 
     def rule(self, node: RuleNode, place: Place) -> None:
-        _RULE_READERS[node.keyword.value](self, node, place)
+        keyword, kind = STATEMENTS[node.keyword], _KINDS[node.keyword]
+        method = self._method(node, place) if kind is Adapt else None
+        given = read_clauses(node, self.scope, place, method)
+        if node.targets:
+            given["targets"] = read_targets(node.targets, self.scope, place)
+        if node.call is not None:
+            given[keyword.fills] = read_call(node.call, keyword.plugin, self.scope, place)
+        span = place.span(node)
+        statement = kind(**given, span=span) if None not in given.values() else None
+        if keyword.word not in _ONCE:
+            self.rules += [statement] if statement is not None else []
+        elif keyword.word not in self.firsts:
+            self.firsts[keyword.word] = span
+            self.once[keyword.word] = statement
+        else:
+            note = f"the first one is at {self.firsts[keyword.word]}"
+            place.report(_ONCE[keyword.word], f"a program has one {keyword.word} at most", node.keyword, None, note)
 
-    def adapt(self, node: RuleNode, place: Place) -> None:
-        targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
-        method = self._method(node)
-        ranked = method is None or "rank" in method.clauses
-        clause = rank_clause(node)
-        rank: Rank = "unknown" if node.unread or clause is not None else None
-        if clause is not None and ranked:
-            rank = read_rank(clause, Context(self.calls, place)) or "unknown"
-        fields = read_clauses(node, Context(self.calls, place, rank, method))
-        if method is not None and ranked and clause is None and not node.unread:
-            message = f"this rule has no rank, and `{method.name}` needs one"
-            place.report_word(Code.RANK_MISSING, message, node.keyword, None, "help: add a clause such as `rank 16`")
-        if targets is not None:
-            argument: Any = clause.argument if clause is not None else None
-            rank_span = place.span(argument.start, argument.end) if argument is not None else None
-            self.rules.append(Adapt(targets, **fields, span=place.span(node.start, node.end), rank_span=rank_span))
-
-    def _method(self, node: RuleNode) -> Any:
+    def _method(self, node: RuleNode, place: Place) -> Any:
         """Return the method of a rule, or None where no plugin has its name: then nobody can tell what it takes."""
-        given = next((clause.argument for clause in node.clauses if clause.keyword.type == "METHOD"), None)
-        default: Any = Adapt.__dataclass_fields__["method"].default
-        return self.calls.plugins.methods.get(given.name.value if isinstance(given, Call) else default.name)
-
-    def quantize(self, node: RuleNode, place: Place) -> None:
-        targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
-        assert node.call is not None
-        call = self.calls.read(node.call, QUANTIZER, place)
-        fields = read_clauses(node, Context(self.calls, place))
-        if targets is not None and call is not None:
-            self.rules.append(Quantize(targets, call, **fields, span=place.span(node.start, node.end)))
-
-    def train(self, node: RuleNode, place: Place) -> None:
-        targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
-        fields = read_clauses(node, Context(self.calls, place))
-        if targets is not None:
-            self.rules.append(Train(targets, **fields, span=place.span(node.start, node.end)))
-
-    def optimize(self, node: RuleNode, place: Place) -> None:
-        assert node.call is not None
-        call = self.calls.read(node.call, OPTIMIZER, place)
-        fields = read_clauses(node, Context(self.calls, place))
-        span = self._first(node, place, Code.TWO_OPTIMIZERS)
-        if span is not None and call is not None:
-            self.optimizer = Optimizer(call, **fields, span=span)
-
-    def step(self, node: RuleNode, place: Place) -> None:
-        fields = read_clauses(node, Context(self.calls, place))
-        span = self._first(node, place, Code.TWO_STEPS)
-        if span is not None:
-            self.steps = Step(**fields, span=span)
-
-    def _first(self, node: RuleNode, place: Place, code: Code) -> Span | None:
-        """Return the span of a statement that a program has once, or None where this is not the first of its kind."""
-        if code in self.once:
-            message = f"a program has one {node.keyword} at most"
-            place.report_word(code, message, node.keyword, None, f"the first one is at {self.once[code]}")
-            return None
-        self.once[code] = place.span(node.start, node.end)
-        return self.once[code]
+        named = next((str(clause.argument.name) for clause in node.clauses if clause.keyword == "method"), _METHOD)
+        method: Any = self.scope.plugins.methods.get(named)
+        ranked = method is None or "rank" not in method.clauses or node.unread
+        if not ranked and all(clause.keyword != "rank" for clause in node.clauses):
+            message = f"this rule has no rank, and `{method.name}` needs one"
+            place.report(Code.RANK_MISSING, message, node.keyword, None, "help: add a clause such as `rank 16`")
+        return method
 
     def let(self, node: LetNode, place: Place) -> None:
-        name, span = node.name.value, place.word_span(node.name)
-        value = self._value(node.value, place)
+        name = str(node.name)
+        value = let_value(node.value, self.scope, place)
         if name == "rank":
             message = "`rank` is no name for a `let`: inside a rule it is that rule's rank"
-            place.report_word(Code.RESERVED_NAME, message, node.name)
-            return
-        if name in self.scope.definitions:
-            first = self.scope.definitions[name].span
-            message = f"`{name}` is defined twice"
-            place.report_word(Code.DEFINED_TWICE, message, node.name, None, f"it is first defined at {first}")
-            return
-        if name in self.settings:
-            value = self.settings.read(name, self._value)
-        self.scope.definitions[name] = Definition(value, span)
-
-    def _value(self, node: Any, place: Place) -> LetValue:
-        if isinstance(node, Word) and node.type == "STRING":
-            return unquoted(node)
-        if isinstance(node, TargetList):
-            return read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
-        return evaluate(node, self.scope, place)
+            place.report(Code.RESERVED_NAME, message, node.name)
+        elif name in self.scope.definitions:
+            note = f"it is first defined at {self.scope.definitions[name].span}"
+            place.report(Code.DEFINED_TWICE, f"`{name}` is defined twice", node.name, None, note)
+        else:
+            if name in self.settings.values:
+                value = self.settings.read(name, lambda given, inside: let_value(given, self.scope, inside))
+            self.scope.definitions[name] = Definition(value, place.span(node.name))
 
     def require(self, node: RequireNode, place: Place) -> None:
-        promise = self.promises.read(node, place)
-        if promise is not None:
-            self.requires.append(promise)
+        promise = read_require(node, self.scope, self.quantities, place)
+        self.requires += [promise] if promise is not None else []
 
     def use(self, node: UseNode, place: Place) -> None:
-        self.uses.append((node.distribution.value, node.version.value if node.version is not None else None))
+        self.uses.append((str(node.distribution), str(node.version) if node.version is not None else None))
 
     def broken(self, node: BrokenNode, place: Place) -> None:
         """Leave out what cannot be read; that has been reported."""
 
 
-def _lost_names(node: StatementNode) -> Iterator[tuple[str, Word]]:
-    """Yield the names that a statement would define if it could be read, and the words that hold them."""
-    for words in node.unread if isinstance(node, RuleNode | BrokenNode) else ():
-        match = _BROKEN_LET.match(words)
-        if match is not None:
-            yield match[1], words
+def _lost_names(node: StatementNode) -> list[tuple[str, Word]]:
+    """Return the names that a statement would define if it could be read, and the words that hold them."""
+    unread = node.unread if isinstance(node, RuleNode | BrokenNode) else ()
+    return [(match[1], words) for words in unread if (match := _BROKEN_LET.match(words)) is not None]
 
 
 _READERS: Mapping[type, Callable[[_Reader, Any, Place], None]] = {
@@ -214,10 +147,6 @@ _READERS: Mapping[type, Callable[[_Reader, Any, Place], None]] = {
     BrokenNode: _Reader.broken,
 }
 
-_RULE_READERS: Mapping[str, Callable[[_Reader, RuleNode, Place], None]] = {
-    "adapt": _Reader.adapt,
-    "quantize": _Reader.quantize,
-    "train": _Reader.train,
-    "optimizer": _Reader.optimize,
-    "step": _Reader.step,
-}
+_KINDS: Mapping[str, Any] = {kind.__name__.lower(): kind for kind in (Adapt, Quantize, Train, Optimizer, Step)}
+_ONCE = {"optimizer": Code.TWO_OPTIMIZERS, "step": Code.TWO_STEPS}
+_METHOD = Adapt.__dataclass_fields__["method"].default.name

@@ -3,113 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from lorakit.diagnostics import Code
-from lorakit.language.amounts import Amount, LimitError, combine
-from lorakit.language.names import Scope, evaluate, report_arithmetic
-from lorakit.language.problems import Place
-from lorakit.language.statements import (
-    Expression,
-    Number,
-    Operation,
-    Quantity,
-    Require,
-)
-from lorakit.language.syntax import Binary, ExpressionNode, Group, Negative, RequireNode, Word
+from lorakit.language.amounts import Amount, LimitError
+from lorakit.language.names import Scope, evaluate
+from lorakit.language.place import Extent, Place
+from lorakit.language.statements import Expression, Number, Operation, Quantity, Require
+from lorakit.language.syntax import Binary, Group, Negative, RequireNode, ValueNode
 
 _MEASURES = {"": "a plain number", "%": "a share", "B": "bytes"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """An expression with its worth; where quantities are in it, the worth is a stand-in with the right unit."""
+def read_require(node: RequireNode, scope: Scope, quantities: Mapping[str, str], place: Place) -> Require | None:
+    """Return the promise, or None where its fault has been reported; quantities are names with a unit."""
+    figures = {name: Amount(Fraction(1), unit, known=False) for name, unit in quantities.items()}
+    inside = scope.within(figures, quantities)
+    amounts = [evaluate(side, inside, place) for side in (node.left, node.right)]
+    kinds = [amount.kind for amount in amounts if amount is not None]
+    if len(kinds) < 2:
+        return None
+    if "B" in kinds and kinds[0] != kinds[1]:
+        message = f"cannot compare {_MEASURES[kinds[0]]} with {_MEASURES[kinds[1]]}"
+        both = Extent(node.left.start, node.right.end)
+        place.report(Code.INCOMPARABLE, message, both, None, "help: bytes are written with a unit, as in `24GiB`")
+        return None
+    left, right = (_expression(side, scope, quantities, place) for side in (node.left, node.right))
+    return Require(left, str(node.comparison), right, span=place.span(node))
 
-    expression: Expression
-    amount: Amount
-    constant: bool
 
-
-@dataclass(frozen=True)
-class Requires:
-    """Reads `require` statements against the names in scope and the known quantities."""
-
-    scope: Scope
-    quantities: Mapping[str, str]
-
-    def read(self, node: RequireNode, place: Place) -> Require | None:
-        """Return the promise, or None where its fault has been reported."""
-        left, right = self._side(node.left, place), self._side(node.right, place)
-        if left is None or right is None:
-            return None
-        if "B" in (left.amount.kind, right.amount.kind) and left.amount.kind != right.amount.kind:
-            message = f"cannot compare {_MEASURES[left.amount.kind]} with {_MEASURES[right.amount.kind]}"
-            place.report(
-                Code.INCOMPARABLE, message, node.left.start, node.right.end, None,
-                "help: bytes are written with a unit, as in `24GiB`",
-            )  # fmt: skip
-            return None
-        span = place.span(node.start, node.end)
-        return Require(left.expression, node.comparison.value, right.expression, span)
-
-    def _side(self, node: ExpressionNode, place: Place) -> _Side | None:
-        if isinstance(node, Group):
-            return self._side(node.inner, place)
-        name = node if isinstance(node, Word) and node.type == "NAME" else None
-        if name is not None and name in self.quantities:
-            return self._quantity(name, place)
-        if isinstance(node, Negative):
-            return self._negative(node, place)
-        if isinstance(node, Binary):
-            return self._binary(node, place)
-        if name is not None and name not in self.scope.definitions and self.scope.complete:
-            if self.scope.lacks_plugins:
-                return None
-            near = place.nearest(name, (*self.quantities, *self.scope.definitions))
-            if near in self.quantities or (near is None and name not in self.scope.later):
-                note = () if near else (f"the quantities are {', '.join(self.quantities)}",)
-                message = f"there is no quantity and no name `{name}`"
-                place.report_word(Code.UNKNOWN_QUANTITY, message, name, near, *note)
-                return None
-        amount = evaluate(node, self.scope, place)
-        return None if amount is None else self._constant(node, amount, place)
-
-    def _quantity(self, name: Word, place: Place) -> _Side | None:
-        definition = self.scope.definitions.get(name)
-        if definition is not None:
-            message = f"`{name}` is a quantity, and also a `let` name"
-            place.report_word(Code.RESERVED_NAME, message, name, None, f"it is defined at {definition.span}")
-            return None
-        quantity = Quantity(name.value, place.word_span(name))
-        return _Side(quantity, Amount.one(self.quantities[quantity.name]), False)
-
-    def _constant(self, node: ExpressionNode, amount: Amount, place: Place) -> _Side | None:
-        try:
-            return _Side(Number(amount.written, amount.unit), amount, True)
-        except LimitError as error:
-            place.report(Code.LIMIT, str(error), node.start, node.end)
-            return None
-
-    def _negative(self, node: Negative, place: Place) -> _Side | None:
-        operand = self._side(node.operand, place)
-        if operand is None:
-            return None
-        amount = replace(operand.amount, value=-operand.amount.value)
-        if isinstance(operand.expression, Number):
-            number = operand.expression
-            return _Side(Number(-number.value, number.unit), amount, True)
-        return _Side(Operation("-", Number(0), operand.expression), operand.amount, operand.constant)
-
-    def _binary(self, node: Binary, place: Place) -> _Side | None:
-        left, right = self._side(node.left, place), self._side(node.right, place)
-        if left is None or right is None:
-            return None
-        constant = left.constant and right.constant
-        try:
-            divisor = right.amount if right.constant else Amount.one(right.amount.unit)
-            amount = combine(left.amount, node.operator.value, divisor)
-        except (ArithmeticError, ValueError) as error:
-            report_arithmetic(error, node, place)
-            return None
-        operation = Operation(node.operator.value, left.expression, right.expression)
-        return _Side(operation, amount if constant else Amount.one(amount.unit), constant)
+def _expression(node: ValueNode, scope: Scope, quantities: Mapping[str, str], place: Place) -> Expression:
+    """Return an expression whose names all have a value; what no Spec can hold is reported."""
+    match node:
+        case Group():
+            return _expression(node.items[0], scope, quantities, place)
+        case Binary():
+            left, right = (_expression(side, scope, quantities, place) for side in (node.left, node.right))
+            return Operation(str(node.operator), left, right)
+        case Negative():
+            operand = _expression(node.operand, scope, quantities, place)
+            negative = Operation("-", Number(0), operand)
+            return Number(-operand.value, operand.unit) if isinstance(operand, Number) else negative
+    if node.type == "NAME" and node in quantities:
+        if (definition := scope.definitions.get(node)) is not None:
+            note = f"it is defined at {definition.span}"
+            place.report(Code.RESERVED_NAME, f"`{node}` is a quantity, and also a `let` name", node, None, note)
+        return Quantity(str(node), span=place.span(node))
+    amount = evaluate(node, scope, place) or Amount(Fraction())
+    try:
+        return Number(amount.written, amount.unit)
+    except LimitError as error:
+        place.report(Code.LIMIT, str(error), node)
+        return Number(0)

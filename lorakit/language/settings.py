@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lorakit.diagnostics import Code, Span, diagnostic_at
+from lorakit.diagnostics import Code, Diagnostic
 from lorakit.errors import SpecError
 from lorakit.language.names import LetValue, Scope
 from lorakit.language.parser import parse_syntax
-from lorakit.language.problems import Place, Problems
+from lorakit.language.place import Extent, Place
 from lorakit.language.render import render_text
 from lorakit.language.source import SourceText
 from lorakit.language.suggestions import listed, nearest
@@ -23,7 +23,7 @@ class Settings:
     """The values set from outside, by name, each in the syntax of the language or as a Python number or list."""
 
     values: Mapping[str, object]
-    problems: Problems
+    problems: list[Diagnostic]
 
     @property
     def sources(self) -> dict[str, str]:
@@ -33,19 +33,16 @@ class Settings:
     def _source(self, name: str) -> SourceText:
         return SourceText(f"--set {name}", _written(self.values[name]))
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.values
-
     def read(self, name: str, evaluate: Callable[[Any, Place], LetValue]) -> LetValue:
         """Return what a variable is worth, or None where its fault has been reported."""
-        source, problems = self._source(name), Problems()
+        source = self._source(name)
         tree = parse_syntax(source, "value")
-        problems.found.extend(tree.diagnostics)
-        value = evaluate(tree.statements[0], Place(source, problems)) if tree.statements else None
-        for found in problems.found[:1]:
+        place = Place(source, [*tree.diagnostics])
+        value = evaluate(tree.statements[0], place) if tree.statements else None
+        for found in place.problems[:1]:
             message = f"`--set {name}={source.text}` gives `{name}` no value: {found.message}"
             notes = found.notes if tree.statements else (*found.notes, _VALUE_FORMS)
-            self.problems.found.append(replace(found, code=str(Code.BAD_VARIABLE), message=message, notes=notes))
+            self.problems.append(replace(found, code=str(Code.BAD_VARIABLE), message=message, notes=notes))
         return value
 
     def report_unknown(self, scope: Scope) -> None:
@@ -53,14 +50,10 @@ class Settings:
         for name in self.values if scope.complete else ():
             if name not in scope.later:
                 near = nearest(name, scope.later)
-                note = (
-                    ()
-                    if near
-                    else (f"the names are {listed(scope.later, 'and')}" if scope.later else "it has no `let`",)
-                )
-                source = self._source(name)
+                names = f"the names are {listed(scope.later, 'and')}" if scope.later else "it has no `let`"
+                place, notes = Place(self._source(name), self.problems), () if near else (names,)
                 message = f"`--set {name}`: the spec has no `let {name}`"
-                Place(source, self.problems).report(Code.UNKNOWN_VARIABLE, message, 0, len(source.text), near, *note)
+                place.report(Code.UNKNOWN_VARIABLE, message, Extent(0, len(place.source.text)), near, *notes)
 
 
 def _written(value: object) -> str:
@@ -75,10 +68,10 @@ def variables_of(settings: Iterable[str]) -> dict[str, str]:
     variables: dict[str, str] = {}
     for setting in settings:
         name, equal, value = setting.partition("=")
-        name, source = name.strip(), f"--set {setting}"
-        if not equal or not name.isidentifier():
-            span = Span(source, 1, 1, 1, len(setting) + 1)
-            found = diagnostic_at(Code.BAD_VARIABLE, f"`--set {setting}`: expected NAME=VALUE", span)
-            raise SpecError((found,), render_text((found,), {source: setting}))
-        variables[name] = value.strip()
+        if not equal or not name.strip().isidentifier():
+            place = Place(SourceText(f"--set {setting}", setting))
+            message = f"`--set {setting}`: expected NAME=VALUE"
+            place.report(Code.BAD_VARIABLE, message, Extent(0, len(setting)))
+            raise SpecError(tuple(place.problems), render_text(place.problems, {place.source.name: setting}))
+        variables[name.strip()] = value.strip()
     return variables

@@ -5,10 +5,11 @@ from __future__ import annotations
 import codecs
 import re
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from lorakit.diagnostics import Code, Span
+from lorakit.diagnostics import Code, Diagnostic, Span, advised, diagnostic_at
 
 # Whatever is larger is no spec, and reading it would take long
 MAX_SIZE = 2**20
@@ -47,6 +48,13 @@ class SourceText:
         if line < len(starts) and end >= starts[line]:
             return Span(self.name, line, start - line_start + 1, *self.position(end))
         return Span(self.name, line, start - line_start + 1, line, end - line_start + 1)
+
+    def diagnostic(
+        self, code: Code, message: str, start: int, end: int, near: str | None = None, notes: Sequence[str] = ()
+    ) -> Diagnostic:
+        """Return a diagnostic of the words from one offset to another; `near` is the word that was probably meant."""
+        suggestion, rest = advised(near, notes)
+        return diagnostic_at(code, message, self.span(start, end), suggestion=suggestion, notes=rest)
 
     def line(self, number: int) -> str:
         """Return a line by its 1-based number, without its end; empty beyond the last."""

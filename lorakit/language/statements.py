@@ -12,8 +12,13 @@ from typing import TypeAlias
 from lorakit.diagnostics import Span
 
 Value: TypeAlias = "bool | int | float | str | tuple[Value, ...]"
-# where words stood is no part of what is written to files
-UNWRITTEN = {"written": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What somebody wrote, and where, unless nobody did: places are no part of what is written to files."""
+
+    span: Span | None = field(default=None, compare=False, repr=False, metadata={"written": False})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +43,27 @@ class Segment:
         return self.name + (f"[{','.join(map(str, self.indices))}]" if self.indices else "")
 
 
-def _plain_slash(escape: re.Match[str]) -> str:
-    return "/" if escape[1] == "/" else escape[0]
-
-
 @dataclass(frozen=True, slots=True)
-class Target:
+class Target(_Written):
     """A selector of modules: a path of segments, which may end in a role or a class, or a regex on the whole path."""
 
     segments: tuple[Segment, ...] = ()
     role: str | None = None
     class_name: str | None = None
     regex: str | None = None
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
     def __post_init__(self) -> None:
         # a slash means the same with a backslash before it and without
         if self.regex is not None and r"\/" in self.regex:
-            object.__setattr__(self, "regex", re.sub(r"\\(.)", _plain_slash, self.regex, flags=re.DOTALL))
+            object.__setattr__(
+                self, "regex", re.sub(r"\\(.)", lambda m: "/" if m[1] == "/" else m[0], self.regex, flags=re.S)
+            )
 
     @property
     def is_outright(self) -> bool:
         """Whether it names modules outright: a plain path, without glob, range, class, regex or role."""
-        return (
-            self.regex is None
-            and self.role is None
-            and self.class_name is None
-            and all("*" not in segment.name and not segment.indices for segment in self.segments)
-        )
+        is_path = self.regex is None and self.role is None and self.class_name is None
+        return is_path and all("*" not in segment.name and not segment.indices for segment in self.segments)
 
     def __str__(self) -> str:
         if self.regex is not None:
@@ -79,13 +77,12 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class PluginCall:
+class PluginCall(_Written):
     """A plugin by name with the options that the text gives it; `double` only where the place allows it."""
 
     name: str
     options: tuple[tuple[str, Value], ...] = ()
     double: bool = False
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
     def __post_init__(self) -> None:
         # options mean the same in any order
@@ -93,7 +90,7 @@ class PluginCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Adapt:
+class Adapt(_Written):
     """`adapt TARGETS clause…`: attach an adapter to every module that the targets select."""
 
     targets: tuple[Target, ...]
@@ -112,12 +109,11 @@ class Adapt:
     layers: tuple[IndexRange, ...] = ()
     excepts: tuple[Target, ...] = ()
     optional: bool = False
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
     rank_span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Quantize:
+class Quantize(_Written):
     """`quantize TARGETS NAME`: quantize frozen modules without adapting them."""
 
     targets: tuple[Target, ...]
@@ -125,11 +121,10 @@ class Quantize:
     layers: tuple[IndexRange, ...] = ()
     excepts: tuple[Target, ...] = ()
     optional: bool = False
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 @dataclass(frozen=True, slots=True)
-class Train:
+class Train(_Written):
     """`train TARGETS`: keep the parameters of these modules trainable in full."""
 
     targets: tuple[Target, ...]
@@ -137,21 +132,19 @@ class Train:
     layers: tuple[IndexRange, ...] = ()
     excepts: tuple[Target, ...] = ()
     optional: bool = False
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 @dataclass(frozen=True, slots=True)
-class Optimizer:
+class Optimizer(_Written):
     """`optimizer NAME`: the optimizer that `lorakit.optimizer` builds."""
 
     call: PluginCall
     lr: float | None = None
     paged: bool = False
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Step(_Written):
     """`step`: how one training step runs; None is what nobody said.
 
     `batch` counts rows on one device, `tokens` those of the longest row; `compute` is `bf16`, `fp16`, `fp32` or `fp8`.
@@ -160,7 +153,6 @@ class Step:
     batch: int | None = None
     tokens: int | None = None
     compute: str | None = None
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +164,10 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
-class Quantity:
+class Quantity(_Written):
     """A figure that only the plan knows, by name: `trainable`, `peak_memory` or a plugin's."""
 
     name: str
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +183,12 @@ Expression: TypeAlias = "Number | Quantity | Operation"
 
 
 @dataclass(frozen=True, slots=True)
-class Require:
+class Require(_Written):
     """`require EXPR CMP EXPR`: a promise that the plan must keep."""
 
     left: Expression
     comparison: str
     right: Expression
-    span: Span | None = field(default=None, compare=False, repr=False, metadata=UNWRITTEN)
 
 
 Rule: TypeAlias = "Adapt | Quantize | Train"

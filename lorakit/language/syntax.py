@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 from lorakit.diagnostics import Diagnostic
 from lorakit.language.source import SourceText
@@ -17,16 +18,14 @@ class Word(str):
     start: int
     end: int
 
-    def __new__(cls, text: str, kind: str, start: int) -> Word:
+    def __new__(cls, text: str, kind: str, start: int = 0) -> Word:
         word = str.__new__(cls, text)
         word.type, word.start, word.end = kind, start, start + len(text)
         return word
 
-    @property
-    def value(self) -> str:
-        """The word as a plain string."""
-        return str(self)
 
+# The terminals of brackets, within which the end of a line says nothing
+OPENING, CLOSING = ("_GROUP", "_LPAR", "_LSQB"), ("_RPAR", "_RSQB")
 
 # Deeper values are refused where they are read, so that every later walk may recurse
 MAX_DEPTH = 100
@@ -35,56 +34,49 @@ MAX_DEPTH = 100
 class Binary(NamedTuple):
     """`left operator right`."""
 
-    left: ExpressionNode
-    operator: Word
-    right: ExpressionNode
     start: int
     end: int
+    left: ValueNode
+    operator: Word
+    right: ValueNode
 
 
 class Negative(NamedTuple):
     """`-operand`."""
 
-    operand: ExpressionNode
     start: int
     end: int
+    sign: Word
+    operand: ValueNode
 
 
 class Group(NamedTuple):
-    """`(inner)`."""
+    """`(inner)`, or a tuple: `(a, b)`."""
 
-    inner: ExpressionNode
     start: int
     end: int
-
-
-class TupleNode(NamedTuple):
-    """`(a, b)`."""
-
     items: tuple[ValueNode, ...]
-    start: int
-    end: int
 
 
-NESTING = (Binary, Negative, Group, TupleNode)
+NESTING = (Binary, Negative, Group)
+
+# A word stands for itself: a number, a string, `true` or `false`, or a name
+ValueNode: TypeAlias = "Word | Binary | Negative | Group"
 
 
 class TargetList(NamedTuple):
     """`[q_proj, @mlp]`, the value of a `let`."""
 
-    targets: tuple[Word, ...]
     start: int
     end: int
-
-
-# A word stands for itself: a number, a string, `true` or `false`, or a name
-ExpressionNode: TypeAlias = "Word | Binary | Negative | Group"
-ValueNode: TypeAlias = "ExpressionNode | TupleNode"
+    targets: tuple[Word, ...]
 
 
 class OptionNode(NamedTuple):
     """`name=value` between the parentheses of a call."""
 
+    start: int
+    end: int
     name: Word
     value: ValueNode
 
@@ -92,31 +84,29 @@ class OptionNode(NamedTuple):
 class Call(NamedTuple):
     """A plugin's name with its options, and the `double` behind it."""
 
-    name: Word
-    options: tuple[OptionNode, ...]
-    double: Word | None
     start: int
     end: int
+    name: Word
+    options: tuple[OptionNode, ...]
+    double: Word | None = None
 
 
 class RangeNode(NamedTuple):
     """`0..15` or `7`."""
 
-    first: Word
-    last: Word
     start: int
     end: int
-
-
-Argument: TypeAlias = "ExpressionNode | Call | Word | tuple[Word, ...] | tuple[RangeNode, ...] | None"
+    first: Word
+    last: Word
 
 
 class Clause(NamedTuple):
-    """A keyword and what stands behind it."""
+    """A keyword and what stands behind it, if anything: an expression, a call, or words or ranges."""
 
-    keyword: Word
-    argument: Argument
+    start: int
     end: int
+    keyword: Word
+    argument: Any = None
 
 
 class RuleNode(NamedTuple):
@@ -125,57 +115,62 @@ class RuleNode(NamedTuple):
     `unread` are the clauses of its block that could not be read.
     """
 
+    start: int
+    end: int
     keyword: Word
     targets: tuple[Word, ...]
     call: Call | None
     clauses: tuple[Clause, ...]
     unread: tuple[Word, ...]
-    start: int
-    end: int
 
 
 class LetNode(NamedTuple):
     """`let name = value`."""
 
-    name: Word
-    value: ExpressionNode | TargetList
     start: int
     end: int
+    keyword: Word
+    name: Word
+    value: ValueNode | TargetList
 
 
 class IncludeNode(NamedTuple):
     """`include "file"`."""
 
-    path: Word
     start: int
     end: int
+    keyword: Word
+    path: Word
 
 
 class RequireNode(NamedTuple):
     """`require left comparison right`."""
 
-    left: ExpressionNode
-    comparison: Word
-    right: ExpressionNode
     start: int
     end: int
+    keyword: Word
+    left: ValueNode
+    comparison: Word
+    right: ValueNode
 
 
 class UseNode(NamedTuple):
     """`use distribution >= version`."""
 
-    distribution: Word
-    version: Word | None
     start: int
     end: int
+    keyword: Word
+    distribution: Word
+    version: Word | None = None
 
 
 class BrokenNode(NamedTuple):
     """A statement that could not be read; `unread` are its words up to a block, and the unread clauses in that."""
 
-    unread: tuple[Word, ...]
     start: int
     end: int
+    keyword: Word
+    unread: tuple[Word, ...]
 
 
 StatementNode: TypeAlias = "RuleNode | LetNode | IncludeNode | RequireNode | UseNode | BrokenNode"
@@ -188,3 +183,33 @@ class SyntaxTree(NamedTuple):
     statements: tuple[StatementNode, ...]
     tokens: tuple[Word, ...]
     diagnostics: tuple[Diagnostic, ...]
+
+
+def _rule(start: int, end: int, keyword: Word, *parts: Any) -> RuleNode | BrokenNode:
+    """Return a statement; its block may hold clauses that could not be read."""
+    unread = tuple(part for part in (keyword, *parts) if isinstance(part, Word) and part.type == "ERROR")
+    if keyword.type == "ERROR":
+        return BrokenNode(start, end, keyword, unread)
+    targets = next((part for part in parts if type(part) is tuple), ())
+    call = next((part for part in parts if isinstance(part, Call)), None)
+    return RuleNode(start, end, keyword, targets, call, tuple(p for p in parts if isinstance(p, Clause)), unread)
+
+
+# What the rules of the grammar make: sequences, or nodes whose fields are the children that the rule keeps
+SEQUENCES = frozenset({"start", "targets", "ranges"})
+NODES: Mapping[str, Callable[..., Any]] = {
+    **dict.fromkeys(("adapt", "quantize", "train", "optimizer", "step", "broken"), _rule),
+    "let": LetNode,
+    "include": IncludeNode,
+    "require": RequireNode,
+    "use": UseNode,
+    "clause": Clause,
+    "target_list": lambda start, end, *targets: TargetList(start, end, targets),
+    "range": lambda start, end, first, last=None: RangeNode(start, end, first, last or first),
+    "quantizer": lambda start, end, call, double=None: call._replace(end=end, double=double),
+    "call": lambda start, end, name, *options: Call(start, end, name, options),
+    "option": OptionNode,
+    "binary": Binary,
+    "negative": Negative,
+    **dict.fromkeys(("group", "tuple"), lambda start, end, *items: Group(start, end, items)),
+}

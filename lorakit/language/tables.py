@@ -18,23 +18,21 @@ from typing import Any, NamedTuple
 STARTS = ("start", "value")
 
 # Counts the forms that cached tables have had
-_FORM = 4
+_FORM = 5
 
 
 class Reduction(NamedTuple):
     """A rule of the grammar: what it makes, of how many symbols, and what becomes of them.
 
-    `builder` is the name of what makes its node, empty where its children go to the rule around it. Of its symbols
-    those at `kept` are children; `spliced` are the ones among them that bring several. A `transparent` rule is its one
-    symbol.
+    `node` is the name of what it makes, empty where it is its one symbol or, called `_…`, where its children go to the
+    rule around it. Of its symbols those at `kept` are children; `spliced` are the ones among them that bring several.
     """
 
     origin: str
-    builder: str
+    node: str
     size: int
     kept: list[int]
     spliced: list[int]
-    transparent: bool
 
 
 class Tables(NamedTuple):
@@ -68,7 +66,8 @@ def tables() -> Tables:
     grammar = grammar_text()
     cache = _cache_file(hashlib.sha256(f"{_FORM}\n{grammar}".encode()).hexdigest()[:16])
     try:
-        return _from_plain(json.loads(cache.read_bytes()))
+        kept = Tables(*json.loads(cache.read_bytes()))
+        return kept._replace(reductions=[Reduction(*reduction) for reduction in kept.reductions])
     except (OSError, ValueError, TypeError):
         made = compile_tables(grammar)
         _keep(made, cache)
@@ -134,14 +133,9 @@ def _reduction(rule: Any) -> Reduction:
     origin = rule.origin.name
     kept = [place for place, symbol in enumerate(rule.expansion) if not (symbol.is_term and symbol.filter_out)]
     spliced = [place for place in kept if not rule.expansion[place].is_term and rule.expansion[place].name[0] == "_"]
-    builder = "" if origin.startswith("_") else rule.alias or origin
     transparent = bool(rule.options.expand1) and not rule.alias and len(kept) == len(rule.expansion) == 1
-    return Reduction(origin, builder, len(rule.expansion), kept, spliced, transparent)
-
-
-def _from_plain(plain: list[Any]) -> Tables:
-    made = Tables(*plain)
-    return made._replace(reductions=[Reduction(*reduction) for reduction in made.reductions])
+    node = "" if origin.startswith("_") or transparent else rule.alias or origin
+    return Reduction(origin, node, len(rule.expansion), kept, spliced)
 
 
 def _cache_file(digest: str) -> Path:

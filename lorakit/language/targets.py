@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from lorakit.diagnostics import Code
 from lorakit.language.names import Scope
-from lorakit.language.problems import Place
+from lorakit.language.place import Extent, Place, Words
 from lorakit.language.regexes import RegexError, check_regex
 from lorakit.language.statements import IndexRange, Segment, Target
 from lorakit.language.suggestions import listed
@@ -18,134 +17,95 @@ from lorakit.language.syntax import RangeNode, Word
 # Lists of lists grow fast; this many selectors are more than any model has modules by hand
 MAX_TARGETS = 10_000
 
+_Item = TypeVar("_Item")
+
 _SEGMENT = re.compile(r"([@:]?[\w*-]+)(?:\[([^\]]*)\])?")
+_RANGE = re.compile(r"(-?[0-9]+)(?:\s*\.\.\s*(-?[0-9]+))?")
 
 
-class _FaultError(ValueError):
-    """What is wrong inside a target, and where in its words."""
-
-    def __init__(self, code: Code, message: str, start: int, end: int, *notes: str) -> None:
-        super().__init__(message)
-        self.code, self.message, self.start, self.end, self.notes = code, message, start, end, notes
-
-
-def read_targets(
-    words: Iterable[Word], scope: Scope, roles: Mapping[str, Any], place: Place
-) -> tuple[Target, ...] | None:
+def read_targets(words: Iterable[Word], scope: Scope, place: Place) -> tuple[Target, ...] | None:
     """Return the targets of a list, those of `let` lists in the place of their names; None where one is at fault."""
-    targets: list[Target] = []
-    sound = True
+    targets: list[Target | None] = []
     for word in words:
-        definition = scope.definitions.get(word.value)
+        definition = scope.definitions.get(word)
         if definition is not None and isinstance(definition.value, tuple):
             targets.extend(definition.value)
             if len(targets) > MAX_TARGETS:
-                place.report_word(Code.LIMIT, f"this list has more than {MAX_TARGETS} targets", word)
+                place.report(Code.LIMIT, f"this list has more than {MAX_TARGETS} targets", word)
                 return None
-            continue
-        if definition is not None and definition.value is None:
-            sound = False
-            continue
-        if definition is None and word.value in scope.later_lists:
-            sound = False
+        elif definition is None and word in scope.later_lists:
             note = f"help: for a module of that name write `**.{word}`"
-            place.report_word(Code.UNKNOWN_NAME, f"`{word}` is used above its definition", word, None, note)
-            continue
-        target = _read_target(word, scope, roles, place)
-        if target is None:
-            sound = False
+            place.report(Code.UNKNOWN_NAME, f"`{word}` is used above its definition", word, None, note)
+            targets.append(None)
         else:
-            targets.append(target)
-    return tuple(targets) if sound else None
-
-
-def _read_target(word: Word, scope: Scope, roles: Mapping[str, Any], place: Place) -> Target | None:
-    """Return the target that a word spells, or None where its fault has been reported."""
-    try:
-        target = _target(word.value)
-    except _FaultError as fault:
-        start = word.start
-        place.report(fault.code, fault.message, start + fault.start, start + fault.end, None, *fault.notes)
-        return None
-    if target.role is not None and target.role not in roles:
-        if scope.lacks_plugins:
-            return None
-        near = place.nearest(target.role, roles)
-        note = () if near else (f"the roles are {listed((f'@{role}' for role in roles), 'and')}",)
-        start = word.end - len(target.role)
-        notes = (*note, *scope.absence("role", target.role))
-        place.report(Code.UNKNOWN_ROLE, f"there is no role `@{target.role}`", start, word.end, near, *notes)
-        return None
-    return replace(target, span=place.word_span(word))
+            at_fault = definition is not None and definition.value is None
+            targets.append(None if at_fault else _target(word, scope, place))
+    return _all(targets)
 
 
 def read_ranges(nodes: Iterable[RangeNode], place: Place) -> tuple[IndexRange, ...] | None:
     """Return the ranges of a `layers` clause, or None where one is at fault."""
-    ranges: list[IndexRange] = []
-    sound = True
-    for node in nodes:
-        try:
-            ranges.append(_range(node.first.value, node.last.value))
-        except _FaultError as fault:
-            place.report(fault.code, fault.message, node.start, node.end, None, *fault.notes)
-            sound = False
-    return tuple(ranges) if sound else None
+    return _all([_range(node.first, node.last, node, place) for node in nodes])
 
 
-def _target(words: str) -> Target:
-    if words.startswith("/"):
-        _check_regex(words[1:-1])
-        return Target(regex=words[1:-1])
-    segments: list[Segment] = []
-    role = class_name = None
-    for match in _SEGMENT.finditer(words):
-        name, indices = match[1], match[2]
-        if name[0] == "@":
-            role = name[1:]
-        elif name[0] == ":":
-            class_name = name[1:]
-        else:
-            segments.append(_segment(name, indices, match.start()))
-    return Target(tuple(segments), role, class_name)
+def _all(items: Sequence[_Item | None]) -> tuple[_Item, ...] | None:
+    sound = tuple(item for item in items if item is not None)
+    return sound if len(sound) == len(items) else None
 
 
-def _segment(name: str, indices: str | None, start: int) -> Segment:
-    end = start + len(name)
-    if "**" in name and name != "**":
+def _target(word: Word, scope: Scope, place: Place) -> Target | None:
+    """Return the target that a word spells, or None where its fault has been reported."""
+    if word.startswith("/"):
+        return Target(regex=word[1:-1], span=place.span(word)) if _is_regex(word, place) else None
+    *path, last = _SEGMENT.finditer(word)
+    kind = last[1][0] if last[1][0] in "@:" else ""
+    segments = _all([_segment(match, word.start, place) for match in (path if kind else (*path, last))])
+    role, class_name = (last[1][1:] if kind == sign else None for sign in "@:")
+    if role is not None and role not in scope.plugins.roles:
+        if not scope.lacks_plugins:
+            near = place.nearest(role, scope.plugins.roles)
+            roles = listed((f"@{role}" for role in scope.plugins.roles), "and")
+            notes = (*(() if near else (f"the roles are {roles}",)), *scope.plugins.absence("role", role))
+            words = Extent(word.end - len(role), word.end)
+            place.report(Code.UNKNOWN_ROLE, f"there is no role `@{role}`", words, near, *notes)
+        return None
+    return Target(segments, role, class_name, span=place.span(word)) if segments is not None else None
+
+
+def _segment(match: re.Match[str], start: int, place: Place) -> Segment | None:
+    name, indices = match[1], match[2]
+    if "**" in name and (name != "**" or indices is not None):
         message = "`**` stands for whole segments: `a.**.b`; a part of a segment is `*`"
-        raise _FaultError(Code.BAD_TARGET, message, start, end)
-    if indices is None:
-        return Segment(name)
-    if name == "**":
-        raise _FaultError(Code.BAD_TARGET, "`**` is no numbered container, so it takes no indices", start, end)
-    ranges = []
-    for match in re.finditer(r"(-?[0-9]+)(?:\s*\.\.\s*(-?[0-9]+))?", indices):
-        try:
-            ranges.append(_range(match[1], match[2] or match[1]))
-        except _FaultError as fault:
-            offset = end + 1
-            raise _FaultError(
-                fault.code, fault.message, offset + match.start(), offset + match.end(), *fault.notes
-            ) from None  # fmt: skip
-    return Segment(name, tuple(ranges))
+        if name == "**":
+            message = "`**` is no numbered container, so it takes no indices"
+        place.report(Code.BAD_TARGET, message, Extent(start + match.start(1), start + match.end(1)))
+        return None
+    found = _RANGE.finditer(indices or "")
+    begin = start + match.start(2)
+    ranges = _all([_range(r[1], r[2] or r[1], Extent(begin + r.start(), begin + r.end()), place) for r in found])
+    return Segment(name, ranges) if ranges is not None else None
 
 
-def _range(first: str, last: str) -> IndexRange:
+def _range(first: str, last: str, words: Words, place: Place) -> IndexRange | None:
     if max(len(first), len(last)) > 9:
-        raise _FaultError(Code.LIMIT, "an index has at most eight digits", 0, 0)
+        place.report(Code.LIMIT, "an index has at most eight digits", words)
+        return None
     low, high = int(first), int(last)
     # with ends counted from different sides only a model can tell which comes first
     if low > high and (low < 0) == (high < 0):
-        note = f"help: write `{high}..{low}`"
-        raise _FaultError(Code.REVERSED_RANGE, f"the range `{low}..{high}` ends before it begins", 0, 0, note)
+        message = f"the range `{low}..{high}` ends before it begins"
+        place.report(Code.REVERSED_RANGE, message, words, None, f"help: write `{high}..{low}`")
+        return None
     return IndexRange(low, high)
 
 
-def _check_regex(words: str) -> None:
+def _is_regex(word: Word, place: Place) -> bool:
+    words = word[1:-1]
     try:
         check_regex(words)
     except RegexError as error:
-        position = error.position
-        start = 1 + min(position, len(words)) if position is not None else 0
-        end = start + 1 if position is not None else len(words) + 2
-        raise _FaultError(Code.BAD_REGEX, error.message, start, end) from None
+        start = word.start + 1 + min(error.position or 0, len(words))
+        where = word if error.position is None else Extent(start, start + 1)
+        place.report(Code.BAD_REGEX, error.message, where)
+        return False
+    return True

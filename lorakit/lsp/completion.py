@@ -11,13 +11,14 @@ from lsprotocol.types import CompletionItemKind
 
 from lorakit.hooks.options import Option, supports_double
 from lorakit.language.amounts import Amount
-from lorakit.language.quantities import MEANINGS, QUANTITIES
-from lorakit.language.words import CLAUSE_TERMINALS, CLAUSES, KEYWORDS, STATEMENTS, clauses_of
+from lorakit.language.calls import plugins_of
+from lorakit.language.catalogue import word_pages
+from lorakit.language.words import CLAUSE_TERMINALS, QUANTITIES, STATEMENTS, clauses_of
 from lorakit.lsp.document import Document
 from lorakit.lsp.model import Model
 from lorakit.lsp.names import names_of
 from lorakit.lsp.offers import Offer, Request
-from lorakit.lsp.prose import RANK, keyword_text, name_text, option_detail, option_line, plugin_summary, plugin_text
+from lorakit.lsp.prose import RANK, name_text, option_detail, option_line, plugin_summary, plugin_text, word_text
 from lorakit.lsp.reading import cursor_at, unclosed
 from lorakit.lsp.slots import (
     ChoiceSlot,
@@ -27,7 +28,6 @@ from lorakit.lsp.slots import (
     ValueSlot,
     options,
     plugin_named,
-    registry,
     slot_behind,
 )
 from lorakit.lsp.target_offers import target_offers
@@ -43,9 +43,8 @@ def complete(document: Document, model: Model | None, offset: int) -> list[Offer
 
 
 def _keyword(word: str, request: Request) -> Offer:
-    return Offer(
-        word, request.cursor.start, CompletionItemKind.Keyword, KEYWORDS[word].form, keyword_text(KEYWORDS[word])
-    )
+    page = word_pages()[word]
+    return Offer(word, request.cursor.start, CompletionItemKind.Keyword, page.form, word_text(page))
 
 
 def _statements(request: Request) -> Iterable[Offer]:
@@ -88,7 +87,7 @@ def _names(request: Request) -> Iterable[Offer]:
 
 def _plugin_names(slot: PluginSlot, request: Request) -> Iterable[Offer]:
     plugins = request.document.plugins
-    for name, plugin in registry(slot.kind, plugins).items():
+    for name, plugin in plugins_of(slot.kind, plugins).items():
         text = plugin_text(plugin, slot.kind, plugins)
         yield Offer(name, request.cursor.start, CompletionItemKind.Function, plugin_summary(plugin), text)
 
@@ -105,7 +104,7 @@ def _option_names(slot: OptionSlot, request: Request) -> Iterable[Offer]:
 
 
 def _choices(slot: ChoiceSlot, request: Request) -> Iterable[Offer]:
-    for word, meaning in CLAUSES[slot.clause].choices.items():
+    for word, meaning in word_pages()[slot.clause].choices.items():
         yield Offer(word, request.cursor.start, CompletionItemKind.EnumMember, meaning)
 
 
@@ -119,10 +118,10 @@ def _values(slot: ValueSlot, request: Request) -> Iterable[Offer]:
             yield Offer(name, start, CompletionItemKind.Variable, found.shown, text)
     clause = next((word.type for word in reversed(words) if word.type in CLAUSE_TERMINALS), "RANK")
     if request.cursor.statement == "adapt" and clause != "RANK":
-        yield Offer("rank", start, CompletionItemKind.Variable, RANK.meaning, keyword_text(RANK), order=1)
+        yield Offer("rank", start, CompletionItemKind.Variable, RANK.meaning, word_text(RANK), order=1)
     if request.cursor.statement == "require":
         for name in QUANTITIES:
-            yield Offer(name, start, CompletionItemKind.Constant, MEANINGS[name], order=-1)
+            yield Offer(name, start, CompletionItemKind.Constant, word_pages()[name].meaning, order=-1)
     if option is not None and typing.get_origin(option.type) is Literal:
         for order, value in enumerate(typing.get_args(option.type)):
             word = f'"{value}"' if isinstance(value, str) else str(value)

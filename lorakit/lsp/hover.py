@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorakit.diagnostics import Code, Diagnostic
-from lorakit.language.catalogue import page_of
-from lorakit.language.problems import Place, Problems
-from lorakit.language.quantities import MEANINGS
+from lorakit.language.catalogue import page_of, word_pages
+from lorakit.language.place import Place
 from lorakit.language.syntax import Word
 from lorakit.language.targets import read_targets
-from lorakit.language.words import CLAUSES, KEYWORDS
+from lorakit.language.words import KEYWORDS, QUANTITIES
 from lorakit.lsp.document import Document
 from lorakit.lsp.model import Model, Unreadable, model_comment
 from lorakit.lsp.names import names_of, scope_of
-from lorakit.lsp.prose import RANK, keyword_text, modules, name_text, option_line, plugin_text, target_text
+from lorakit.lsp.prose import RANK, modules, name_text, option_line, plugin_text, target_text, word_text
 from lorakit.lsp.reading import word_at
 from lorakit.lsp.slots import (
     ChoiceSlot,
@@ -94,15 +93,15 @@ def _word_hint(document: Document, model: Model | Unreadable | None, offset: int
 
 
 def _keyword(spot: _Spot) -> str:
-    return keyword_text(KEYWORDS[str(spot.word)])
+    return word_text(word_pages()[str(spot.word)])
 
 
 def _target(spot: _Spot) -> str:
     names = names_of(spot.document, spot.word.start)
     name = names.get(str(spot.word))
     is_list = name is not None and isinstance(name.value, tuple)
-    place = Place(spot.document.source, Problems())
-    targets = read_targets((spot.word,), scope_of(names), spot.document.plugins.roles, place) or ()
+    place = Place(spot.document.source)
+    targets = read_targets((spot.word,), scope_of(names, spot.document.plugins), place) or ()
     known = name_text(str(spot.word), name) if name is not None and is_list else ""
     named = model_comment(spot.document.source.text) is not None
     advice = "" if named else "A comment `# model: PATH` in this file shows how many modules that are."
@@ -126,7 +125,7 @@ def _option(slot: OptionSlot, spot: _Spot) -> str | None:
 
 
 def _choice(slot: ChoiceSlot, spot: _Spot) -> str | None:
-    meaning = CLAUSES[slot.clause].choices.get(str(spot.word))
+    meaning = word_pages()[slot.clause].choices.get(str(spot.word))
     return f"`{slot.clause} {spot.word}`: {meaning}" if meaning is not None else None
 
 
@@ -134,9 +133,9 @@ def _value(slot: ValueSlot, spot: _Spot) -> str | None:
     word = str(spot.word)
     statement = spot.before[0].type if spot.before else ""
     if word == "rank" and statement == "ADAPT":
-        return keyword_text(RANK)
-    if word in MEANINGS and statement == "REQUIRE":
-        return f"`{word}`: {MEANINGS[word]}"
+        return word_text(RANK)
+    if word in QUANTITIES and statement == "REQUIRE":
+        return word_text(word_pages()[word])
     return _new_name(slot, spot)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lorakit.hooks import Plugins
 from lorakit.language.amounts import Amount, LimitError
-from lorakit.language.calls import unquoted
-from lorakit.language.names import Definition, LetValue, Scope, evaluate
-from lorakit.language.problems import Place, Problems
+from lorakit.language.names import Definition, LetValue, Scope
+from lorakit.language.place import Place
+from lorakit.language.program import let_value
 from lorakit.language.source import SourceText
-from lorakit.language.syntax import LetNode, TargetList, Word
-from lorakit.language.targets import read_targets
+from lorakit.language.syntax import LetNode, Word
 from lorakit.lsp.document import Document
 from lorakit.lsp.includes import statements_of
 
@@ -33,28 +33,20 @@ class Name:
 def names_of(document: Document, above: int | None = None) -> dict[str, Name]:
     """Return the names that a program defines, or those that it defines above an offset of the document."""
     names: dict[str, Name] = {}
-    scope = scope_of({})
+    scope = scope_of({}, document.plugins)
     for tree, statement in statements_of(document, above):
         if isinstance(statement, LetNode) and statement.name not in names:
-            place = Place(tree.source, Problems())
-            value = _value(statement, place, scope, document)
+            place = Place(tree.source)
+            value = let_value(statement.value, scope, place)
             names[str(statement.name)] = Name(statement.name, tree.source, value)
-            scope.definitions[str(statement.name)] = Definition(value, place.word_span(statement.name))
+            scope.definitions[str(statement.name)] = Definition(value, place.span(statement.name))
     return names
 
 
-def scope_of(names: Mapping[str, Name]) -> Scope:
+def scope_of(names: Mapping[str, Name], plugins: Plugins) -> Scope:
     """Return a scope that knows these names and keeps quiet about all others."""
     spans = {name: found.source.span(found.word.start, found.word.end) for name, found in names.items()}
-    return Scope({name: Definition(found.value, spans[name]) for name, found in names.items()}, complete=False)
-
-
-def _value(node: LetNode, place: Place, scope: Scope, document: Document) -> LetValue:
-    if isinstance(node.value, Word) and node.value.type == "STRING":
-        return unquoted(node.value)
-    if isinstance(node.value, TargetList):
-        return read_targets(node.value.targets, scope, document.plugins.roles, place)
-    return evaluate(node.value, scope, place)
+    return Scope(plugins, {name: Definition(found.value, spans[name]) for name, found in names.items()}, complete=False)
 
 
 def _shown(value: LetValue) -> str:

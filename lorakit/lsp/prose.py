@@ -8,26 +8,26 @@ from typing import Any
 
 from lorakit.hooks import Plugins, Role
 from lorakit.hooks.options import Option, describe_type, options_of, supports_double
+from lorakit.language.catalogue import WordPage
 from lorakit.language.statements import Target
-from lorakit.language.words import Keyword, PluginKind
 from lorakit.lsp.model import Model
 from lorakit.lsp.names import Name
 
 # what `rank` says in the other clauses of its rule
-RANK = Keyword("rank", "The rank of this rule.", takes="rank")
+RANK = WordPage("rank N", "The rank of this rule.", {})
 
 # So many paths of a target's modules are shown
 _SHOWN = 4
 
 
-def keyword_text(keyword: Keyword) -> str:
+def word_text(page: WordPage) -> str:
     """Return what a word of the language says."""
-    return f"`{keyword.form}`\n\n{keyword.meaning}"
+    return f"`{page.form}`\n\n{page.meaning}"
 
 
-def plugin_text(plugin: Any, kind: PluginKind, plugins: Plugins) -> str:
+def plugin_text(plugin: Any, kind: str, plugins: Plugins) -> str:
     """Return what a plugin is, where it comes from, and its options."""
-    lines = [f"**{plugin.name}**: {kind.noun} of {plugins.origin(plugin)}", "", plugin_summary(plugin)]
+    lines = [f"**{plugin.name}**: {kind} of {plugins.origin(plugin)}", "", plugin_summary(plugin)]
     options = options_of(plugin)
     if options:
         lines += ["", *(f"- {option_line(option)}" for option in options)]

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from lorakit.language.machine import Machine, ignored, matcher
-from lorakit.language.syntax import SyntaxTree, Word
+from lorakit.language.syntax import CLOSING, OPENING, SyntaxTree, Word
 from lorakit.language.words import CLAUSES, STATEMENT_TERMINALS
 
-_OPENING, _CLOSING = ("LPAR", "_LPAR", "LSQB"), ("RPAR", "RSQB")
 _RESUME = re.compile(rf'"(?:\\.|[^"\\\n])*"?|#[^\n]*|(?<![^\s;{{)])(?P<clause>{"|".join(CLAUSES)})\b')
 
 
@@ -76,9 +75,9 @@ def unclosed(words: Sequence[Word]) -> list[int]:
     """Return where among these words the brackets stand that are still open."""
     opened: list[int] = []
     for index, word in enumerate(words):
-        if word.type in _OPENING:
+        if word.type in OPENING:
             opened.append(index)
-        elif word.type in _CLOSING and opened:
+        elif word.type in CLOSING and opened:
             opened.pop()
     return opened
 

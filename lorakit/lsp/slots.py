@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 from lorakit.hooks import Plugins
 from lorakit.hooks.options import Option, options_of
+from lorakit.language.calls import plugins_of
 from lorakit.language.syntax import Word
-from lorakit.language.words import KEYWORDS, QUANTIZER, PluginKind
+from lorakit.language.words import KEYWORDS
 from lorakit.lsp.reading import unclosed
 
 
@@ -17,7 +18,7 @@ from lorakit.lsp.reading import unclosed
 class PluginSlot:
     """The name of a plugin."""
 
-    kind: PluginKind
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class OptionSlot:
     """The name of an option, between the parentheses of a plugin."""
 
     plugin: Word
-    kind: PluginKind
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ class NewNameSlot:
 Slot: TypeAlias = "PluginSlot | ChoiceSlot | OptionSlot | ValueSlot | NewNameSlot"
 
 _BY_TYPE: Mapping[str, Slot] = {
-    **{keyword.terminal: PluginSlot(keyword.plugin) for keyword in KEYWORDS.values() if keyword.plugin is not None},
+    **{keyword.terminal: PluginSlot(keyword.plugin) for keyword in KEYWORDS.values() if keyword.plugin},
     **{keyword.terminal: ChoiceSlot(keyword.word) for keyword in KEYWORDS.values() if keyword.choices},
-    "TARGET": PluginSlot(QUANTIZER),
-    "REGEX": PluginSlot(QUANTIZER),
+    "TARGET": PluginSlot("quantizer"),
+    "REGEX": PluginSlot("quantizer"),
     "LET": NewNameSlot(),
 }
 
@@ -73,22 +74,16 @@ def slot_behind(words: Sequence[Word]) -> Slot:
     return ValueSlot(_option(words[bracket:]), call)
 
 
-def called(words: Sequence[Word]) -> PluginKind:
+def called(words: Sequence[Word]) -> str:
     """Return the kind of the plugin whose name stands behind these words."""
     slot = slot_behind(words)
     assert isinstance(slot, PluginSlot)
     return slot.kind
 
 
-def plugin_named(name: str, kind: PluginKind, plugins: Plugins) -> Any:
+def plugin_named(name: str, kind: str, plugins: Plugins) -> Any:
     """Return the plugin of this name, or None."""
-    return registry(kind, plugins).get(name)
-
-
-def registry(kind: PluginKind, plugins: Plugins) -> Mapping[str, Any]:
-    """Return the plugins of one kind by name."""
-    found: Mapping[str, Any] = getattr(plugins, kind.registry)
-    return found
+    return plugins_of(kind, plugins).get(name)
 
 
 def options(slot: OptionSlot, plugins: Plugins) -> Mapping[str, Option]:

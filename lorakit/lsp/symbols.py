@@ -6,20 +6,20 @@ from collections.abc import Iterator, Mapping
 
 from lsprotocol import types
 
-from lorakit.language.syntax import BrokenNode, IncludeNode, LetNode, RequireNode, UseNode
+from lorakit.language.syntax import BrokenNode
 from lorakit.lsp.document import Document
 
-# By the keyword of a rule, and by the kind of any other statement
-_KINDS: Mapping[object, types.SymbolKind] = {
+# By the keyword of a statement
+_KINDS: Mapping[str, types.SymbolKind] = {
     "adapt": types.SymbolKind.Class,
     "quantize": types.SymbolKind.Struct,
     "train": types.SymbolKind.Property,
     "optimizer": types.SymbolKind.Object,
     "step": types.SymbolKind.Event,
-    LetNode: types.SymbolKind.Constant,
-    IncludeNode: types.SymbolKind.File,
-    RequireNode: types.SymbolKind.Boolean,
-    UseNode: types.SymbolKind.Package,
+    "let": types.SymbolKind.Constant,
+    "include": types.SymbolKind.File,
+    "require": types.SymbolKind.Boolean,
+    "use": types.SymbolKind.Package,
 }
 
 
@@ -32,4 +32,4 @@ def symbols(document: Document) -> Iterator[types.DocumentSymbol]:
         name = " ".join(words.partition("{")[0].split())
         whole = document.positions.range(statement.start, statement.end)
         first = document.positions.range(statement.start, statement.start + len(words.partition("\n")[0].rstrip()))
-        yield types.DocumentSymbol(name, _KINDS[getattr(statement, "keyword", type(statement))], whole, first)
+        yield types.DocumentSymbol(name, _KINDS[statement.keyword], whole, first)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from lsprotocol.types import CompletionItemKind
 
-from lorakit.language.problems import Place, Problems
+from lorakit.language.place import Place
 from lorakit.language.statements import Target
 from lorakit.language.syntax import Word
 from lorakit.language.targets import read_targets
@@ -44,9 +44,10 @@ def target_offers(request: Request) -> Iterable[Offer]:
 
 
 def _target(words: str, request: Request) -> Target | None:
-    place = Place(request.document.source, Problems())
-    roles = request.document.plugins.roles
-    targets = read_targets((Word(words, "TARGET", request.cursor.start),), scope_of({}), roles, place)
+    place = Place(request.document.source)
+    targets = read_targets(
+        (Word(words, "TARGET", request.cursor.start),), scope_of({}, request.document.plugins), place
+    )
     return targets[0] if targets and targets[0].role is None and targets[0].class_name is None else None
 
 

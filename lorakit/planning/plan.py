@@ -11,7 +11,7 @@ from typing import Any
 from lorakit.dtypes import LONG
 from lorakit.errors import PlanError
 from lorakit.language.statements import PluginCall
-from lorakit.language.words import choices
+from lorakit.language.words import CLAUSES
 from lorakit.planning import codec
 from lorakit.planning.hardware import Compute
 from lorakit.planning.migration import migrated
@@ -55,7 +55,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         # a plan may come from a file that anyone wrote
-        _one_of("scaling", self.scaling, (None, *choices("scaling")))
+        _one_of("scaling", self.scaling, (None, *CLAUSES["scaling"].choices))
         if self.rank is not None and not 1 <= self.rank <= LARGEST_RANK:
             raise ValueError(f"rank must be 1 or more, and at most {LARGEST_RANK:,}, not {shown(self.rank)}")
         if self.alpha is not None and not abs(self.alpha) < LARGEST_ALPHA:
@@ -121,7 +121,7 @@ class AdapterPlan:
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, tuple(LONG.values()))
-        _one_of("bias", self.bias, choices("bias"))
+        _one_of("bias", self.bias, CLAUSES["bias"].choices)
 
     @property
     def own(self) -> tuple[ParameterPlan, ...]:

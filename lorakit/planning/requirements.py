@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 from lorakit.diagnostics import Code, Diagnostic, diagnostic_at
 from lorakit.language.amounts import UNITS
-from lorakit.language.quantities import QUANTITIES
 from lorakit.language.spec import Spec
 from lorakit.language.statements import Expression, Number, Operation, Quantity
+from lorakit.language.words import QUANTITIES
 from lorakit.planning.plan import Plan
 
 # what the language lets a promise speak of, by the same names

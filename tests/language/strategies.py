@@ -185,7 +185,7 @@ def _statement(draw: Callable[[Any], Any], words: Sequence[Word], text: str, ope
             result += draw(_END_COMMENTS | _SOME)
         elif index:
             result += _gap(draw, words[index - 1], word, depth, text, plain)
-        depth += (word.type in ("LPAR", "_LPAR", "LSQB")) - (word.type in ("RPAR", "RSQB"))
+        depth += (word.type in ("_GROUP", "_LPAR", "_LSQB")) - (word.type in ("_RPAR", "_RSQB"))
         result += word
     if opens == len(words):
         result += draw(_SOME) + "{"

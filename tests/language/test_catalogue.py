@@ -31,7 +31,7 @@ def found(page: Page, folder: Path, text: str, encoding: str = "utf-8", **settin
 
 
 def test_every_code_has_a_page() -> None:
-    assert {path.name for path in PAGES.iterdir()} == {f"{code}.md" for code in Code}
+    assert {path.stem for path in PAGES.iterdir()} == {*Code, "words"}
     assert list(pages()) == sorted(Code) and all(re.fullmatch(r"L\d{3}", code) for code in pages())
 
 

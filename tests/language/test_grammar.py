@@ -12,8 +12,8 @@ import pytest
 from language_helpers import EXAMPLE
 from lark import Lark
 
-from lorakit.language.builder import Builder
 from lorakit.language.machine import Machine
+from lorakit.language.syntax import NODES, SEQUENCES
 from lorakit.language.tables import Tables, compile_tables, grammar_text, tables
 from lorakit.language.words import CLAUSES, STATEMENTS
 
@@ -46,12 +46,10 @@ def test_no_plugin_is_in_the_grammar() -> None:
         assert word not in grammar_text()
 
 
-def test_every_rule_has_a_builder() -> None:
+def test_every_rule_makes_a_node() -> None:
     made = tables()
-    for reduction in made.reductions:
-        if reduction.builder and not reduction.transparent:
-            assert callable(getattr(Builder, reduction.builder))
-    assert set(made.starts) == {"start", "value"} and Machine("value").accepted() >= {"NUMBER", "STRING", "LSQB"}
+    assert {reduction.node for reduction in made.reductions} - {""} == {*NODES, *SEQUENCES}
+    assert set(made.starts) == {"start", "value"} and Machine("value").accepted() >= {"NUMBER", "STRING", "_LSQB"}
 
 
 def test_cached_tables_are_the_compiled_ones() -> None:

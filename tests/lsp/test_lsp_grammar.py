@@ -16,10 +16,9 @@ import pytest
 
 from lorakit.language.amounts import UNITS
 from lorakit.language.parser import parse_syntax
-from lorakit.language.quantities import QUANTITIES
 from lorakit.language.source import SourceText
 from lorakit.language.syntax import Word
-from lorakit.language.words import CLAUSE_TERMINALS, CLAUSES, STATEMENT_TERMINALS, STATEMENTS
+from lorakit.language.words import CLAUSE_TERMINALS, CLAUSES, QUANTITIES, STATEMENT_TERMINALS, STATEMENTS
 from lorakit.lsp.reading import statements
 from lorakit.lsp.slots import ChoiceSlot, NewNameSlot, OptionSlot, PluginSlot, ValueSlot, slot_behind
 
