@@ -64,7 +64,7 @@ def export_adapter(
     config: Any = getattr(model, "config", None)
     family = family_of(config)
     inventory = read_inventory(model, plugins)
-    files, plan = planned_files(adapter, inventory, plugins, quantize=False, allow_pickle=allow_pickle)
+    files, plan = planned_files(adapter, inventory, model, plugins, quantize=False, allow_pickle=allow_pickle)
     _refuse(plan, inventory, files)
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, family.architecture), config.num_hidden_layers)
     stored = file_names(plan)
@@ -101,9 +101,9 @@ def _refuse(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
     """Raise for what an adapter of llama.cpp has no place for, every module of it named."""
     if files.taken:
         raise AdapterError(f"{files.folder} starts from a part of the base weights; `lorakit merge` folds it in")
-    trained = [entry.path for entry in plan.entries if entry.train]
+    trained = [entry.path for entry in plan.entries if entry.is_whole]
     biases = [entry.path for entry in plan.entries if entry.adapter and entry.adapter.bias_parameters]
-    for paths, what in ((trained, "weights trained in full"), (biases, "trained biases")):
+    for paths, what in ((trained, "whole weights"), (biases, "trained biases")):
         if paths:
             raise AdapterError(
                 f"{files.folder} holds {what}, and a GGUF adapter holds low-rank changes alone: "

@@ -137,7 +137,10 @@ def _one_of(name: str, value: str | None, allowed: tuple[str | None, ...]) -> No
 
 @dataclass(frozen=True, slots=True)
 class PlanEntry:
-    """What happens to one module. `shape` is None for a layer that only trains; `decided_by` names the rules."""
+    """What happens to one module. `shape` is None for a layer that only trains; `decided_by` names the rules.
+
+    With `carried` the adapter's folder holds the module's own parameters too, which are frozen and not the base's.
+    """
 
     path: str
     class_name: str
@@ -150,11 +153,17 @@ class PlanEntry:
     train_lr: float | None
     decided_by: tuple[str, ...]
     bytes: Bytes
+    carried: bool = False
 
     @property
     def is_parameter(self) -> bool:
         """Whether the entry decides a parameter of a module, and not a module."""
         return Place.of(self).is_parameter
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the adapter's folder holds all of the module's own parameters."""
+        return self.train or self.carried
 
     @property
     def added(self) -> int:
