@@ -32,7 +32,7 @@ class BaseTensors:
     """
 
     others: Mapping[str, Tensor]
-    tensors: Mapping[str, Tensor]
+    tensors: dict[str, Tensor]
     paths: tuple[str, ...]
     is_any: bool
 

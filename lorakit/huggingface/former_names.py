@@ -89,9 +89,9 @@ class FormerNames:
             columns[part.renamed.pattern][part.renamed.index][:, start : start + own] = part.lora_B
         for pattern, made in columns.items():
             for one in made:
-                converter.add_tensor(name, name, pattern, one)
+                converter.add_tensor(name, name, pattern, one)  # type: ignore[arg-type]
         try:
-            found: Mapping[str, Any] = converter.convert(name, model=self._model, config=self._model.config)  # type: ignore[arg-type]
+            found: Mapping[str, Any] = converter.convert(name, model=self._model, config=self._model.config)
         # what a table does to weights may be impossible for two thin matrices
         except Exception as error:
             raise ValueError(str(error).partition("\n")[0]) from error
