@@ -101,9 +101,11 @@ def _refuse(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
     """Raise for what an adapter of llama.cpp has no place for, every module of it named."""
     if files.taken:
         raise AdapterError(f"{files.folder} starts from a part of the base weights; `lorakit merge` folds it in")
-    trained = [entry.path for entry in plan.entries if entry.is_whole]
+    trained = [entry.path for entry in plan.entries if entry.train]
+    carried = [entry.path for entry in plan.entries if entry.carried]
     biases = [entry.path for entry in plan.entries if entry.adapter and entry.adapter.bias_parameters]
-    for paths, what in ((trained, "whole weights"), (biases, "trained biases")):
+    kinds = ((trained, "weights trained in full"), (carried, "base weights of its own"), (biases, "trained biases"))
+    for paths, what in kinds:
         if paths:
             raise AdapterError(
                 f"{files.folder} holds {what}, and a GGUF adapter holds low-rank changes alone: "
