@@ -188,7 +188,8 @@ def test_a_plan_from_a_file_that_fits_no_layer_is_a_plan_error(own: Path) -> Non
     ("change", "complaint"),
     [
         (lambda tensors, A, B: tensors.update({A: torch.ones(())}), "no lora_A of any rank"),
-        (lambda tensors, A, B: tensors.update({A: torch.ones(0, 8)}), "no lora_A of any rank"),
+        (lambda tensors, A, B: tensors.update({A: torch.ones(0, 8)}), "(0, 8), which has no elements"),
+        (lambda tensors, A, B: tensors.update({B: torch.ones(8, 0)}), "(8, 0), which has no elements"),
         (lambda tensors, A, B: tensors.update({A: torch.ones(2, 8, dtype=torch.int32)}), "is int32"),
         (lambda tensors, A, B: tensors.update({A: torch.ones(2, 8, dtype=torch.int64)}), "holds int64"),
         (lambda tensors, A, B: tensors.update({A: torch.ones(2, 8).to(torch.float8_e4m3fn)}), "is float8_e4m3fn"),

@@ -213,6 +213,9 @@ def _check(plan: Plan, model: nn.Module, modules: dict[str, nn.Module]) -> None:
             raise PlanError(
                 f"the plan is for another model: it decides `{entry.path}`, which {type(model).__name__} lacks"
             )
+        if entry.is_whole and (entry.quant is not None or (entry.shape is not None and entry.shape.quantizer)):
+            # no spec gives this, a plan that someone wrote may
+            raise PlanError(f"`{entry.path}` is stored quantized, and cannot be trained or held in full")
         if any(parameter is not None and parameter.is_meta for parameter in module._parameters.values()):
             raise ModelError(f"`{entry.path}` has no weights (a meta tensor): load the model before applying a plan")
 

@@ -82,18 +82,26 @@ def own_parameters(adapter: nn.Module, entry: PlanEntry) -> dict[str, nn.Paramet
 def full_parameters(model: nn.Module, entry: PlanEntry) -> dict[str, nn.Parameter]:
     """Return what an entry trains in full, by name behind the entry's path: by `train`, or biases by `bias adapter`."""
     if entry.train:
-        base = base_of(model, entry)
-        return {"": base} if isinstance(base, nn.Parameter) else dict(base.named_parameters(recurse=False))  # type: ignore[union-attr]
+        return _own_parameters(model, entry)
     if entry.adapter is not None and entry.adapter.bias_parameters:
         return {"bias": base_layer_of(module_at(model, entry.path)).get_parameter("bias")}
     return {}
 
 
 def full_tensors(model: nn.Module, entry: PlanEntry) -> dict[str, Tensor]:
-    """Return what an entry trains in full, and the buffers beside it that a checkpoint holds: a batch norm's means."""
-    found: dict[str, Tensor] = dict(full_parameters(model, entry))
-    base = base_of(model, entry) if entry.train else None
+    """Return what an entry trains in full or carries, and the buffers beside it that a checkpoint holds: a batch norm's
+    means.
+    """
+    if not entry.is_whole:
+        return dict(full_parameters(model, entry))
+    found: dict[str, Tensor] = dict(_own_parameters(model, entry))
+    base = base_of(model, entry)
     return found | dict(stored_buffers(base)) if isinstance(base, nn.Module) else found
+
+
+def _own_parameters(model: nn.Module, entry: PlanEntry) -> dict[str, nn.Parameter]:
+    base = base_of(model, entry)
+    return {"": base} if isinstance(base, nn.Parameter) else dict(base.named_parameters(recurse=False))  # type: ignore[union-attr]
 
 
 def stored_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

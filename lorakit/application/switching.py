@@ -77,9 +77,9 @@ def rows(model: nn.Module, state: Adapted, names: Sequence[str | None]) -> Itera
 
 def _check_by_row(adapter: NamedAdapter) -> None:
     for entry in adapter.plan.entries:
-        if entry.train or (entry.adapter and entry.adapter.bias_parameters):
+        if entry.is_whole or (entry.adapter and entry.adapter.bias_parameters):
             raise ModelError(
-                f"`{adapter.name}` trained `{entry.path}` in full, which serves all rows at once: "
+                f"`{adapter.name}` has `{entry.path}` in full, which serves all rows at once: "
                 "use adapters by row without `train` and `bias adapter`"
             )
         if entry.adapter and entry.shape and (entry.is_parameter or not entry.shape.called):

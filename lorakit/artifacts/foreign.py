@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from lorakit.artifacts.adapter_folder import CONFIG
-from lorakit.artifacts.peft_names import PREFIX
+from lorakit.artifacts.base_tensors import BaseTensors, base_tensors
+from lorakit.artifacts.moved_names import Moved, moved
+from lorakit.artifacts.peft_names import FIRST, LORA, PREFIX, file_names
 from lorakit.artifacts.reading import AdapterFiles
+from lorakit.artifacts.scales import Scales
 from lorakit.dtypes import SHORT, name_of
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
-from lorakit.language.regexes import Matcher, RegexError
 from lorakit.language.statements import Adapt, Train
 from lorakit.planning.cascade import Decisions
+from lorakit.planning.entries import EntryMaker
 from lorakit.planning.figures import finished
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.place import Place
@@ -27,19 +26,29 @@ from lorakit.planning.plan import Plan
 from lorakit.planning.planner import plan_decisions
 from lorakit.values import LayerShape
 
-LORA = re.compile(r"(?P<path>.+)\.(?P<matrix>lora_[AB]\.weight|lora_embedding_[AB])")
 # the parameter of a MultiheadAttention that stands for its three projections
 IN_PROJECTION = "in_proj_weight"
-FIRST = ("lora_A.weight", "lora_embedding_A")
-_DOTTED = re.compile(r"[\w.-]+")
-_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 
-def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -> Plan:
-    """Return the plan that gives the model the modules which the files hold tensors for.
+def plan_of_files(
+    files: AdapterFiles, inventory: Inventory, model: nn.Module, plugins: Plugins
+) -> tuple[AdapterFiles, Plan]:
+    """Return the files by the names of this model, and the plan that gives it the modules which they hold tensors for.
 
     Raises: AdapterError naming the first tensor that no module of this model takes.
     """
+    here = moved(files, inventory, model)
+    base = base_tensors(here.files, inventory, model)
+    files = replace(here.files, tensors=base.others)
+    plan, problems = plan_decisions(_decisions(files, here, base, inventory), inventory, plugins)
+    if problems:
+        raise AdapterError(f"{files.folder} does not fit this {inventory.model_class}: {problems[0].message}")
+    plan = finished(_carrying(plan, base, inventory, plugins), inventory, plugins)
+    return replace(files, tensors=_as_planned(files, plan) | base.tensors), plan
+
+
+def _decisions(files: AdapterFiles, here: Moved, base: BaseTensors, inventory: Inventory) -> Decisions:
+    """Return the rules that would have made this adapter, each for one module."""
     adapt: dict[str, Adapt] = {}
     train: dict[str, Train] = {}
     scales = Scales(files.folder, files.config)
@@ -53,12 +62,15 @@ def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -
                 raise AdapterError(f"{files.folder} adapts `{path}`, a {module.class_name}, which no adapter here fits")
             if found["matrix"] in FIRST:
                 dtype = SHORT.get(name_of(tensor.dtype), "fp32")
-                rank = _rank(name, tensor, module.shape, files)
                 where = _decided_at(path, inventory, files)
-                adapt[path] = _rule(where, rank, dtype, files.config, scales)
+                where = found["path"] if where == f"{found['path']}.weight" else where
+                alpha = here.alphas.get(path)
+                if alpha is None:
+                    alpha = scales.alpha(here.former.get(found["path"], where))
+                adapt[path] = _rule(_rank(name, tensor, module.shape, files), alpha, dtype, files.config)
                 if where != path and path.endswith(".out_proj"):
                     # PEFT adds the change of this one twice, as it merges (peft 0.21, MultiheadAttention.merge)
-                    adapt[path] = replace(adapt[path], alpha=2 * (adapt[path].alpha or 0.0))
+                    adapt[path] = replace(adapt[path], alpha=2 * alpha)
             continue
         place = Place(inner, is_parameter=True)
         path, parameter = place.holder, place.leaf
@@ -72,12 +84,33 @@ def plan_of_files(files: AdapterFiles, inventory: Inventory, plugins: Plugins) -
         if parameter == "bias" and files.config.get("bias") == "all":
             _whole(path, inventory, files)
         train[path] = Train(targets=())
-    if not adapt and not train:
+    if not (adapt or train or base.is_any):
         raise AdapterError(f"{files.folder} holds no LoRA tensors")
-    plan, problems = plan_decisions(Decisions(adapt, {}, train), inventory, plugins)
-    if problems:
-        raise AdapterError(f"{files.folder} does not fit this {inventory.model_class}: {problems[0].message}")
-    return finished(plan, inventory, plugins)
+    return Decisions(adapt, {}, train)
+
+
+def _carrying(plan: Plan, base: BaseTensors, inventory: Inventory, plugins: Plugins) -> Plan:
+    """Return the plan with the base weights that come with the adapter."""
+    if not base.paths:
+        return plan
+    make = EntryMaker(plugins)
+    entries = {entry.path: entry for entry in plan.entries}
+    for path in base.paths:
+        entry = entries.get(path) or make.entry(inventory.modules[path], None, None, None)
+        entries[path] = replace(entry, carried=True)
+    ordered = tuple(entries[path] for path in inventory.modules if path in entries)
+    return replace(plan, entries=ordered)
+
+
+def _as_planned(files: AdapterFiles, plan: Plan) -> dict[str, Tensor]:
+    """Return the tensors by the names that PEFT has for a plan's, which for a parameter hang on those beside it."""
+    names = file_names(plan)
+    wanted: dict[str, str] = {}
+    for entry in plan.entries:
+        if entry.adapter is not None and entry.is_parameter:
+            own = {one.name: one.file_name for one in entry.adapter.parameters}
+            wanted |= {f"{PREFIX}{entry.path}.{own[name]}": file for name, file in names(entry).items()}
+    return {wanted.get(name, name): tensor for name, tensor in files.tensors.items()}
 
 
 def _rank(name: str, lora_A: Tensor, shape: LayerShape, files: AdapterFiles) -> int:
@@ -106,7 +139,11 @@ def _target(path: str, inventory: Inventory, files: AdapterFiles) -> str:
         if inventory.modules[child].is_parameter and f".{child}".endswith(wanted)
     ]
     depth = path.count(".base_layer")
-    return own[len(own) - 1 - depth] if depth < len(own) else path
+    if depth < len(own):
+        return own[len(own) - 1 - depth]
+    module, weight = inventory.modules.get(path), f"{path}.weight"
+    # a router was a Linear in transformers 4, and is a parameter now
+    return weight if module and module.shape is None and weight in inventory.modules else path
 
 
 def _decided_at(path: str, inventory: Inventory, files: AdapterFiles) -> str:
@@ -132,77 +169,11 @@ def _known(path: str, name: str, inventory: Inventory, files: AdapterFiles) -> N
         )
 
 
-class Scales:
-    """What an adapter_config.json multiplies the update of each module by. Raises: AdapterError for a bad pattern.
-
-    Patterns are regexes on the end of a path. PEFT writes the path itself, with dots that fit any character, and
-    lorakit the path with what is special in it escaped: those are looked up, and what is left is matched one by one.
-    """
-
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        self._path = folder / CONFIG
-        self._config = config
-        self._matcher = Matcher(start=r"(.*\.)?")
-        self._regexes: list[tuple[int, str, Any]] = []
-        self._names: dict[str, tuple[int, Any]] = {}
-        self._dotted: dict[tuple[int, tuple[int, ...]], dict[str, tuple[int, Any]]] = {}
-        for place, (key, value) in enumerate((config.get("alpha_pattern") or {}).items()):
-            name = _ESCAPE.sub(r"\1", key)
-            if re.escape(name) == key:
-                self._names.setdefault(name, (place, value))
-            elif _DOTTED.fullmatch(key):
-                dots = tuple(at for at, character in enumerate(key) if character == ".")
-                self._dotted.setdefault((len(key), dots), {})[key] = (place, value)
-            else:
-                self._regexes.append((place, key, value))
-
-    def alpha(self, path: str, rank: int) -> float:
-        """Return the alpha of the first pattern that fits the end of a path, as PEFT looks it up.
-
-        A layer may be named by its weight, where the adapter's config has it among `target_parameters`.
-        """
-        names = (path, f"{path}.weight")
-        try:
-            begun = self._matcher.begin()
-            known = [found for name in names for found in self._known(name)]
-            self._matcher.charge(begun)
-            first, value = min(
-                known, key=lambda found: found[0], default=(None, self._config.get("lora_alpha") or rank)
-            )
-            for place, key, one in self._regexes:
-                if first is not None and place > first:
-                    break
-                if any(self._matcher.fits(key, name) for name in names):
-                    return float(one)
-        except RegexError as error:
-            raise AdapterError(f"{self._path}: alpha_pattern: {error}") from error
-        return float(value)
-
-    def _known(self, name: str) -> Iterator[tuple[int, Any]]:
-        """Yield the places and values of the patterns that fit the end of a name and are looked up."""
-        if self._names:
-            segments = name.split(".")
-            ends = (".".join(segments[start:]) for start in range(len(segments)))
-            yield from (self._names[end] for end in ends if end in self._names)
-        for (length, dots), keys in self._dotted.items():
-            before = len(name) - length
-            if before == 0 or (before > 0 and name[before - 1] == "."):
-                end = list(name[before:])
-                for dot in dots:
-                    end[dot] = "."
-                if (found := keys.get("".join(end))) is not None:
-                    yield found
-
-    def scaling(self, path: str, rank: int) -> float:
-        """Return what B·A of a module is multiplied by."""
-        return self.alpha(path, rank) / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
-
-
-def _rule(path: str, rank: int, dtype: str, config: Mapping[str, Any], scales: Scales) -> Adapt:
+def _rule(rank: int, alpha: float, dtype: str, config: Mapping[str, Any]) -> Adapt:
     return Adapt(
         targets=(),
         rank=rank,
-        alpha=scales.alpha(path, rank),
+        alpha=alpha,
         scaling="rslora" if config.get("use_rslora") else "standard",
         dropout=float(config.get("lora_dropout") or 0.0),
         dtype=dtype,

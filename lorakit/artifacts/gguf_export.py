@@ -64,7 +64,7 @@ def export_adapter(
     config: Any = getattr(model, "config", None)
     family = family_of(config)
     inventory = read_inventory(model, plugins)
-    files, plan = planned_files(adapter, inventory, plugins, quantize=False, allow_pickle=allow_pickle)
+    files, plan = planned_files(adapter, inventory, model, plugins, quantize=False, allow_pickle=allow_pickle)
     _refuse(plan, inventory, files)
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, family.architecture), config.num_hidden_layers)
     stored = file_names(plan)
@@ -114,8 +114,10 @@ def _refuse(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
     if files.taken:
         raise AdapterError(f"{files.folder} starts from a part of the base weights; `lorakit merge` folds it in")
     trained = [entry.path for entry in plan.entries if entry.train]
+    carried = [entry.path for entry in plan.entries if entry.carried]
     biases = [entry.path for entry in plan.entries if entry.adapter and entry.adapter.bias_parameters]
-    for paths, what in ((trained, "weights trained in full"), (biases, "trained biases")):
+    kinds = ((trained, "weights trained in full"), (carried, "base weights of its own"), (biases, "trained biases"))
+    for paths, what in kinds:
         if paths:
             raise AdapterError(
                 f"{files.folder} holds {what}, and a GGUF adapter holds low-rank changes alone: "

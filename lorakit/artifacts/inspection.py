@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from lorakit.artifacts.foreign import FIRST, LORA, Scales
-from lorakit.artifacts.peft_names import PREFIX, file_names
+from lorakit.artifacts.peft_names import FIRST, LORA, PREFIX, file_names
 from lorakit.artifacts.reading import AdapterFiles, read_adapter
+from lorakit.artifacts.scales import Scales
 from lorakit.dtypes import name_of, short_name
 from lorakit.errors import AdapterError
 from lorakit.planning.plan import Plan
@@ -55,6 +55,7 @@ def inspect_adapter(folder: Path, allow_pickle: bool = False) -> Inspection:
     rows, others = [], []
     scales = Scales(folder, files.config)
     planned = _planned(files.plan) if files.plan else {}
+    factors = _factors(files.plan) if files.plan else {}
     methods: dict[str, int] = {}
     for name in files.tensors:
         found = LORA.fullmatch(name.removeprefix(PREFIX))
@@ -64,7 +65,10 @@ def inspect_adapter(folder: Path, allow_pickle: bool = False) -> Inspection:
             others.append(name.removeprefix(PREFIX))
         elif found["matrix"] in FIRST:
             other = f"{name[: found.start('matrix') - len(found[0])]}{found['matrix'].replace('_A', '_B')}"
-            rows.append(_row(found["path"], *_matrices(name, other, files), scales))
+            lora_A, lora_B = _matrices(name, other, files)
+            # beside a method that PEFT does not know, the config says nothing of scaling
+            factor = factors[name] if name in factors else scales.scaling(found["path"], lora_A.shape[0])
+            rows.append(_row(found["path"], lora_A, lora_B, factor))
     return Inspection(
         folder=str(folder),
         base_model=files.config.get("base_model_name_or_path") or "",
@@ -88,6 +92,13 @@ def _planned(plan: Plan) -> dict[str, str]:
     }
 
 
+def _factors(plan: Plan) -> dict[str, float]:
+    """Return what a plan multiplies each update by, by the names in the file of all its adapter's tensors."""
+    names = file_names(plan)
+    entries = ((entry, entry.adapter) for entry in plan.entries if entry.adapter is not None)
+    return {name: adapter.settings.factor for entry, adapter in entries for name in names(entry).values()}
+
+
 def _matrices(name: str, other: str, files: AdapterFiles) -> tuple[Tensor, Tensor]:
     """Return lora_A and lora_B as matrices (rank, inputs) and (outputs, rank). Raises: AdapterError."""
     if other not in files.tensors:
@@ -102,8 +113,7 @@ def _matrices(name: str, other: str, files: AdapterFiles) -> tuple[Tensor, Tenso
     return lora_A.flatten(1), lora_B.flatten(1)
 
 
-def _row(path: str, lora_A: Tensor, lora_B: Tensor, scales: Scales) -> AdapterRow:
-    scaling = scales.scaling(path, lora_A.shape[0])
+def _row(path: str, lora_A: Tensor, lora_B: Tensor, scaling: float) -> AdapterRow:
     # ‖BA‖² = tr((BᵀB)(AAᵀ)), without the full-sized product
     gram_A, gram_B = lora_A.double() @ lora_A.double().T, lora_B.double().T @ lora_B.double()
     norm = scaling * float((gram_B * gram_A).sum().clamp(min=0).sqrt())

@@ -19,6 +19,7 @@ from lorakit.artifacts.foreign import plan_of_files
 from lorakit.artifacts.peft_config import disagreement, method_fields
 from lorakit.artifacts.peft_names import PREFIX, adapter_tensors, file_names, full_name
 from lorakit.artifacts.reading import AdapterFiles, check_fields, read_adapter, read_config, read_plan, read_taken
+from lorakit.artifacts.ties import check_ties, ties_of
 from lorakit.dtypes import name_of
 from lorakit.errors import AdapterError
 from lorakit.hooks.manager import Plugins
@@ -52,8 +53,9 @@ def load_adapter(
     state = adapted_state(model)
     inventory = state.inventory if state else read_inventory(model, plugins)
     files, plan = planned_files(
-        folder, inventory, plugins, quantize=quantize, allow_missing=allow_missing, allow_pickle=allow_pickle
-    )
+        folder, inventory, model, plugins,
+        quantize=quantize, allow_missing=allow_missing, allow_pickle=allow_pickle,
+    )  # fmt: skip
     if wanting := watched(plan, model, plugins, initialize=False):
         raise AdapterError(
             f"{files.folder} sits on a base that {wanting[0].name} quantized for its calibration data, which cannot be "
@@ -90,7 +92,7 @@ def trained_in(folder: Path) -> tuple[str, ...]:
     Raises: AdapterError.
     """
     if (plan := read_plan(folder)) is not None:
-        return tuple(entry.path for entry in plan.entries if entry.train)
+        return tuple(entry.path for entry in plan.entries if entry.is_whole)
     named = read_config(folder).get("modules_to_save")
     return tuple(name for name in named if isinstance(name, str)) if isinstance(named, list) else ()
 
@@ -98,6 +100,7 @@ def trained_in(folder: Path) -> tuple[str, ...]:
 def planned_files(
     folder: Path,
     inventory: Inventory,
+    model: nn.Module,
     plugins: Plugins,
     *,
     quantize: bool = True,
@@ -106,20 +109,25 @@ def planned_files(
 ) -> tuple[AdapterFiles, Plan]:
     """Return an adapter folder's files and the plan that they follow on this model, every shape checked.
 
+    The model may live on meta tensors.
+
     Without `quantize` the plan leaves out what would only be quantized. Raises: AdapterError.
     """
     files = read_adapter(folder, allow_pickle)
-    plan = _own_plan(files, plugins) if files.plan else plan_of_files(files, inventory, plugins)
+    if files.plan:
+        plan = _own_plan(files, plugins)
+    else:
+        files, plan = plan_of_files(files, inventory, model, plugins)
     if not quantize:
         plan = replace(plan, entries=tuple(replace(entry, quant=None) for entry in plan.entries))
-        plan = replace(plan, entries=tuple(entry for entry in plan.entries if entry.adapter or entry.train))
+        plan = replace(plan, entries=tuple(entry for entry in plan.entries if entry.adapter or entry.is_whole))
     _check_model(plan, inventory, files)
     _check_taken(files.folder, plan, files.taken)
-    ends = _other_ends(plan, inventory)
+    ends = ties_of(plan, inventory)
     _check_tensors(
-        _expected_shapes(plan, inventory), files, allow_missing, [end for _, others in ends for end in others]
+        _expected_shapes(plan, inventory), files, allow_missing, [end for tie in ends for end in tie.others], inventory
     )
-    _check_ties(ends, files)
+    check_ties(ends, files)
     _check_numbers(plan, inventory, files)
     return files, plan
 
@@ -200,43 +208,16 @@ def _expected_shapes(plan: Plan, inventory: Inventory) -> dict[str, tuple[int, .
             shapes |= {names[one.name]: one.shape for one in entry.adapter.parameters}
             if entry.adapter.bias_parameters:
                 shapes[full_name(entry, "bias")] = parameters["bias"]
-        if entry.train:
+        if entry.is_whole:
             shapes |= {full_name(entry, name): shape for name, shape in parameters.items()}
             shapes |= {full_name(entry, buffer.name): buffer.shape for buffer in module.buffers}
     return shapes
 
 
-def _other_ends(plan: Plan, inventory: Inventory) -> list[tuple[str, list[str]]]:
-    """Return the name of each tied tensor that trains in full, with those of its other ends, as files have them."""
-    found = []
-    for entry in plan.entries:
-        for parameter in inventory.modules[entry.path].parameters if entry.train else ():
-            own = f"{entry.path}.{parameter.name}".rstrip(".")
-            others = [f"{PREFIX}{end}" for end in inventory.owners[parameter.weight_id] if end != own]
-            if others:
-                found.append((full_name(entry, parameter.name), others))
-    return found
-
-
-def _check_ties(ends: Sequence[tuple[str, Sequence[str]]], files: AdapterFiles) -> None:
-    """Refuse what gave the ends of a tie values of their own, which one tensor cannot hold."""
-    for name, others in ends:
-        for other in others:
-            here, there = files.tensors.get(name), files.tensors.get(other)
-            # lorakit itself trains both ends at once
-            alone = there is None and files.plan is None
-            if alone or (here is not None and there is not None and not torch.equal(here, there)):
-                what = f"`{other}` as it was" if alone else f"other values for `{other}`"
-                raise AdapterError(
-                    f"{files.folder} has {what} beside `{name}`, and this model holds both as one tensor: untie them "
-                    "first (tie_word_embeddings=False, with a copy of the weight)"
-                )
-
-
 def _check_numbers(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
     """Refuse whole numbers where weights are due: packed weights are no weights, and rounding them gives nothing."""
     counts = {
-        full_name(entry, buffer.name) for entry in plan.entries if entry.train
+        full_name(entry, buffer.name) for entry in plan.entries if entry.is_whole
         for buffer in inventory.modules[entry.path].buffers
     }  # fmt: skip
     for name, tensor in files.tensors.items():
@@ -245,13 +226,18 @@ def _check_numbers(plan: Plan, inventory: Inventory, files: AdapterFiles) -> Non
 
 
 def _check_tensors(
-    shapes: Mapping[str, tuple[int, ...]], files: AdapterFiles, allow_missing: bool, known: Collection[str]
+    shapes: Mapping[str, tuple[int, ...]],
+    files: AdapterFiles,
+    allow_missing: bool,
+    known: Collection[str],
+    inventory: Inventory,
 ) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in files.tensors.items()}
     for name, shape in shapes.items():
         if name in found and found[name] != shape:
             raise AdapterError(
                 f"{files.folder} is for another model: `{name}` is {found[name]} and this model takes {shape}"
+                + _resized(name, found[name], shape, inventory)
             )
     missing = [name for name in shapes if name not in found]
     if missing and not allow_missing:
@@ -263,3 +249,17 @@ def _check_tensors(
         raise AdapterError(
             f"{files.folder} holds {len(extra)} tensors that nothing here takes, first {', '.join(extra[:3])}"
         )
+
+
+def _resized(name: str, found: Sequence[int], wanted: Sequence[int], inventory: Inventory) -> str:
+    """Return what to do where a tensor at an end of the model differs in one size alone, its vocabulary's."""
+    ends = [path for path in (inventory.input_path, *inventory.head_paths) if path]
+    if len(found) != len(wanted) or not any(name.startswith(f"{PREFIX}{path}.") for path in ends):
+        return ""
+    differing = [there for there, here in zip(found, wanted, strict=True) if there != here]
+    if len(differing) != 1:
+        return ""
+    return (
+        f": its vocabulary was resized to {differing[0]} tokens, so call "
+        f"`model.resize_token_embeddings({differing[0]})` before `lorakit.load`, or save the base so and load on that"
+    )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorakit.artifacts.base_tensors import WeightsNeededError
 from lorakit.artifacts.checkpoint import StoredTensor, stored_tensors
 from lorakit.artifacts.checkpoint_names import model_names
 from lorakit.artifacts.loading import planned_files
@@ -92,7 +93,10 @@ def merge_layout(
     if packed:
         model = _unquantized(model, plugins)
     inventory = read_inventory(model, plugins)
-    files, plan = planned_files(adapter, inventory, plugins, quantize=False, allow_pickle=allow_pickle)
+    try:
+        files, plan = planned_files(adapter, inventory, model, plugins, quantize=False, allow_pickle=allow_pickle)
+    except WeightsNeededError as error:
+        raise WholeModelNeeded(str(error)) from error
     serving = {part for parts in packed.values() for part in parts}
     names, converts = model_names([name for name in stored if name not in serving], model)
     layouter = Layouter(inventory, files, plan, stored, packed, names, Dtypes(model, stored, packed, dtype))

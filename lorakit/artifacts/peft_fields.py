@@ -39,6 +39,14 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
+def _indices(value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) is int and 0 <= one < 2**31 for one in value)
+
+
+def _tokens(value: Any) -> bool:
+    return _indices(value) or (isinstance(value, dict) and all(map(_indices, value.values())))
+
+
 def _text(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -52,6 +60,8 @@ FIELDS: Mapping[str, tuple[Check, str]] = {
     "bias": (lambda value: value in ("none", "all", "lora_only"), "none, all or lora_only"),
     "rank_pattern": (_numbers, "an object of numbers by pattern"),
     "alpha_pattern": (_numbers, "an object of numbers by pattern"),
+    "modules_to_save": (_texts, "a list of names"),
+    "trainable_token_indices": (_tokens, "a list of tokens, or an object of such by module"),
     "target_parameters": (_texts, "a list of names"),
     "base_model_name_or_path": (_text, "the name of a model"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan, PlanEntry
 
 ROOT, PREFIX = "base_model.", "base_model.model."
+LORA = re.compile(r"(?P<path>.+)\.(?P<matrix>lora_[AB]\.weight|lora_embedding_[AB])")
+FIRST = ("lora_A.weight", "lora_embedding_A")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,9 @@ def adapter_tensors(model: nn.Module, adapter: NamedAdapter) -> Iterator[Adapter
 
 
 def full_name(entry: PlanEntry, name: str) -> str:
-    """Return the name in the file of what an entry trains in full, by its name behind the entry's path."""
-    place = Place(entry.path) if entry.train else Place(f"{entry.path}.base_layer")
+    """Return the name in the file of what an entry holds whole, by its name behind the entry's path."""
+    is_bare = entry.train or entry.adapter is None
+    place = Place(entry.path) if is_bare else Place(f"{entry.path}.base_layer")
     return f"{PREFIX}{place.inside(name)}"
 
 

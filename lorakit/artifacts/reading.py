@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lorakit.artifacts.adapter_folder import CONFIG, PLAN, START, WEIGHTS
+from lorakit.artifacts.foreign_names import plain_names
 from lorakit.artifacts.json_files import MAX_PLAN_BYTES, read_object, read_text
 from lorakit.artifacts.peft_config import ON_CHANGED_BASE
 from lorakit.artifacts.peft_fields import check_types
@@ -32,7 +33,7 @@ COUNTS = torch.int64
 READ = {
     "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "bias",
     "modules_to_save", "target_modules", "target_parameters", "layers_to_transform", "layers_pattern",
-    "exclude_modules",
+    "exclude_modules", "trainable_token_indices",
 }  # fmt: skip
 # what says where the adapter came from and how it started, and changes nothing in what it computes
 INERT = {
@@ -66,7 +67,9 @@ def read_adapter(folder: Path, allow_pickle: bool = False) -> AdapterFiles:
     config, taken = _config(folder, has_plan=plan is not None), read_taken(folder)
     if not taken and str(config.get("peft_type")).endswith(ON_CHANGED_BASE):
         raise AdapterError(f"{folder} starts from a part of the base weights, and its {START} is missing")
-    return AdapterFiles(folder, config, _tensors(folder, allow_pickle), plan, taken)
+    tensors = _tensors(folder, allow_pickle)
+    # names of lorakit's own are those that it wrote
+    return AdapterFiles(folder, config, tensors if plan else plain_names(tensors, folder), plan, taken)
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
@@ -176,6 +179,11 @@ def _check_values(path: Path, name: str, tensor: Tensor, dtypes: Collection[torc
     if tensor.dtype not in dtypes:
         raise AdapterError(
             f"{path}: {named(name)} is {name_of(tensor.dtype)}; an adapter is {', '.join(map(name_of, FLOATS))}"
+        )
+    if not tensor.numel():
+        raise AdapterError(
+            f"{path}: {named(name)} is {tuple(tensor.shape)}, which has no elements; a model whose parts lie on "
+            "several devices (ZeRO-3, FSDP) has to gather them before its adapter is saved"
         )
     # float64 becomes float32 in the model
     values = tensor.float() if tensor.dtype == torch.float64 else tensor

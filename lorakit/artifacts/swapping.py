@@ -25,11 +25,11 @@ def swap(
     the ratio of the scalings. Raises: AdapterError; nothing is changed then.
     """
     adapter = state.get(name)
-    files, plan = planned_files(folder, state.inventory, plugins, allow_pickle=allow_pickle)
+    files, plan = planned_files(folder, state.inventory, model, plugins, allow_pickle=allow_pickle)
     if files.taken or adapter.taken:
         raise AdapterError(f"{folder} and `{name}` do not start from the same base weights: load it instead")
-    theirs = {entry.path: entry for entry in plan.entries if entry.adapter or entry.train}
-    ours = {entry.path: entry for entry in adapter.plan.entries if entry.adapter or entry.train}
+    theirs = {entry.path: entry for entry in plan.entries if entry.adapter or entry.is_whole}
+    ours = {entry.path: entry for entry in adapter.plan.entries if entry.adapter or entry.is_whole}
     if theirs.keys() != ours.keys():
         odd = sorted(theirs.keys() ^ ours.keys())[0]
         raise AdapterError(f"{folder} and `{name}` do not adapt the same modules: `{odd}` is in one of them alone")

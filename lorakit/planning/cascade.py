@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,7 +21,7 @@ from lorakit.language.suggestions import nearest
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.place import Place
 from lorakit.planning.plan import RuleSummary, SelectorCount
-from lorakit.planning.targets import Selection, container_counts
+from lorakit.planning.targets import Selection, container_counts, outermost_index
 
 Kind = TypeVar("Kind", Adapt, Quantize, Train)
 
@@ -69,29 +69,31 @@ class _Reach:
         self.findings: list[Diagnostic] = []
         self.selectors: list[SelectorCount] = []
         self._inventory = inventory
+        # first: of what a rule leaves out it does not matter what it is
+        self._excepted = self._taken_out(selection)
         found: dict[str, None] = {}
+        left: dict[Target, str] = {}
         for target in rule.targets:
-            found.update(dict.fromkeys(self._select(target, selection)))
-        if not found and not self.findings and not rule.optional:
-            # a pattern passes over what does not fit, and one that fits nothing says what it met
-            for target in rule.targets:
-                self._refuse(target, selection.matches(target)[0])
-        excepted = self._excepted(selection)
-        self.paths = tuple(
-            path
-            for path in found
-            if path not in excepted and (not rule.layers or selection.in_layers(path, rule.layers))
-        )
-        if found and not self.paths and not self.findings and not rule.optional:
+            matched = self._matched(target, selection)
+            left.update((target, path) for path in matched[:1])
+            found.update(dict.fromkeys(self._usable(target, matched, selection)))
+        self.paths = tuple(found)
+        if found or self.findings or rule.optional:
+            return
+        if not left:
             left_out = "`except`" if rule.excepts else "`layers`"
             self._complain(
                 Code.MATCHES_NOTHING, f"nothing is left of this rule: {left_out} takes out all it matched", rule
             )
+        for target, path in left.items():
+            # a pattern passes over what does not fit, and one that fits nothing says what it met
+            self._refuse(target, path)
 
-    def _select(self, target: Target, selection: Selection) -> Iterable[str]:
+    def _matched(self, target: Target, selection: Selection) -> tuple[str, ...]:
+        """Return the paths that a target selects, without those that the rule leaves out."""
         matched = self._matches(target, selection)
         if matched is None:
-            return []
+            return ()
         if not matched and not self.rule.optional:
             self._complain(
                 Code.MATCHES_NOTHING,
@@ -100,11 +102,26 @@ class _Reach:
                 near=_near(target, self._inventory),
                 note=_structure(self._inventory),
             )
+        return tuple(path for path in matched if self._may_be_left(path, selection))
+
+    def _usable(self, target: Target, matched: Sequence[str], selection: Selection) -> Iterable[str]:
+        """Return what a target's paths decide, and refuse an outright one that does not fit."""
         usable = [path for path in matched if self._kind.usable(self._inventory.modules[path])]
         if target.is_outright and len(usable) < len(matched):
             self._refuse(target, next(path for path in matched if path not in usable))
         self.selectors.append(SelectorCount(str(target), len(matched), len(matched) - len(usable)))
-        return [inner for path in usable for inner in self._kind.decides(path, self._inventory)]
+        inside = [inner for path in usable for inner in self._kind.decides(path, self._inventory)]
+        return [path for path in inside if self._is_left(path, selection)]
+
+    def _is_left(self, path: str, selection: Selection) -> bool:
+        """Whether neither `except` nor `layers` takes a module out."""
+        layers = self.rule.layers
+        return path not in self._excepted and (not layers or selection.in_layers(path, layers))
+
+    def _may_be_left(self, path: str, selection: Selection) -> bool:
+        """Whether a module, or anything inside it, is left: a container above the layers has no index itself."""
+        above = self._inventory.modules[path].holds_modules and outermost_index(path) is None
+        return self._is_left(path, selection) or (above and path not in self._excepted)
 
     def _matches(self, target: Target, selection: Selection) -> tuple[str, ...] | None:
         """Return the paths that a target selects, or None where its regex takes too long, which is reported."""
@@ -119,7 +136,7 @@ class _Reach:
         message, note = self._kind.refusal(target, self._inventory.modules[path], self._inventory)
         self._complain(Code.NOT_ADAPTABLE, message, target, note=note)
 
-    def _excepted(self, selection: Selection) -> frozenset[str]:
+    def _taken_out(self, selection: Selection) -> frozenset[str]:
         """Return what the `except` targets take out: the modules they match and everything inside those."""
         matched: set[str] = set()
         for target in self.rule.excepts:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+import importlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +94,7 @@ class Inventory:
     `head_paths` are the output embeddings, or for a model without them the Linear-like layers outside its base model.
     `settings` are the plain entries of a Hugging Face config, empty for any other model.
     `kept` is what autograd keeps of a step, where the model could be run on meta tensors.
+    `former_paths` are what earlier releases of the model's library called modules that lie elsewhere now, by path.
     """
 
     model_class: str
@@ -101,6 +104,7 @@ class Inventory:
     head_paths: tuple[str, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     kept: Kept | None = None
+    former_paths: Mapping[str, str] = field(default_factory=dict)
 
     @functools.cached_property
     def children(self) -> Mapping[str, tuple[str, ...]]:
@@ -206,6 +210,7 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) 
         head_paths=(output_path,) if output_path else tuple(_outside_base(model, infos, first_names)),
         settings=_plain_settings(config) if hasattr(config, "to_dict") else {},
         kept=flow.kept if flow else None,
+        former_paths=_former_paths(model, infos),
     )
 
 
@@ -318,6 +323,14 @@ def _outside_base(model: nn.Module, infos: Mapping[str, ModuleInfo], names: Mapp
     for path, module in infos.items():
         if base and module.shape is not None and module.shape.is_linear and not f"{path}.".startswith(f"{base}."):
             yield path
+
+
+def _former_paths(model: nn.Module, paths: Iterable[str]) -> Mapping[str, str]:
+    # a model that is none of transformers' is there without it
+    if "transformers" not in sys.modules:
+        return {}
+    found: Mapping[str, str] = importlib.import_module("lorakit.huggingface.former_names").former_paths(model, paths)
+    return found
 
 
 def _plain_settings(config: object) -> dict[str, object]:

@@ -80,7 +80,8 @@ def _calibration(spec: Spec, plugins: Plugins) -> Iterable[str]:
 
 
 def _experts(inventory: Inventory, decisions: Decisions) -> Iterable[str]:
-    outside = [path for path, module in inventory.modules.items() if module.shape and module.shape.stack > 1]
+    stacks = ((path, module.shape) for path, module in inventory.modules.items())
+    outside = [path for path, shape in stacks if shape and shape.stack > 1 and not shape.outright]
     if outside and not any(path in decisions.adapt or path in decisions.train for path in outside):
         count = sum(parameter.numel for path in outside for parameter in inventory.modules[path].parameters)
         share = count / inventory.total_parameters

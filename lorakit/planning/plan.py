@@ -136,7 +136,10 @@ def _one_of(name: str, value: str | None, allowed: tuple[str | None, ...]) -> No
 
 @dataclass(frozen=True, slots=True)
 class PlanEntry:
-    """What happens to one module. `shape` is None for a layer that only trains; `decided_by` names the rules."""
+    """What happens to one module. `shape` is None for a layer that only trains; `decided_by` names the rules.
+
+    With `carried` the adapter's folder holds the module's own parameters too, which are frozen and not the base's.
+    """
 
     path: str
     class_name: str
@@ -149,11 +152,17 @@ class PlanEntry:
     train_lr: float | None
     decided_by: tuple[str, ...]
     bytes: Bytes
+    carried: bool = False
 
     @property
     def is_parameter(self) -> bool:
         """Whether the entry decides a parameter of a module, and not a module."""
         return self.shape is not None and self.shape.is_parameter
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the adapter's folder holds all of the module's own parameters."""
+        return self.train or self.carried
 
     @property
     def added(self) -> int:

@@ -28,13 +28,19 @@ class Selection:
         self._role_paths: dict[str, frozenset[str]] = {}
         self._lengths: dict[str, int] = {}
         self._matcher = Matcher()
+        self._today = {former: path for path, former in inventory.former_paths.items()}
 
     def matches(self, target: Target) -> tuple[str, ...]:
         """Return the paths of the modules that a target selects, in the model's order.
 
+        Where no module is called so, those count that were in earlier releases of the model's library.
         Raises: RegexError for a regex that takes too long.
         """
-        return tuple(path for path, module in self._inventory.modules.items() if path and self._fits(target, module))
+        modules = [module for path, module in self._inventory.modules.items() if path]
+        found = [one for one in modules if self._fits(target, one, (one.path, *one.other_paths))]
+        former = self._inventory.former_paths if not found else {}
+        found = found or [one for one in modules if one.path in former and self._fits(target, one, (former[one.path],))]
+        return tuple(one.path for one in found)
 
     def in_layers(self, path: str, ranges: tuple[IndexRange, ...]) -> bool:
         """Return whether a module's index in its outermost numbered container falls in the ranges."""
@@ -47,14 +53,14 @@ class Selection:
             self._role_paths[name] = self._roles[name].select(self._inventory)
         return self._role_paths[name]
 
-    def _fits(self, target: Target, module: ModuleInfo) -> bool:
+    def _fits(self, target: Target, module: ModuleInfo, paths: Iterable[str]) -> bool:
         if module.shape is not None and module.shape.outright and not target.is_outright:
             return False
         if target.class_name is not None and module.class_name != target.class_name:
             return False
         if target.role is not None and module.path not in self.role(target.role):
             return False
-        return any(self._path_fits(target, path) for path in (module.path, *module.other_paths))
+        return any(self._path_fits(target, path) for path in paths)
 
     def _path_fits(self, target: Target, path: str) -> bool:
         if target.regex is not None:
@@ -91,7 +97,7 @@ class Selection:
 
     def _container_length(self, container: str) -> int:
         if container not in self._lengths:
-            children = self._inventory.children.get(container, ())
+            children = self._inventory.children.get(self._today.get(container, container), ())
             indices = (index_of(Place(path).leaf) for path in children)
             self._lengths[container] = 1 + max((index for index in indices if index is not None), default=-1)
         return self._lengths[container]

@@ -1,0 +1,84 @@
+"""What an adapter_config.json multiplies the update of each module by."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorakit.artifacts.adapter_folder import CONFIG
+from lorakit.errors import AdapterError
+from lorakit.language.regexes import Matcher, RegexError
+
+# what PEFT takes where the config says nothing
+ALPHA = 8
+_DOTTED = re.compile(r"[\w.-]+")
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+
+
+class Scales:
+    """What an adapter_config.json multiplies the update of each module by. Raises: AdapterError for a bad pattern.
+
+    Patterns are regexes on the end of a path. PEFT writes the path itself, with dots that fit any character, and
+    lorakit the path with what is special in it escaped: those are looked up, and what is left is matched one by one.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        self._path = folder / CONFIG
+        self._config = config
+        alpha = config.get("lora_alpha")
+        self._usual = ALPHA if alpha is None else alpha
+        self._matcher = Matcher(start=r"(.*\.)?")
+        self._regexes: list[tuple[int, str, Any]] = []
+        self._names: dict[str, tuple[int, Any]] = {}
+        self._dotted: dict[tuple[int, tuple[int, ...]], dict[str, tuple[int, Any]]] = {}
+        for place, (key, value) in enumerate((config.get("alpha_pattern") or {}).items()):
+            name = _ESCAPE.sub(r"\1", key)
+            if re.escape(name) == key:
+                self._names.setdefault(name, (place, value))
+            elif _DOTTED.fullmatch(key):
+                dots = tuple(at for at, character in enumerate(key) if character == ".")
+                self._dotted.setdefault((len(key), dots), {})[key] = (place, value)
+            else:
+                self._regexes.append((place, key, value))
+
+    def alpha(self, path: str) -> float:
+        """Return the alpha of the first pattern that fits the end of a path, as PEFT looks it up.
+
+        A layer may be named by its weight, where the adapter's config has it among `target_parameters`.
+        """
+        names = (path, f"{path}.weight")
+        try:
+            begun = self._matcher.begin()
+            known = [found for name in names for found in self._known(name)]
+            self._matcher.charge(begun)
+            first, value = min(known, key=lambda found: found[0], default=(None, self._usual))
+            for place, key, one in self._regexes:
+                if first is not None and place > first:
+                    break
+                if any(self._matcher.fits(key, name) for name in names):
+                    return float(one)
+        except RegexError as error:
+            raise AdapterError(f"{self._path}: alpha_pattern: {error}") from error
+        return float(value)
+
+    def _known(self, name: str) -> Iterator[tuple[int, Any]]:
+        """Yield the places and values of the patterns that fit the end of a name and are looked up."""
+        if self._names:
+            segments = name.split(".")
+            ends = (".".join(segments[start:]) for start in range(len(segments)))
+            yield from (self._names[end] for end in ends if end in self._names)
+        for (length, dots), keys in self._dotted.items():
+            before = len(name) - length
+            if before == 0 or (before > 0 and name[before - 1] == "."):
+                end = list(name[before:])
+                for dot in dots:
+                    end[dot] = "."
+                if (found := keys.get("".join(end))) is not None:
+                    yield found
+
+    def scaling(self, path: str, rank: int) -> float:
+        """Return what B·A of a module is multiplied by."""
+        return self.alpha(path) / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
