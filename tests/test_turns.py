@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import lorakit
 from helpers import byte_tokenizer, make_llama
-from lorakit.trainers.text_data import IGNORED, tokenize
+from lorakit.data.examples import LeftOut
+from lorakit.data.rows import Row
+from lorakit.data.shapes import example_of, shape_of
+from lorakit.data.tokens import IGNORED, TokenRow, tokenize
 
 CHATML = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<eos>{% endfor %}"
@@ -31,14 +36,25 @@ NO_ENDS = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n\n{% endf
 TALK = [("user", "aaaa"), ("assistant", "BBBB"), ("user", "cccc"), ("assistant", "DDDD")]
 
 
+def row_of(tokenizer: Any, record: dict[str, Any]) -> TokenRow:
+    row = Row("data.jsonl:1", record)
+    example = example_of(row, shape_of(row, {}), {})
+    assert not isinstance(example, LeftOut), example
+    (made,) = tokenize([example], tokenizer, 512).rows
+    return made
+
+
+def said(tokenizer: Any, row: TokenRow) -> str:
+    return tokenizer.decode([label for label in row.labels if label != IGNORED])  # type: ignore[no-any-return]
+
+
 def learned(template: str, talk: list[tuple[str, str]]) -> str:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
-    record = {"messages": [{"role": role, "content": text} for role, text in talk]}
-    (row,) = tokenize([record], tokenizer, 512).rows
-    whole = tokenizer.apply_chat_template(record["messages"], tokenize=True, return_dict=True)["input_ids"]
-    assert row["input_ids"] == whole
-    return tokenizer.decode([label for label in row["labels"] if label != IGNORED])  # type: ignore[no-any-return]
+    messages = [{"role": role, "content": text} for role, text in talk]
+    row = row_of(tokenizer, {"messages": messages})
+    assert row.input_ids == tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+    return said(tokenizer, row)
 
 
 @pytest.mark.parametrize(
@@ -85,8 +101,8 @@ def test_the_template_gets_the_tools_of_a_record() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for t in tools or [] %}<{{ t['name'] }}>{% endfor %}" + CHATML
     record = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "B"}]}
-    (row,) = tokenize([{**record, "tools": [{"name": "search"}]}], tokenizer, 512).rows
-    assert tokenizer.decode(row["input_ids"]).startswith("<search>[user]a")
+    row = row_of(tokenizer, {**record, "tools": [{"name": "search"}]})
+    assert tokenizer.decode(row.input_ids).startswith("<search>[user]a")
 
 
 def test_only_models_that_predict_the_next_token_train_on_text() -> None:
@@ -101,5 +117,5 @@ def test_only_models_that_predict_the_next_token_train_on_text() -> None:
     for model in (t5, BertForSequenceClassification(BertConfig(vocab_size=64, **small))):
         with pytest.raises(lorakit.ModelError, match=f"causal language model, and {type(model).__name__} is none"):
             make_task("data.jsonl", model, ModelReference("model"), Settings())
-    with pytest.raises(lorakit.DataError, match="no such data file"):
-        make_task("data.jsonl", make_llama(), ModelReference("model"), Settings())
+    with pytest.raises(lorakit.DataError, match="trains on a file of text, and pairs.py:made names code"):
+        make_task("pairs.py:made", make_llama(), ModelReference("model"), Settings())
