@@ -24,13 +24,13 @@ def parquet_rows(path: Path, progress: Counted) -> Iterator[Row]:
     parquet = _package("pyarrow.parquet", path)
     with _Readable(path):
         file = parquet.ParquetFile(path)
-        read, rows = 0, file.metadata.num_rows
+        read, rows, size = 0, file.metadata.num_rows, path.stat().st_size
         # a batch's own schema says nothing of what `datasets` stores as JSON
         decode = _decoder(file.schema_arrow, path)
         for batch in file.iter_batches(batch_size=BATCH):
             yield from _rows(batch, decode, path, read)
             read += batch.num_rows
-            progress(read, rows)
+            progress(size * read // rows, size)
 
 
 def arrow_rows(path: Path, progress: Counted) -> Iterator[Row]:
@@ -50,10 +50,11 @@ def saved_rows(path: Path, progress: Counted) -> Iterator[Row]:
         path = _split(path)
     with _Readable(path):
         saved = datasets.load_from_disk(str(path))
+        size = saved.data.nbytes
         for read, values in enumerate(saved, 1):
             yield _row(values, path, read)
             if read % PACE == 0:
-                progress(read, len(saved))
+                progress(size * read // len(saved), size)
 
 
 class _Readable:

@@ -33,13 +33,15 @@ class Completion:
 class Chat:
     """Messages as a chat template takes them; `learned` says of each whether it is.
 
-    `plain` is the same for a model that knows no chats, where the record's form has such a way.
+    The first `prompt` of them were given apart, as a prompt. `plain` is the same for a model that knows no chats, where
+    the record's form has such a way.
     """
 
     place: str
     messages: tuple[Message, ...]
     learned: tuple[bool, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    prompt: int = 0
     plain: Completion | None = None
 
 

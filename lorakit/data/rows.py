@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from lorakit.errors import DataError
 
-# what is told how much of a file is read: (done, in all)
+# what is told how much of a file is read: bytes or letters (done, in all)
 Counted: TypeAlias = Callable[[int, int], None]
 # rows between two words on how far reading has come
 PACE = 500

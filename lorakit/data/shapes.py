@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from lorakit.data.examples import Chat, Completion, Example, LeftOut, Text
@@ -65,7 +65,8 @@ def _completion(fields: Fields) -> Example | LeftOut:
     before, _ = read_messages(values["prompt"], fields.place, fields.column("prompt"))
     after, learned = read_messages(values["completion"], fields.place, fields.column("completion"))
     tools = read_tools(values.get("tools"), fields.place)
-    return _chat(fields, (*before, *after), (*(False,) * len(before), *learned), tools)
+    made = _chat(fields, (*before, *after), (*(False,) * len(before), *learned), tools)
+    return replace(made, prompt=len(before)) if isinstance(made, Chat) else made
 
 
 def _messages(name: str) -> Callable[[Fields], Example | LeftOut]:

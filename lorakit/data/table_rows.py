@@ -27,7 +27,7 @@ def csv_rows(path: Path, progress: Counted) -> Iterator[Row]:
     first = text.lstrip("\r\n").partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=first.count), strict=True)
     names: list[str] | None = None
-    read, lines = 0, text.count("\n") + 1
+    read, lines, size = 0, text.count("\n") + 1, len(text)
     with _long_fields():
         while True:
             place = f"{path}:{reader.line_num + 1}"
@@ -47,7 +47,7 @@ def csv_rows(path: Path, progress: Counted) -> Iterator[Row]:
             yield Row(place, dict(zip(names, fields, strict=True)))
             read += 1
             if read % PACE == 0:
-                progress(reader.line_num, lines)
+                progress(size * reader.line_num // lines, size)
 
 
 def paragraphs(path: Path, progress: Counted) -> Iterator[Row]:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from lorakit.data.examples import Chat, Completion, Example, LeftOut, Text
 from lorakit.data.template import Template
-from lorakit.data.turns import encode_chat
+from lorakit.data.turns import Encoded, encode_chat
 from lorakit.errors import DataError, ModelError
 from lorakit.quoting import shown
 
@@ -17,7 +17,6 @@ from lorakit.quoting import shown
 IGNORED = -100
 
 Tracked: TypeAlias = Callable[[Sequence[Example]], Iterable[Example]]
-Encoded: TypeAlias = tuple[list[int], list[bool]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,128 +1,81 @@
-"""What the assistant says in a chat, found in the whole rendering.
-
-A rendering that stops after some turns need not begin the whole one: many templates write the last answer otherwise. So
-nothing is cut by lengths: each message is changed, and what moves with it is its place.
-"""
+"""Which tokens of a chat are learned: what the assistant says, and the end of its turns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import TypeAlias
 
 from lorakit.data.examples import Chat, Message
 from lorakit.data.messages import ASSISTANT
-from lorakit.data.template import PROBE, Template
-from lorakit.errors import DataError
+from lorakit.data.probes import Probes, Span
+from lorakit.data.template import Template
 
-Span = tuple[int, int]
+Encoded: TypeAlias = tuple[list[int], list[bool]]
 
 
-def encode_chat(chat: Chat, template: Template) -> tuple[list[int], list[bool]]:
-    """Return a chat's token ids, and of each whether it is learned: what the assistant says and the end of its turn.
+def encode_chat(chat: Chat, template: Template) -> Encoded:
+    """Return a chat's token ids, and of each whether it is learned.
 
-    Where the template marks that itself, its markers decide; turns of weight 0 are not learned.
+    Where the template marks what the assistant says, its markers decide; turns of weight 0 are not learned.
     Raises: DataError if the tokenizer or its template does not tell where the turns are.
     """
     messages = template.messages(chat)
     spoken = [place for place, message in enumerate(messages) if message["role"] == ASSISTANT]
-    if template.marked(chat):
-        ids, marked = template.encode(messages, chat)
-        silent = [place for place in spoken if not chat.learned[place]]
-        if not silent:
-            return ids, marked
-        _, unlearned = _found(_Turns(messages, chat, template), silent)
-        return ids, [one and not other for one, other in zip(marked, unlearned, strict=True)]
-    return _found(_Turns(messages, chat, template), [place for place in spoken if chat.learned[place]])
+    learned = [place for place in spoken if chat.learned[place]]
+    if not template.marked(chat):
+        return _inside(messages, chat, template, learned)
+    ids, marked = template.encode(messages, chat)
+    if all(chat.learned[place] for place in spoken if place >= chat.prompt):
+        start = _prompted(ids, messages, chat, template)
+        return ids, [one and place >= start for place, one in enumerate(marked)]
+    _, wanted = _inside(messages, chat, template, learned)
+    return ids, [one and other for one, other in zip(marked, wanted, strict=True)]
 
 
-def _found(turns: _Turns, wanted: Sequence[int]) -> tuple[list[int], list[bool]]:
+def _prompted(ids: Sequence[int], messages: Sequence[Message], chat: Chat, template: Template) -> int:
+    """Return how many tokens a prompt has that was given apart: until there it reads as the whole does."""
+    if not chat.prompt:
+        return 0
+    text = template.render(messages[: chat.prompt], chat, add_generation_prompt=True)
+    before = template.tokenizer(text, add_special_tokens=False)["input_ids"]
+    pairs = zip(before, ids, strict=False)
+    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(before), len(ids)))
+
+
+def _inside(messages: Sequence[Message], chat: Chat, template: Template, learned: Sequence[int]) -> Encoded:
     """Return the token ids of a chat, and of each whether it lies in one of these turns."""
-    spans = turns.spans()
-    said = [spans[place] for place in wanted]
-    found = turns.template.tokenizer(turns.text, add_special_tokens=False, return_offsets_mapping=True)
-    inside = [
-        any(start < last and max(end, start + 1) > first for first, last in said)
-        for start, end in found["offset_mapping"]
+    text = template.render(messages, chat)
+    spans = _verified(messages, chat, template, text) or Probes(messages, chat, template, text).spans()
+    wanted = [spans[place] for place in learned]
+    found = template.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # some tokens are parts of a letter, and have no length
+    places = [(start, max(end, start + 1)) for start, end in found["offset_mapping"]]
+    # a token that holds the end of a turn and what comes behind says more than that the turn ends
+    return found["input_ids"], [
+        any((start < one.said and end > one.start) or one.start <= start < end <= one.end for one in wanted)
+        for start, end in places
     ]
-    return found["input_ids"], inside
 
 
-class _Turns:
-    """One chat, rendered."""
+def _verified(messages: Sequence[Message], chat: Chat, template: Template, text: str) -> dict[int, Span]:
+    """Return the assistant's turns as lengths of what is rendered up to them; none unless the text begins with each.
 
-    def __init__(self, messages: Sequence[Message], chat: Chat, template: Template) -> None:
-        self._messages, self._chat, self.template = messages, chat, template
-        self.text = self._render(messages)
-
-    def spans(self) -> dict[int, Span]:
-        """Return where the assistant's turns begin, behind the header that prompts for them, and where they end."""
-        answers = [place for place, message in enumerate(self._messages) if message["role"] == ASSISTANT]
-        header, ending = self._header(answers), self._ending(answers[-1])
-        places = list(self._places())
-        spans = {}
-        for answer in answers:
-            start, end = places[answer]
-            before = places[answer - 1][1] if answer else 0
-            prompt = self.text.rfind(header, before, start) if header else -1
-            after = places[answer + 1][0] if answer + 1 < len(places) else len(self.text)
-            ended = _shared(ending, self.text[end:after])
-            spans[answer] = (start if prompt < 0 else prompt + len(header)), end + ended
-        return spans
-
-    def _places(self) -> Iterator[Span]:
-        """Yield where each message stands, in their order."""
-        last = 0
-        for place, message in enumerate(self._messages):
-            start, end = self._place(self._messages, place, self.text)
-            if start == end == len(self.text) and message.get("content"):
-                raise DataError(f"the chat template leaves out what message {place + 1} ({message['role']}) says")
-            if start < last:
-                raise DataError(
-                    f"the chat template writes message {place + 1} ({message['role']}) into those before it: which "
-                    "tokens to learn cannot be told; give `prompt` and `completion`"
-                )
-            yield start, end
-            last = end
-
-    def _place(self, messages: Sequence[Message], place: int, text: str) -> Span:
-        other = self._changed(messages, place)
-        start = _shared(text, other)
-        # the same letters are not counted from both sides
-        behind = _shared(text[start:][::-1], other[start:][::-1])
-        return start, len(text) - behind
-
-    def _changed(self, messages: Sequence[Message], place: int) -> str:
-        """Return what is rendered if one message says something else: the assistant nothing but that, if it may."""
-        one = messages[place]
-        bare = {"role": one["role"], "content": PROBE}
-        whole = {**one, "content": PROBE}
-        if one["role"] == ASSISTANT and bare.keys() != whole.keys():
-            try:
-                return self._render([*messages[:place], bare, *messages[place + 1 :]])
-            except DataError:
-                # what tools answer may need their calls before it
-                pass
-        return self._render([*messages[:place], whole, *messages[place + 1 :]])
-
-    def _header(self, answers: Sequence[int]) -> str:
-        """Return what the template puts before an answer to prompt for it; nothing if it has no such thing."""
-        first = next((answer for answer in answers if answer), None)
-        if first is None:
-            return ""
-        before = self._messages[:first]
-        without, with_prompt = self._render(before), self._render(before, add_generation_prompt=True)
-        return with_prompt.removeprefix(without) if with_prompt.startswith(without) else ""
-
-    def _ending(self, answer: int) -> str:
-        """Return what the template puts behind an answer that nothing follows."""
-        messages = self._messages[: answer + 1]
-        text = self._render(messages)
-        return text[self._place(messages, answer, text)[1] :]
-
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        return self.template.render(messages, self._chat, add_generation_prompt)
-
-
-def _shared(one: str, other: str) -> int:
-    """Return how many letters two texts begin with alike."""
-    pairs = zip(one, other, strict=False)
-    return next((count for count, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    None either where the words of a message are not in the text, so that it has to be asked for them, or where nothing
+    prompts for an answer: its header would count as said.
+    """
+    if any(message.get("content", "").strip() not in text for message in messages):
+        return {}
+    spans = {}
+    for place, message in enumerate(messages):
+        if message["role"] != ASSISTANT:
+            continue
+        if not place:
+            return {}
+        before = template.render(messages[:place], chat, add_generation_prompt=True)
+        until = template.render(messages[: place + 1], chat)
+        if not text.startswith(before) or not text.startswith(until) or len(before) >= len(until):
+            return {}
+        if not spans and before == template.render(messages[:place], chat):
+            return {}
+        spans[place] = Span(len(before), len(until), len(until))
+    return spans

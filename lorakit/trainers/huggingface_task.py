@@ -58,7 +58,8 @@ class LanguageTask:
     @property
     def description(self) -> str:
         """The data in words."""
-        cut = f", {self.rows.cut} cut to {self._limit} tokens" if self.rows.cut else ""
+        all_there_are = ", all that the model has positions for" if self._limit < self.settings.tokens else ""
+        cut = f", {self.rows.cut} cut to {self._limit} tokens{all_there_are}" if self.rows.cut else ""
         left_out = f"\nleft out: {reasons(self._left_out)}" if self._left_out else ""
         return (
             f"{self._data.description}\n"
