@@ -262,6 +262,14 @@ def test_turns_of_weight_0_are_read_and_not_learned(template: str) -> None:
     assert row_of(tokenizer, {"prompt": messages[:3], "completion": messages[3:]}) == row
 
 
+def test_a_turn_within_may_end_otherwise_than_the_last() -> None:
+    # as GPT-OSS, where the last answer has its thoughts too
+    template = LAST_THINKS.replace("{{ c }}<eos>", "{{ c }}{% if loop.last %}<eos>{% else %}<end>{% endif %}")
+    tokenizer = with_template(template)
+    tokenizer.add_tokens(["<end>"], special_tokens=True)
+    assert said(tokenizer, row_of(tokenizer, {"messages": messages_of(TALK)})) == "BBBB<end><think></think>DDDD<eos>"
+
+
 def test_the_header_of_the_next_turn_is_not_learned_with_the_end_of_one() -> None:
     # as Phi-3: a chat ends in what stands behind no turn within, and which begins as the next header does
     template = CHATML.replace("<eos>{% endfor %}", "<end>{% endfor %}<|eos|>").replace("[", "<|").replace("]", "|>")

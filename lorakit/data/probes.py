@@ -44,7 +44,8 @@ class Probes:
             before = places[answer - 1][1] if answer else 0
             prompt = self._text.rfind(header, before, start) if header else -1
             after = places[answer + 1][0] if answer + 1 < len(places) else len(self._text)
-            ended = _shared(ending, self._text[end:after])
+            behind = self._text[end:after]
+            ended = max(_shared(ending, behind), self._template.special(behind))
             spans[answer] = Span(start if prompt < 0 else prompt + len(header), end, end + ended)
         return spans
 

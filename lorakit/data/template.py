@@ -26,12 +26,19 @@ class Template:
         if not getattr(tokenizer, "is_fast", False):
             raise DataError("this tokenizer does not say where its tokens lie: give `prompt` and `completion`")
         self.tokenizer = tokenizer
+        words = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+        self._special = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)")
         self._parts = self._wants_parts()
         self._knows_tools = False
 
     def marked(self, chat: Chat) -> bool:
         """Return whether the template itself marks what the assistant says, with `{% generation %}`."""
         return bool(_MARKERS.search(self.tokenizer.get_chat_template(None, list(chat.tools) or None)))
+
+    def special(self, text: str) -> int:
+        """Return the length of the special token that a text begins with, 0 if there is none."""
+        found = self._special.match(text)
+        return found.end() if found else 0
 
     def messages(self, chat: Chat) -> Sequence[Message]:
         """Return a chat's messages in the form that this template takes.

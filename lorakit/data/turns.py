@@ -65,7 +65,8 @@ def _verified(messages: Sequence[Message], chat: Chat, template: Template, text:
     """
     if any(message.get("content", "").strip() not in text for message in messages):
         return {}
-    spans = {}
+    spans: dict[int, Span] = {}
+    header = ""
     for place, message in enumerate(messages):
         if message["role"] != ASSISTANT:
             continue
@@ -73,9 +74,12 @@ def _verified(messages: Sequence[Message], chat: Chat, template: Template, text:
             return {}
         before = template.render(messages[:place], chat, add_generation_prompt=True)
         until = template.render(messages[: place + 1], chat)
-        if not text.startswith(before) or not text.startswith(until) or len(before) >= len(until):
+        header = header or before.removeprefix(template.render(messages[:place], chat))
+        if not header or not text.startswith(before) or not text.startswith(until):
             return {}
-        if not spans and before == template.render(messages[:place], chat):
+        # some templates prompt for no answer to a tool, and write its header all the same
+        start = len(before) + len(header) * text.startswith(header, len(before))
+        if start >= len(until):
             return {}
-        spans[place] = Span(len(before), len(until), len(until))
+        spans[place] = Span(start, len(until), len(until))
     return spans
