@@ -93,6 +93,10 @@ def test_what_the_assistant_says_is_learned_and_nothing_else(
     [
         ("{% for m in messages[::-1] %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}", "into those before it"),
         ("{% for m in messages if m['role'] == 'user' %}[user]{{ m['content'] }}{% endfor %}", "leaves out what"),
+        (
+            CHATML.replace("%}[", "%}{% if loop.index != 3 %}[", 1).replace("<eos>", "<eos>{% endif %}"),
+            r"leaves out what message 3 \(user\)",
+        ),
     ],
 )
 def test_a_template_that_does_not_tell_is_refused(template: str, complaint: str) -> None:
@@ -180,6 +184,18 @@ def messages_of(talk: list[tuple[str, str]]) -> list[dict[str, Any]]:
         (AS_STRINGS, dict, '<call>weather {"place": "Oslo"}</call><eos>DDDD<eos>'),
         (AS_STRINGS, json.dumps, '<call>weather {"place": "Oslo"}</call><eos>DDDD<eos>'),
         (PRINTS_PYTHON, dict, '<call>weather {"place": "Oslo"}</call><eos>DDDD<eos>'),
+        # nothing said is an empty text to some
+        (
+            CALLS.replace("m.content or ''", "m.content.strip()"),
+            dict,
+            '<call>weather {"place": "Oslo"}</call><eos>DDDD<eos>',
+        ),
+        # an answer to a tool is not prompted for, and has its header
+        (
+            CALLS.replace("add_generation_prompt", "add_generation_prompt and messages[-1].role != 'tool'"),
+            dict,
+            '<call>weather {"place": "Oslo"}</call><eos>DDDD<eos>',
+        ),
         # the last answer alone has its thoughts, so that no rendering begins another
         (
             CALLS.replace("{{ m.content or '' }}", "{% if loop.last %}<think></think>{% endif %}{{ m.content or '' }}"),
