@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lorakit
+from lorakit.data.source import read_data
+from lorakit.data.tokens import IGNORED, split, tokenize
 from lorakit.demo import dialogues, smollm2
 from lorakit.plugins import default_plugins, load_plugins
-from lorakit.trainers.text_data import IGNORED, read_records, split_records, tokenize
 
 BUILT_IN = ("nf4 double", "nf4", "fp4", "int8")
 LIMIT = 1.02
@@ -120,9 +121,10 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(torch.cuda.get_device_name() if device == "cuda" else "CPU", torch.__version__, vars(settings))
     tokenizer = AutoTokenizer.from_pretrained(smollm2())
-    kept, out = split_records(read_records(dialogues()), 0.1, settings.seed)
-    train = tokenize(kept, tokenizer, settings.tokens).rows
-    held_out = tokenize(out, tokenizer, settings.tokens).rows[: settings.held_out]
+    made = tokenize(read_data(dialogues()).examples, tokenizer, settings.tokens)
+    kept, out = split(made.rows, 0.1, settings.seed)
+    train = [row.features for row in kept]
+    held_out = [row.features for row in out[: settings.held_out]]
     print(
         f"{'quant':<28} {'bits':>6} {'held out before':>16} {'training':>9} {'held out':>9} {'ratio':>7} {'s/step':>7}"
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorakit.data.source import Reading
 from lorakit.errors import DataError, OutputError
 from lorakit.language.spec import Spec
 from lorakit.pipeline import (
@@ -67,13 +68,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What to train on and how; `sample` is a prompt that the model answers before and after."""
+    """What to train on, how it is read, and how to train; `sample` is a prompt to answer before and after."""
 
     data: str
     settings: Settings
     loss: str | None = None
     sample: str | None = None
     resume: bool = False
+    reading: Reading = field(default_factory=Reading)
 
 
 def adapt(job: Job, plugins: Plugins, reporter: Reporter = SILENT, *, seed: int = 0) -> nn.Module:
@@ -88,13 +90,14 @@ def _adapt(job: Job, plugins: Plugins, reporter: Reporter, seed: int) -> nn.Modu
     from lorakit.application.summary import summarize
     from lorakit.artifacts.folders import require_space
     from lorakit.planning.report import show_bytes
-    from lorakit.trainers.tasks import make_task
+    from lorakit.trainers.tasks import make_task, read_source
 
+    source = None if job.calibration is None else read_source(job.calibration, Reading(), reporter)
     first = read_first(job.model, plugins, reporter)
     plan = decide(job.spec, first, plugins)
     data = None
-    if job.calibration is not None:
-        data = make_task(job.calibration, first, job.model, Settings(held_out=0.0, seed=seed))
+    if source is not None:
+        data = make_task(source, first, job.model, Settings(held_out=0.0, seed=seed), reporter=reporter)
     require_space(job.output, plan.memory.gradients + job.with_base * plan.memory.weights)
     reporter.show_plan(plan)
     reporter.say(f"\n{device_words()}")
@@ -124,18 +127,21 @@ def _train(job: Job, training: Training, plugins: Plugins, display: Display, rep
     from lorakit.artifacts.folders import require_space
     from lorakit.artifacts.owning import discard
     from lorakit.planning.report import show_bytes
-    from lorakit.trainers.tasks import make_task
+    from lorakit.trainers.tasks import make_task, read_source
 
     settings = training.settings
+    source = read_source(training.data, training.reading, reporter)
+    other = None if job.calibration is None else read_source(job.calibration, training.reading, reporter)
     first = read_first(job.model, plugins, reporter)
     plan = decide(
         job.spec, first, plugins,
         batch=settings.batch, tokens=settings.tokens, recompute=settings.gradient_checkpointing,
     )  # fmt: skip
-    task = make_task(training.data, first, job.model, settings, training.loss)
+    task = make_task(source, first, job.model, settings, training.loss, reporter)
     calibrating = task
-    if job.calibration is not None:
-        calibrating = make_task(job.calibration, first, job.model, replace(settings, held_out=0.0), training.loss)
+    if other is not None:
+        alone = replace(settings, held_out=0.0)
+        calibrating = make_task(other, first, job.model, alone, training.loss, reporter)
     adapters = plan.memory.gradients * (1 + bool(settings.save_every) * CHECKPOINT_FACTOR)
     require_space(job.output, adapters + job.with_base * plan.memory.weights)
     reporter.show_plan(plan)

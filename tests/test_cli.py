@@ -169,7 +169,7 @@ def test_bad_places_and_data(llama_folder: Path, chats: Path, write: Write, tmp_
             ["train", spec, llama_folder, write("bad.jsonl", '{"text": "a"}\n{\n'), "-o", tmp_path / "out"],
             "bad.jsonl:2",
         ),
-        (["train", spec, llama_folder, write("odd.jsonl", '{"story": "a"}\n'), "-o", tmp_path / "out"], "'story'"),
+        (["train", spec, llama_folder, write("odd.jsonl", '{"story": "a"}\n'), "-o", tmp_path / "out"], "`story`"),
         (["train", spec, llama_folder, chats, "-o", tmp_path / "out", "--resume"], "nothing to resume"),
         (["merge", taken, llama_folder, "-o", tmp_path / "out"], "no adapter_config.json"),
         (["inspect", tmp_path / "nowhere"], "no such adapter folder"),

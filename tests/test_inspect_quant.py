@@ -242,12 +242,12 @@ def test_the_loss_is_the_mean_cross_entropy(llama_folder: Path, write: Write) ->
     text = write("text.txt", "one paragraph\n\nand one that is rather longer than twenty tokens\n")
     model = AutoModelForCausalLM.from_pretrained(llama_folder)
     read = read_loss_text(text, model, str(llama_folder), tokens=20)
-    assert [len(row["input_ids"]) for row in read.tokenized.rows] == [14, 20] and read.tokenized.cut == 1
+    assert [len(row.input_ids) for row in read.tokenized.rows] == [14, 20] and read.tokenized.cut == 1
     with torch.no_grad():
         losses = [
             model(input_ids=ids, labels=ids).loss
             for row in read.tokenized.rows
-            for ids in [torch.tensor([row["input_ids"]])]
+            for ids in [torch.tensor([row.input_ids])]
         ]
     # transformers' own mean of each row, by the tokens that the row predicts
     assert mean_loss(model, read) == pytest.approx(float(13 * losses[0] + 19 * losses[1]) / 32, rel=1e-6)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import lorakit
 from helpers import adapters, make_llama
+from lorakit.data.source import read_data
 from lorakit.hooks import hookimpl
 from lorakit.hooks.manager import Plugins
 from lorakit.plugins import load_plugins
@@ -24,6 +25,7 @@ from lorakit.trainers.display import Display
 from lorakit.trainers.huggingface_task import LanguageTask
 from lorakit.trainers.plain_task import PairsTask
 from lorakit.trainers.settings import Settings
+from lorakit.values import ModelReference
 
 BUILT: list[Averaging] = []
 NET = """
@@ -146,7 +148,8 @@ def test_transformers_trainer_saves_the_average(
 ) -> None:
     rows = "".join(json.dumps({"text": f"{letter} is a letter"}) + "\n" for letter in "abcdefghijkl")
     settings = Settings(steps=4, batch=2, tokens=16, held_out=0.2, evaluate_every=3, save_every=2)
-    task = LanguageTask(str(llama_folder), str(write("rows.jsonl", rows)), settings)
+    data = read_data(write("rows.jsonl", rows))
+    task = LanguageTask(ModelReference(str(llama_folder)), make_llama(vocab_size=320), data, settings)
     model = adapted("adapt q_proj rank 2 dtype fp32\noptimizer averaged", make_llama(vocab_size=320), plugins)
     after: dict[int, dict[str, Tensor]] = {}
     with measured_with_the_average(model) as seen:

@@ -22,10 +22,26 @@ def train(
     spec: options.Spec,
     model: options.Model,
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="A .jsonl or text file; for a PyTorch model FILE.py:FACTORY.")
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="JSONL, JSON, CSV, parquet, text or a `datasets` folder; for a PyTorch model FILE.py:FACTORY.",
+            show_default=False,
+        ),
     ],
     output: options.Output,
     set_: options.Set = [],  # noqa: B006
+    columns: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME=COLUMN,…",
+            help="What the data's columns are: prompt=question,completion=answer.",
+            show_default=False,
+        ),
+    ] = "",
+    max_left_out: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the data that may have nothing to learn.")
+    ] = 0.5,
     steps: Annotated[int, typer.Option(min=0, help="Training steps; 0 takes --epochs.")] = 0,
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the data, where --steps is not given.")] = 1.0,
     batch: options.Batch = None,
@@ -61,12 +77,17 @@ def train(
     inputs first are calibrated on the training data, unless --calibration names other. Without --batch, --tokens and a
     `step` in the spec a step takes 4 rows of at most 512 tokens.
 
+    A record is `messages` (with `tools`), `conversations`, `prompt` and `completion`, `instruction` and `output`, or
+    `text`; --columns says so of columns with other names.
+
     Example: lorakit train qlora.lora ./SmolLM2-135M chats.jsonl -o adapter --steps 100
     """
     from pathlib import Path
 
     from lorakit.cli.inputs import read_spec, step_of
     from lorakit.cli.terminal import SIGNALLED, console, reporter, say
+    from lorakit.data.shapes import read_columns
+    from lorakit.data.source import Reading
     from lorakit.jobs import Job, Training
     from lorakit.jobs import train as train_adapter
     from lorakit.plugins import default_plugins
@@ -92,7 +113,8 @@ def train(
     )
     reference = ModelReference(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     job = Job(parsed, reference, Path(output), with_base, force, calibration, calibration_rows)
-    training = Training(data, settings, loss, sample, resume)
+    reading = Reading(read_columns(columns) if columns else {}, max_left_out)
+    training = Training(data, settings, loss, sample, resume, reading)
     display = Display(console(stderr=True), say)
     outcome = train_adapter(job, training, default_plugins(), display, reporter())
     if outcome.stopped:

@@ -21,12 +21,18 @@ from transformers import (
 from lorakit.application.optimizer import build_optimizer, keeps_lr
 from lorakit.artifacts.adapter_folder import WEIGHTS
 from lorakit.artifacts.loading import restore_tensors
+from lorakit.data.examples import reasons, require_kept
+from lorakit.data.language_model import read_tokenizer, row_limit, vocabulary_of
+from lorakit.data.source import Data
+from lorakit.data.tokens import Tokenized, split, tokenize
+from lorakit.errors import DataError
+from lorakit.reporter import SILENT, Reporter
 from lorakit.trainers.checkpoints import Checkpoints, step_of
 from lorakit.trainers.display import Display, StopAsked
 from lorakit.trainers.finite import Finite
 from lorakit.trainers.modes import to_evaluation
 from lorakit.trainers.settings import Outcome, Settings
-from lorakit.trainers.text_data import Tokenized, read_records, read_tokenizer, split_records, tokenize
+from lorakit.values import ModelReference
 
 SAMPLE_TOKENS = 48
 
@@ -34,29 +40,41 @@ SAMPLE_TOKENS = 48
 class LanguageTask:
     """Text tokenized for one model, ready to train on."""
 
-    def __init__(self, model: str, data: str, settings: Settings, trust_remote_code: bool = False) -> None:
-        """Read the data and the model's tokenizer. Raises: DataError, ModelError."""
-        records = read_records(Path(data))
-        self._tokenizer = read_tokenizer(model, trust_remote_code)
-        train, held_out = split_records(records, settings.held_out, settings.seed)
-        self.rows = tokenize(train, self._tokenizer, settings.tokens)
-        self.held_out = tokenize(held_out, self._tokenizer, settings.tokens) if held_out else Tokenized((), 0, 0)
+    def __init__(
+        self, model: ModelReference, structure: nn.Module, data: Data, settings: Settings, reporter: Reporter = SILENT
+    ) -> None:
+        """Tokenize the data for a model of this structure. Raises: DataError, ModelError."""
+        self._tokenizer = read_tokenizer(model.text, model.trust_remote_code)
+        self._limit = row_limit(structure, settings.tokens)
+        made = tokenize(
+            data.examples, self._tokenizer, self._limit, vocabulary_of(structure),
+            lambda examples: reporter.tracked(examples, "tokenizing"),
+        )  # fmt: skip
+        self._data, self._left_out = data, (*data.left_out, *made.left_out)
+        total = len(data.examples) + len(data.left_out)
+        require_kept(data.name, total, self._left_out, data.reading.max_left_out)
+        train, held_out = split(made.rows, settings.held_out, settings.seed)
+        self.rows, self.held_out = Tokenized(tuple(train)), Tokenized(tuple(held_out))
         steps = settings.steps or math.ceil(settings.epochs * len(self.rows.rows) / settings.batch)
         self.settings = replace(settings, steps=steps)
 
     @property
     def description(self) -> str:
         """The data in words."""
-        cut = f", {self.rows.cut} cut to {self.settings.tokens} tokens" if self.rows.cut else ""
+        all_there_are = ", all that the model has positions for" if self._limit < self.settings.tokens else ""
+        cut = f", {self.rows.cut} cut to {self._limit} tokens{all_there_are}" if self.rows.cut else ""
+        left_out = f"\nleft out: {reasons(self._left_out)}" if self._left_out else ""
         return (
+            f"{self._data.description}\n"
             f"{len(self.rows.rows)} rows to train on ({self.rows.trained_tokens:,} tokens learned an epoch{cut}), "
             f"{len(self.held_out.rows)} held out; {self.settings.steps} steps of {self.settings.batch} rows"
+            f"{left_out}"
         )
 
     def calibration(self, count: int) -> list[dict[str, Tensor]]:
         """Return the first rows of the training data as the model's arguments, each a batch of its own: no padding."""
         rows = self.rows.rows[:count]
-        return [{"input_ids": torch.tensor([row["input_ids"]])} for row in rows]
+        return [{"input_ids": torch.tensor([row.input_ids])} for row in rows]
 
     def train(self, model: nn.Module, work: Path, display: Display, *, resume: bool) -> Outcome:
         """Train an adapted model; checkpoints go to `work`, and to resume goes on from the last that is whole there.
@@ -80,8 +98,8 @@ class LanguageTask:
                 on_gpu=next(model.parameters()).is_cuda,
                 schedule="constant_with_warmup" if keeps_lr(model) else "linear",
             ),
-            train_dataset=list(self.rows.rows),
-            eval_dataset=list(self.held_out.rows) or None,
+            train_dataset=[row.features for row in self.rows.rows],
+            eval_dataset=[row.features for row in self.held_out.rows] or None,
             processing_class=self._tokenizer,
             data_collator=DataCollatorForSeq2Seq(self._tokenizer, padding=True),
             optimizers=(optimizer, None),

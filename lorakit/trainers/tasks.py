@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from lorakit.data.source import Data, Reading, read_data
+from lorakit.errors import DataError
+from lorakit.reporter import SILENT, Reporter
 from lorakit.values import ModelReference
 
 if TYPE_CHECKING:
@@ -14,18 +18,38 @@ if TYPE_CHECKING:
     from lorakit.trainers.settings import Settings
 
 Task: TypeAlias = "LanguageTask | PairsTask"
+# what was read of a file, or the name of code that makes pairs
+Source: TypeAlias = Data | str
+
+
+def read_source(data: str, reading: Reading, reporter: Reporter = SILENT) -> Source:
+    """Return what a file holds, which needs no model; the name of code, `FILE.py:FACTORY`, is left as it is.
+
+    Raises: DataError.
+    """
+    path = Path(data)
+    return data if ":" in path.name and not path.exists() else read_data(path, reading, reporter)
 
 
 def make_task(
-    data: str, structure: nn.Module, model: ModelReference, settings: Settings, loss: str | None = None
+    data: Source,
+    structure: nn.Module,
+    model: ModelReference,
+    settings: Settings,
+    loss: str | None = None,
+    reporter: Reporter = SILENT,
 ) -> Task:
     """Return the data made ready for a model of this structure. Raises: DataError, ModelError."""
     if hasattr(structure, "save_pretrained"):
+        from lorakit.data.language_model import check_causal
         from lorakit.trainers.huggingface_task import LanguageTask
-        from lorakit.trainers.text_data import check_causal
 
         check_causal(structure, "training on text")
-        return LanguageTask(model.text, data, settings, model.trust_remote_code)
+        if isinstance(data, str):
+            raise DataError(f"a language model trains on a file of text, and {data} names code")
+        return LanguageTask(model, structure, data, settings, reporter)
     from lorakit.trainers.plain_task import PairsTask
 
+    if isinstance(data, Data):
+        raise DataError(f"a PyTorch model trains on pairs that code makes, FILE.py:FACTORY, and {data.name} is a file")
     return PairsTask(data, loss, settings)

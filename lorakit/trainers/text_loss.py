@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from lorakit.data.examples import require_kept
+from lorakit.data.language_model import check_causal, read_tokenizer, row_limit, vocabulary_of
+from lorakit.data.source import read_data
+from lorakit.data.tokens import IGNORED, Tokenized, TokenRow, tokenize
 from lorakit.errors import ModelError
-from lorakit.trainers.text_data import IGNORED, Tokenized, check_causal, read_records, read_tokenizer, tokenize
 
-Row = dict[str, list[int]]
-Progress = Callable[[Sequence[Row]], Iterable[Row]]
+Progress = Callable[[Sequence[TokenRow]], Iterable[TokenRow]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +38,12 @@ def read_loss_text(
     """
     model: Any = structure
     check_causal(model, "the loss on a text")
-    records = read_records(path)
+    data = read_data(path)
+    examples = data.examples[:rows] if rows else data.examples
     tokenizer = read_tokenizer(reference, trust_remote_code)
-    limit = min(tokens, getattr(model.config, "max_position_embeddings", None) or tokens)
-    tokenized = tokenize(records[:rows] if rows else records, tokenizer, limit)
-    known = model.get_input_embeddings().weight.shape[0]
-    largest = max(chain.from_iterable(row["input_ids"] for row in tokenized.rows))
-    if largest >= known:
-        raise ModelError(
-            f"the tokenizer of {reference} gives the token {largest}, and the model knows {known}: "
-            "they are not of one model"
-        )
+    limit = row_limit(model, tokens)
+    tokenized = tokenize(examples, tokenizer, limit, vocabulary_of(model))
+    require_kept(data.name, len(examples), tokenized.left_out, data.reading.max_left_out)
     return LossText(str(path), limit, tokenized)
 
 
@@ -60,8 +56,8 @@ def mean_loss(model: nn.Module, text: LossText, progress: Progress = iter) -> fl
     # a row at a time: no padding, and the logits of one row in memory
     with torch.inference_mode():
         for row in progress(text.tokenized.rows):
-            ids = torch.tensor([row["input_ids"]], device=device)
-            labels = torch.tensor(row["labels"], device=device)
+            ids = torch.tensor([row.input_ids], device=device)
+            labels = torch.tensor(row.labels, device=device)
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
             total += float(
                 nn.functional.cross_entropy(logits.float(), labels[1:], ignore_index=IGNORED, reduction="sum")
