@@ -25,7 +25,6 @@ from lorakit.data.examples import reasons, require_kept
 from lorakit.data.language_model import read_tokenizer, row_limit, vocabulary_of
 from lorakit.data.source import Data
 from lorakit.data.tokens import Tokenized, split, tokenize
-from lorakit.errors import DataError
 from lorakit.reporter import SILENT, Reporter
 from lorakit.trainers.checkpoints import Checkpoints, step_of
 from lorakit.trainers.display import Display, StopAsked
