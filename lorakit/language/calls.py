@@ -16,7 +16,7 @@ from lorakit.language.problems import Place
 from lorakit.language.statements import PluginCall, Value
 from lorakit.language.suggestions import listed
 from lorakit.language.syntax import Call, TupleNode, ValueNode, Word
-from lorakit.language.words import CLAUSES, INITIALIZER, PluginKind
+from lorakit.language.words import CLAUSES, INITIALIZER, NONE, QUANTIZER, PluginKind
 
 if TYPE_CHECKING:
     from lorakit.hooks import Plugins
@@ -49,6 +49,18 @@ class Calls:
         sound = self._configured(plugin, call, node, place, sound)
         return call if sound and double is not None else None
 
+    def is_none(self, node: Call, place: Place) -> bool:
+        """Return whether a call is `none`; what stands behind that is reported."""
+        if node.name != NONE:
+            return False
+        for option in node.options:
+            message = f"`{NONE}` has no option `{option.name}`"
+            place.report_word(Code.UNKNOWN_OPTION, message, option.name, None, "it takes no options")
+        if node.double is not None:
+            message = f"`{NONE}` has no double quantization"
+            place.report_word(Code.NO_DOUBLE, message, node.double, None, "it leaves modules as they are")
+        return True
+
     def _report_unknown(self, name: Word, kind: PluginKind, registry: Mapping[str, type], place: Place) -> None:
         if kind is INITIALIZER and name == "zeros":
             place.report_word(
@@ -58,6 +70,10 @@ class Calls:
                 "gaussian",
                 "the gradient of A is a product with B, and that of B one with A; one of the two must not be zero",
             )
+            return
+        if kind is QUANTIZER and name == NONE:
+            message = "no clause says `none`: an `adapt` rule without `quant` leaves its modules as they are"
+            place.report_word(Code.UNKNOWN_PLUGIN, message, name, None, f"help: leave out `quant {NONE}`")
             return
         if self.scope.lacks_plugins:
             return

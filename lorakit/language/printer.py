@@ -26,7 +26,7 @@ from lorakit.language.statements import (
     Value,
 )
 from lorakit.language.syntax import MAX_DEPTH, Word
-from lorakit.language.words import KEYWORDS, clauses_of
+from lorakit.language.words import KEYWORDS, NONE, clauses_of
 
 if TYPE_CHECKING:
     from lorakit.language.spec import Spec
@@ -118,6 +118,10 @@ def _call(call: PluginCall) -> list[Word]:
     return [_name(call.name), Word("(", "_LPAR", 0), *_parted(options), Word(")", "RPAR", 0), *double]
 
 
+def _stored(quant: PluginCall | None) -> list[Word]:
+    return [_name(NONE)] if quant is None else _call(quant)
+
+
 def _value(value: Value) -> list[Word]:
     if isinstance(value, bool):
         return [_keyword("true" if value else "false")]
@@ -179,7 +183,7 @@ def _require(require: Require) -> list[Word]:
 
 _STATEMENTS: Mapping[type, Callable[[Any], list[Word]]] = {
     Adapt: lambda rule: [_keyword("adapt"), *_targets(rule.targets), *_clauses(rule)],
-    Quantize: lambda rule: [_keyword("quantize"), *_targets(rule.targets), *_call(rule.quant), *_clauses(rule)],
+    Quantize: lambda rule: [_keyword("quantize"), *_targets(rule.targets), *_stored(rule.quant), *_clauses(rule)],
     Train: lambda rule: [_keyword("train"), *_targets(rule.targets), *_clauses(rule)],
     Optimizer: lambda optimizer: [_keyword("optimizer"), *_call(optimizer.call), *_clauses(optimizer)],
     Step: lambda step: [_keyword("step"), *_clauses(step)],

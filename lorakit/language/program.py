@@ -129,9 +129,10 @@ class _Reader:
     def quantize(self, node: RuleNode, place: Place) -> None:
         targets = read_targets(node.targets, self.scope, self.calls.plugins.roles, place)
         assert node.call is not None
-        call = self.calls.read(node.call, QUANTIZER, place)
+        leaves = self.calls.is_none(node.call, place)
+        call = None if leaves else self.calls.read(node.call, QUANTIZER, place)
         fields = read_clauses(node, Context(self.calls, place))
-        if targets is not None and call is not None:
+        if targets is not None and (leaves or call is not None):
             self.rules.append(Quantize(targets, call, **fields, span=place.span(node.start, node.end)))
 
     def train(self, node: RuleNode, place: Place) -> None:

@@ -118,10 +118,13 @@ class Adapt:
 
 @dataclass(frozen=True, slots=True)
 class Quantize:
-    """`quantize TARGETS NAME`: quantize frozen modules without adapting them."""
+    """`quantize TARGETS NAME`: quantize frozen modules without adapting them.
+
+    Without `quant` (`none`) they stay as they are.
+    """
 
     targets: tuple[Target, ...]
-    quant: PluginCall
+    quant: PluginCall | None
     layers: tuple[IndexRange, ...] = ()
     excepts: tuple[Target, ...] = ()
     optional: bool = False

@@ -25,6 +25,10 @@ OPTIMIZER = PluginKind("optimizer", "optimizers")
 METHOD = PluginKind("method", "methods")
 
 
+# what `quantize` says in the place of a quantizer, of modules that stay as they are
+NONE = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class Keyword:
     """A word of the language and what it says.
@@ -82,8 +86,10 @@ STATEMENTS = _by_word(
     ),
     Keyword(
         "quantize",
-        "Quantizes frozen modules without adapting them. It leaves alone what an `adapt` or a `train` rule decides.",
-        written="quantize TARGETS NAME[(options)] [double]",
+        "Quantizes frozen modules without adapting them, or with `none` leaves them as they are. It leaves alone what "
+        "an `adapt` or a `train` rule decides. In a program with such a statement just what rules name is quantized: "
+        "`quantize @linear none` says 'nothing else'.",
+        written="quantize TARGETS NAME[(options)] [double] | none",
         plugin=QUANTIZER,
     ),
     Keyword(
@@ -164,7 +170,14 @@ CLAUSES = _by_word(
         "plugin",
         plugin=INITIALIZER,
     ),
-    Keyword("quant", "Stores the frozen base weight in fewer bits.", _ADAPT, "plugin", plugin=QUANTIZER),
+    Keyword(
+        "quant",
+        "Stores the frozen base weight in fewer bits. In a program without a `quantize` statement the linear layers "
+        "that no rule decides are stored so too, unless its `adapt` rules name different quantizers.",
+        _ADAPT,
+        "plugin",
+        plugin=QUANTIZER,
+    ),
     Keyword(
         "dtype",
         "The type of the adapter's weights. Without this clause bf16 over a quantized base, else that of the base.",
@@ -282,4 +295,6 @@ def name_fault(name: str) -> str:
         return "a name is letters, digits and underscores, and begins with no digit"
     if name in KEYWORDS:
         return f"`{name}` is a word of the language"
+    if name == NONE:
+        return "`none` says that modules stay as they are"
     return ""

@@ -24,6 +24,7 @@ def test_every_word_says_what_it_means() -> None:
     for word, keyword in KEYWORDS.items():
         assert keyword.word == word and word in keyword.form and keyword.meaning.endswith(".")
         assert name_fault(word) == f"`{word}` is a word of the language"
+    assert name_fault("none") == "`none` says that modules stay as they are"
     assert MEANINGS.keys() == QUANTITIES.keys()
 
 
