@@ -12,12 +12,21 @@ from lsprotocol.types import CompletionItemKind
 from lorakit.hooks.options import Option, supports_double
 from lorakit.language.amounts import Amount
 from lorakit.language.quantities import MEANINGS, QUANTITIES
-from lorakit.language.words import CLAUSE_TERMINALS, CLAUSES, KEYWORDS, STATEMENTS, clauses_of
+from lorakit.language.words import CLAUSE_TERMINALS, CLAUSES, KEYWORDS, NONE, STATEMENTS, clauses_of
 from lorakit.lsp.document import Document
 from lorakit.lsp.model import Model
 from lorakit.lsp.names import names_of
 from lorakit.lsp.offers import Offer, Request
-from lorakit.lsp.prose import RANK, keyword_text, name_text, option_detail, option_line, plugin_summary, plugin_text
+from lorakit.lsp.prose import (
+    NONE_TEXT,
+    RANK,
+    keyword_text,
+    name_text,
+    option_detail,
+    option_line,
+    plugin_summary,
+    plugin_text,
+)
 from lorakit.lsp.reading import cursor_at, unclosed
 from lorakit.lsp.slots import (
     ChoiceSlot,
@@ -91,6 +100,8 @@ def _plugin_names(slot: PluginSlot, request: Request) -> Iterable[Offer]:
     for name, plugin in registry(slot.kind, plugins).items():
         text = plugin_text(plugin, slot.kind, plugins)
         yield Offer(name, request.cursor.start, CompletionItemKind.Function, plugin_summary(plugin), text)
+    if request.cursor.statement == "quantize":
+        yield Offer(NONE, request.cursor.start, CompletionItemKind.EnumMember, NONE_TEXT)
 
 
 def _option_names(slot: OptionSlot, request: Request) -> Iterable[Offer]:

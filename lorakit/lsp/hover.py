@@ -12,11 +12,21 @@ from lorakit.language.problems import Place, Problems
 from lorakit.language.quantities import MEANINGS
 from lorakit.language.syntax import Word
 from lorakit.language.targets import read_targets
-from lorakit.language.words import CLAUSES, KEYWORDS
+from lorakit.language.words import CLAUSES, KEYWORDS, NONE
 from lorakit.lsp.document import Document
 from lorakit.lsp.model import Model, Unreadable, model_comment
 from lorakit.lsp.names import names_of, scope_of
-from lorakit.lsp.prose import RANK, keyword_text, modules, name_text, option_line, plugin_text, target_text
+from lorakit.lsp.prose import (
+    NONE_TEXT,
+    RANK,
+    keyword_text,
+    modules,
+    name_text,
+    option_line,
+    plugin_text,
+    reach_text,
+    target_text,
+)
 from lorakit.lsp.reading import word_at
 from lorakit.lsp.slots import (
     ChoiceSlot,
@@ -94,7 +104,12 @@ def _word_hint(document: Document, model: Model | Unreadable | None, offset: int
 
 
 def _keyword(spot: _Spot) -> str:
-    return keyword_text(KEYWORDS[str(spot.word)])
+    text, spec = keyword_text(KEYWORDS[str(spot.word)]), spot.document.analysis.spec
+    if spot.word.type != "QUANT" or spot.model is None or spec is None:
+        return text
+    here = f"{spot.document.source.name}:"
+    said = (line.replace(here, "line ") for line in reach_text(spec, spot.model, spot.document.plugins))
+    return "\n\n".join([text, *said])
 
 
 def _target(spot: _Spot) -> str:
@@ -116,6 +131,8 @@ def _name(spot: _Spot) -> str | None:
 
 
 def _plugin(slot: PluginSlot, spot: _Spot) -> str | None:
+    if spot.word == NONE and spot.before[0].type == "QUANTIZE":
+        return NONE_TEXT
     plugin = plugin_named(spot.word, slot.kind, spot.document.plugins)
     return plugin_text(plugin, slot.kind, spot.document.plugins) if plugin is not None else None
 
