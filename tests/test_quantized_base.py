@@ -223,3 +223,16 @@ def test_the_command_line(llama_folder: Path, tmp_path: Path) -> None:
     broken.write_bytes(broken.read_bytes()[:-100])
     failed = lorakit_command("apply", spec, llama_folder, "-o", tmp_path / "never", code=2)
     assert "damaged or cut short" in failed.stderr and not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("spec", ["adapt attn.c_proj rank 2 quant nf4", "adapt c_attn rank 2; quantize @linear nf4"])
+def test_a_merged_model_is_saved_as_its_class_holds_its_layers(spec: str, tmp_path: Path, gpt2: nn.Module) -> None:
+    """A Conv1D's weight lies transposed, and where it is square no shape would tell."""
+    tokens = torch.randint(0, 128, (2, 8), generator=torch.Generator().manual_seed(1))
+    merged = lorakit.merge(lorakit.apply(spec, gpt2))
+    merged.save_pretrained(tmp_path)  # type: ignore[operator]
+    from transformers import AutoModelForCausalLM
+
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(tokens).logits, merged(tokens).logits, rtol=1e-5, atol=1e-5)
+    assert {type(one) for one in merged.modules()} == {type(one) for one in again.modules()}

@@ -36,8 +36,8 @@ class Checkpoints:
             with new_folder(self.work / f"checkpoint-{step}") as folder:
                 fill(folder)
         except (OutputError, WriteError) as error:
-            standing = checkpoint_steps(self.work)
-            kept = f"{standing[max(standing)]} is the last whole checkpoint" if standing else "no checkpoint is there"
+            standing = last_whole(self.work)
+            kept = f"{standing} is the last whole checkpoint" if standing else "no whole checkpoint is there"
             if needed or not self.goes_on:
                 raise WriteError(f"{error}; {kept}") from error
             self.say(f"warning: {error}; {kept}, and training goes on")
