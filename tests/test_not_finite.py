@@ -13,20 +13,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lorakit
+from helpers import NET
 from lorakit.cli.main import app
 
-PLAIN = """
-import torch
-from torch import nn
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 16), nn.Dropout(0.5), nn.Linear(16, 1))
-
-def pairs():
-    x = torch.randn(24, 8, generator=torch.Generator().manual_seed(1))
-    return [(row, row[:1] * 3) for row in x]
-
+PLAIN = f"""{NET}
 def exploding(output, target):
     return (output - target).square().mean() * 1e6
 """

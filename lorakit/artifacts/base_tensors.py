@@ -11,13 +11,11 @@ from torch import Tensor, nn
 
 from lorakit.application.places import base_layer_of, module_at, stored_buffers
 from lorakit.artifacts.foreign_names import ROWS
-from lorakit.artifacts.peft_names import LORA, PREFIX
+from lorakit.artifacts.peft_names import BASE, LORA, PREFIX
 from lorakit.artifacts.reading import AdapterFiles
 from lorakit.errors import AdapterError
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.place import Place
-
-BASE = ".base_layer"
 
 
 class WeightsNeededError(AdapterError):

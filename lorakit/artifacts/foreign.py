@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lorakit.artifacts.base_tensors import BaseTensors, base_tensors
 from lorakit.artifacts.moved_names import Moved, moved
-from lorakit.artifacts.peft_names import FIRST, LORA, PREFIX, file_names
+from lorakit.artifacts.peft_names import BASE, FIRST, LORA, PREFIX, file_names
 from lorakit.artifacts.reading import AdapterFiles
 from lorakit.artifacts.scales import Scales
 from lorakit.dtypes import SHORT, name_of
@@ -74,7 +74,7 @@ def _decisions(files: AdapterFiles, here: Moved, base: BaseTensors, inventory: I
             continue
         place = Place(inner, is_parameter=True)
         path, parameter = place.holder, place.leaf
-        if parameter == "bias" and path.endswith(".base_layer"):
+        if parameter == "bias" and path.endswith(BASE):
             continue
         _known(path, name, inventory, files)
         if parameter not in {
@@ -123,22 +123,22 @@ def _rank(name: str, lora_A: Tensor, shape: LayerShape, files: AdapterFiles) -> 
 
 def _target(path: str, inventory: Inventory, files: AdapterFiles) -> str:
     """Return the target of a tensor: for a parameter of a module, PEFT writes the module's path and `base_layer`s."""
-    if path not in inventory.modules and (inner := path.replace(".base_layer.", ".")) in inventory.modules:
+    if path not in inventory.modules and (inner := path.replace(f"{BASE}.", ".")) in inventory.modules:
         # a module around it was wrapped
         return inner
     if f"{path}.{IN_PROJECTION}" in inventory.modules and not files.config.get("target_parameters"):
         # what PEFT's adapter of a whole MultiheadAttention has besides that of its out_proj
         return f"{path}.{IN_PROJECTION}"
     outer = path
-    while outer.endswith(".base_layer"):
-        outer = outer.removesuffix(".base_layer")
+    while outer.endswith(BASE):
+        outer = outer.removesuffix(BASE)
     wanted = tuple(f".{name}" for name in files.config.get("target_parameters") or ())
     own = [
         child
         for child in inventory.children.get(outer, ())
         if inventory.modules[child].is_parameter and f".{child}".endswith(wanted)
     ]
-    depth = path.count(".base_layer")
+    depth = path.count(BASE)
     if depth < len(own):
         return own[len(own) - 1 - depth]
     module, weight = inventory.modules.get(path), f"{path}.weight"

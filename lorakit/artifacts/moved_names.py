@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from lorakit.artifacts.foreign_names import ROWS, inner_names, put
-from lorakit.artifacts.peft_names import LORA, PREFIX
+from lorakit.artifacts.peft_names import BASE, LORA, PREFIX
 from lorakit.artifacts.reading import AdapterFiles
 from lorakit.artifacts.scales import Scales
 from lorakit.errors import AdapterError
@@ -22,8 +22,6 @@ from lorakit.planning.place import Place
 
 if TYPE_CHECKING:
     from lorakit.huggingface.former_names import FormerNames, LowRankPart, Renamed
-
-BASE = ".base_layer"
 
 
 @dataclass(frozen=True)

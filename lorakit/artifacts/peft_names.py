@@ -16,6 +16,8 @@ from lorakit.planning.plan import Plan, PlanEntry
 ROOT, PREFIX = "base_model.", "base_model.model."
 LORA = re.compile(r"(?P<path>.+)\.(?P<matrix>lora_[AB]\.weight|lora_embedding_[AB])")
 FIRST = ("lora_A.weight", "lora_embedding_A")
+# what stands between a path and what is the base layer's own, once for each adapter around it
+BASE = ".base_layer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def file_names(plan: Plan) -> Callable[[PlanEntry], dict[str, str]]:
     def names(entry: PlanEntry) -> dict[str, str]:
         assert entry.adapter is not None
         wrapped = _wrapped(entry.path, beside)
-        path = Place.of(entry).holder + ".base_layer" * depths[entry.path] if entry.is_parameter else wrapped
+        path = Place.of(entry).holder + BASE * depths[entry.path] if entry.is_parameter else wrapped
         return {
             one.name: f"{ROOT}{one.file_name}" if one.shared else f"{PREFIX}{path}.{one.file_name}"
             for one in entry.adapter.parameters

@@ -76,8 +76,10 @@ def start(subject: Subject, outputs: int, inputs: int, rank: int) -> None:
     if any(getattr(subject.plugin, name, False) for name in ("changes_start", "changes_base")):
         return
     change = float((SCALING * lora_B @ lora_A).norm() / weight.norm())
+    # two matrices whose product is zero give one that is rounded: to a part of what each weighs
+    rounding = torch.finfo(lora_A.dtype).eps * float(SCALING * lora_B.norm() * lora_A.norm() / weight.norm())
     expect(
-        change < 1e-5,
+        change < max(1e-5, rounding),
         f"B·A moves the weight by {change:.2g} of its norm before any training; fill lora_B with zeros, or "
         "declare it on the class: `changes_start: ClassVar[bool] = True`, or `changes_base` where B·A is to be taken "
         "from the base weight",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lorakit_torchao import library
-from lorakit_torchao.weight_only import WeightOnly
+from lorakit_torchao.weight_only import WeightOnly, whole_row
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ class Float8(WeightOnly):
 
     def group(self, columns: int) -> int:
         """Return the group size, or a whole row."""
-        return self.group_size or columns
+        return self.group_size or whole_row(columns)
 
     def compress(self, weight: Tensor) -> Any:
         """Return a Float8Tensor."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lorakit_torchao import library
-from lorakit_torchao.weight_only import WeightOnly
+from lorakit_torchao.weight_only import WeightOnly, whole_row
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ class Int8(WeightOnly):
 
     def group(self, columns: int) -> int:
         """Return the group size, or a whole row."""
-        return self.group_size or columns
+        return self.group_size or whole_row(columns)
 
     def compress(self, weight: Tensor) -> Any:
         """Return an Int8Tensor."""

@@ -81,3 +81,8 @@ class WeightOnly(Quantizer):
     @abstractmethod
     def rebuild(self, tensors: Mapping[str, Tensor], columns: int, dtype: torch.dtype) -> Any:
         """Return torchao's tensor subclass again, now one that dequantizes to `dtype`, from what `pack` gave."""
+
+
+def whole_row(columns: int) -> int:
+    """Return the size of the group that a row is, which is two at least: for rows of one torchao 0.18 has no scales."""
+    return max(2, columns)
