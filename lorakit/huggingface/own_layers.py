@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from lorakit.hooks.specs import hookimpl
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
 @hookimpl
 def lorakit_model_merged(model: nn.Module, plugins: Plugins) -> None:
     """Give Linears that stand for another class back to it, such as a Conv1D, whose weight lies transposed."""
+    modeling = sys.modules.get("transformers.modeling_utils")
+    if modeling is None or not isinstance(model, modeling.PreTrainedModel):
+        return
     from torch import nn
-    from transformers import PreTrainedModel
 
     from lorakit.application.places import replace_modules
     from lorakit.application.storing import with_weight
 
-    if not isinstance(model, PreTrainedModel):
-        return
     own = dict(_structure(model).named_modules())
     replacements: dict[nn.Module, nn.Module] = {}
     for path, module in model.named_modules():
