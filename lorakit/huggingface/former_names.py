@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, apply_renamings, rename_source_key
+from transformers.core_model_loading import WeightConverter, WeightRenaming, WeightTransform, rename_source_key
 
 # in a table's pattern: whichever of the modules that lie one by one
 ANY = "*."
@@ -55,7 +55,7 @@ class FormerNames:
         now, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self._held)
         if pattern is None:
             return Renamed(now) if now in self._held else None
-        place = re.search(pattern.replace(ANY, r"(?P<index>\d+)\."), apply_renamings(name, self._renamings))
+        place = re.search(pattern.replace(ANY, r"(?P<index>\d+)\."), _renamed(name, self._renamings))
         index = int(place["index"]) if place and "index" in place.re.groupindex else 0
         return Renamed(now, pattern, index)
 
@@ -117,5 +117,11 @@ def former_paths(model: nn.Module, paths: Iterable[str]) -> Mapping[str, str]:
     if not renamings:
         return {}
     # tables speak of weights, and what is at the end of a path may be cut off at a dot
-    former = {path: apply_renamings(f"{path}.weight", renamings).removesuffix(".weight") for path in paths if path}  # type: ignore[arg-type]
+    former = {path: _renamed(f"{path}.weight", renamings).removesuffix(".weight") for path in paths if path}
     return {path: name for path, name in former.items() if name != path}
+
+
+def _renamed(name: str, renamings: Iterable[WeightTransform]) -> str:
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    return name
