@@ -1,4 +1,4 @@
-"""`lorakit explain`: the page on one error, with an example of it and of how it should be."""
+"""`lorakit explain`: the page on one error, with an example of it and of how it should be, or what a word says."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ import typer
 
 def explain(
     code: Annotated[
-        str, typer.Argument(metavar="[CODE]", help="A code such as L042; without one, all are listed.")
+        str,
+        typer.Argument(
+            metavar="[CODE]",
+            help="A code such as L042, or a word of the language such as quantize; without one, all codes are listed.",
+        ),
     ] = "",
 ) -> None:
-    """Explain an error by its code.
+    """Explain an error by its code, or a word of the language.
 
     Example: lorakit explain L042
     """
     from lorakit.diagnostics import Code
     from lorakit.language.catalogue import page_of, pages
+    from lorakit.language.words import KEYWORDS
 
     if not code:
         sys.stdout.write("".join(f"{page.code}  {page.title}\n" for page in pages().values()))
         return
     try:
-        text = page_of(Code(code.upper())).text
+        text = _word(code) if code in KEYWORDS else page_of(Code(code.upper())).text
     except ValueError:
         from lorakit.language.suggestions import nearest
 
-        near = nearest(code.upper(), Code)
+        near = nearest(code.upper(), Code) or nearest(code, KEYWORDS)
         hint = f"did you mean {near}?" if near else "`lorakit explain` lists all codes"
         sys.stderr.write(f"error: there is no code `{code}`; {hint}\n")
         raise typer.Exit(2) from None
@@ -39,3 +44,20 @@ def explain(
     from rich.markdown import Markdown
 
     Console().print(Markdown(text))
+
+
+def _word(word: str) -> str:
+    """Return what a word of the language says, as Markdown in lines of a page."""
+    import textwrap
+
+    from lorakit.language.catalogue import word_pages
+    from lorakit.language.words import KEYWORDS, STATEMENTS
+
+    page, statements = word_pages()[word], KEYWORDS[word].statements
+    parts = [f"# `{page.form}`", textwrap.fill(page.meaning, 100)]
+    parts += ["\n".join(f"- `{choice}`: {meaning}" for choice, meaning in page.choices.items())]
+    if statements:
+        parts.append(f"A clause of {', '.join(f'`{statement}`' for statement in statements)}.")
+    elif word in STATEMENTS:
+        parts.append("A statement.")
+    return "\n\n".join(filter(None, parts)) + "\n"

@@ -16,7 +16,7 @@ from lorakit.language.place import Place
 from lorakit.language.statements import PluginCall, Value
 from lorakit.language.suggestions import listed
 from lorakit.language.syntax import Call, Group, ValueNode, Word
-from lorakit.language.words import CLAUSES
+from lorakit.language.words import CLAUSES, STATEMENTS
 
 if TYPE_CHECKING:
     from lorakit.hooks import Plugins
@@ -43,6 +43,16 @@ def read_call(node: Call, kind: str, scope: Scope, place: Place) -> PluginCall |
     return call
 
 
+def check_bare(node: Call, place: Place) -> None:
+    """Report what stands behind a word that says that there is no plugin."""
+    for option in node.options:
+        message = f"`{node.name}` has no option `{option.name}`"
+        place.report(Code.UNKNOWN_OPTION, message, option.name, None, "it takes no options")
+    if node.double is not None:
+        message = f"`{node.name}` has no double quantization"
+        place.report(Code.NO_DOUBLE, message, node.double, None, "it leaves modules as they are")
+
+
 def plugins_of(kind: str, plugins: Plugins) -> Mapping[str, Any]:
     """Return the plugins of one kind by name."""
     found: Mapping[str, Any] = getattr(plugins, f"{kind}s")
@@ -54,6 +64,9 @@ def _report_unknown(name: Word, kind: str, registry: Mapping[str, type], scope: 
         message = "`init zeros` does not exist: with A and B both zero nothing ever learns"
         note = "the gradient of A is a product with B, and that of B one with A; one of the two must not be zero"
         place.report(Code.INIT_ZEROS, message, name, "gaussian", note)
+    elif kind == "quantizer" and name == STATEMENTS["quantize"].without:
+        message = f"no clause says `{name}`: an `adapt` rule without `quant` leaves its modules as they are"
+        place.report(Code.UNKNOWN_PLUGIN, message, name, None, f"help: leave out `quant {name}`")
     elif not scope.lacks_plugins:
         near = place.nearest(name, registry)
         notes = ["help: `double` stands behind a quantizer: `nf4 double`"] if name == "double" else []

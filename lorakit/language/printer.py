@@ -13,7 +13,7 @@ from lorakit.language.layout import flat, lay_out, pieces
 from lorakit.language.render import render_text
 from lorakit.language.statements import Expression, IndexRange, Number, PluginCall, Quantity, Require, Target, Value
 from lorakit.language.syntax import MAX_DEPTH, Word
-from lorakit.language.words import KEYWORDS, PLUGINS, STATEMENTS, clauses_of
+from lorakit.language.words import KEYWORDS, PLUGINS, STATEMENTS, Keyword, clauses_of
 
 if TYPE_CHECKING:
     from lorakit.language.spec import Spec
@@ -84,6 +84,10 @@ def _call(call: PluginCall) -> list[Word]:
     return [Word(call.name, "NAME"), *bracketed, *([_keyword("double")] if call.double else [])]
 
 
+def _stored(call: PluginCall | None, keyword: Keyword) -> list[Word]:
+    return [Word(keyword.without, "NAME")] if call is None else _call(call)
+
+
 def _value(value: Value) -> list[Word]:
     if isinstance(value, bool):
         return [_keyword("true" if value else "false")]
@@ -135,7 +139,7 @@ def _clauses(statement: Any) -> Iterator[Word]:
 def _statement(statement: Any) -> list[Word]:
     keyword = STATEMENTS[type(statement).__name__.lower()]
     targets = _targets(getattr(statement, "targets", ()))
-    call = _call(getattr(statement, keyword.fills)) if keyword.plugin else []
+    call = _stored(getattr(statement, keyword.fills), keyword) if keyword.plugin else []
     return [_keyword(keyword.word), *targets, *call, *_clauses(statement)]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lorakit.diagnostics import Code, Span
-from lorakit.language.calls import read_call, unquoted
+from lorakit.language.calls import check_bare, read_call, unquoted
 from lorakit.language.clauses import read_clauses
 from lorakit.language.distributions import is_installed
 from lorakit.language.names import Definition, LetValue, Scope, evaluate
@@ -85,7 +85,9 @@ class _Reader:
         given = read_clauses(node, self.scope, place, method)
         if node.targets:
             given["targets"] = read_targets(node.targets, self.scope, place)
-        if node.call is not None:
+        if node.call is not None and node.call.name == keyword.without:
+            check_bare(node.call, place)
+        elif node.call is not None:
             given[keyword.fills] = read_call(node.call, keyword.plugin, self.scope, place)
         span = place.span(node)
         statement = kind(**given, span=span) if None not in given.values() else None

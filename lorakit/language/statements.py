@@ -114,10 +114,13 @@ class Adapt(_Written):
 
 @dataclass(frozen=True, slots=True)
 class Quantize(_Written):
-    """`quantize TARGETS NAME`: quantize frozen modules without adapting them."""
+    """`quantize TARGETS NAME`: quantize frozen modules without adapting them.
+
+    Without `quant` (`none`) they stay as they are.
+    """
 
     targets: tuple[Target, ...]
-    quant: PluginCall
+    quant: PluginCall | None = None
     layers: tuple[IndexRange, ...] = ()
     excepts: tuple[Target, ...] = ()
     optional: bool = False

@@ -21,6 +21,7 @@ class Keyword:
 
     A clause names the `statements` that take it. What stands behind the word, of the kind that it `takes`, `fills` a
     field of the Spec, which is called as the word is unless this says another. A name is one of the `choices`, if any.
+    `without` is the word that says, in a plugin's place, that there is none: the field stays as it is by default.
     """
 
     word: str
@@ -28,6 +29,7 @@ class Keyword:
     takes: str = ""
     choices: tuple[str, ...] = ()
     fills: str = ""
+    without: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fills", self.fills or self.word)
@@ -51,7 +53,7 @@ _ADAPT, _RULES, _STEP = ("adapt",), ("adapt", "quantize", "train"), ("step",)
 
 STATEMENTS = _by_word(
     Keyword("adapt"),
-    Keyword("quantize", takes="quantizer", fills="quant"),
+    Keyword("quantize", takes="quantizer", fills="quant", without="none"),
     Keyword("train"),
     Keyword("optimizer", takes="optimizer", fills="call"),
     Keyword("step"),
@@ -122,4 +124,6 @@ def name_fault(name: str) -> str:
         return "a name is letters, digits and underscores, and begins with no digit"
     if name in KEYWORDS:
         return f"`{name}` is a word of the language"
+    if any(name == keyword.without for keyword in STATEMENTS.values()):
+        return f"`{name}` says that modules stay as they are"
     return ""

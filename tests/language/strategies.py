@@ -110,7 +110,7 @@ RANKLESS = st.builds(lambda targets: Adapt(targets, method=PluginCall("rankless"
 RULES = st.one_of(
     ADAPTS,
     RANKLESS,
-    st.builds(Quantize, LISTS, QUANTIZERS, **SCOPES),
+    st.builds(Quantize, LISTS, st.none() | QUANTIZERS, **SCOPES),
     st.builds(Train, LISTS, st.none() | POSITIVE, **SCOPES),
 )
 OPTIMIZERS = st.builds(

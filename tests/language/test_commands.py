@@ -111,6 +111,13 @@ def test_explain() -> None:
     assert code == 0 and len(out.splitlines()) == len(Code)
     code, _, err = lorakit("explain", "L42")
     assert code == 2 and err == "error: there is no code `L42`; did you mean L042?\n"
+    code, out, _ = lorakit("explain", "quantize")
+    assert code == 0 and "or with `none` leaves them as they are" in " ".join(out.split()) and "A statement." in out
+    assert (
+        "- `bf16`: bfloat16" in lorakit("explain", "dtype")[1]
+        and "A clause of `adapt`." in lorakit("explain", "rank")[1]
+    )
+    assert "did you mean quant?" in lorakit("explain", "qant")[2]
     assert lorakit("explain", "nonsense")[2].endswith("`lorakit explain` lists all codes\n")
 
 

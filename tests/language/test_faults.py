@@ -132,6 +132,10 @@ VALUES = [
     ("adapt q rank 4 bias all", "L038", "all"),
     ("adapt q rank 4 quant nf5", "L030", "nf5"),
     ("adapt q rank 4 quant double", "L030", "double"),
+    ("adapt q rank 4 quant none", "L030", "none"),
+    ("quantize q none double", "L034", "double"),
+    ("quantize q none(block=64)", "L031", "block"),
+    ("quantize q none lr 1", "L041", "lr"),
     ("adapt q rank 4 method nf4", "L030", "nf4"),
     ("optimizer gaussian", "L030", "gaussian"),
     ("adapt q rank 4 init zeros", "L035", "zeros"),
@@ -236,6 +240,11 @@ def test_each_fault_is_one_diagnostic_under_its_words(text: str, code: str, word
          "not be zero"),
         ("adapt q rank 4 quant int8 double", "`int8` has no double quantization | `fp4`, `nf4` and `wide` have it"),
         ("adapt q rank 4 quant nf5", "there is no quantizer `nf5` | did you mean `nf4`?"),
+        (
+            "adapt q rank 4 quant none",
+            "no clause says `none`: an `adapt` rule without `quant` leaves its modules as they are | leave out "
+            "`quant none`",
+        ),
         ("optimizer lion", "there is no optimizer `lion` | there are `adamw`, `adamw8bit` and `sgd`"),
         ("optimizer adamw(lr=1)", "`adamw` has no option `lr` | `lr` stands behind the parentheses, as in `adamw lr`"),
         ("train q rank 4", "`train` takes no `rank` | it takes `lr`, `layers`, `except` and `optional`"),

@@ -49,7 +49,7 @@ def test_the_example() -> None:
         Optimizer(PluginCall("adamw", (("betas", (0.9, 0.999)), ("weight_decay", 0))), 2e-4, True),
         Step(2, 2048, "bf16"),
         (
-            Require(Quantity("trainable"), "<", Number(1, "%")),
+            Require(Quantity("trainable"), "<", Number(2, "%")),
             Require(Quantity("peak_memory"), "<=", Number(24, "GiB")),
         ),
     )
@@ -62,7 +62,7 @@ def test_spans() -> None:
     assert second.span == Span("<text>", 9, 1, 9, 50)
     assert isinstance(second, Adapt) and second.rank_span == Span("<text>", 9, 30, 9, 33)
     assert second.targets[0].span == Span("<text>", 9, 7, 9, 24)
-    assert isinstance(third, Quantize) and third.quant.span == Span("<text>", 10, 18, 10, 21)
+    assert isinstance(third, Quantize) and third.quant and third.quant.span == Span("<text>", 10, 18, 10, 21)
     assert spec.source == EXAMPLE and spec.sources == {"<text>": EXAMPLE}
 
 
@@ -93,6 +93,10 @@ def test_every_clause() -> None:
     )
     assert read("quantize a int8(threshold=0) layers -4..-1 except x optional").rules == (
         Quantize((path("a"),), PluginCall("int8", (("threshold", 0),)), (IndexRange(-4, -1),), (path("x"),), True),
+    )
+    assert read("quantize a none layers 2 optional; quantize a none()").rules == (
+        Quantize((path("a"),), None, (IndexRange(2, 2),), optional=True),
+        Quantize((path("a"),), None),
     )
     assert read("use lark\nuse lark >= 1.0").uses == (("lark", None), ("lark", "1.0"))
 

@@ -30,6 +30,7 @@ def test_every_word_says_what_it_means() -> None:
         assert keyword.word == word and word in page.form and page.meaning.endswith(".")
         assert tuple(page.choices) == keyword.choices
         assert name_fault(word) == f"`{word}` is a word of the language"
+    assert name_fault("none") == "`none` says that modules stay as they are"
     assert list(word_pages()) == [*KEYWORDS, *QUANTITIES]
 
 
