@@ -16,7 +16,7 @@ from lorakit.language.place import Place
 from lorakit.language.statements import PluginCall, Value
 from lorakit.language.suggestions import listed
 from lorakit.language.syntax import Call, Group, ValueNode, Word
-from lorakit.language.words import CLAUSES, STATEMENTS
+from lorakit.language.words import CLAUSES, NONE
 
 if TYPE_CHECKING:
     from lorakit.hooks import Plugins
@@ -64,7 +64,7 @@ def _report_unknown(name: Word, kind: str, registry: Mapping[str, type], scope: 
         message = "`init zeros` does not exist: with A and B both zero nothing ever learns"
         note = "the gradient of A is a product with B, and that of B one with A; one of the two must not be zero"
         place.report(Code.INIT_ZEROS, message, name, "gaussian", note)
-    elif kind == "quantizer" and name == STATEMENTS["quantize"].without:
+    elif kind == "quantizer" and name == NONE:
         message = f"no clause says `{name}`: an `adapt` rule without `quant` leaves its modules as they are"
         place.report(Code.UNKNOWN_PLUGIN, message, name, None, f"help: leave out `quant {name}`")
     elif not scope.lacks_plugins:

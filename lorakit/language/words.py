@@ -14,6 +14,9 @@ from types import MappingProxyType
 # What plugins are, one registry each
 PLUGINS = ("quantizer", "initializer", "optimizer", "method")
 
+# what `quantize` says in the place of a quantizer, of modules that stay as they are
+NONE = "none"
+
 
 @dataclass(frozen=True, slots=True)
 class Keyword:
@@ -53,7 +56,7 @@ _ADAPT, _RULES, _STEP = ("adapt",), ("adapt", "quantize", "train"), ("step",)
 
 STATEMENTS = _by_word(
     Keyword("adapt"),
-    Keyword("quantize", takes="quantizer", fills="quant", without="none"),
+    Keyword("quantize", takes="quantizer", fills="quant", without=NONE),
     Keyword("train"),
     Keyword("optimizer", takes="optimizer", fills="call"),
     Keyword("step"),
@@ -124,6 +127,6 @@ def name_fault(name: str) -> str:
         return "a name is letters, digits and underscores, and begins with no digit"
     if name in KEYWORDS:
         return f"`{name}` is a word of the language"
-    if any(name == keyword.without for keyword in STATEMENTS.values()):
+    if name == NONE:
         return f"`{name}` says that modules stay as they are"
     return ""

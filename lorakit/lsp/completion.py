@@ -13,12 +13,21 @@ from lorakit.hooks.options import Option, supports_double
 from lorakit.language.amounts import Amount
 from lorakit.language.calls import plugins_of
 from lorakit.language.catalogue import word_pages
-from lorakit.language.words import CLAUSE_TERMINALS, QUANTITIES, STATEMENTS, clauses_of
+from lorakit.language.words import CLAUSE_TERMINALS, NONE, QUANTITIES, STATEMENTS, clauses_of
 from lorakit.lsp.document import Document
 from lorakit.lsp.model import Model
 from lorakit.lsp.names import names_of
 from lorakit.lsp.offers import Offer, Request
-from lorakit.lsp.prose import RANK, name_text, option_detail, option_line, plugin_summary, plugin_text, word_text
+from lorakit.lsp.prose import (
+    NONE_TEXT,
+    RANK,
+    name_text,
+    option_detail,
+    option_line,
+    plugin_summary,
+    plugin_text,
+    word_text,
+)
 from lorakit.lsp.reading import cursor_at, unclosed
 from lorakit.lsp.slots import (
     ChoiceSlot,
@@ -90,6 +99,8 @@ def _plugin_names(slot: PluginSlot, request: Request) -> Iterable[Offer]:
     for name, plugin in plugins_of(slot.kind, plugins).items():
         text = plugin_text(plugin, slot.kind, plugins)
         yield Offer(name, request.cursor.start, CompletionItemKind.Function, plugin_summary(plugin), text)
+    if request.cursor.statement == "quantize":
+        yield Offer(NONE, request.cursor.start, CompletionItemKind.EnumMember, NONE_TEXT)
 
 
 def _option_names(slot: OptionSlot, request: Request) -> Iterable[Offer]:

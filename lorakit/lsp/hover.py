@@ -11,11 +11,21 @@ from lorakit.language.catalogue import page_of, word_pages
 from lorakit.language.place import Place
 from lorakit.language.syntax import Word
 from lorakit.language.targets import read_targets
-from lorakit.language.words import KEYWORDS, QUANTITIES
+from lorakit.language.words import KEYWORDS, NONE, QUANTITIES
 from lorakit.lsp.document import Document
 from lorakit.lsp.model import Model, Unreadable, model_comment
 from lorakit.lsp.names import names_of, scope_of
-from lorakit.lsp.prose import RANK, modules, name_text, option_line, plugin_text, target_text, word_text
+from lorakit.lsp.prose import (
+    NONE_TEXT,
+    RANK,
+    modules,
+    name_text,
+    option_line,
+    plugin_text,
+    reach_text,
+    target_text,
+    word_text,
+)
 from lorakit.lsp.reading import word_at
 from lorakit.lsp.slots import (
     ChoiceSlot,
@@ -93,7 +103,12 @@ def _word_hint(document: Document, model: Model | Unreadable | None, offset: int
 
 
 def _keyword(spot: _Spot) -> str:
-    return word_text(word_pages()[str(spot.word)])
+    text, spec = word_text(word_pages()[str(spot.word)]), spot.document.analysis.spec
+    if spot.word.type != "QUANT" or spot.model is None or spec is None:
+        return text
+    here = f"{spot.document.source.name}:"
+    said = (line.replace(here, "line ") for line in reach_text(spec, spot.model, spot.document.plugins))
+    return "\n\n".join([text, *said])
 
 
 def _target(spot: _Spot) -> str:
@@ -115,6 +130,8 @@ def _name(spot: _Spot) -> str | None:
 
 
 def _plugin(slot: PluginSlot, spot: _Spot) -> str | None:
+    if spot.word == NONE and spot.before[0].type == "QUANTIZE":
+        return NONE_TEXT
     plugin = plugin_named(spot.word, slot.kind, spot.document.plugins)
     return plugin_text(plugin, slot.kind, spot.document.plugins) if plugin is not None else None
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lorakit.hooks import Plugins, Role
 from lorakit.hooks.options import Option, describe_type, options_of, supports_double
 from lorakit.language.catalogue import WordPage
+from lorakit.language.spec import Spec
 from lorakit.language.statements import Target
 from lorakit.lsp.model import Model
 from lorakit.lsp.names import Name
 
 # what `rank` says in the other clauses of its rule
 RANK = WordPage("rank N", "The rank of this rule.", {})
+
+NONE_TEXT = "These modules stay as they are: no quantizer stores their weights."
 
 # So many paths of a target's modules are shown
 _SHOWN = 4
@@ -72,6 +75,19 @@ def target_text(targets: Sequence[Target], model: Model | None, plugins: Plugins
         lines.append(f"`{target}`: {_meaning(target, plugins)}")
         lines.append(count_text(target, model) if model is not None else "")
     return "\n\n".join(filter(None, lines))
+
+
+def reach_text(spec: Spec, model: Model, plugins: Plugins) -> Iterator[str]:
+    """Yield how far the `quant` of a program goes in a model, and what is to be said of that."""
+    from lorakit.planning.cascade import decide
+    from lorakit.planning.reach import with_reach
+
+    decisions = with_reach(decide(spec, model.inventory, model.roles), spec, model.inventory, plugins)
+    for rule in decisions.rules:
+        if rule.reached:
+            also = f"`{rule.keyword} {rule.targets} {rule.quant}` (as {rule.place} has it)"
+            yield f"Here that means {also}: {modules(rule.modules)} more of {model.inventory.model_class}."
+    yield from decisions.notes
 
 
 def _meaning(target: Target, plugins: Plugins) -> str:

@@ -8,16 +8,19 @@ from typing import TypeVar
 
 from lorakit.diagnostics import Code, Diagnostic, advised, diagnostic_at
 from lorakit.hooks.protocols import Role
+from lorakit.language.printer import call_text
 from lorakit.language.regexes import RegexError
 from lorakit.language.spec import Spec
 from lorakit.language.statements import (
     Adapt,
+    PluginCall,
     Quantize,
     Rule,
     Target,
     Train,
 )
 from lorakit.language.suggestions import nearest
+from lorakit.language.words import NONE
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.place import Place
 from lorakit.planning.plan import RuleSummary, SelectorCount
@@ -28,13 +31,18 @@ Kind = TypeVar("Kind", Adapt, Quantize, Train)
 
 @dataclass(frozen=True)
 class Decisions:
-    """For each kind of rule, the rule that decides a module, by path in the model's order."""
+    """For each kind of rule, the rule that decides a module, by path in the model's order.
+
+    What `quantize … none` leaves as it is stands nowhere but in the counts of `rules`, of which the written ones come
+    first.
+    """
 
     adapt: Mapping[str, Adapt]
     quantize: Mapping[str, Quantize]
     train: Mapping[str, Train]
     rules: tuple[RuleSummary, ...] = ()
     findings: tuple[Diagnostic, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def decide(spec: Spec, inventory: Inventory, roles: Mapping[str, Role]) -> Decisions:
@@ -53,7 +61,7 @@ def decide(spec: Spec, inventory: Inventory, roles: Mapping[str, Role]) -> Decis
             findings += _shadowed(one, decided[type(one.rule)], decided)
     return Decisions(
         adapt=_ordered(decided[Adapt], Adapt, inventory),
-        quantize=_ordered(decided[Quantize], Quantize, inventory),
+        quantize={path: rule for path, rule in _ordered(decided[Quantize], Quantize, inventory).items() if rule.quant},
         train=_ordered(decided[Train], Train, inventory),
         rules=tuple(_summary(one, decided[type(one.rule)]) for one in reach),
         findings=tuple(findings),
@@ -268,7 +276,13 @@ def _summary(one: _Reach, deciding: Mapping[str, Rule]) -> RuleSummary:
         modules=len(paths),
         selectors=tuple(one.selectors),
         containers=container_counts(paths),
+        quant=stored_as(one.rule.quant) if isinstance(one.rule, Quantize) else "",
     )
+
+
+def stored_as(quant: PluginCall | None) -> str:
+    """Return what `quantize` says behind its targets."""
+    return call_text(quant) if quant else NONE
 
 
 def place(rule: Rule) -> str:

@@ -114,6 +114,20 @@ def _tied(decided: Decided, inventory: Inventory, plugins: Plugins) -> Iterable[
         )
 
 
+def _not_taken(decided: Decided, inventory: Inventory, plugins: Plugins) -> Iterable[Diagnostic]:
+    module, shape = decided.module, decided.module.shape
+    if not decided.quant or shape is None or not shape.is_linear:
+        return
+    try:
+        plugins.quantizer(decided.quant).bits_per_weight((shape.out_features, shape.in_features))
+    # of a plugin, whose reason is whatever it raises
+    except Exception as error:
+        yield decided.at_quant(
+            f"`{decided.quant.name}` does not take `{module.path}`, which is {shape}: {error}",
+            f"leave out `quant` for it, or the module with `except {module.path}`",
+        )
+
+
 def _trains_quantized(decided: Decided, inventory: Inventory, plugins: Plugins) -> Iterable[Diagnostic]:
     module, rule = decided.module, decided.train
     if rule and module.shape and module.shape.quantizer:
@@ -157,7 +171,7 @@ def _is_linear(module: ModuleInfo) -> bool:
 
 
 CHECKS: tuple[Check, ...] = (
-    _rank, _dropout, _matrix, _quantized_already, _tied, _trains_quantized, _adapted_and_trained,
+    _rank, _dropout, _matrix, _quantized_already, _tied, _not_taken, _trains_quantized, _adapted_and_trained,
 )  # fmt: skip
 
 

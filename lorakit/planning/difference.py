@@ -20,11 +20,15 @@ SIGNS = {"add": ("+", "green"), "remove": ("-", "red"), "change": ("~", "yellow"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One module that the two plans decide differently; `fields` holds (name, before, after), '' for nothing."""
+    """One module that the two plans decide differently; `fields` holds (name, before, after), '' for nothing.
+
+    `reason` names the rule whose `quant` reaches a module that none decides.
+    """
 
     path: str
     kind: str
     fields: tuple[tuple[str, str, str], ...]
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ def difference(before: Plan, after: Plan) -> Difference:
     """Return what changes from one plan to another of the same model."""
     old = {entry.path: _words(entry) for entry in before.entries}
     new = {entry.path: _words(entry) for entry in after.entries}
+    reasons = _reasons(before) | _reasons(after)
     changes = []
     for path in dict.fromkeys([*old, *new]):
         was, will = old.get(path, {}), new.get(path, {})
@@ -53,8 +58,13 @@ def difference(before: Plan, after: Plan) -> Difference:
             if kind == "change" or UNSAID.get(name) != one + other
         )
         if fields:
-            changes.append(Change(path, kind, fields))
+            changes.append(Change(path, kind, fields, reasons.get(path, "")))
     return Difference(tuple(changes), tuple(_changed(_totals(before), _totals(after))))
+
+
+def _reasons(plan: Plan) -> dict[str, str]:
+    reached = [rule for rule in plan.rules if rule.reached]
+    return {entry.path: f"as {rule.place} has it" for rule in reached for entry in plan.entries if rule.decides(entry)}
 
 
 def _changed(was: Mapping[str, str], will: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
@@ -105,14 +115,15 @@ def _totals(plan: Plan) -> dict[str, str]:
 def difference_view(found: Difference, *, every_module: bool = False) -> RenderableType:
     """Return a difference as lines, `+ - ~` a module, layers of one kind together unless asked."""
     lines: list[Text] = []
-    groups: dict[tuple[str, str, tuple[tuple[str, str, str], ...]], list[Change]] = {}
+    groups: dict[tuple[str, str, tuple[tuple[str, str, str], ...], str], list[Change]] = {}
     for change in found.changes:
         pattern = change.path if every_module else layers_alike(change.path)
-        groups.setdefault((change.kind, pattern, change.fields), []).append(change)
-    for (kind, pattern, fields), members in groups.items():
+        groups.setdefault((change.kind, pattern, change.fields, change.reason), []).append(change)
+    for (kind, pattern, fields, reason), members in groups.items():
         sign, color = SIGNS[kind]
         count = f"  × {len(members)}" if len(members) > 1 else ""
-        lines.append(Text.assemble((f"  {sign} {pattern}", color), (count, "dim")))
+        because = f"  {reason}" if reason else ""
+        lines.append(Text.assemble((f"  {sign} {pattern}", color), (f"{count}{because}", "dim")))
         width = max(len(name) for name, _, _ in fields)
         lines += [Text(f"      {name:{width}}  {_arrow(was, will)}") for name, was, will in fields]
     if not lines:

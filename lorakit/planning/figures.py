@@ -10,6 +10,7 @@ from lorakit.dtypes import itemsize
 from lorakit.errors import PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import OptimizerFactory
+from lorakit.language.words import NONE
 from lorakit.planning import memory
 from lorakit.planning.computing import held_dtype
 from lorakit.planning.entries import completed, unlike
@@ -143,18 +144,19 @@ def _in_full(entry: PlanEntry, module: ModuleInfo, compute: Compute | None) -> l
 
 
 def _recounted(rules: Sequence[RuleSummary], entries: Sequence[PlanEntry]) -> Iterable[RuleSummary]:
-    """Yield the rules with the modules that they decide now; those that share a line cannot be told apart."""
+    """Yield the rules with the modules that they decide now.
+
+    Those that share a line cannot be told apart, and of what stays as it is there are no entries.
+    """
     sharing = Counter((rule.place, rule.keyword) for rule in rules)
     decided: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
-        keywords = [("adapt", entry.adapter), ("train", entry.train), ("quantize", entry.quant and not entry.adapter)]
         for place in entry.decided_by:
-            for keyword, holds in keywords:
-                if holds:
-                    decided.setdefault((place, keyword), []).append(entry.path)
+            for keyword in entry.keywords:
+                decided.setdefault((place, keyword), []).append(entry.path)
     for rule in rules:
         key = (rule.place, rule.keyword)
-        if sharing[key] > 1:
+        if sharing[key] > 1 or rule.quant == NONE:
             yield rule
         else:
             paths = decided.get(key, [])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lorakit.dtypes import short_name
 from lorakit.language.printer import call_text
-from lorakit.planning.report import grouped, memory_rows, show_bytes
+from lorakit.planning.report import decided_by, grouped, memory_rows, show_bytes
 
 if TYPE_CHECKING:
     from lorakit.planning.plan import Plan, PlanEntry
@@ -43,7 +43,7 @@ def _modules(plan: Plan) -> str:
                 _what(entry),
                 f"{entry.added:,}" if entry.added else "",
                 _bars(entry.bytes.weight_before, entry.bytes.weight_after, largest),
-                escape(", ".join(entry.decided_by)),
+                escape(decided_by(entry, plan)),
             )
         )
     return _table(("module", "count", "out × in", "weight", "adapter", "added each", "bytes each", "decided by"), lines)

@@ -93,7 +93,8 @@ class Inventory:
     `input_path` and `output_path` are the modules that the model itself calls its input and output embeddings;
     `head_paths` are the output embeddings, or for a model without them the Linear-like layers outside its base model.
     `settings` are the plain entries of a Hugging Face config, empty for any other model.
-    `kept` is what autograd keeps of a step, where the model could be run on meta tensors.
+    `kept` is what autograd keeps of a step, where the model could be run on meta tensors. Once the model is `adapted`,
+    what its adapters compute with stays as it is stored.
     `former_paths` are what earlier releases of the model's library called modules that lie elsewhere now, by path.
     """
 
@@ -105,6 +106,7 @@ class Inventory:
     settings: Mapping[str, object] = field(default_factory=dict)
     kept: Kept | None = None
     former_paths: Mapping[str, str] = field(default_factory=dict)
+    adapted: bool = False
 
     @functools.cached_property
     def children(self) -> Mapping[str, tuple[str, ...]]:
@@ -215,7 +217,7 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) 
 
 
 def with_quantizers(inventory: Inventory, plan: Plan, plugins: Plugins) -> Inventory:
-    """Return the inventory of a model whose weights are quantized as a plan says."""
+    """Return the inventory of a model that a plan was applied to, its weights quantized as the plan says."""
     changed: dict[str, ModuleInfo] = {}
     for entry in plan.entries:
         if entry.quant is None:
@@ -229,7 +231,8 @@ def with_quantizers(inventory: Inventory, plan: Plan, plugins: Plugins) -> Inven
         weight = replace(module.weight, dtype=quantizer.name, itemsize=1, stored_bytes=held)
         shape = replace(module.shape, quantizer=quantizer)
         changed[entry.path] = replace(module, shape=shape, parameters=(weight, *others))
-    return replace(inventory, modules={**inventory.modules, **changed} if changed else inventory.modules)
+    modules = {**inventory.modules, **changed} if changed else inventory.modules
+    return replace(inventory, modules=modules, adapted=True)
 
 
 class _Once(dict[Any, Any]):

@@ -1,7 +1,8 @@
 """Plans of earlier versions, brought to the present one as plain JSON values.
 
 Version 1 held what was LoRA's as fields of every adapter, and counted the parameters instead of naming them. A plan
-that comes from it has adapters without a table, which `completed` fills in from the methods.
+that comes from it has adapters without a table, which `completed` fills in from the methods. Version 2 knew of no rule
+that nobody wrote: whatever its entries do not name stays as it is.
 """
 
 from __future__ import annotations
@@ -41,4 +42,8 @@ def _adapter_of_1(adapter: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**kept, "settings": {name: adapter[name] for name in SETTINGS}, "parameters": []}
 
 
-STEPS: Mapping[Any, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {1: _from_1}
+def _from_2(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**plain, "version": 3}
+
+
+STEPS: Mapping[Any, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {1: _from_1, 2: _from_2}

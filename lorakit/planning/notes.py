@@ -18,6 +18,7 @@ from lorakit.planning.plan import Plan
 def notes_of(spec: Spec, inventory: Inventory, decisions: Decisions, plugins: Plugins) -> Iterable[str]:
     """Yield the notes on what a spec decides for a model."""
     yield from _rules(spec, decisions, plugins)
+    yield from decisions.notes
     yield from _calibration(spec, plugins)
     yield from _experts(inventory, decisions)
     yield from _ties(inventory, decisions)
@@ -55,7 +56,8 @@ def _trained(plan: Plan, inventory: Inventory) -> Iterable[Tensor]:
 
 
 def _rules(spec: Spec, decisions: Decisions, plugins: Plugins) -> Iterable[str]:
-    for rule, summary in zip(spec.rules, decisions.rules, strict=True):
+    # what nobody wrote stands behind
+    for rule, summary in zip(spec.rules, decisions.rules, strict=False):
         where = summary.place
         towers = [container for container, _ in summary.containers if container]
         if len(towers) > 1:

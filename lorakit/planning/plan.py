@@ -18,7 +18,7 @@ from lorakit.planning.migration import migrated
 from lorakit.quoting import shown
 from lorakit.values import LayerShape
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # more than any layer has rows, and what float32 holds
 LARGEST_RANK, LARGEST_ALPHA = 2**31, 3e38
 
@@ -165,6 +165,13 @@ class PlanEntry:
         return self.train or self.carried
 
     @property
+    def keywords(self) -> tuple[str, ...]:
+        """The keywords of the rules that it follows."""
+        if self.adapter:
+            return ("adapt", "train") if self.train else ("adapt",)
+        return ("quantize",) * bool(self.quant) + ("train",) * self.train
+
+    @property
     def added(self) -> int:
         """Parameters that the entry alone adds to the model; what layers share is the plan's."""
         return sum(parameter.numel for parameter in self.adapter.own) if self.adapter else 0
@@ -189,7 +196,11 @@ class SelectorCount:
 
 @dataclass(frozen=True, slots=True)
 class RuleSummary:
-    """One rule: where it stands, what it says, how many modules it decides, and what its selectors matched."""
+    """One rule: where it stands, what it says, how many modules it decides, and what its selectors matched.
+
+    `quant` is what `quantize` says behind its targets, perhaps `none`. A rule that is `reached` stands nowhere: it is
+    how far the `quant` of the rule at its place goes.
+    """
 
     place: str
     keyword: str
@@ -197,6 +208,12 @@ class RuleSummary:
     modules: int
     selectors: tuple[SelectorCount, ...]
     containers: tuple[tuple[str, int], ...]
+    quant: str = ""
+    reached: bool = False
+
+    def decides(self, entry: PlanEntry) -> bool:
+        """Return whether an entry follows this rule; rules of one keyword on one line cannot be told apart."""
+        return self.place in entry.decided_by and self.keyword in entry.keywords
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from lorakit.planning.hardware import Compute, Hardware
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.notes import notes_of, paging_notes
 from lorakit.planning.plan import Memory, OptimizerPlan, Plan, PlanEntry
+from lorakit.planning.reach import with_reach
 
 DEFAULT_OPTIMIZER = PluginCall("adamw")
 
@@ -48,7 +49,7 @@ def make_plan(
         raise PlanError(
             "this spec has no rules: nothing would change; write a line such as `adapt q_proj,v_proj rank 16`"
         )
-    decisions = decide(spec, inventory, plugins.roles)
+    decisions = with_reach(decide(spec, inventory, plugins.roles), spec, inventory, plugins)
     step = Memory.of_step(batch, tokens, recompute)
     plan, problems = plan_decisions(
         decisions, inventory, plugins, _optimizer(spec, plugins), step,

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from lorakit.dtypes import short_name
 from lorakit.language.printer import call_text
+from lorakit.language.words import NONE
 
 if TYPE_CHECKING:
     from lorakit.planning.plan import Memory, Plan, PlanEntry
@@ -86,12 +87,15 @@ def plain_table(*columns: tuple[str, str]) -> Table:
 def _rules(plan: Plan) -> Table:
     table = plain_table(("decided by", "left"), ("rule", "left"), ("modules", "right"), ("what", "left"))
     for rule in plan.rules:
-        entry = next((entry for entry in plan.entries if rule.place in entry.decided_by), None)
+        entry = next((entry for entry in plan.entries if rule.decides(entry)), None)
         counts = ", ".join(f"{one.selector} {one.matched}" for one in rule.selectors) if len(rule.selectors) > 1 else ""
-        what = _describe(entry, rule.keyword) if entry else "nothing"
+        nothing = "stay as they are" if rule.quant == NONE and rule.modules else "nothing"
+        what = _describe(entry, rule.keyword) if entry else nothing
+        place = _by_line(rule.place, plan)
+        words = [rule.keyword, rule.targets, *[rule.quant] * bool(rule.quant), *[f"(as {place} has it)"] * rule.reached]
         table.add_row(
-            _by_line(rule.place, plan),
-            f"{rule.keyword} {rule.targets}",
+            place,
+            " ".join(words),
             f"{rule.modules}",
             f"{what}{f'; {counts}' if counts else ''}",
         )
@@ -161,9 +165,15 @@ def _modules(plan: Plan, every_module: bool) -> Table:
             show_change(before, after),
             f"{entry.added:,}" if entry.added else "",
             f"{entry.added / entry.parameters:.2%}" if entry.added else "",
-            ", ".join(_by_line(place, plan) for place in entry.decided_by),
+            _by_line(decided_by(entry, plan), plan),
         )
     return table
+
+
+def decided_by(entry: PlanEntry, plan: Plan) -> str:
+    """Return where the rules stand that decide an entry, or the rule whose `quant` reaches it."""
+    reached = any(rule.reached and rule.decides(entry) for rule in plan.rules)
+    return "as " * reached + ", ".join(entry.decided_by)
 
 
 def _parameters(plan: Plan) -> Text:

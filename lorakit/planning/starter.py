@@ -66,7 +66,8 @@ def _head(inventory: Inventory, roles: dict[str, frozenset[str]], reference: str
 def _rule(large: bool, narrow: list[str]) -> list[str]:
     lines = ["adapt @linear {", "rank r", "alpha r # the update is scaled by alpha / rank"]
     if narrow:
-        lines.append(f"except {', '.join(narrow)} # too narrow for this rank")
+        stored = "; stored in four bits like the rest" if large else ""
+        lines.append(f"except {', '.join(narrow)} # too narrow for this rank{stored}")
     if large:
         lines.append("quant nf4 double # the weights are large: four bits each, and their scales eight")
         lines.append("paged # optimizer state moves to CPU memory when the GPU runs short")

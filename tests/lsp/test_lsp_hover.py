@@ -17,6 +17,8 @@ NF4 = ("**nf4**", "quantizer", "`blocksize`", "default 64", "`nf4 double`")
         ("adapt q_proj rank 16 quant n|f4 double", NF4),
         ("adapt q_proj rank 16 quant nf4| double", NF4),
         ("quantize @linear nf|4", NF4),
+        ("quantize @linear no|ne", ("These modules stay as they are",)),
+        ("adapt q_proj rank 16 qu|ant nf4 double", ("the linear layers that no rule decides",)),
         ("adapt q rank 4 init gauss|ian(sigma=1)", ("**gaussian**", "initializer", "`sigma`: a number, optional")),
         ("adapt q rank 4 method lo|ra", ("**lora**", "method")),
         ("st|ep batch 2", ("step [batch N]", "one a program")),

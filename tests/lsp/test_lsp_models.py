@@ -47,6 +47,15 @@ async def test_a_target_says_how_many_modules_it_matches(modeled: Editor) -> Non
     assert "2 of which no adapter fits" in await modeled.hover(f"{MODEL}adapt layers.*.nor|m,q_proj rank 2")
 
 
+async def test_quant_says_how_far_it_goes(modeled: Editor) -> None:
+    hint = await modeled.hover(f"{MODEL}adapt q_proj rank 2 qu|ant nf4")
+    assert "`quantize @linear nf4` (as line 2 has it): 4 modules more of Tiny" in hint, hint
+    ended = await modeled.hover(f"{MODEL}adapt q_proj rank 2 qu|ant nf4\nquantize @linear none")
+    assert "as line 2 has it" not in ended and "that no rule decides" in ended
+    apart = await modeled.hover(f"{MODEL}adapt q_proj rank 2 qu|ant nf4\nadapt v_proj rank 2 quant int8")
+    assert "name nf4 (line 2) and int8 (line 3)" in apart
+
+
 async def test_the_comment_says_what_the_model_is(modeled: Editor) -> None:
     hint = await modeled.hover("# model: tiny.py:ti|ny\n")
     # 2 × (2 × (8 × 8 + 8) + 8 × 16 + 16 + 2 × 8) parameters

@@ -79,9 +79,9 @@ def test_any_text_can_be_looked_at(made: tuple[list[str], int]) -> None:
     ids=lambda text: text[:12],
 )
 def test_a_long_line_keeps_nobody_waiting(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     look_everywhere(text, len(text) - 1)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.asyncio(loop_scope="session")
