@@ -5,7 +5,8 @@
 
 LoRA of rank 16 on the targets, of the demo's SmolLM2-135M and its dialogues, on a GPU where there is one. QUANT is
 what stands behind `quant` in a spec, such as `"hqq(bits=3)"`; without any: all that are built in and those of every
-installed plugin. The first row is the unquantized base. Exits with 1 if `nf4 double` ends over 2 % above it.
+installed plugin. It stores the targets alone (`quantize @linear none`). The first row is the unquantized base. Exits
+with 1 if `nf4 double` ends over 2 % above it.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def run(quant: str | None, train: Rows, held_out: Rows, settings: argparse.Names
     model: Any = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16).to(device)
     calibration = [batch_of([row], device) for row in train[:CALIBRATION]]
     rule = f"adapt {settings.targets} rank 16"
-    lorakit.apply(f"{rule} quant {quant}" if quant else rule, model, seed=settings.seed, calibration=calibration)
+    spec = f"{rule} quant {quant}\nquantize @linear none" if quant else rule
+    lorakit.apply(spec, model, seed=settings.seed, calibration=calibration)
     bits = mean_bits(lorakit.summary(model))
     before = held_out_loss(model, held_out, settings.batch, device)
     optimizer = lorakit.optimizer(model, lr=settings.lr)

@@ -131,8 +131,9 @@ class Case:
         return copy.deepcopy(built(self.name, self.column.dtype))
 
     def adapted(self) -> nn.Module:
-        """Return the model as lorakit adapts it."""
-        return lorakit.apply(f"adapt @linear {self.excepted} rank {RANK} {self.column.clauses}", self.base())
+        """Return the model as lorakit adapts it; what is excepted stays plain."""
+        spec = f"adapt @linear {self.excepted} rank {RANK} {self.column.clauses}\nquantize @linear none"
+        return lorakit.apply(spec, self.base())
 
     def randomized(self) -> nn.Module:
         """Return the adapted model with adapters that change what it says."""

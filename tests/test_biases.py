@@ -77,7 +77,7 @@ def shift(model: nn.Module) -> None:
 def test_what_we_saved(kind: Kind, quant: str, tmp_path: Path) -> None:
     if quant and kind.build is picture:
         pytest.skip("quantizers take matrices")
-    clauses = f"quant {quant} dtype fp32" if quant else ""
+    clauses = f"quant {quant} dtype fp32\nquantize @linear none optional" if quant else ""
     ours = lorakit.apply(f"adapt {kind.name} rank 2 bias adapter {clauses}", kind.base())
     assert any(name.endswith("bias") for name, value in ours.named_parameters() if value.requires_grad)
     shift(ours)

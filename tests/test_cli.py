@@ -49,7 +49,8 @@ def test_the_whole_journey(llama_folder: Path, chats: Path, write: Write, tmp_pa
     assert "none recomputed" in planned
     assert "blocks recomputed" in lorakit_command("plan", spec, llama_folder, "--gradient-checkpointing").stdout
     plan = json.loads(lorakit_command("plan", spec, llama_folder, "--format", "json").stdout)
-    assert len(plan["entries"]) == 4
+    # two layers of seven matrices, of which the rule adapts two
+    assert len(plan["entries"]) == 14 and sum(entry["adapter"] is not None for entry in plan["entries"]) == 4
     lorakit_command("apply", spec, llama_folder, "-o", tmp_path / "fresh")
     assert set(os.listdir(tmp_path / "fresh")) == {"adapter_model.safetensors", "adapter_config.json", "plan.json"}
     trained = lorakit_command(

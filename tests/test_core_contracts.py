@@ -347,8 +347,12 @@ def test_folders_of_the_first_version_give_the_same_bits(tokens: Tensor, tmp_pat
         plain.pop(name, None)
     plain["memory"].pop("recompute", None)
     plain["version"] = 1
+    for rule in plain["rules"]:
+        del rule["quant"], rule["reached"]
     for entry in plain["entries"]:
         adapter = entry["adapter"]
+        if adapter is None:
+            continue
         adapter |= adapter.pop("settings")
         adapter["parameters"] = sum(torch.Size(one["shape"]).numel() for one in adapter["parameters"])
     (folder / "plan.json").write_text(json.dumps(plain))

@@ -180,7 +180,7 @@ def test_transposed_weights_are_quantized_as_apply_does() -> None:
 def test_the_model_stays_as_it_is_unless_kept() -> None:
     model, plugins = make_llama(), default_plugins()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    plan = lorakit.plan("adapt q_proj rank 4 quant nf4", model)
+    plan = lorakit.plan("adapt q_proj rank 4 quant nf4\nquantize @linear none", model)
     quantize_and_measure(plan, model, plugins)
     assert before.keys() == model.state_dict().keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

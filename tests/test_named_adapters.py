@@ -151,7 +151,7 @@ def test_what_is_trained_in_full_goes_with_its_adapter(base: nn.Module, quant: s
         lorakit.load(folder, model, name=name)
     adapters = lorakit.adapters(model)
     stored = (
-        logits(lorakit.apply(f"quantize q_proj {quant.removeprefix(' quant ')}", copy.deepcopy(base)))
+        logits(lorakit.apply(f"quantize @linear {quant.removeprefix(' quant ')}", copy.deepcopy(base)))
         if quant
         else logits(base)
     )

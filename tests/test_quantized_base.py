@@ -130,7 +130,7 @@ def test_what_transformers_cannot_say_is_kept_in_our_own_form(
 
 def test_a_quantizer_of_a_plugin(tmp_path: Path) -> None:
     plugins = lorakit.plugins.load_plugins(modules={"mine": Plugin})
-    spec = lorakit.parse("adapt q_proj rank 2 quant picky", plugins=plugins)
+    spec = lorakit.parse("adapt q_proj rank 2 quant picky\nquantize @linear none", plugins=plugins)
     model = lorakit.apply(spec, bf16(make_llama(), tmp_path / "model"), plugins=plugins)
     lorakit.save(model, tmp_path / "out", with_base=True)
     assert_same(model, lorakit.load(tmp_path / "out", tmp_path / "out" / "base", plugins=plugins))
