@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
@@ -16,7 +15,8 @@ from lorakit.artifacts.scales import Scales
 from lorakit.dtypes import name_of, short_name
 from lorakit.errors import AdapterError
 from lorakit.planning.plan import Plan
-from lorakit.planning.report import layers_alike, plain_table, show_bytes
+from lorakit.planning.report import layers_alike, show_bytes
+from lorakit.planning.sheet import Sheet
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def _row(path: str, lora_A: Tensor, lora_B: Tensor, scaling: float) -> AdapterRo
 
 def adapter_view(found: Inspection, *, every_module: bool = False) -> RenderableType:
     """Return an inspection as tables, layers of one kind together unless asked."""
-    table: Table = plain_table(
+    table = Sheet(
         ("module", "left"), ("count", "right"), ("out × in", "right"), ("rank", "right"), ("scaling", "right"),
         ("dtype", "left"), ("‖update‖, mean", "right"),
     )  # fmt: skip

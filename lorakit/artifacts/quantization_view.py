@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from lorakit.artifacts.folders import new_file
 from lorakit.artifacts.quantization_error import QuantizationError, QuantizationReport, by_kind, together
 from lorakit.dtypes import short_name
 from lorakit.errors import OutputError
-from lorakit.planning.report import layers_alike, plain_table, show_change
+from lorakit.planning.report import layers_alike, show_change
+from lorakit.planning.sheet import Sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def quantization_view(report: QuantizationReport, *, every_module: bool = False) -> RenderableType:
     """Return a report as a table, layers of one kind together unless asked, with totals and the loss below."""
-    table: Table = plain_table(
+    table = Sheet(
         ("module", "left"), ("count", "right"), ("out × in", "right"), ("weight", "left"), ("bits", "right"),
         ("error", "right"), ("largest", "right"), ("SQNR", "right"), ("bytes", "right"),
     )  # fmt: skip

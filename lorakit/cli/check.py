@@ -24,7 +24,7 @@ class Form(StrEnum):
 
 
 def check(
-    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="Spec files; `-` reads standard input.")],
+    specs: Annotated[list[str], typer.Argument(metavar="SPEC", help="Spec files; `-` reads standard input.")],
     set_: options.Set = [],  # noqa: B006
     format_: Annotated[Form, typer.Option("--format", help="How to print what is found.")] = Form.text,
 ) -> None:

@@ -14,7 +14,7 @@ QLORA = "adapt q_proj,v_proj rank 16 quant nf4 double paged"
 
 def demo(
     spec: Annotated[
-        str | None, typer.Argument(metavar="[SPEC]", help=f"A .lora file; without one: {QLORA}", show_default=False)
+        str | None, typer.Argument(metavar="SPEC", help=f"A .lora file; without one: {QLORA}", show_default=False)
     ] = None,
     output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The adapter folder.")] = OUTPUT,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 60,

@@ -12,7 +12,7 @@ def explain(
     code: Annotated[
         str,
         typer.Argument(
-            metavar="[CODE]",
+            metavar="CODE",
             help="A code such as L042, or a word of the language such as quantize; without one, all codes are listed.",
         ),
     ] = "",

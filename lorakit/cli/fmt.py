@@ -12,7 +12,7 @@ import typer
 
 def fmt(
     specs: Annotated[
-        list[str], typer.Argument(metavar="SPEC...", help="Spec files; `-` reads standard input, writes to output.")
+        list[str], typer.Argument(metavar="SPEC", help="Spec files; `-` reads standard input, writes to output.")
     ],
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 where a file would change.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Change nothing; print what would change.")] = False,

@@ -1,14 +1,90 @@
-"""What a command's `--help` says: its docstring, for a terminal of any width."""
+"""What `--help` says, for a terminal of any width: every name whole, every sentence to its end."""
 
 from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+# below this many columns what an option means stands under its name
+NARROW, NAME_WIDTH, SHORT_NAME = 70, 34, 12
+# how the value of an option without a name of its own is shown, by what typer says of it
+VALUES = {
+    r"<(int|integer)( range)?>|INTEGER( RANGE)?": "N",
+    r"<float( range)?>|FLOAT( RANGE)?": "X",
+    r"<(str|text)>|TEXT": "TEXT",
+    r"[<\[]([\w-]+(\|[\w-]+)+)[>\]]": r"\1",
+}
+
 
 def help_of(command: Callable[..., Any]) -> str:
-    """Return a docstring with the lines of each paragraph joined, and nothing in it that reads as markup."""
-    text = inspect.getdoc(command) or ""
-    return re.sub(r"(?<!\n)\n(?!\n)", " ", text).replace("[", r"\[")
+    """Return a docstring with the lines of each paragraph joined, as each terminal breaks them anew."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command) or "")
+
+
+class _Plain:
+    """Help in lines that never cut a word, the same in every release of typer."""
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:
+        arguments = [_argument(one) for one in self.get_params(ctx) if one.param_type_name == "argument"]  # type: ignore[attr-defined]
+        return ["[OPTIONS]", *arguments, *(["COMMAND ..."] if isinstance(self, TyperGroup) else [])]
+
+    def format_options(self, ctx: typer.Context, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for one in self.get_params(ctx):  # type: ignore[attr-defined]
+            if (record := one.get_help_record(ctx)) is not None:
+                is_argument = one.param_type_name == "argument"
+                title = getattr(one, "rich_help_panel", None) or ("Arguments" if is_argument else "Options")
+                name = _argument(one).strip("[]") if is_argument else _option(record[0])
+                sections.setdefault(title, []).append((name, record[1].replace("  [required]", "")))
+        if isinstance(self, TyperGroup):
+            commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+            sections["Commands"] = [
+                (name, (one.help or "").partition("\n\n")[0]) for name, one in commands if one is not None
+            ]
+        for title, rows in sections.items():
+            _write(formatter, title, rows)
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)  # type: ignore[misc, no-any-return]
+        except typer.BadParameter as error:
+            # how pydantic begins what typer says through it
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
+
+class Command(_Plain, TyperCommand):
+    """A command whose help keeps its words whole."""
+
+
+class Group(_Plain, TyperGroup):
+    """A command with commands of its own, and the same help."""
+
+
+def _argument(one: Any) -> str:
+    name = (one.metavar or one.name.upper()) + ("..." if one.nargs == -1 else "")
+    return name if one.required else f"[{name}]"
+
+
+def _option(shown: str) -> str:
+    for pattern, plain in VALUES.items():
+        shown = re.sub(f" (?:{pattern})$", rf" {plain}", shown)
+    return shown
+
+
+def _write(formatter: Any, title: str, rows: list[tuple[str, str]]) -> None:
+    from lorakit.cli.terminal import colored
+
+    beside = formatter.width >= NARROW or all(len(name) <= SHORT_NAME for name, _ in rows)
+
+    if colored(sys.stdout):
+        title = typer.style(title, bold=True)
+        rows = [(typer.style(name, fg="cyan", bold=True), text) for name, text in rows]
+    with formatter.section(title):
+        formatter.write_dl(rows, col_max=NAME_WIDTH if beside else 4)

@@ -14,29 +14,30 @@ from types import FrameType
 import typer
 
 from lorakit.cli import apply, check, demo, diff, explain, export, fmt, init, inspect, lsp, merge, plan, plugins, train
-from lorakit.cli.help import help_of
+from lorakit.cli.help import Command, Group, help_of
 from lorakit.cli.terminal import BAD_INPUT, INTERRUPTED, SIGNALLED, WORK_FAILED, fail
+from lorakit.encoding import ERRORS
 from lorakit.errors import LorakitError, TrainingError, WriteError
 
 app = typer.Typer(
     name="lorakit",
+    cls=Group,
     help="A small language for low-rank fine-tuning: check it, see the plan, apply it, train, merge.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (init, check, fmt, explain, plan, diff, apply, train, merge, export, inspect, lsp, demo):
     name = command.__name__.rpartition(".")[2]
     function = getattr(command, name)
-    app.command(name, help=help_of(function))(function)
+    app.command(name, cls=Command, help=help_of(function))(function)
 app.add_typer(plugins.app, name="plugins")
 
 
 @app.callback(invoke_without_command=True)
 def everywhere(
-    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+    version: bool = typer.Option(False, "--version", "-V", help="Print the version and leave."),
     no_plugins: bool = typer.Option(
         False, "--no-plugins", help="Load the built-ins alone; LORAKIT_PLUGINS=a,b chooses distributions."
     ),
@@ -82,13 +83,13 @@ def main() -> None:
     if not sys.stderr.isatty():
         # the libraries' own progress bars
         os.environ.setdefault("TQDM_DISABLE", "1")
-    # what a file said may hold what no encoding has
+    # what a file said may hold what the encoding has not
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=ERRORS)
     try:
         with _terminable():
-            app()
+            app(prog_name="lorakit")
     except LorakitError as error:
         fail(str(error), BAD_INPUT)
     except (TrainingError, WriteError) as error:

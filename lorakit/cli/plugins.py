@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import typer
 
 from lorakit.cli import options, plugins_new, plugins_test
-from lorakit.cli.help import help_of
+from lorakit.cli.help import Command, Group, help_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from lorakit.hooks.listing import DistributionInfo
 
-app = typer.Typer(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-app.command("new", help=help_of(plugins_new.new))(plugins_new.new)
-app.command("test", help=help_of(plugins_test.test))(plugins_test.test)
+app = typer.Typer(cls=Group, rich_markup_mode=None, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+app.command("new", cls=Command, help=help_of(plugins_new.new))(plugins_new.new)
+app.command("test", cls=Command, help=help_of(plugins_test.test))(plugins_test.test)
 
 
 @app.callback()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -17,9 +18,14 @@ DONE, WORK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 # what a shell adds to the number of a signal
 SIGNALLED = 128
 # pipes and log files have no width of their own
-PIPE_WIDTH = 140
+PIPE_WIDTH = 180
 
 Item = TypeVar("Item")
+
+
+def colored(stream: IO[str]) -> bool:
+    """Return whether a stream is a terminal whose user lets it be written to in colour."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def console(stderr: bool = False) -> Console:
@@ -27,7 +33,11 @@ def console(stderr: bool = False) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else PIPE_WIDTH)
+    return Console(
+        stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else PIPE_WIDTH,
+        # bold is an escape code too, and rich keeps it under NO_COLOR
+        color_system="auto" if colored(stream) else None,
+    )  # fmt: skip
 
 
 def show(*parts: RenderableType) -> None:
@@ -43,21 +53,22 @@ def show(*parts: RenderableType) -> None:
 
 def say(line: str) -> None:
     """Print a plain line to standard output, whatever brackets are in it."""
-    console().print(line, markup=False, soft_wrap=True)
+    sys.stdout.write(f"{line}\n")
 
 
 def fail(message: str, code: int) -> NoReturn:
     """Print an error to standard error and leave with this exit code."""
     text = message if message.startswith("error") else f"error: {message}"
-    console(stderr=True).print(text, markup=False, soft_wrap=True, style="bold red" if "\n" not in text else None)
+    paints = colored(sys.stderr) and "\n" not in text
+    sys.stderr.write(f"\x1b[1;31m{text}\x1b[0m\n" if paints else f"{text}\n")
     raise SystemExit(code)
 
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Show a spinner with the elapsed time while a step of unknown length runs; nothing in a pipe."""
+    """Show a spinner with the elapsed time while a step of unknown length runs; nothing in a pipe or without colour."""
     terminal = console(stderr=True)
-    if not terminal.is_terminal:
+    if not colored(sys.stderr):
         yield
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

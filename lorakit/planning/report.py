@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from lorakit.dtypes import short_name
 from lorakit.language.printer import call_text
 from lorakit.language.words import NONE
+from lorakit.planning.sheet import Sheet
 
 if TYPE_CHECKING:
     from lorakit.planning.plan import Memory, Plan, PlanEntry
@@ -46,27 +45,37 @@ def layers_alike(path: str) -> str:
 
 def plan_view(plan: Plan, *, every_module: bool = False) -> RenderableType:
     """Return a plan as tables: rules, modules (grouped over layers unless asked), parameters, memory and notes."""
-    parts: list[RenderableType] = [
-        Text.assemble(
-            "plan for ",
-            (plan.model_class, "bold"),
-            f": {plan.model_parameters:,} parameters, {show_bytes(plan.memory.weights_before)} of weights",
-        ),
-        Text(),
-        _rules(plan),
-        Text(),
-        _modules(plan, every_module),
-        Text(),
-        _parameters(plan),
-        Text(),
-        _memory(plan),
+    parts: list[RenderableType] = []
+    for part in _parts(plan, every_module):
+        parts += [part, Text()]
+    notes = [Padding(Text(note, style="dim"), (0, 0, 0, 1)) for note in _notes(plan)]
+    return Group(*parts, *notes) if notes else Group(*parts[:-1])
+
+
+def plan_markdown(plan: Plan, *, every_module: bool = False) -> str:
+    """Return the same as Markdown, as for a comment on a pull request."""
+    parts = [
+        part.markdown() if isinstance(part, Sheet) else "\n".join(f"{line.strip()}  " for line in part.plain.split("\n"))
+        for part in _parts(plan, every_module)
     ]
-    if plan.notes:
-        parts += [
-            Text(),
-            *(Padding(Text(f"note: {_by_line(note, plan)}", style="dim"), (0, 0, 0, 1)) for note in plan.notes),
-        ]
-    return Group(*parts)
+    notes = "\n".join(f"- {note}" for note in _notes(plan))
+    return "\n\n".join([*parts, notes] if notes else parts)
+
+
+def _parts(plan: Plan, every_module: bool) -> Iterator[Text | Sheet]:
+    yield Text.assemble(
+        "plan for ",
+        (plan.model_class, "bold"),
+        f": {plan.model_parameters:,} parameters, {show_bytes(plan.memory.weights_before)} of weights",
+    )
+    yield _rules(plan)
+    yield _modules(plan, every_module)
+    yield _parameters(plan)
+    yield _memory(plan)
+
+
+def _notes(plan: Plan) -> list[str]:
+    return [f"note: {_by_line(note, plan)}" for note in plan.notes]
 
 
 def _by_line(text: str, plan: Plan) -> str:
@@ -75,17 +84,8 @@ def _by_line(text: str, plan: Plan) -> str:
     return re.sub(rf"{re.escape(files.pop())}:(\d+)", r"line \1", text) if len(files) == 1 else text
 
 
-def plain_table(*columns: tuple[str, str]) -> Table:
-    """Return an empty table in the one form that all of lorakit's tables have; columns are (header, justify)."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=True)
-    for header, justify in columns:
-        # a path that is broken in two cannot be read or copied
-        table.add_column(header, justify=justify, overflow="fold", no_wrap=header == "module")  # type: ignore[arg-type]
-    return table
-
-
-def _rules(plan: Plan) -> Table:
-    table = plain_table(("decided by", "left"), ("rule", "left"), ("modules", "right"), ("what", "left"))
+def _rules(plan: Plan) -> Sheet:
+    table = Sheet(("decided by", "left"), ("rule", "prose"), ("modules", "right"), ("what", "prose"))
     for rule in plan.rules:
         entry = next((entry for entry in plan.entries if rule.decides(entry)), None)
         counts = ", ".join(f"{one.selector} {one.matched}" for one in rule.selectors) if len(rule.selectors) > 1 else ""
@@ -148,10 +148,10 @@ def grouped(entries: Iterable[PlanEntry], every_module: bool) -> list[Row]:
     return [Row(str(key[0]), members) for key, members in groups.items()]  # type: ignore[index]
 
 
-def _modules(plan: Plan, every_module: bool) -> Table:
-    table = plain_table(
+def _modules(plan: Plan, every_module: bool) -> Sheet:
+    table = Sheet(
         ("module", "left"), ("count", "right"), ("out × in", "right"), ("weight", "left"), ("bytes each", "right"),
-        ("added each", "right"), ("", "right"), ("decided by", "left"),
+        ("added each", "right"), ("share", "right"), ("decided by", "left"),
     )  # fmt: skip
     for row in grouped(plan.entries, every_module):
         entry = row.entries[0]
@@ -187,13 +187,13 @@ def _parameters(plan: Plan) -> Text:
     )  # fmt: skip
 
 
-def _memory(plan: Plan) -> Table:
+def _memory(plan: Plan) -> Sheet:
     memory = plan.memory
-    table = plain_table(("memory of a training step", "left"), ("", "right"), ("", "left"))
+    table = Sheet(("memory of a training step", "left"), ("", "right"), ("", "prose"))
     for name, count, remark in memory_rows(memory):
         table.add_row(name, show_bytes(count), remark)
     table.add_section()
-    table.add_row("peak", Text(show_bytes(memory.peak), style="bold"), "")
+    table.add_row("peak", show_bytes(memory.peak), "", style="bold")
     return table
 
 
