@@ -85,6 +85,7 @@ class Code(StrEnum):
     PROMISE_BROKEN = "L105"
     NOT_QUANTIZABLE = "L106"
     NOT_POSSIBLE_HERE = "L107"
+    INDEX_BEYOND = "L108"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lorakit.diagnostics import Diagnostic
 from lorakit.quoting import one_screen, visible
+
+if TYPE_CHECKING:
+    from lorakit.planning.plan import Plan
 
 
 class LorakitError(Exception):
@@ -27,6 +32,14 @@ class PlanError(LorakitError):
     def __init__(self, message: str, diagnostics: tuple[Diagnostic, ...] = ()) -> None:
         super().__init__(message)
         self.diagnostics = diagnostics
+
+
+class PromiseError(PlanError):
+    """A plan that breaks what its spec promises by `require`; it is whole all the same."""
+
+    def __init__(self, message: str, diagnostics: tuple[Diagnostic, ...], plan: Plan) -> None:
+        super().__init__(message, diagnostics)
+        self.plan = plan
 
 
 class ModelError(LorakitError):

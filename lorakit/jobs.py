@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorakit.data.source import Reading
-from lorakit.errors import DataError, OutputError
+from lorakit.errors import DataError, OutputError, PromiseError
 from lorakit.language.spec import Spec
 from lorakit.pipeline import (
     CALIBRATION_ROWS,
@@ -86,6 +86,16 @@ def adapt(job: Job, plugins: Plugins, reporter: Reporter = SILENT, *, seed: int 
         return _adapt(job, plugins, reporter, seed)
 
 
+def _decided(job: Job, first: nn.Module, plugins: Plugins, reporter: Reporter, **step: Any) -> Plan:
+    """Return the plan; one that breaks a promise is shown before it is refused. Raises: PlanError."""
+    try:
+        return decide(job.spec, first, plugins, **step)
+    except PromiseError as broken:
+        reporter.show_plan(broken.plan)
+        reporter.say("")
+        raise
+
+
 def _adapt(job: Job, plugins: Plugins, reporter: Reporter, seed: int) -> nn.Module:
     from lorakit.application.summary import summarize
     from lorakit.artifacts.folders import require_space
@@ -94,7 +104,7 @@ def _adapt(job: Job, plugins: Plugins, reporter: Reporter, seed: int) -> nn.Modu
 
     source = None if job.calibration is None else read_source(job.calibration, Reading(), reporter)
     first = read_first(job.model, plugins, reporter)
-    plan = decide(job.spec, first, plugins)
+    plan = _decided(job, first, plugins, reporter)
     data = None
     if source is not None:
         data = make_task(source, first, job.model, Settings(held_out=0.0, seed=seed), reporter=reporter)
@@ -133,8 +143,8 @@ def _train(job: Job, training: Training, plugins: Plugins, display: Display, rep
     source = read_source(training.data, training.reading, reporter)
     other = None if job.calibration is None else read_source(job.calibration, training.reading, reporter)
     first = read_first(job.model, plugins, reporter)
-    plan = decide(
-        job.spec, first, plugins,
+    plan = _decided(
+        job, first, plugins, reporter,
         batch=settings.batch, tokens=settings.tokens, recompute=settings.gradient_checkpointing,
     )  # fmt: skip
     task = make_task(source, first, job.model, settings, training.loss, reporter)

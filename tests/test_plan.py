@@ -101,13 +101,41 @@ def test_a_rank_larger_than_the_layer_points_at_the_rank(llama: nn.Module) -> No
     assert lorakit.plan("adapt v_proj rank 32", llama).added
 
 
+@pytest.mark.parametrize(
+    ("spec", "places"),
+    [
+        ("adapt layers[0..70].q_proj rank 2", [("L108", 1, 14)]),
+        ("adapt layers[-3,0].q_proj,layers[2].k_proj rank 2", [("L108", 1, 14), ("L108", 1, 34)]),
+        ("adapt q_proj rank 2 layers 0..2", [("L108", 1, 28)]),
+        ("quantize @linear nf4 layers 7..9", [("L108", 1, 29)]),
+        ("adapt q_proj rank 2 except layers[4].*", [("L108", 1, 35)]),
+    ],
+)
+def test_a_range_beyond_the_model_is_an_error(llama: nn.Module, spec: str, places: list[tuple[str, int, int]]) -> None:
+    assert findings(spec, llama) == places
+
+
+def test_a_range_beyond_the_model_says_how_many_layers_there_are(llama: nn.Module) -> None:
+    with pytest.raises(lorakit.PlanError, match=r"70 is out of range: `model.layers` has 2 layers, 0 to 1") as raised:
+        lorakit.plan("adapt layers[0..70].q_proj rank 2", llama)
+    assert raised.value.diagnostics[0].suggestion == "write `0..1`; or mark the rule `optional`"
+    for within in ("layers[0..70].q_proj rank 2 optional", "layers[-2..1].q_proj rank 2 layers 0..1"):
+        assert lorakit.plan(f"adapt {within}", llama).rules[0].modules == 2
+
+
+def test_of_several_towers_the_longest_counts() -> None:
+    towers = nn.ModuleDict({"a": nn.Sequential(nn.Linear(4, 4)), "b": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))})
+    assert lorakit.plan("adapt *[0..1] rank 2", towers).rules[0].modules == 3
+    assert findings("adapt :Linear rank 2 layers 1..2", towers) == [("L108", 1, 29)]
+
+
 def test_a_rule_that_decides_nothing_is_an_error(llama: nn.Module) -> None:
     assert findings("adapt q_proj rank 2\nadapt @attention rank 4", llama) == [("L104", 1, 1)]
     assert findings("quantize q_proj nf4\nquantize @attention nf4", llama) == [("L104", 1, 1)]
     # to quantize everything else is no contradiction where nothing else is left
     assert lorakit.plan("adapt @linear rank 2\nquantize q_proj nf4", llama).rules[1].modules == 0
     assert lorakit.plan("adapt q_proj rank 2 optional\nadapt @attention rank 4", llama).rules[0].modules == 0
-    assert findings("adapt q_proj rank 2 layers 7..9", llama) == [("L101", 1, 1)]
+    assert findings("adapt q_proj rank 2 layers 0 except layers[0].*", llama) == [("L101", 1, 1)]
 
 
 def test_promises(llama: nn.Module) -> None:

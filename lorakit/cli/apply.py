@@ -19,6 +19,7 @@ def apply(
     every_module: options.EveryModule = False,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Adapt a model and write the fresh adapter: adapter_model.safetensors, adapter_config.json and plan.json.
 

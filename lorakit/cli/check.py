@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorakit.cli import options
+from lorakit.cli import complete, options
+from lorakit.cli.inputs import analysis_of
+from lorakit.cli.terminal import colored
 
 if TYPE_CHECKING:
     from lorakit.language.analysis import Analysis
@@ -24,9 +25,13 @@ class Form(StrEnum):
 
 
 def check(
-    specs: Annotated[list[str], typer.Argument(metavar="SPEC", help="Spec files; `-` reads standard input.")],
+    specs: Annotated[
+        list[str],
+        typer.Argument(metavar="SPEC", autocompletion=complete.specs, help="Spec files; `-` reads standard input."),
+    ],
     set_: options.Set = [],  # noqa: B006
     format_: Annotated[Form, typer.Option("--format", help="How to print what is found.")] = Form.text,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing of specs without errors.")] = False,
 ) -> None:
     """Check specs without a model: syntax, names, plugins and their options, values.
 
@@ -38,11 +43,11 @@ def check(
     from lorakit.language.settings import variables_of
 
     variables = variables_of(set_)
-    analyses = [_analysis(spec, variables) for spec in specs]
+    analyses = [analysis_of(spec, variables) for spec in specs]
     found = tuple(dict.fromkeys(diagnostic for analysis in analyses for diagnostic in analysis.diagnostics))
     sources = {name: text for analysis in analyses for name, text in analysis.sources.items()}
     if format_ is Form.text:
-        shown = render_text(found, sources, color=sys.stdout.isatty(), most=ON_A_LIST) if found else ""
+        shown = render_text(found, sources, color=colored(sys.stdout), most=ON_A_LIST) if found else ""
     else:
         shown = RENDERERS[format_.value](found)
     _write(shown)
@@ -50,16 +55,8 @@ def check(
         if format_ is Form.text:
             _write(f"\n{len(found)} {'error' if len(found) == 1 else 'errors'}")
         raise typer.Exit(2)
-    if format_ is Form.text:
+    if format_ is Form.text and not quiet:
         _write("\n".join(f"{spec}: {_count(analysis)}" for spec, analysis in zip(specs, analyses, strict=True)))
-
-
-def _analysis(spec: str, variables: dict[str, str]) -> Analysis:
-    from lorakit.language.analysis import analyse
-
-    if spec == "-":
-        return analyse(sys.stdin.buffer.read(), variables, name="<stdin>")
-    return analyse(Path(spec), variables)
 
 
 def _count(analysis: Analysis) -> str:
@@ -68,7 +65,5 @@ def _count(analysis: Analysis) -> str:
 
 
 def _write(text: str) -> None:
-    """Print text as it is, whatever the encoding of standard output can hold."""
     if text:
-        data = f"{text}\n".encode(sys.stdout.encoding or "utf-8", "backslashreplace")
-        sys.stdout.write(data.decode(sys.stdout.encoding or "utf-8"))
+        sys.stdout.write(f"{text}\n")

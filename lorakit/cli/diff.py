@@ -6,12 +6,16 @@ from typing import Annotated
 
 import typer
 
-from lorakit.cli import options
+from lorakit.cli import complete, options
 
 
 def diff(
-    before: Annotated[str, typer.Argument(metavar="A", help="The spec, or a plan.json, to start from.")],
-    after: Annotated[str, typer.Argument(metavar="B", help="The spec, or a plan.json, to go to.")],
+    before: Annotated[
+        str, typer.Argument(metavar="A", autocompletion=complete.specs, help="The spec, or a plan.json, to start from.")
+    ],
+    after: Annotated[
+        str, typer.Argument(metavar="B", autocompletion=complete.specs, help="The spec, or a plan.json, to go to.")
+    ],
     model: options.Model,
     set_: options.Set = [],  # noqa: B006
     every_module: options.EveryModule = False,
@@ -26,13 +30,24 @@ def diff(
     """
     from lorakit.cli.inputs import decide, load_model, read_spec
     from lorakit.cli.terminal import print_json, show
+    from lorakit.errors import PromiseError
     from lorakit.planning import codec
     from lorakit.planning.difference import difference, difference_view
 
     specs = [read_spec(path, set_) for path in (before, after)]
     structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
-    found = difference(*(decide(spec, structure) for spec in specs))
+    plans, broken = [], []
+    for spec in specs:
+        try:
+            plans.append(decide(spec, structure))
+        except PromiseError as error:
+            # what it would be says why it cannot
+            plans.append(error.plan)
+            broken.append(error)
+    found = difference(*plans)
     if format_ is options.OutputFormat.json:
         print_json(codec.to_plain(found))
     else:
         show(difference_view(found, every_module=every_module))
+    if broken:
+        raise broken[-1]

@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from lorakit.cli import complete
+
 
 def explain(
     code: Annotated[
         str,
         typer.Argument(
             metavar="CODE",
+            autocompletion=complete.codes,
             help="A code such as L042, or a word of the language such as quantize; without one, all codes are listed.",
         ),
     ] = "",

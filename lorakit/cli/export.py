@@ -29,6 +29,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")] = False,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write an adapter as a GGUF file, which llama.cpp loads with --lora beside the base model.
 

@@ -9,10 +9,17 @@ from typing import Annotated
 
 import typer
 
+from lorakit.cli import complete
+
 
 def fmt(
     specs: Annotated[
-        list[str], typer.Argument(metavar="SPEC", help="Spec files; `-` reads standard input, writes to output.")
+        list[str],
+        typer.Argument(
+            metavar="SPEC",
+            autocompletion=complete.specs,
+            help="Spec files; `-` reads standard input, writes to output.",
+        ),
     ],
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 where a file would change.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Change nothing; print what would change.")] = False,
@@ -30,7 +37,7 @@ def fmt(
         try:
             outcomes.append(_format(spec, check=check, diff=diff))
         except SpecError as error:
-            sys.stderr.write(f"{error}\n".encode("utf-8", "backslashreplace").decode())
+            sys.stderr.write(f"{error}\n")
             outcomes.append(2)
     if any(outcomes):
         raise typer.Exit(max(outcomes))
@@ -55,7 +62,8 @@ def _format(spec: str, *, check: bool, diff: bool) -> int:
         if changes:
             sys.stdout.write(f"{name} would change\n")
     elif spec == "-":
-        sys.stdout.write(after)
+        # a file through a pipe: its encoding is that of every spec
+        sys.stdout.buffer.write(after.encode())
     elif changes:
         _replace(Path(os.path.realpath(spec)), after)
         sys.stdout.write(f"{name} changed\n")

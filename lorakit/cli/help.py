@@ -1,4 +1,4 @@
-"""What `--help` says, for a terminal of any width: every name whole, every sentence to its end."""
+"""What commands have in common: help for a terminal of any width, and a look at what was given before any work."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from lorakit.cli.given import check_given
 
 # below this many columns what an option means stands under its name
 NARROW, NAME_WIDTH, SHORT_NAME = 70, 34, 12
@@ -50,6 +52,11 @@ class _Plain:
         for title, rows in sections.items():
             _write(formatter, title, rows)
 
+    def invoke(self, ctx: typer.Context) -> Any:
+        arguments = (one for one in self.get_params(ctx) if one.param_type_name == "argument")  # type: ignore[attr-defined]
+        check_given({one.metavar: ctx.params.get(one.name) for one in arguments})
+        return super().invoke(ctx)  # type: ignore[misc]
+
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)  # type: ignore[misc, no-any-return]
@@ -60,11 +67,11 @@ class _Plain:
 
 
 class Command(_Plain, TyperCommand):
-    """A command whose help keeps its words whole."""
+    """A command whose help keeps its words whole, and which says at once that its arguments are swapped."""
 
 
 class Group(_Plain, TyperGroup):
-    """A command with commands of its own, and the same help."""
+    """A command with commands of its own."""
 
 
 def _argument(one: Any) -> str:

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from lorakit.language.analysis import Analysis
     from lorakit.language.spec import Spec
     from lorakit.language.statements import Step
     from lorakit.planning.plan import Plan
 
 
 def read_spec(path: str, variables: Sequence[str]) -> Spec | Plan:
-    """Return the Spec in a file, or the Plan in a `.json` one. Raises: SpecError, PlanError."""
+    """Return the Spec in a file or on standard input, `-`, or the Plan in a `.json` file. Raises: SpecError, PlanError."""
     if path.endswith(".json"):
         return _read_plan(Path(path))
-    from lorakit.api import parse
+    from lorakit.errors import SpecError
+    from lorakit.language.render import render_text
     from lorakit.language.settings import variables_of
 
-    return parse(Path(path), variables_of(variables))
+    analysis = analysis_of(path, variables_of(variables))
+    if analysis.spec is None:
+        raise SpecError(analysis.diagnostics, render_text(analysis.diagnostics, analysis.sources))
+    return analysis.spec
+
+
+def analysis_of(path: str, variables: Mapping[str, object]) -> Analysis:
+    """Return what the spec in a file means or what is wrong with it; `-` is standard input."""
+    from lorakit.language.analysis import analyse
+
+    if path == "-":
+        return analyse(sys.stdin.buffer.read(), variables, name="<stdin>")
+    return analyse(Path(path), variables)
 
 
 def step_of(spec: Spec | Plan) -> Step:

@@ -71,18 +71,21 @@ def inspect(
 
     Example: lorakit inspect --quant qlora.lora ./SmolLM2-135M --loss book.txt --plot error.png
     """
+    from lorakit.cli.given import check_adapter, check_given
     from lorakit.cli.terminal import print_json, show
     from lorakit.planning import codec
 
     found: object
     if quant is None:
         _refuse(context, OF_QUANT, "--quant SPEC, which measures a model; without it `inspect` shows an adapter")
+        _refuse_model(Path(folder))
+        check_adapter(folder)
         from lorakit.artifacts.inspection import adapter_view, inspect_adapter
 
-        _refuse_model(Path(folder))
         found = inspection = inspect_adapter(Path(folder), allow_pickle)
         view = adapter_view(inspection, every_module=every_module)
     else:
+        check_given({"SPEC": quant, "MODEL": folder})
         from lorakit.artifacts.quantization_view import check_plot, quantization_view
 
         if loss is None:

@@ -10,10 +10,27 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Annotated
 
 import typer
 
-from lorakit.cli import apply, check, demo, diff, explain, export, fmt, init, inspect, lsp, merge, plan, plugins, train
+from lorakit.cli import (
+    apply,
+    check,
+    complete,
+    demo,
+    diff,
+    explain,
+    export,
+    fmt,
+    init,
+    inspect,
+    lsp,
+    merge,
+    plan,
+    plugins,
+    train,
+)
 from lorakit.cli.help import Command, Group, help_of
 from lorakit.cli.terminal import BAD_INPUT, INTERRUPTED, SIGNALLED, WORK_FAILED, fail
 from lorakit.encoding import ERRORS
@@ -33,6 +50,24 @@ for command in (init, check, fmt, explain, plan, diff, apply, train, merge, expo
     function = getattr(command, name)
     app.command(name, cls=Command, help=help_of(function))(function)
 app.add_typer(plugins.app, name="plugins")
+
+
+@app.command("help", cls=Command)
+def help_(
+    command: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="COMMAND",
+            help="A command, such as plan, or two, such as plugins new.",
+            autocompletion=complete.commands,
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Show what a command does and takes, as its --help does.
+
+    Example: lorakit help plan
+    """
+    app([*command, "--help"], prog_name="lorakit")
 
 
 @app.callback(invoke_without_command=True)

@@ -32,6 +32,7 @@ def merge(
     force: options.Force = False,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fold an adapter into its base model and write the result, not quantized, as a plain model folder.
 

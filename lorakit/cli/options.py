@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import redirect_stdout
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from lorakit.cli import complete
 
 
 class OutputFormat(StrEnum):
@@ -15,14 +20,32 @@ class OutputFormat(StrEnum):
     json = "json"
 
 
-Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A .lora file, or a plan.json.", show_default=False)]
+def _silence(context: typer.Context, quiet: bool) -> bool:
+    """Send what a command prints nowhere until it ends; errors have a stream of their own."""
+    if quiet:
+        context.with_resource(redirect_stdout(context.with_resource(Path(os.devnull).open("w", encoding="utf-8"))))
+    return quiet
+
+
+Quiet = Annotated[
+    bool, typer.Option("-q", "--quiet", callback=_silence, help="Print nothing but errors.", show_default=False)
+]
+Spec = Annotated[
+    str,
+    typer.Argument(
+        metavar="SPEC",
+        help="A .lora file, a plan.json, or `-` for a spec on standard input.",
+        show_default=False,
+        autocompletion=complete.specs,
+    ),
+]
 Model = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A Hugging Face folder or hub id, or FILE.py:FACTORY.", show_default=False),
 ]
 Set = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="Give a `let` name another value.")]
 Output = Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The folder to write.", show_default=False)]
-Force = Annotated[bool, typer.Option("--force", help="Replace the output folder if it exists.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what stands at the output place.")]
 WithBase = Annotated[bool, typer.Option("--with-base", help="Write the quantized base too, as a model folder `base`.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="The seed that adapters are drawn with.")]
 Format = Annotated[OutputFormat, typer.Option("--format", help="How to print.")]

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 from lorakit.cli import options
+
+if TYPE_CHECKING:
+    from lorakit.planning.plan import Plan
+
+
+class Form(StrEnum):
+    """How a plan is printed."""
+
+    text = "text"
+    json = "json"
+    md = "md"
 
 
 def plan(
@@ -13,7 +29,8 @@ def plan(
     batch: options.Batch = None,
     tokens: options.Tokens = None,
     gradient_checkpointing: options.GradientCheckpointing = False,
-    format_: options.Format = options.OutputFormat.text,
+    format_: Annotated[Form, typer.Option("--format", help="How to print; md is Markdown.")] = Form.text,
+    quiet: options.Quiet = False,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Show what a spec makes of a model: modules, parameters, bytes before and after, memory of a training step.
@@ -21,17 +38,30 @@ def plan(
     Reads the model's config alone. The memory is that of a step on --batch × --tokens; where neither is given and the
     spec has no `step`, on 1 × 512.
 
+    Where it breaks a `require` of the spec, it is shown, and the exit code is 2.
+
     Example: lorakit plan qlora.lora ./SmolLM2-135M
     """
     from lorakit.cli.inputs import decide, load_model, read_spec
-    from lorakit.cli.terminal import show
+    from lorakit.errors import PromiseError
 
     parsed = read_spec(spec, set_)
     structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
-    decided = decide(parsed, structure, batch=batch, tokens=tokens, recompute=gradient_checkpointing)
-    if format_ is options.OutputFormat.json:
-        print(decided.to_json())
-        return
-    from lorakit.planning.report import plan_view
+    try:
+        decided = decide(parsed, structure, batch=batch, tokens=tokens, recompute=gradient_checkpointing)
+    except PromiseError as broken:
+        _print(broken.plan, format_, every_module)
+        raise
+    _print(decided, format_, every_module)
 
-    show(plan_view(decided, every_module=every_module))
+
+def _print(plan: Plan, form: Form, every_module: bool) -> None:
+    from lorakit.cli.terminal import say, show
+    from lorakit.planning.report import plan_markdown, plan_view
+
+    if form is Form.json:
+        say(plan.to_json())
+    elif form is Form.md:
+        say(plan_markdown(plan, every_module=every_module))
+    else:
+        show(plan_view(plan, every_module=every_module))

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
     from lorakit.hooks.listing import DistributionInfo
 
-app = typer.Typer(cls=Group, rich_markup_mode=None, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    cls=Group,
+    rich_markup_mode=None,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 app.command("new", cls=Command, help=help_of(plugins_new.new))(plugins_new.new)
 app.command("test", cls=Command, help=help_of(plugins_test.test))(plugins_test.test)
 
@@ -50,22 +55,22 @@ def plugins(context: typer.Context, format_: options.Format = options.OutputForm
 
 
 def _distribution(one: DistributionInfo) -> list[RenderableType]:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     from lorakit.hooks.options import show_value
+    from lorakit.planning.sheet import Sheet
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for column in ("kind", "name", "option", "takes", "default", "what it is"):
-        table.add_column(column, no_wrap=column in ("kind", "name", "option"))
+    table = Sheet(
+        ("kind", "left"), ("name", "left"), ("option", "left"), ("takes", "prose"), ("default", "prose"),
+        ("what it is", "prose"),
+    )  # fmt: skip
     for plugin in one.plugins:
         name = plugin.name + (" [double]" if plugin.double else "")
-        table.add_row(*map(Text, (plugin.kind, name, "", "", "", plugin.summary)))
+        table.add_row(plugin.kind, name, "", "", "", plugin.summary)
         for option in plugin.options:
             default = "" if option.default is None else show_value(option.default)
             default = "must be given" if option.required else default
-            table.add_row(*map(Text, ("", "", option.name, option.type, default, option.help)))
+            table.add_row("", "", option.name, option.type, default, option.help)
     parts: list[RenderableType] = [Text(f"{one.distribution} {one.version}", style="bold")]
     if one.plugins:
         parts.append(table)

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorakit.cli import complete
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rich.table import Table
-
     from lorakit.hooks.manager import Plugins
+    from lorakit.planning.sheet import Sheet
     from lorakit.testing import Check
 
 Outcome = tuple["Check", str]
@@ -19,7 +20,12 @@ Outcome = tuple["Check", str]
 
 def test(
     distribution: Annotated[
-        str, typer.Argument(metavar="DIST", help="An installed distribution; `lorakit` is the built-ins.")
+        str,
+        typer.Argument(
+            metavar="DIST",
+            autocompletion=complete.distributions,
+            help="An installed distribution; `lorakit` is the built-ins.",
+        ),
     ],
 ) -> None:
     """Run the checks that every plugin must pass on all that a distribution adds, and print a table of them.
@@ -80,16 +86,11 @@ def _failure(check: Check) -> str:
     return ""
 
 
-def _table(outcomes: Mapping[str, Sequence[Outcome]]) -> Table:
+def _table(outcomes: Mapping[str, Sequence[Outcome]]) -> Sheet:
     """Return a row for every kind of check, with how many variants of it passed."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from lorakit.planning.sheet import Sheet
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for column in ("plugin", "check", "passed"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("what is asked")
+    table = Sheet(("plugin", "left"), ("check", "left"), ("passed", "left"), ("what is asked", "prose"))
     for title, ran in outcomes.items():
         shown = title
         for name in dict.fromkeys(check.name for check, _ in ran):
@@ -97,6 +98,6 @@ def _table(outcomes: Mapping[str, Sequence[Outcome]]) -> Table:
             passed = sum(not reason for _, reason in group)
             style = "" if passed == len(group) else "bold red"
             words = (shown, name, f"{passed} of {len(group)}", group[0][0].question)
-            table.add_row(*(Text(word, style=style) for word in words))
+            table.add_row(*words, style=style)
             shown = ""
     return table

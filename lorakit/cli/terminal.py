@@ -18,7 +18,7 @@ DONE, WORK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 # what a shell adds to the number of a signal
 SIGNALLED = 128
 # pipes and log files have no width of their own
-PIPE_WIDTH = 180
+PIPE_WIDTH = 140
 
 Item = TypeVar("Item")
 

@@ -13,6 +13,7 @@ from lorakit.artifacts.checkpoint import stored_tensors
 from lorakit.artifacts.json_files import read_object
 from lorakit.errors import LorakitError, ModelError
 from lorakit.hooks.specs import hookimpl
+from lorakit.language.suggestions import distance
 from lorakit.values import ModelReference
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def lorakit_model_merged(model: nn.Module) -> None:
         marks.clear(model)
 
 
-def _config(reference: ModelReference) -> Any:
+def check_reference(reference: ModelReference) -> None:
+    """Raise ModelError for a folder that is no model, and for a name that no hub id can be or that means a folder."""
     folder = Path(reference.text)
     try:
         is_folder, exists = folder.is_dir(), folder.exists()
@@ -52,7 +54,32 @@ def _config(reference: ModelReference) -> Any:
             f"{reference.text} is a file; a model is a folder with a config.json, a hub id, or FILE.py:FACTORY"
         )
     elif not HUB_ID.fullmatch(reference.text):
-        raise ModelError(f"no such model folder: {reference.text}")
+        raise ModelError(f"no such model folder: {reference.text}{_hint(folder)}")
+    elif (hint := _hint(folder)) and not _is_cached(reference.text):
+        raise ModelError(
+            f"no such model folder: {reference.text}{hint} (a model of that name on the hub is taken once it is "
+            f"downloaded: hf download {reference.text})"
+        )
+
+
+def _hint(folder: Path) -> str:
+    """Return which model folder beside it a misspelled one probably means."""
+    try:
+        names = [one.parent.name for one in folder.parent.glob("*/config.json")]
+    except OSError:
+        return ""
+    near = next((name for name in names if distance(folder.name.lower(), name.lower()) <= 1), None)
+    return f"; did you mean `{folder.parent / near}`?" if near else ""
+
+
+def _is_cached(hub_id: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
+
+
+def _config(reference: ModelReference) -> Any:
+    check_reference(reference)
     from transformers import AutoConfig
 
     with _plain_errors(reference):

@@ -22,7 +22,7 @@ class _Written:
 
 
 @dataclass(frozen=True, slots=True)
-class IndexRange:
+class IndexRange(_Written):
     """Indices from `first` to `last`, both inclusive; negative ones count from the end of the container."""
 
     first: int

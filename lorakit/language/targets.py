@@ -96,7 +96,7 @@ def _range(first: str, last: str, words: Words, place: Place) -> IndexRange | No
         message = f"the range `{low}..{high}` ends before it begins"
         place.report(Code.REVERSED_RANGE, message, words, None, f"help: write `{high}..{low}`")
         return None
-    return IndexRange(low, high)
+    return IndexRange(low, high, span=place.span(words))
 
 
 def _is_regex(word: Word, place: Place) -> bool:

@@ -24,6 +24,7 @@ from lorakit.language.words import NONE
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.place import Place
 from lorakit.planning.plan import RuleSummary, SelectorCount
+from lorakit.planning.ranges import out_of_range
 from lorakit.planning.targets import Selection, container_counts, outermost_index
 
 Kind = TypeVar("Kind", Adapt, Quantize, Train)
@@ -74,7 +75,7 @@ class _Reach:
     def __init__(self, rule: Rule, inventory: Inventory, selection: Selection) -> None:
         self.rule = rule
         self._kind = KINDS[type(rule)]
-        self.findings: list[Diagnostic] = []
+        self.findings = [] if rule.optional else list(out_of_range(rule, selection))
         self.selectors: list[SelectorCount] = []
         self._inventory = inventory
         # first: of what a rule leaves out it does not matter what it is
@@ -102,7 +103,7 @@ class _Reach:
         matched = self._matches(target, selection)
         if matched is None:
             return ()
-        if not matched and not self.rule.optional:
+        if not matched and not self.rule.optional and not self._is_beyond(target):
             self._complain(
                 Code.MATCHES_NOTHING,
                 f"`{target}` matches no module of {self._inventory.model_class}",
@@ -111,6 +112,10 @@ class _Reach:
                 note=_structure(self._inventory),
             )
         return tuple(path for path in matched if self._may_be_left(path, selection))
+
+    def _is_beyond(self, target: Target) -> bool:
+        """Whether a target may match nothing for its indices, which is reported."""
+        return bool(self.findings) and any(segment.indices for segment in target.segments)
 
     def _usable(self, target: Target, matched: Sequence[str], selection: Selection) -> Iterable[str]:
         """Return what a target's paths decide, and refuse an outright one that does not fit."""
@@ -151,7 +156,7 @@ class _Reach:
             paths = self._matches(target, selection)
             if paths is None:
                 continue
-            if not paths and not self.rule.optional:
+            if not paths and not self.rule.optional and not self._is_beyond(target):
                 self._complain(
                     Code.MATCHES_NOTHING,
                     f"`except {target}` matches no module of {self._inventory.model_class}",

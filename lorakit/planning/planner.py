@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from lorakit.diagnostics import Code, Diagnostic, diagnostic_at
-from lorakit.errors import PlanError
+from lorakit.errors import PlanError, PromiseError
 from lorakit.hooks.manager import Plugins
 from lorakit.language.render import render_text
 from lorakit.language.spec import Spec
@@ -43,7 +43,8 @@ def make_plan(
 
     On no `hardware` in particular the model computes in its own dtype, unless the spec says otherwise.
 
-    Raises: PlanError holding every diagnostic: targets that match nothing, layers that no adapter fits, and so on.
+    Raises: PlanError holding every diagnostic: targets that match nothing, layers that no adapter fits, and so on;
+    PromiseError, which holds the plan too, where it breaks a promise.
     """
     if not spec.rules:
         raise PlanError(
@@ -61,7 +62,8 @@ def make_plan(
     plan = replace(plan, notes=tuple(notes_of(spec, inventory, decisions, plugins)), source=spec.source)
     plan = finished(plugins.plan_ready(plan), inventory, plugins)
     plan = replace(plan, notes=(*paging_notes(plan, inventory, plugins), *plan.notes))
-    _raise(requirements.broken(spec, plan), spec)
+    if broken := tuple(requirements.broken(spec, plan)):
+        raise PromiseError(render_text(broken, spec.sources), broken, plan)
     return plan
 
 

@@ -55,7 +55,9 @@ def plan_view(plan: Plan, *, every_module: bool = False) -> RenderableType:
 def plan_markdown(plan: Plan, *, every_module: bool = False) -> str:
     """Return the same as Markdown, as for a comment on a pull request."""
     parts = [
-        part.markdown() if isinstance(part, Sheet) else "\n".join(f"{line.strip()}  " for line in part.plain.split("\n"))
+        part.markdown()
+        if isinstance(part, Sheet)
+        else "\n".join(f"{line.strip()}  " for line in part.plain.split("\n"))
         for part in _parts(plan, every_module)
     ]
     notes = "\n".join(f"- {note}" for note in _notes(plan))
@@ -151,7 +153,7 @@ def grouped(entries: Iterable[PlanEntry], every_module: bool) -> list[Row]:
 def _modules(plan: Plan, every_module: bool) -> Sheet:
     table = Sheet(
         ("module", "left"), ("count", "right"), ("out × in", "right"), ("weight", "left"), ("bytes each", "right"),
-        ("added each", "right"), ("share", "right"), ("decided by", "left"),
+        ("added each", "right"), ("", "right"), ("decided by", "left"),
     )  # fmt: skip
     for row in grouped(plan.entries, every_module):
         entry = row.entries[0]

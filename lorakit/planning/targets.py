@@ -92,10 +92,11 @@ class Selection:
         )
 
     def _in_ranges(self, container: str, index: int, ranges: tuple[IndexRange, ...]) -> bool:
-        length = self._container_length(container)
+        length = self.length_of(container)
         return any(_from_start(one.first, length) <= index <= _from_start(one.last, length) for one in ranges)
 
-    def _container_length(self, container: str) -> int:
+    def length_of(self, container: str) -> int:
+        """Return one more than the last index in a numbered container, 0 where it has none."""
         if container not in self._lengths:
             children = self._inventory.children.get(self._today.get(container, container), ())
             indices = (index_of(Place(path).leaf) for path in children)
