@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import glob
+from pathlib import Path
 
 import typer
 
 
 def specs(incomplete: str) -> list[str]:
     """Return the specs that a path may become."""
-    return sorted(glob.glob(f"{glob.escape(incomplete)}*.lora"))
+    folder, slash, begun = incomplete.rpartition("/")
+    found = (one.name for one in Path(folder or slash or ".").glob("*.lora"))
+    return sorted(f"{folder}{slash}{name}" for name in found if name.startswith(begun))
 
 
 def codes(incomplete: str) -> list[str]:

@@ -40,13 +40,14 @@ def explain(
         hint = f"did you mean {near}?" if near else "`lorakit explain` lists all codes"
         sys.stderr.write(f"error: there is no code `{code}`; {hint}\n")
         raise typer.Exit(2) from None
-    if not sys.stdout.isatty():
+    from lorakit.cli.terminal import colored, console
+
+    if not colored(sys.stdout):
         sys.stdout.write(text)
         return
-    from rich.console import Console
     from rich.markdown import Markdown
 
-    Console().print(Markdown(text))
+    console().print(Markdown(text))
 
 
 def _word(word: str) -> str:

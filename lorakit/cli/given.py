@@ -45,7 +45,7 @@ def check_given(given: Mapping[str, object]) -> None:
     if found != wanted and sorted(found) == sorted(wanted):
         right = next(order for order in permutations(range(len(found))) if [found[at] for at in order] == wanted)
         raise LorakitError(
-            f"`{texts[0]}` is {_article(found[0])} {found[0]}, and {_article(wanted[0])} {wanted[0]} comes first; write\n"
+            f"`{texts[0]}` is {_with_article(found[0])}, and {_with_article(wanted[0])} comes first; write\n"
             f"  {_command(texts, [texts[at] for at in right])}"
         )
     for kind, text in known:
@@ -79,8 +79,8 @@ def _kind(text: str, wanted: str) -> str:
     return next((kind for kind, fits in KINDS.items() if fits(text)), wanted)
 
 
-def _article(noun: str) -> str:
-    return "an" if noun[0] in "aeiou" else "a"
+def _with_article(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def _command(texts: Iterable[str], right: Iterable[str]) -> str:

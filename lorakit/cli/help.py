@@ -15,6 +15,8 @@ from lorakit.cli.given import check_given
 
 # below this many columns what an option means stands under its name
 NARROW, NAME_WIDTH, SHORT_NAME = 70, 34, 12
+# what stands for a hyphen while lines are broken: an option is a word
+UNBROKEN = "\u2011"
 # how the value of an option without a name of its own is shown, by what typer says of it
 VALUES = {
     r"<(int|integer)( range)?>|INTEGER( RANGE)?": "N",
@@ -32,11 +34,20 @@ def help_of(command: Callable[..., Any]) -> str:
 class _Plain:
     """Help in lines that never cut a word, the same in every release of typer."""
 
-    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
         arguments = [_argument(one) for one in self.get_params(ctx) if one.param_type_name == "argument"]  # type: ignore[attr-defined]
         return ["[OPTIONS]", *arguments, *(["COMMAND ..."] if isinstance(self, TyperGroup) else [])]
 
-    def format_options(self, ctx: typer.Context, formatter: Any) -> None:
+    def get_help(self, ctx: Any) -> str:
+        return super().get_help(ctx).replace(UNBROKEN, "-")  # type: ignore[misc,no-any-return]
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        if self.help:  # type: ignore[attr-defined]
+            formatter.write_paragraph()
+            with formatter.indentation():
+                formatter.write_text(self.help.replace("-", UNBROKEN))  # type: ignore[attr-defined]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
         for one in self.get_params(ctx):  # type: ignore[attr-defined]
             if (record := one.get_help_record(ctx)) is not None:
@@ -52,14 +63,14 @@ class _Plain:
         for title, rows in sections.items():
             _write(formatter, title, rows)
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         arguments = (one for one in self.get_params(ctx) if one.param_type_name == "argument")  # type: ignore[attr-defined]
         check_given({one.metavar: ctx.params.get(one.name) for one in arguments})
         return super().invoke(ctx)  # type: ignore[misc]
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
-            return super().parse_args(ctx, args)  # type: ignore[misc, no-any-return]
+            return super().parse_args(ctx, args)  # type: ignore[misc,no-any-return]
         except typer.BadParameter as error:
             # how pydantic begins what typer says through it
             error.message = error.message.removeprefix("Value error, ")
@@ -93,5 +104,6 @@ def _write(formatter: Any, title: str, rows: list[tuple[str, str]]) -> None:
     if colored(sys.stdout):
         title = typer.style(title, bold=True)
         rows = [(typer.style(name, fg="cyan", bold=True), text) for name, text in rows]
+    rows = [(name, text.replace("-", UNBROKEN)) for name, text in rows]
     with formatter.section(title):
         formatter.write_dl(rows, col_max=NAME_WIDTH if beside else 4)

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def read_spec(path: str, variables: Sequence[str]) -> Spec | Plan:
-    """Return the Spec in a file or on standard input, `-`, or the Plan in a `.json` file. Raises: SpecError, PlanError."""
+    """Return the Spec in a file, or on standard input for `-`, or the Plan in a `.json` file.
+
+    Raises: SpecError, PlanError.
+    """
     if path.endswith(".json"):
         return _read_plan(Path(path))
     from lorakit.errors import SpecError

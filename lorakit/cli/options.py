@@ -23,7 +23,8 @@ class OutputFormat(StrEnum):
 def _silence(context: typer.Context, quiet: bool) -> bool:
     """Send what a command prints nowhere until it ends; errors have a stream of their own."""
     if quiet:
-        context.with_resource(redirect_stdout(context.with_resource(Path(os.devnull).open("w", encoding="utf-8"))))
+        nowhere = context.with_resource(Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        context.with_resource(redirect_stdout(nowhere))
     return quiet
 
 

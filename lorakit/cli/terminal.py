@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.progress import ProgressColumn
 
     from lorakit.planning.plan import Plan
     from lorakit.reporter import Reporter
@@ -85,16 +86,9 @@ def measured(what: str) -> Iterator[Callable[[int, int], None]]:
     if not terminal.is_terminal:
         yield lambda done, total: None
         return
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), *_times())
     with Progress(*columns, console=terminal, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -105,21 +99,21 @@ def tracked(items: Sequence[Item], what: str) -> Iterable[Item]:
     terminal = console(stderr=True)
     if not terminal.is_terminal:
         return iter(items)
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     def bar() -> Iterator[Item]:
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), *_times())
         with Progress(*columns, console=terminal, transient=True) as progress:
             yield from progress.track(items, description=what)
 
     return bar()
+
+
+def _times() -> Iterable[ProgressColumn]:
+    """Return the columns of a bar that say how long it has taken and may take yet."""
+    from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))
 
 
 def reporter(every_module: bool = False) -> Reporter:

@@ -45,8 +45,8 @@ class Difference:
 
 def difference(before: Plan, after: Plan) -> Difference:
     """Return what changes from one plan to another of the same model."""
-    old = {entry.path: _words(entry) for entry in before.entries}
-    new = {entry.path: _words(entry) for entry in after.entries}
+    old = {entry.path: _words(entry, before) for entry in before.entries}
+    new = {entry.path: _words(entry, after) for entry in after.entries}
     reasons = _reasons(before) | _reasons(after)
     changes = []
     for path in dict.fromkeys([*old, *new]):
@@ -73,7 +73,7 @@ def _changed(was: Mapping[str, str], will: Mapping[str, str]) -> Iterable[tuple[
             yield name, was.get(name, ""), will.get(name, "")
 
 
-def _words(entry: PlanEntry) -> dict[str, str]:
+def _words(entry: PlanEntry, plan: Plan) -> dict[str, str]:
     """Return what a spec can say of a module, in the spec's own words."""
     words = {"quant": call_text(entry.quant)} if entry.quant else {}
     if adapter := entry.adapter:
@@ -89,7 +89,8 @@ def _words(entry: PlanEntry) -> dict[str, str]:
             "bias": adapter.bias,
             "lr": _number(adapter.lr),
             "lr_ratio": _number(settings.lr_ratio),
-            "paged": "yes" if adapter.paged else "",
+            # an optimizer that pages as a whole pages this state too
+            "paged": "yes" if adapter.paged or plan.optimizer.paged else "",
         }
     if entry.train:
         words |= {"train": "in full", "lr": f"{entry.train_lr:g}" if entry.train_lr else ""}

@@ -37,6 +37,7 @@ def forecast(
         batch=step.batch,
         tokens=step.tokens,
         recompute=step.recompute,
+        of_tokens=inventory.input_path is not None,
     )
 
 

@@ -230,6 +230,7 @@ class Memory:
     """The forecast for one training step in bytes; `activations` is an estimate for batch × tokens.
 
     With `recompute` the backward pass computes each block again from its inputs (gradient checkpointing).
+    A model that reads no tokens sees as many rows of its inputs; `of_tokens` is False then.
     """
 
     weights_before: int
@@ -242,6 +243,7 @@ class Memory:
     batch: int
     tokens: int
     recompute: bool = False
+    of_tokens: bool = True
 
     @classmethod
     def of_step(cls, batch: int, tokens: int, recompute: bool) -> Memory:

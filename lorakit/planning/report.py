@@ -55,9 +55,7 @@ def plan_view(plan: Plan, *, every_module: bool = False) -> RenderableType:
 def plan_markdown(plan: Plan, *, every_module: bool = False) -> str:
     """Return the same as Markdown, as for a comment on a pull request."""
     parts = [
-        part.markdown()
-        if isinstance(part, Sheet)
-        else "\n".join(f"{line.strip()}  " for line in part.plain.split("\n"))
+        part.markdown() if isinstance(part, Sheet) else "\n\n".join(map(str.strip, part.plain.split("\n")))
         for part in _parts(plan, every_module)
     ]
     notes = "\n".join(f"- {note}" for note in _notes(plan))
@@ -207,7 +205,8 @@ def memory_rows(memory: Memory) -> Iterable[tuple[str, int, str]]:
     yield "gradients", memory.gradients, ""
     yield "optimizer state", memory.optimizer, ""
     policy = "blocks recomputed" if memory.recompute else "none recomputed"
-    yield "activations", memory.activations, f"estimate for {memory.batch} × {memory.tokens} tokens, {policy}"
+    rows = f"{memory.batch} × {memory.tokens} tokens" if memory.of_tokens else f"{memory.batch * memory.tokens:,} rows"
+    yield "activations", memory.activations, f"estimate for {rows}, {policy}"
     yield (
         "workspace",
         memory.workspace,

@@ -77,11 +77,11 @@ class Display:
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=number, loss=f"{loss:.3f}")
 
-    def held_out(self, number: int, loss: float | None) -> None:
-        """Note the loss on held-out text after a step."""
+    def held_out(self, number: int, loss: float | None, *, of_tokens: bool = True) -> None:
+        """Note the loss on held-out data after a step, with its perplexity where it is a mean over tokens."""
         if loss is not None:
             when = "before training" if number == 0 else f"after step {number}"
-            self._say(f"held-out loss {when}: {loss:.4f} (perplexity {perplexity(loss)})")
+            self._say(f"held-out loss {when}: {loss:.4f}" + (f" (perplexity {perplexity(loss)})" if of_tokens else ""))
 
 
 def perplexity(loss: float) -> str:

@@ -87,7 +87,7 @@ class PairsTask:
         done, drawn = _read_checkpoint(model, optimizer, checkpoint) if checkpoint else (0, None)
         before = self._held_out_loss(model)
         if checkpoint is None:
-            display.held_out(0, before)
+            display.held_out(0, before, of_tokens=False)
         model.train()
         with display.running(settings.steps) as stop, Finite(model, optimizer).watching(done) as finite:
             for inputs, targets in _batches(self._pairs, settings, done, drawn) if done < settings.steps else ():
@@ -103,7 +103,7 @@ class PairsTask:
                 display.step(done, float(loss.detach()))
                 if _due(done, settings.evaluate_every, settings):
                     to_evaluation(optimizer)
-                    display.held_out(done, self._held_out_loss(model))
+                    display.held_out(done, self._held_out_loss(model), of_tokens=False)
                 ends = bool(stop.signal) and done < settings.steps
                 if ends or _due(done, settings.save_every, settings):
                     to_evaluation(optimizer)
@@ -114,7 +114,7 @@ class PairsTask:
         to_evaluation(optimizer)
         stopped = stop.signal if done < settings.steps else 0
         after = None if stopped else self._held_out_loss(model)
-        display.held_out(done, after)
+        display.held_out(done, after, of_tokens=False)
         model.eval()
         return Outcome(before, after, done, stopped)
 

@@ -1,0 +1,269 @@
+"""What the command line prints: whole at any width, in any encoding, without colour, and quick to refuse."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+from rich.console import Console
+from torch import nn
+
+import lorakit
+from lorakit.cli import main
+from lorakit.encoding import ERRORS, encodable
+from lorakit.errors import PromiseError
+from lorakit.planning.report import layers_alike, plan_markdown, plan_view
+from lorakit.planning.sheet import Sheet
+
+Write = Callable[[str, str], Path]
+COMMANDS = [
+    [],
+    *([name] for name in typer.main.get_command(main.app).commands),
+    ["plugins", "new"],
+    ["plugins", "test"],
+]
+PLAIN = {
+    "no colour": {"NO_COLOR": "1"},
+    "a dumb terminal": {"TERM": "dumb"},
+    "ascii": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "NO_COLOR": "1"},
+    "cp1252": {"PYTHONIOENCODING": "cp1252", "NO_COLOR": "1"},
+}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """A function that runs a command in this process and returns its exit code and what it printed."""
+
+    def runner(*words: object, width: int = 80) -> tuple[int, str, str]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setattr(sys, "argv", ["lorakit", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main.main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return runner
+
+
+def rendered(view: object, width: int, encoding: str = "utf-8") -> str:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding, errors=ERRORS)
+    Console(file=stream, width=width, color_system=None, legacy_windows=False).print(view)
+    stream.flush()
+    return stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+
+
+def in_a_terminal(words: list[str], **environment: str) -> str:
+    """Return what a command writes to a terminal."""
+    ours, theirs = pty.openpty()
+    clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lorakit", *words], stdin=theirs, stdout=theirs, stderr=theirs,
+        env={**clean, "TERM": "xterm", **environment},
+    )  # fmt: skip
+    os.close(theirs)
+    written = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            written += chunk
+    except OSError:
+        # how Linux says that the other end is closed
+        pass
+    os.close(ours)
+    process.wait()
+    return written.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_keeps_every_word_whole_at_every_width(words: list[str], run: Callable[..., tuple[int, str, str]]) -> None:
+    shown = {}
+    for width in (60, 80, 200):
+        code, shown[width], _ = run(*words, "--help", width=width)
+        assert code == 0 and max(map(len, shown[width].splitlines())) <= width
+        assert "…" not in shown[width].replace("COLUMN,…", "") and not re.search(r"<\w|\[\[|\{|\.\.\.\.", shown[width])
+    assert shown[60].split() == shown[80].split() == shown[200].split()
+
+
+def test_help_names_every_command(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, overview, _ = run("--help")
+    assert code == 0 and all(f"\n  {words[0]} " in overview for words in COMMANDS if len(words) == 1)
+    assert run("help", "plan")[1] == run("plan", "--help")[1]
+    assert run("help", "plugins", "new")[1] == run("plugins", "new", "--help")[1]
+    assert run("-V")[1] == f"lorakit {lorakit.__version__}\n"
+    assert run("help", "plna")[2].endswith("No such command 'plna'. Did you mean 'plan'?\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+@pytest.mark.parametrize("width", [60, 80, 140, 200])
+def test_no_word_of_a_plan_is_cut(llama: nn.Module, width: int, encoding: str) -> None:
+    plan = lorakit.plan("adapt layers[0..1].self_attn.q_proj,v_proj rank 4 quant nf4 double paged\ntrain @norm", llama)
+    text = rendered(plan_view(plan), width, encoding)
+    assert max(map(len, text.splitlines())) <= width + 1
+    words = text.split()
+    for entry in plan.entries:
+        assert layers_alike(entry.path) in words
+    for figure in (f"{entry.added:,}" for entry in plan.entries if entry.added):
+        assert any(word.strip(";") == figure for word in words)
+    assert encodable("64 × 64", encoding) in " ".join(words) and encodable("bf16 → nf4", encoding)[-3:] in words
+
+
+def test_a_sheet_is_a_table_where_it_fits_and_records_where_not() -> None:
+    sheet = Sheet(("module", "left"), ("count", "right"), ("what", "prose"))
+    sheet.add_row("model.layers.*.q_proj", "30", "adapters of rank sixteen")
+    assert re.split(r" {2,}", rendered(sheet, 60).splitlines()[-1].strip()) == [
+        "model.layers.*.q_proj",
+        "30",
+        "adapters of rank sixteen",
+    ]
+    assert [line.rstrip() for line in rendered(sheet, 30).splitlines()] == [
+        " model.layers.*.q_proj",
+        "    count 30;",
+        "    what adapters of rank",
+        "    sixteen",
+    ]
+    assert sheet.markdown().splitlines()[1:] == [
+        "| --- | ---: | --- |",
+        r"| model.layers.\*.q_proj | 30 | adapters of rank sixteen |",
+    ]
+
+
+def test_markdown_holds_the_whole_plan(llama: nn.Module) -> None:
+    text = plan_markdown(lorakit.plan("adapt q_proj rank 4", llama))
+    tables = [block for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 3 and all(len({line.count(" | ") for line in one.splitlines()}) == 1 for one in tables)
+    assert "\n- note: line 1: alpha is not given" in text
+
+
+@pytest.mark.parametrize("environment", PLAIN.values(), ids=PLAIN)
+def test_no_escape_code_where_none_is_wanted(environment: dict[str, str], write: Write) -> None:
+    bad = write("bad.lora", "adapt größe rnak 4\n")
+    for words in (["check", str(bad)], ["plan", "--help"], ["plan", str(bad)], ["plugins"], ["explain", "L101"]):
+        shown = in_a_terminal(words, **environment)
+        assert "\x1b" not in shown and "Traceback" not in shown and "rank" in shown + "rank" * (words[0] != "check")
+    if "NO_COLOR" in environment:
+        assert "\x1b[1;31m" in in_a_terminal(["check", str(bad)])
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", "x -> ... \\u5024"), ("cp1252", "× -> … \\u5024"), ("utf-8", "× → … 値")]
+)
+def test_what_an_encoding_lacks_has_a_plain_form(encoding: str, shown: str) -> None:
+    assert encodable("× → … 値", encoding) == shown
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, config in (("model", "config.json"), ("adapter", "adapter_config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / config).write_text("{}")
+    (tmp_path / "a.lora").write_text("adapt q_proj rank 4")
+    (tmp_path / "b.lora").write_text("adapt q_proj rank 8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [
+        ("plan model a.lora", "plan a.lora model"),
+        ("apply model a.lora -o out", "apply a.lora model -o out"),
+        ("train model a.lora x.jsonl -o out", "train a.lora model x.jsonl -o out"),
+        ("diff model a.lora b.lora", "diff a.lora b.lora model"),
+        ("merge model adapter -o out", "merge adapter model -o out"),
+        ("export model adapter -o out", "export adapter model -o out"),
+        ("inspect --quant model a.lora", "inspect --quant a.lora model"),
+    ],
+)
+def test_swapped_arguments_are_told(
+    given: str, right: str, folders: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, err = run(*given.split())
+    assert code == 2 and "comes first; write" in err and err.endswith(f"  lorakit {right}\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("plan a.lora modle", "did you mean `model`?"),
+        ("plan a.lora mode", "did you mean `model`?"),
+        ("plan a.lora no/such/model", "no such model folder: no/such/model"),
+        ("plan a.lora nets.py:net", "no such file: nets.py"),
+        ("apply c.lora model -o out", "cannot read `c.lora`"),
+        ("merge nowhere model -o out", "no such adapter folder: nowhere"),
+        ("export nowhere model -o out", "no such adapter folder: nowhere"),
+        ("inspect nowhere", "no such adapter folder: nowhere"),
+        ("diff a.lora c.lora model", "cannot read `c.lora`"),
+    ],
+)
+def test_what_is_not_there_is_told_before_torch_is_imported(given: str, words: str, folders: Path) -> None:
+    probe = (
+        f"import sys; sys.argv = ['lorakit', *{given.split()!r}]\n"
+        "from lorakit.cli.main import main\n"
+        "try: main()\nfinally: assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_broken_promise_is_refused_after_the_plan(
+    llama_folder: Path, write: Write, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    spec, base = (
+        write("a.lora", "adapt q_proj rank 4\nrequire trainable < 0.01%\n"),
+        write("b.lora", "adapt v_proj rank 4"),
+    )
+    for words in (["plan", spec], ["apply", "-o", tmp_path / "out", spec]):
+        code, out, err = run(*words, llama_folder)
+        assert code == 2 and "memory of a training step" in out and err.startswith("error[L105]")
+    code, out, err = run("diff", base, spec, llama_folder)
+    assert code == 2 and "2 to add, 0 to change, 2 to remove" in out and "error[L105]" in err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(PromiseError) as raised:
+        lorakit.plan(spec, llama_folder)
+    assert raised.value.plan.trainable_share > 1e-4
+
+
+def test_quiet_prints_errors_alone(llama_folder: Path, write: Write, run: Callable[..., tuple[int, str, str]]) -> None:
+    good, bad = write("good.lora", "adapt q_proj rank 4"), write("bad.lora", "adapt q_prj rank 4")
+    assert run("plan", "-q", good, llama_folder) == (0, "", "")
+    code, out, err = run("plan", "-q", bad, llama_folder)
+    assert code == 2 and not out and "error[L101]" in err
+    assert run("check", "-q", good) == (0, "", "")
+
+
+def test_a_plan_is_made_of_standard_input(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    for text, code, words in ((b"adapt q_proj rank 4", 0, "adapt q_proj"), (b"adapt q_proj rnak 4", 2, "<stdin>:1:14")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+        left, out, err = run("plan", "-", llama_folder)
+        assert left == code and words in out + err
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("lorakit plan a", {"a.lora"}),
+        ("lorakit explain L10", {f"L10{n}" for n in range(1, 9)}),
+        ("lorakit help mer", {"merge"}),
+    ],
+)
+def test_shells_complete_what_is_cheap_to_know(words: str, offered: set[str], folders: Path) -> None:
+    ask = {"_LORAKIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "2"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lorakit"], env={**os.environ, **ask}, capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.split()) == offered
+
+
+def test_what_is_no_language_model_sees_rows_and_no_tokens(llama: nn.Module) -> None:
+    net = nn.Sequential(nn.Linear(8, 8))
+    assert "estimate for 512 rows" in rendered(plan_view(lorakit.plan("adapt 0 rank 2", net)), 140)
+    assert "estimate for 1 × 512 tokens" in rendered(plan_view(lorakit.plan("adapt q_proj rank 2", llama)), 140)
