@@ -22,7 +22,7 @@ def init(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="[MODEL]", help="A Hugging Face folder or hub id, or FILE.py:FACTORY.", show_default=False
+            metavar="MODEL", help="A Hugging Face folder or hub id, or FILE.py:FACTORY.", show_default=False
         ),
     ] = "",
     config: Annotated[

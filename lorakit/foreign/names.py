@@ -42,6 +42,12 @@ def covers(one: str, other: str) -> bool:
     return one == other or other.endswith(f".{one}")
 
 
+def ends(name: str) -> tuple[str, ...]:
+    """Return the names that cover a name: itself, and what is left of it behind each dot."""
+    segments = name.split(".")
+    return tuple(".".join(segments[start:]) for start in range(len(segments)))
+
+
 def target(name: str) -> Target:
     """Return the target that selects what a name selects."""
     if not is_plain(name):

@@ -15,6 +15,7 @@ from lorakit.foreign.dialects import DIALECTS, Dialect, dialect_of
 from lorakit.foreign.fields import FIELDS
 from lorakit.language.source import MAX_SIZE
 from lorakit.language.suggestions import listed
+from lorakit.quoting import named
 
 CONFIG = "adapter_config.json"
 
@@ -42,7 +43,8 @@ def read_foreign(path: Path) -> ForeignConfig:
         raise AdapterError(f"{path} is no config that lorakit reads: it has no field that marks one of {tools}")
     if refusal := dialect.refused(config):
         raise AdapterError(f"{path} {refusal}")
-    called = {common: own for own, common in dialect.names.items() if own in config}
+    own_names = sorted(dialect.names.items(), key=lambda name: name[0] in config)
+    called = {common: own for own, common in own_names}
     given = {name: value for name, value in _common(config, dialect, path).items() if value is not None}
     settled = dialect.settled({**dialect.absent, **given})
     fields = {name: _number(value) if name in FIELDS else value for name, value in settled.items()}
@@ -54,8 +56,8 @@ def _common(config: Mapping[str, Any], dialect: Dialect, path: Path) -> dict[str
     fields: dict[str, Any] = {}
     for name, value in config.items():
         common = dialect.names.get(name, name)
-        if common in fields and common != name:
-            raise AdapterError(f"{path} says the same thing twice, once as `{name}` and once as `{common}`")
+        if common in fields:
+            raise AdapterError(f"{path} says the same thing twice, the second time as {named(name)}")
         fields[common] = value
     return fields
 

@@ -14,7 +14,18 @@ from typing import Any
 
 from lorakit.errors import AdapterError
 from lorakit.foreign.dialects import ALL_LINEAR
-from lorakit.foreign.names import ANYWHERE, LEAVES, NOT_LINEAR, covers, is_plain, one_of, plain_key, ranges, target
+from lorakit.foreign.names import (
+    ANYWHERE,
+    LEAVES,
+    NOT_LINEAR,
+    covers,
+    ends,
+    is_plain,
+    one_of,
+    plain_key,
+    ranges,
+    target,
+)
 from lorakit.language.regexes import RegexError, check_regex
 from lorakit.language.statements import IndexRange, Segment, Target
 
@@ -150,54 +161,78 @@ def _drop(base: _Base, name: str) -> bool:
 
 
 def _first_fits(pattern: Mapping[str, float]) -> dict[str, float]:
-    """Return a pattern without the keys that never decide, because one before them fits wherever they do."""
+    """Return a pattern without the keys that never decide, because one before them fits wherever they do.
+
+    Keys that are names stand as these.
+    """
     kept: dict[str, float] = {}
     for key, value in pattern.items():
         name = plain_key(key)
-        before = [plain_key(one) for one in kept]
-        if name is None or not any(one is not None and covers(one, name) for one in before):
+        if name is None:
             kept[key] = value
+        elif not any(end in kept for end in ends(name)):
+            kept[name] = value
     return kept
 
 
 def _by_name(base: _Base, config: Fields, ranks: Fields, alphas: Fields) -> list[Selected]:
     """Return rules where every pattern is by name: of two names that fit a module the longer one decides, last."""
-    keys = [name for key in (*ranks, *alphas) if (name := plain_key(key)) is not None]
-    root, names = base.is_linear or bool(base.regex), list(base.names)
-    for key in keys:
-        within = [key] if root or any(covers(one, key) for one in base.names) else []
-        names += within or [one for one in base.names if covers(key, one)]
-    usual = (int(config["r"]), config["lora_alpha"])
+    root, usual = base.is_linear or bool(base.regex), (int(config["r"]), config["lora_alpha"])
+    looked_up = [_First(pattern) for pattern in (ranks, alphas)]
     depths: dict[str, int] = {}
     values: dict[str, tuple[int, float]] = {}
-    for name in sorted(dict.fromkeys(names), key=lambda one: one.count(".")):
-        if base.is_linear and name not in base.names and name.rpartition(".")[2] in LEAVES:
+    shadowed: set[str] = set()
+    for name in sorted(_named(base, [*ranks, *alphas], root), key=lambda one: one.count(".")):
+        rank, alpha = (first.value(name, default) for first, default in zip(looked_up, usual, strict=True))
+        above = [end for end in ends(name)[1:] if end in depths]
+        inside_root = root and name not in base.names
+        around = values[above[0]] if above else usual if inside_root else None
+        if (rank, alpha) == around:
             continue
-        value = (int(_looked_up(ranks, name, usual[0])), _looked_up(alphas, name, usual[1]))
-        above = [one for one in depths if covers(one, name)]
-        nearest = max(above, key=len, default=None)
-        if (values[nearest] if nearest else usual if root and name not in base.names else None) == value:
-            continue
-        depths[name] = max((depths[one] + 1 for one in above), default=int(root and name not in base.names))
-        values[name] = value
+        depths[name] = max((depths[end] + 1 for end in above), default=int(inside_root))
+        values[name] = (int(rank), alpha)
+        shadowed.update(above)
     groups: dict[tuple[int, tuple[int, float]], list[str]] = {}
     for name in sorted(depths, key=lambda one: (depths[one], values[one] != usual)):
         groups.setdefault((depths[name], values[name]), []).append(name)
-    shadowable = {one for one in depths for other in depths if one != other and covers(one, other)}
     found = []
-    for (depth, value), members in groups.items():
-        chosen = _targets(base, members)
-        if root and depth == 0 and value == usual and base.is_linear:
-            chosen = (LINEAR, *chosen)
+    if root:
+        whole = (
+            LINEAR if base.is_linear else Target(regex=f"{base.guard}(?:{base.regex})" if base.guard else base.regex)
+        )
+        found.append(_rule(base, (whole, *_targets(base, groups.pop((0, usual), []))), usual, optional=bool(depths)))
+    for (_, value), members in groups.items():
         # what a regex and a name select both may be nothing
-        shadowed = all(one in shadowable for one in members)
-        found.append(_rule(base, chosen, value, optional=bool(base.regex) or shadowed))
-    if root and not any(LINEAR in one.targets for one in found):
-        chosen = (LINEAR,) if base.is_linear else (Target(regex=base.guard + one_of([base.regex])),)
-        if base.regex and not base.guard:
-            chosen = (Target(regex=base.regex),)
-        found.insert(0, _rule(base, chosen, usual, optional=bool(depths)))
+        optional = bool(base.regex) or shadowed.issuperset(members)
+        found.append(_rule(base, _targets(base, members), value, optional=optional))
     return found
+
+
+def _named(base: _Base, keys: Iterable[str], root: bool) -> Iterable[str]:
+    """Return the names among which modules are told apart: those adapted, and those of keys within them."""
+    named = set(base.names)
+    longer: dict[str, list[str]] = {}
+    for name in base.names:
+        for end in ends(name)[1:]:
+            longer.setdefault(end, []).append(name)
+    found = dict.fromkeys(base.names)
+    for key in keys:
+        if base.is_linear and key not in named and key.rpartition(".")[2] in LEAVES:
+            continue
+        within = root or any(end in named for end in ends(key))
+        found.update(dict.fromkeys([key] if within else longer.get(key, ())))
+    return found
+
+
+class _First:
+    """Looks names up in a pattern of names: the first key that covers one decides."""
+
+    def __init__(self, pattern: Mapping[str, float]) -> None:
+        self._places = {key: (place, value) for place, (key, value) in enumerate(pattern.items())}
+
+    def value(self, name: str, usual: float) -> float:
+        found = [self._places[end] for end in ends(name) if end in self._places]
+        return min(found)[1] if found else usual
 
 
 def _targets(base: _Base, names: Sequence[str]) -> tuple[Target, ...]:
@@ -214,13 +249,6 @@ def _targets(base: _Base, names: Sequence[str]) -> tuple[Target, ...]:
 def _rule(base: _Base, targets: tuple[Target, ...], value: tuple[int, float], *, optional: bool) -> Selected:
     layers = () if base.containers else base.layers
     return Selected(targets, *value, layers, tuple(dict.fromkeys(base.excepts)), optional)
-
-
-def _looked_up(pattern: Mapping[str, float], name: str, usual: float) -> float:
-    for key, value in pattern.items():
-        if covers(plain_key(key) or "", name):
-            return value
-    return usual
 
 
 def _within(base: _Base) -> str:
