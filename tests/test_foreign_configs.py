@@ -106,7 +106,8 @@ def test_axolotl_says_all_linear_layers(tmp_path: Path) -> None:
     text = "adapter: lora\nload_in_8bit: true\nlora_r: 8\nlora_alpha: 16\nlora_target_linear: true\n"
     rule, others = lorakit.parse(written(text, tmp_path)).rules
     assert isinstance(rule, Adapt) and list(map(str, rule.targets)) == ["@linear"]
-    assert isinstance(others, Quantize) and others.quant.name == "int8" == rule.quant.name
+    assert isinstance(others, Quantize) and rule.quant is not None
+    assert others.quant.name == "int8" == rule.quant.name
     both = lorakit.parse(written(text + "lora_target_modules: [lm_head, q_proj]\n", tmp_path)).rules
     assert [(list(map(str, one.targets)), bool(one.quant)) for one in both if isinstance(one, Adapt)] == [
         (["@linear", "q_proj"], True),
@@ -196,7 +197,7 @@ def test_the_head_of_a_classifier(tmp_path: Path) -> None:
         }
         trained = {name.removesuffix(".lora_A") for name, one in ours.named_parameters() if name.endswith(".lora_A")}
         assert trained == adapted
-        assert ours.score.weight.requires_grad
+        assert ours.get_parameter("score.weight").requires_grad
 
 
 def test_experts_by_parameter(tmp_path: Path) -> None:
@@ -212,7 +213,7 @@ def test_an_adapter_folder_and_its_own_config(tmp_path: Path) -> None:
     lorakit.save(model, tmp_path / "adapter")
     again = lorakit.plan(foreign_spec(tmp_path / "adapter"), make_gpt2())
     ranks = {entry.path: entry.adapter.settings.rank for entry in again.entries if entry.adapter}
-    assert len(ranks) == 4 and sorted(ranks.values()) == [3, 3, 4, 4]
+    assert len(ranks) == 4 and sorted(filter(None, ranks.values())) == [3, 3, 4, 4]
 
 
 REFUSED = {
@@ -256,7 +257,7 @@ def test_many_patterns_are_read_quickly_enough_to_be_read(tmp_path: Path) -> Non
     paths = [f"model.layers.{n}.self_attn.q_proj" for n in range(3000)]
     ranks = {path: 1 + place % 7 for place, path in enumerate(paths)}
     rules = lorakit.parse(peft(tmp_path, target_modules=paths, rank_pattern=ranks, r=20)).rules
-    assert sorted(rule.rank for rule in rules) == list(range(1, 8))
+    assert sorted(rule.rank or 0 for rule in rules if isinstance(rule, Adapt)) == list(range(1, 8))
     assert sum(len(rule.targets) for rule in rules) == 3000
 
 

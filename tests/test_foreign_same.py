@@ -22,9 +22,10 @@ import lorakit
 from helpers import make_gpt2, make_llama
 from lorakit.foreign.writing import foreign_spec
 from lorakit.language.format import format_text
+from lorakit.language.spec import Spec
 
 # module by path: rank, scaling, dropout, dtype; and the names of all other parameters that train
-Adapted = tuple[dict[str, tuple[int, float, float, str]], set[str]]
+Adapted = tuple[dict[str, tuple[Any, ...]], set[str]]
 
 
 @functools.cache
@@ -103,6 +104,10 @@ LLAMA: dict[str, dict[str, Any]] = {
     "one layer": {"target_modules": ["q_proj"], "layers_to_transform": 0},
     "layers of a container": {
         "target_modules": ["q_proj", "mlp.up_proj"], "layers_to_transform": [0], "layers_pattern": "layers",
+    },
+    "layers of a container, and what a regex leaves out": {
+        "target_modules": ["q_proj", "up_proj"], "layers_to_transform": 0, "layers_pattern": "layers",
+        "exclude_modules": ".*q_proj",
     },
     "layers of containers, one a regex": {
         "target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": ["h", "lay.*"],
@@ -231,5 +236,5 @@ def test_any_config(config: dict[str, Any], tmp_path: Path) -> None:
     assert by_lorakit("llama", lenient) == theirs, spec
 
 
-def _optional(spec: lorakit.Spec) -> lorakit.Spec:
+def _optional(spec: Spec) -> Spec:
     return dataclasses.replace(spec, rules=tuple(dataclasses.replace(rule, optional=True) for rule in spec.rules))

@@ -109,7 +109,9 @@ def _place_in_layers(base: _Base, config: Fields, keys: Iterable[str]) -> None:
         return
     names = [*base.names, *(plain_key(key) or "" for key in keys)]
     inside = any(segment in containers or segment.isdigit() for name in names for segment in name.split("."))
-    if all(map(is_plain, [*containers, *names])) and not inside:
+    # a lookahead on the path goes before a regex alone
+    by_regex = inside or isinstance(config.get("exclude_modules"), str)
+    if all(map(is_plain, [*containers, *names])) and not by_regex:
         base.containers, base.layers = tuple(containers), ranges(indices)
         return
     numbers = "|".join(map(str, sorted(set(indices))))
