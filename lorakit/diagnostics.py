@@ -31,6 +31,7 @@ class Code(StrEnum):
     BAD_OPTION_FORM = "L014"
     BAD_COMPARISON = "L015"
     TOO_LARGE = "L016"
+    OTHER_FORMAT = "L017"
 
     # names
     UNKNOWN_NAME = "L020"

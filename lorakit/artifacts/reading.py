@@ -15,7 +15,7 @@ from lorakit.artifacts.adapter_folder import CONFIG, PLAN, START, WEIGHTS
 from lorakit.artifacts.foreign_names import plain_names
 from lorakit.artifacts.json_files import MAX_PLAN_BYTES, read_object, read_text
 from lorakit.artifacts.peft_config import ON_CHANGED_BASE
-from lorakit.artifacts.peft_fields import check_types
+from lorakit.artifacts.peft_fields import INERT, READ, check_types
 from lorakit.dtypes import name_of
 from lorakit.errors import AdapterError, PlanError
 from lorakit.planning.place import Place
@@ -29,18 +29,6 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # of what batch norms and the like count
 COUNTS = torch.int64
 
-# what decides the scale of an adapter and what else trained; the modules and ranks follow from the tensors themselves
-READ = {
-    "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "bias",
-    "modules_to_save", "target_modules", "target_parameters", "layers_to_transform", "layers_pattern",
-    "exclude_modules", "trainable_token_indices",
-}  # fmt: skip
-# what says where the adapter came from and how it started, and changes nothing in what it computes
-INERT = {
-    "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
-    "fan_in_fan_out", "init_lora_weights", "eva_config", "lora_ga_config", "runtime_config", "megatron_core",
-    "ensure_weight_tying", "qalora_group_size",
-}  # fmt: skip
 # starts that leave the base weight as it is; any other may have changed it, and the adapter folder does not hold it
 STARTS_BESIDE_BASE = ("gaussian", "eva", "orthogonal", "mica")
 

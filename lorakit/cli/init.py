@@ -1,4 +1,4 @@
-"""`lorakit init`: a commented starter spec for a model."""
+"""`lorakit init`: a starter spec for a model, or the spec that means what another tool's config says."""
 
 from __future__ import annotations
 
@@ -19,7 +19,21 @@ class Domains(StrEnum):
 
 
 def init(
-    model: options.Model,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A Hugging Face folder or hub id, or FILE.py:FACTORY.", show_default=False
+        ),
+    ] = "",
+    config: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Write what this config says: Axolotl, PEFT (adapter_config.json), TRL or LLaMA-Factory.",
+            show_default=False,
+        ),
+    ] = "",
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="FILE", help="The file to write; `-` prints it.")
     ] = "-",
@@ -29,25 +43,39 @@ def init(
 ) -> None:
     """Write a commented starter spec for a model, from its structure: roles, a rank, QLoRA where the weights are large.
 
+    With --from it is the spec that means what a config of another tool says; comments name what has no counterpart.
+
     Example: lorakit init ./SmolLM2-135M -o start.lora
     """
     from pathlib import Path
 
     from lorakit.artifacts.folders import claimed, write_text
-    from lorakit.cli.inputs import load_model
     from lorakit.cli.terminal import say
-    from lorakit.planning.inventory import read_inventory
-    from lorakit.planning.starter import starter_spec
-    from lorakit.plugins import default_plugins
+
+    if not (model or config):
+        raise typer.BadParameter("give a MODEL, or a config of another tool with --from FILE")
 
     def text() -> str:
-        plugins = default_plugins()
-        structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
-        return starter_spec(read_inventory(structure, plugins), plugins, domains.value, model)
+        if config:
+            from lorakit.foreign.writing import foreign_spec
+
+            return foreign_spec(Path(config), model, output)
+        return _starter(model, domains, trust_remote_code)
 
     if output == "-":
         sys.stdout.write(text())
         return
     with claimed(Path(output), force):
         write_text(Path(output), text())
-    say(f"{output}: see what it does with `lorakit plan {output} {model}`")
+    say(f"{output}: see what it does with `lorakit plan {output} {model or 'MODEL'}`")
+
+
+def _starter(model: str, domains: Domains, trust_remote_code: bool) -> str:
+    from lorakit.cli.inputs import load_model
+    from lorakit.planning.inventory import read_inventory
+    from lorakit.planning.starter import starter_spec
+    from lorakit.plugins import default_plugins
+
+    plugins = default_plugins()
+    structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
+    return starter_spec(read_inventory(structure, plugins), plugins, domains.value, model)

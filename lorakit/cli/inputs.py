@@ -92,10 +92,14 @@ def load_model(
 def _read_plan(path: Path) -> Plan:
     from lorakit.artifacts.json_files import MAX_PLAN_BYTES, read_text
     from lorakit.errors import PlanError
+    from lorakit.language.other_formats import other_format
     from lorakit.planning.plan import Plan
 
     text = read_text(path, PlanError, MAX_PLAN_BYTES)
     try:
         return Plan.from_json(text)
     except PlanError as error:
+        if (other := other_format(text)) is not None and other.is_read:
+            advice = f"`lorakit init --from {path}` writes the spec that means the same"
+            raise PlanError(f"{path}: this is {other.kind}, and no plan; {advice}") from error
         raise PlanError(f"{path}: {error}", error.diagnostics) from error

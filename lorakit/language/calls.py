@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lorakit.diagnostics import Code
 from lorakit.hooks.options import OptionError, configure, options_of, supports_double
 from lorakit.language.amounts import LimitError
+from lorakit.language.foreign_words import ELSEWHERE, advice_on
 from lorakit.language.names import Scope, evaluate
 from lorakit.language.place import Place
 from lorakit.language.statements import PluginCall, Value
@@ -68,7 +69,15 @@ def _report_unknown(name: Word, kind: str, registry: Mapping[str, type], scope: 
         message = f"no clause says `{name}`: an `adapt` rule without `quant` leaves its modules as they are"
         place.report(Code.UNKNOWN_PLUGIN, message, name, None, f"help: leave out `quant {name}`")
     elif not scope.lacks_plugins:
-        near = place.nearest(name, registry)
+        distribution = ELSEWHERE.get((kind, name), "")
+        is_missing = distribution and not (
+            scope.plugins.is_switched_off(distribution) or scope.plugins.failure_of(distribution)
+        )
+        advice = f"help: pip install {distribution}, which has it" if is_missing else advice_on(name)
+        if advice and (is_missing or not distribution):
+            place.report(Code.UNKNOWN_PLUGIN, f"there is no {kind} `{name}`", name, None, advice)
+            return
+        near = place.nearest(name, registry) if not distribution else None
         notes = ["help: `double` stands behind a quantizer: `nf4 double`"] if name == "double" else []
         notes += [] if near else [f"there are {listed(registry, 'and')}"]
         notes += scope.plugins.absence(kind, name)
@@ -86,8 +95,10 @@ def _options(node: Call, plugin: type, scope: Scope, place: Place) -> dict[str, 
             note = f"it takes {listed(known, 'and')}" if known else "it takes no options"
             if name == "double" or name in CLAUSES:
                 note = f"help: `{name}` stands behind the parentheses, as in `{node.name} {name}`"
+            advice = advice_on(name)
+            near = place.nearest(name, known) if advice is None else None
             message = f"`{node.name}` has no option `{name}`"
-            place.report(Code.UNKNOWN_OPTION, message, option.name, place.nearest(name, known), note)
+            place.report(Code.UNKNOWN_OPTION, message, option.name, near, *filter(None, (advice, note)))
         elif name in options:
             place.report(Code.OPTION_TWICE, f"the option `{name}` is given twice", option.name)
         elif (value := _value(option.value, units[name], scope, place)) is not None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from lorakit.diagnostics import Code
 from lorakit.language.amounts import Amount, LimitError
 from lorakit.language.calls import read_call
+from lorakit.language.foreign_words import advice_on
 from lorakit.language.names import Scope, evaluate
 from lorakit.language.place import Place, Words
 from lorakit.language.suggestions import listed
@@ -120,7 +121,10 @@ def _choice(clause: Clause, keyword: Keyword, scope: Scope, place: Place) -> str
         _refuse(f"{keyword.word} {word}", word, place)
     else:
         message = f"`{keyword.word}` is {listed(keyword.choices)}, not `{word}`"
-        place.report(Code.UNKNOWN_CHOICE, message, word, place.nearest(word, keyword.choices))
+        if advice := advice_on(word):
+            place.report(Code.UNKNOWN_CHOICE, message, word, None, advice)
+        else:
+            place.report(Code.UNKNOWN_CHOICE, message, word, place.nearest(word, keyword.choices))
     return None
 
 

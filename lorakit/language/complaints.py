@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from lorakit.diagnostics import Code, Diagnostic
+from lorakit.language.foreign_words import QUANTIZERS, foreign_word
 from lorakit.language.misspelled import wrong_character, wrong_number, wrong_string, wrong_target
 from lorakit.language.scene import Scene, shown
 from lorakit.language.source import SourceText
@@ -35,6 +36,17 @@ def complain_overrun(source: SourceText, culprit: Word) -> Diagnostic:
         code, message = Code.VALUE_EXPECTED, "expected something behind `,`, found a new statement"
         note = "behind a comma a list goes on in the next line"
     return source.diagnostic(code, message, culprit.start, culprit.end, None, (note,))
+
+
+def _foreign(scene: Scene) -> Diagnostic | None:
+    """A word of another tool in the place of a statement or a clause."""
+    kinds = {"ADAPT": (Code.UNKNOWN_STATEMENT, "statement"), "RANK": (Code.UNKNOWN_CLAUSE, "clause")}
+    code, kind = next((found for terminal, found in kinds.items() if terminal in scene.accepted), (None, ""))
+    known = foreign_word(scene.source.text, scene.offset) if code is not None else None
+    if code is None or known is None:
+        return None
+    word, help_ = known
+    return scene.complain(code, f"{shown(word)} is no {kind}", None, help_, end=scene.offset + len(word))
 
 
 def _statement(scene: Scene) -> Diagnostic | None:
@@ -83,6 +95,22 @@ def _missing(scene: Scene) -> Diagnostic | None:
 _COMMA = "help: the comma makes `{}` a target; leave the comma out"
 
 
+def _quantizer(scene: Scene) -> Diagnostic | None:
+    """Words around a quantizer of `quantize` that stand behind each other as in `adapt`, or the wrong way round."""
+    tokens = [token for token in scene.tokens[-3:] if token != "double"]
+    if len(tokens) < 2 or tokens[-2].type != "QUANTIZE" or tokens[-1].type != "TARGET":
+        return None
+    if scene.found == "quant":
+        note = f"help: leave out `quant`: `quantize {tokens[-1]} nf4`"
+        return scene.complain(Code.VALUE_EXPECTED, scene.expected + ", found `quant`", None, note)
+    if tokens[-1] in QUANTIZERS:
+        note = (
+            f"help: the targets come first: `quantize @linear {' '.join(scene.tokens[-2:]).removeprefix('quantize ')}`"
+        )
+        return scene.complain(Code.VALUE_EXPECTED, f"{shown(tokens[-1])} is read as a target", None, note)
+    return None
+
+
 def _options(scene: Scene) -> Diagnostic | None:
     previous, found = scene.previous, scene.found
     if scene.keyword != "_LPAR" or previous is None:
@@ -122,6 +150,8 @@ def _clause_notes(previous: Word | None, scene: Scene) -> Iterator[str]:
     if kind == "TARGET" and previous in CLAUSES:
         at_front = f"help: `{previous}` is read as a target: the targets of a statement come first"
         yield _COMMA.format(previous) if scene.behind_comma else at_front
+    elif previous is not None and kind == "TARGET" and (known := foreign_word(scene.source.text, previous.start)):
+        yield known[1]
     elif kind == "TARGET" and found[:1].isalnum() and nearest(found, CLAUSES) is None:
         yield f"help: targets are parted by commas: `{previous},{found}`"
     if found == ",":
@@ -134,6 +164,8 @@ def _other(scene: Scene) -> Diagnostic:
     found, previous = scene.found, scene.previous
     is_sign = found in ("=", ":") and previous in CLAUSES
     notes = (f"help: write `{previous}` and its value without `{found}`",) if is_sign else ()
+    if known := foreign_word(scene.source.text, scene.offset):
+        notes = (known[1],)
     needed = scene.accepted.isdisjoint({"_END", "PLUS", "_RPAR", "_COMMA"})
     message = f"{scene.expected}, found {shown(found) if found else 'the end of the file'}"
     code, end = Code.VALUE_EXPECTED if needed else Code.UNEXPECTED, max(scene.end, scene.offset + 1)
@@ -142,5 +174,5 @@ def _other(scene: Scene) -> Diagnostic:
 
 _RULES: tuple[Callable[[Scene], Diagnostic | None], ...] = (
     wrong_character, wrong_string, wrong_target, wrong_number,
-    _statement, _comparison, _missing, _options, _clause, _other,
+    _foreign, _statement, _comparison, _missing, _quantizer, _options, _clause, _other,
 )  # fmt: skip

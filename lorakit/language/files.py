@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from lorakit.diagnostics import HELP, Code, Diagnostic, Span, diagnostic_at
 from lorakit.errors import SpecError
 from lorakit.language.calls import unquoted
+from lorakit.language.other_formats import OtherFormat, other_format
 from lorakit.language.parser import parse_syntax
 from lorakit.language.place import Extent, Place
 from lorakit.language.render import render_text
@@ -40,6 +42,11 @@ class Files:
     ) -> Iterator[tuple[Place, StatementNode]]:
         text, damage = decode(data)
         place = Place(SourceText(name, text), self.problems, notes)
+        if (other := other_format(text)) is not None:
+            self.unreadable = True
+            self.trees.append(SyntaxTree(place.source, (), (), ()))
+            report_format(place, other)
+            return
         tree = parse_syntax(place.source)
         self.trees.append(tree)
         if damage is not None:
@@ -107,9 +114,12 @@ def read_spec(path: Path, read: Callable[[Path], bytes] = read_file) -> bytes:
 def decoded(data: bytes | str, name: str) -> str:
     """Return the text of a spec. Raises: SpecError where it is not UTF-8 or too large."""
     text, damage = decode(data)
+    place = Place(SourceText(name, text))
     if damage is not None:
-        place = Place(SourceText(name, text))
         report_damage(place, damage)
+    elif (other := other_format(text)) is not None:
+        report_format(place, other)
+    if place.problems:
         raise SpecError(tuple(place.problems), render_text(place.problems, {name: text}))
     return text
 
@@ -118,6 +128,15 @@ def report_damage(place: Place, damage: Damage) -> None:
     """Report from where on a text cannot be read."""
     end = damage.offset + (1 if damage.offset < len(place.source.text) else 0)
     place.report(damage.code, damage.message, Extent(damage.offset, end), None, f"{HELP}{damage.help}")
+
+
+def report_format(place: Place, other: OtherFormat) -> None:
+    """Report that a text is no spec, but a file of another tool."""
+    name = place.source.name
+    file = shlex.quote(name) if not name.startswith("<") else "FILE"
+    converts = f"`lorakit init --from {file}` writes the spec that means the same"
+    note = HELP + (converts if other.is_read else "a spec is lines as `adapt q_proj,v_proj rank 16`")
+    place.report(Code.OTHER_FORMAT, f"this is {other.kind}, and no spec", Extent(other.start, other.end), None, note)
 
 
 def reason(error: Exception) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from lorakit.diagnostics import Code
+from lorakit.language.foreign_words import ALL_LINEAR
 from lorakit.language.names import Scope
 from lorakit.language.place import Extent, Place, Words
 from lorakit.language.regexes import RegexError, check_regex
@@ -57,6 +58,10 @@ def _target(word: Word, scope: Scope, place: Place) -> Target | None:
     """Return the target that a word spells, or None where its fault has been reported."""
     if word.startswith("/"):
         return Target(regex=word[1:-1], span=place.span(word)) if _is_regex(word, place) else None
+    if word in ALL_LINEAR:
+        note = f"help: write `@linear`, every linear layer but the output head; for a module of that name `**.{word}`"
+        place.report(Code.BAD_TARGET, f"`{word}` is no target", word, None, note)
+        return None
     *path, last = _SEGMENT.finditer(word)
     kind = last[1][0] if last[1][0] in "@:" else ""
     segments = _all([_segment(match, word.start, place) for match in (path if kind else (*path, last))])
