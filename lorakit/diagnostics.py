@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -40,6 +40,7 @@ class Code(StrEnum):
     UNKNOWN_VARIABLE = "L023"
     BAD_VARIABLE = "L024"
     WRONG_KIND = "L025"
+    UNUSED_NAME = "L026"
 
     # plugins
     UNKNOWN_PLUGIN = "L030"
@@ -88,6 +89,14 @@ class Code(StrEnum):
     NOT_POSSIBLE_HERE = "L107"
     INDEX_BEYOND = "L108"
 
+    @property
+    def severity(self) -> str:
+        """`warning` for what works all the same, else `error`."""
+        return "warning" if self in _WARNINGS else "error"
+
+
+_WARNINGS = frozenset({Code.UNUSED_NAME})
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -129,13 +138,12 @@ def diagnostic_at(
     *,
     suggestion: str | None = None,
     notes: Sequence[str] = (),
-    severity: str = "error",
 ) -> Diagnostic:
     """Return a diagnostic at a span; without one, as in a Spec that no text was read for, at no place in particular."""
     span = span or Span("<spec>", 1, 1, 1, 1)
     return Diagnostic(
         str(code),
-        severity,
+        code.severity,
         cut(message),
         span.file,
         span.line,
@@ -145,6 +153,11 @@ def diagnostic_at(
         suggestion and cut(suggestion),
         tuple(map(cut, notes)),
     )
+
+
+def errors_among(found: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
+    """Return the diagnostics that are no warnings."""
+    return tuple(one for one in found if one.severity == "error")
 
 
 def advised(near: str | None, notes: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:

@@ -35,10 +35,11 @@ def check(
 ) -> None:
     """Check specs without a model: syntax, names, plugins and their options, values.
 
-    Exits 0 where all is well and 2 where a spec is at fault.
+    Exits 0 where there are at most warnings and 2 where a spec is at fault.
 
     Example: lorakit check qlora.lora --set r=8
     """
+    from lorakit.diagnostics import errors_among
     from lorakit.language.render import ON_A_LIST, RENDERERS, render_text
     from lorakit.language.settings import variables_of
 
@@ -51,9 +52,10 @@ def check(
     else:
         shown = RENDERERS[format_.value](found)
     _write(shown)
-    if found:
-        if format_ is Form.text:
-            _write(f"\n{len(found)} {'error' if len(found) == 1 else 'errors'}")
+    errors = len(errors_among(found))
+    if found and format_ is Form.text:
+        _write(f"\n{_counted(errors, len(found) - errors)}")
+    if errors:
         raise typer.Exit(2)
     if format_ is Form.text and not quiet:
         _write("\n".join(f"{spec}: {_count(analysis)}" for spec, analysis in zip(specs, analyses, strict=True)))
@@ -62,6 +64,12 @@ def check(
 def _count(analysis: Analysis) -> str:
     rules = len(analysis.spec.rules) if analysis.spec is not None else 0
     return f"well-formed, {rules} {'rule' if rules == 1 else 'rules'}"
+
+
+def _counted(errors: int, warnings: int) -> str:
+    """Return how many errors and warnings there are, in words."""
+    counts = {"error": errors, "warning": warnings}
+    return ", ".join(f"{count} {word}{'s' * (count > 1)}" for word, count in counts.items() if count)
 
 
 def _write(text: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.diagnostics import Diagnostic
+from lorakit.diagnostics import Diagnostic, errors_among
 from lorakit.errors import SpecError
 from lorakit.language.files import Files, read_file, read_spec
 from lorakit.language.program import build
@@ -25,13 +25,20 @@ if TYPE_CHECKING:
 class Analysis:
     """What a program means, or what is wrong with it: `spec` is None where there is an error.
 
+    `sound` is what the statements without an error mean; a program's names may be missing in it, and promises too.
     `trees` are the syntax trees of all files that were read, the program's own first; `sources` their texts by name.
     """
 
     spec: Spec | None
+    sound: Spec
     diagnostics: tuple[Diagnostic, ...]
     trees: tuple[SyntaxTree, ...]
     sources: Mapping[str, str]
+
+    @property
+    def errors(self) -> tuple[Diagnostic, ...]:
+        """The diagnostics that leave a program without a Spec: all but the warnings."""
+        return errors_among(self.diagnostics)
 
 
 def analyse(
@@ -61,7 +68,7 @@ def analyse(
         try:
             data = read_spec(path, read)
         except SpecError as error:
-            return Analysis(None, error.diagnostics, (), {})
+            return Analysis(None, Spec(), error.diagnostics, (), {})
     problems: list[Diagnostic] = []
     files, settings = Files(problems, read), Settings(variables or {}, problems)
     statements = tuple(files.statements(name, data, path))
@@ -69,5 +76,5 @@ def analyse(
     sources = {tree.source.name: tree.source.text for tree in files.trees} | settings.sources
     order = {file: index for index, file in enumerate(sources)}
     found = tuple(sorted(problems, key=lambda one: (order[one.file], one.line, one.column)))
-    sound = replace(spec, source=files.trees[0].source.text, sources=sources) if not found else None
-    return Analysis(sound, found, tuple(files.trees), sources)
+    sound = replace(spec, source=files.trees[0].source.text, sources=sources)
+    return Analysis(None if errors_among(found) else sound, sound, found, tuple(files.trees), sources)

@@ -114,6 +114,7 @@ def _value(node: ValueNode, unit: str, scope: Scope, place: Place) -> Value | No
     if isinstance(node, Word) and node.type in _LITERALS:
         return _LITERALS[node.type](node)
     if isinstance(node, Word) and node in scope.definitions and isinstance(scope.definitions[node].value, str):
+        scope.used.add(str(node))
         return cast("str", scope.definitions[node].value)
     amount = evaluate(node, scope, place)
     try:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 from lorakit.diagnostics import Code
 
@@ -59,6 +60,12 @@ def page_of(code: Code) -> Page:
     parts = _FORM.match(text)
     assert parts is not None, code
     return Page(code, text, **parts.groupdict())
+
+
+def file_of(code: Code) -> Path | None:
+    """Return the file of the page on a code, or None where the package lies in an archive."""
+    page = resources.files("lorakit.language") / "pages" / f"{code}.md"
+    return page if isinstance(page, Path) else None
 
 
 @functools.cache

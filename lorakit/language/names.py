@@ -33,6 +33,7 @@ class Scope:
     """The names that are defined so far; `later` are the spans of all names that the program defines anywhere.
 
     `later_lists` are those of them that are lists; `quantities` are the figures of the plan that have a name here.
+    `used` are the names that were asked for.
 
     Where something could not be read that may define more names, `complete` is false and unknown names go unreported;
     so do unknown plugins, roles and quantities where a distribution is missing (`lacks_plugins`).
@@ -45,6 +46,7 @@ class Scope:
     quantities: Collection[str] = ()
     complete: bool = True
     lacks_plugins: bool = False
+    used: set[str] = field(default_factory=set)
 
     def within(self, names: Mapping[str, Amount | None], quantities: Collection[str] = ()) -> Scope:
         """Return the scope of a statement that gives names of its own a value."""
@@ -96,6 +98,7 @@ def evaluate(node: ValueNode, scope: Scope, place: Place) -> Amount | None:
 
 def _named(word: Word, scope: Scope, place: Place) -> Amount | None:
     definition = scope.definitions.get(word)
+    scope.used.add(str(word))
     if definition is None and scope.complete:
         scope.report_unknown(word, place)
     if definition is None or definition.value is None:

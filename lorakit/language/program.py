@@ -54,7 +54,22 @@ def build(
             scope.definitions.setdefault(name, Definition(None, place.span(words)))
         _READERS[type(statement)](reader, statement, place)
     settings.report_unknown(scope)
+    _report_unused(program, scope)
     return Spec(tuple(reader.rules), requires=tuple(reader.requires), uses=tuple(reader.uses), **reader.once)
+
+
+def _report_unused(program: Sequence[tuple[Place, StatementNode]], scope: Scope) -> None:
+    """Warn of names that the program's own file defines and nothing uses, unless it is there for others to include.
+
+    What an included file defines may be for another program. Where something is at fault, a use may be lost in it.
+    """
+    place = next((place for place, _ in program if not place.chain), None)
+    if place is None or place.problems or all(isinstance(node, LetNode) for _, node in program):
+        return
+    for where, node in program:
+        if isinstance(node, LetNode) and not where.chain and node.name not in scope.used and node.name[0] != "_":
+            note = f"help: remove the line, or call it `_{node.name}` to keep it"
+            place.report(Code.UNUSED_NAME, f"nothing uses `{node.name}`", node.name, None, note)
 
 
 def let_value(node: Any, scope: Scope, place: Place) -> LetValue:
@@ -80,7 +95,7 @@ class _Reader:
     uses: list[tuple[str, str | None]] = field(default_factory=list)
 
     def rule(self, node: RuleNode, place: Place) -> None:
-        keyword, kind = STATEMENTS[node.keyword], _KINDS[node.keyword]
+        keyword, kind, known = STATEMENTS[node.keyword], _KINDS[node.keyword], len(place.problems)
         method = self._method(node, place) if kind is Adapt else None
         given = read_clauses(node, self.scope, place, method)
         if node.targets:
@@ -90,7 +105,8 @@ class _Reader:
         elif node.call is not None:
             given[keyword.fills] = read_call(node.call, keyword.plugin, self.scope, place)
         span = place.span(node)
-        statement = kind(**given, span=span) if None not in given.values() else None
+        sound = len(place.problems) == known and not node.unread
+        statement = kind(**given, span=span) if sound and None not in given.values() else None
         if keyword.word not in _ONCE:
             self.rules += [statement] if statement is not None else []
         elif keyword.word not in self.firsts:

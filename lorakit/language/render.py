@@ -15,7 +15,8 @@ ON_A_SCREEN, ON_A_LIST = 8, 200
 _WIDTH = 110
 _BEFORE = 30
 
-_RED, _BLUE, _BOLD, _RESET = "\x1b[1;31m", "\x1b[1;34m", "\x1b[1m", "\x1b[0m"
+_BLUE, _BOLD, _RESET = "\x1b[1;34m", "\x1b[1m", "\x1b[0m"
+_BY_SEVERITY = {"error": "\x1b[1;31m", "warning": "\x1b[1;33m"}
 
 # Control and format characters, lone surrogates, line and paragraph separators
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -52,10 +53,10 @@ def _one(diagnostic: Diagnostic, source: SourceText | None, color: bool) -> str:
     def paint(style: str, text: str) -> str:
         return f"{style}{text}{_RESET}" if color and text else text
 
-    gutter = " " * len(str(diagnostic.line))
+    gutter, style = " " * len(str(diagnostic.line)), _BY_SEVERITY[diagnostic.severity]
     bar = paint(_BLUE, "|")
     lines = [
-        paint(_RED, f"{diagnostic.severity}[{diagnostic.code}]") + paint(_BOLD, f": {visible(diagnostic.message)}"),
+        paint(style, f"{diagnostic.severity}[{diagnostic.code}]") + paint(_BOLD, f": {visible(diagnostic.message)}"),
         f"{gutter}{paint(_BLUE, '-->')} {visible(diagnostic.file)}:{diagnostic.line}:{diagnostic.column}",
     ]
     if source is not None:
@@ -63,7 +64,7 @@ def _one(diagnostic: Diagnostic, source: SourceText | None, color: bool) -> str:
         lines += [
             f"{gutter} {bar}",
             f"{paint(_BLUE, str(diagnostic.line))} {bar} {text}".rstrip(),
-            f"{gutter} {bar} {indent}{paint(_RED, carets)}",
+            f"{gutter} {bar} {indent}{paint(style, carets)}",
         ]
     lines += [f"{gutter} {paint(_BLUE, '=')} {visible(advice)}" for advice in _advice(diagnostic)]
     return "\n".join(lines)

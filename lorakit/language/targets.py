@@ -30,6 +30,7 @@ def read_targets(words: Iterable[Word], scope: Scope, place: Place) -> tuple[Tar
     for word in words:
         definition = scope.definitions.get(word)
         if definition is not None and isinstance(definition.value, tuple):
+            scope.used.add(str(word))
             targets.extend(definition.value)
             if len(targets) > MAX_TARGETS:
                 place.report(Code.LIMIT, f"this list has more than {MAX_TARGETS} targets", word)

@@ -18,6 +18,7 @@ from lorakit.lsp.document import Document
 from lorakit.lsp.model import Model
 from lorakit.lsp.names import names_of
 from lorakit.lsp.offers import Offer, Request
+from lorakit.lsp.path_offers import path_offers
 from lorakit.lsp.prose import (
     NONE_TEXT,
     RANK,
@@ -44,6 +45,9 @@ from lorakit.lsp.target_offers import target_offers
 
 def complete(document: Document, model: Model | None, offset: int) -> list[Offer]:
     """Return the words that fit at an offset; none in comments and strings, and where reading got lost."""
+    paths = path_offers(document, offset)
+    if paths is not None:
+        return paths
     cursor = cursor_at(document.tree, offset)
     if cursor is None:
         return []

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lsprotocol import types
 
-from lorakit.diagnostics import HELP, Diagnostic
+from lorakit.diagnostics import HELP, Code, Diagnostic
+from lorakit.language.catalogue import file_of
 from lorakit.lsp.document import Document
 from lorakit.lsp.includes import include_of
 from lorakit.lsp.model import Unreadable, model_comment
@@ -31,7 +33,8 @@ def model_problem(unreadable: Unreadable, document: Document) -> list[types.Diag
     if comment is None:
         return []
     place = document.positions.range(comment.start, comment.end)
-    return [problem(place, unreadable.problem, types.DiagnosticSeverity.Warning)]
+    help_ = f"\n{HELP}did you mean `{unreadable.near}`?" if unreadable.near is not None else ""
+    return [problem(place, unreadable.problem + help_, types.DiagnosticSeverity.Warning)]
 
 
 def problem(
@@ -52,7 +55,7 @@ def location(file: str, line: int, column: int, document: Document) -> types.Loc
 
 def uri_of(file: str, document: Document) -> str:
     """Return the address of a file of the program."""
-    return document.uri if file == document.source.name else Path(file).absolute().as_uri()
+    return document.uri if file == document.source.name else Path(os.path.normpath(Path(file).absolute())).as_uri()
 
 
 def _converted(found: Diagnostic, document: Document) -> types.Diagnostic:
@@ -66,12 +69,20 @@ def _converted(found: Diagnostic, document: Document) -> types.Diagnostic:
         message="\n".join([found.message if inside else f"{found.file}: {found.message}", *help_, *found.notes]),
         severity=_SEVERITIES[found.severity],
         code=found.code,
+        code_description=_description(found.code),
+        tags=[types.DiagnosticTag.Unnecessary] if found.code == Code.UNUSED_NAME else None,
         source=SOURCE,
         related_information=[
             types.DiagnosticRelatedInformation(location(file, line, column, document), what)
             for what, file, line, column in related
         ],
     )
+
+
+def _description(code: str) -> types.CodeDescription | None:
+    """Return where a code is explained: the page in the installed package, which needs no network and fits it."""
+    path = file_of(Code(code))
+    return types.CodeDescription(path.as_uri()) if path is not None else None
 
 
 def _range(found: Diagnostic, document: Document) -> types.Range:

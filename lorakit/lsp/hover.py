@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,9 @@ from lorakit.lsp.slots import (
     slot_behind,
 )
 
+# a fault of more than that has every word of a line in it
+_WORD = re.compile(r"[^\s,;(){}]+")
+
 
 @dataclass(frozen=True)
 class Hint:
@@ -63,18 +67,19 @@ def hover(
 ) -> Hint | None:
     """Return what is to be said of the word at an offset and of what was found wrong there."""
     hint = _model_hint(document, model, offset) or _word_hint(document, model, offset)
-    hints = [*([hint] if hint is not None else []), *_pages(document, found, offset)]
+    hints = [*([hint] if hint is not None else []), *_faults(document, found, offset)]
     return Hint("\n\n---\n\n".join(one.text for one in hints), hints[0].start, hints[0].end) if hints else None
 
 
-def _pages(document: Document, found: Iterable[Diagnostic], offset: int) -> Iterator[Hint]:
-    """Yield what the catalogue says of the errors at an offset."""
+def _faults(document: Document, found: Iterable[Diagnostic], offset: int) -> Iterator[Hint]:
+    """Yield the titles of the errors of the very word at an offset; the editor itself shows what is wrong there."""
     source = document.source
     for one in found:
         start, end = source.offset(one.line, one.column), source.offset(one.end_line, one.end_column)
-        if one.file == source.name and start <= offset < end:
+        is_word = _WORD.fullmatch(source.text, start, end) is not None
+        if one.file == source.name and is_word and start <= offset < end:
             page = page_of(Code(one.code))
-            yield Hint(f"**{page.code}: {page.title}**\n\n{page.explanation}", start, end)
+            yield Hint(f"**{page.code}: {page.title}** (`lorakit explain {page.code}`)", start, end)
 
 
 def _model_hint(document: Document, model: Model | Unreadable | None, offset: int) -> Hint | None:
@@ -89,8 +94,9 @@ def _model_hint(document: Document, model: Model | Unreadable | None, offset: in
             f"{modules(len(inventory.modules) - 1)}, of which an adapter fits {layers}"
         )
     else:
-        text = "being read" if model is None else model.problem
-    return Hint(text, comment.start, comment.end)
+        # why it cannot be read is a warning there, which the editor shows by itself
+        text = "being read" if model is None else ""
+    return Hint(text, comment.start, comment.end) if text else None
 
 
 def _word_hint(document: Document, model: Model | Unreadable | None, offset: int) -> Hint | None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from lorakit.hooks import Role
 from lorakit.language.regexes import RegexError
 from lorakit.language.statements import Target
+from lorakit.language.suggestions import nearest
+from lorakit.lsp.model_names import HUB_ID, cached_config, model_names
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.place import Place
 from lorakit.planning.targets import Selection
@@ -20,7 +22,7 @@ _COMMENT = re.compile(r"^[ \t]*#[ \t]*model:[ \t]*(?P<reference>\S[^\n]*)", re.M
 
 @dataclass(frozen=True, slots=True)
 class ModelComment:
-    """What a spec says of its model: a folder, `FILE.py:FACTORY` or `package.module:FACTORY`, and where it says so."""
+    """What a spec says of its model, and where: a folder, a hub id, `FILE.py:FACTORY` or `package.module:FACTORY`."""
 
     reference: str
     start: int
@@ -29,9 +31,10 @@ class ModelComment:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Why a model cannot be read."""
+    """Why a model cannot be read, and what was probably meant."""
 
     problem: str
+    near: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,16 +98,39 @@ def model_comment(text: str) -> ModelComment | None:
     return ModelComment(reference, found.start("reference"), found.start("reference") + len(reference))
 
 
-def stamp_of(reference: str, folder: Path) -> int | Unreadable:
-    """Return when the files behind a reference last changed, 0 where they have no place of their own."""
+def place_of(reference: str, folder: Path) -> Path | None:
+    """Return the file that a reference hangs on, which may be missing; None where it has no place of its own."""
     place, _, factory = reference.rpartition(":")
     path = folder / reference
     if not path.is_dir() and factory and place:
-        if not place.endswith(".py"):
-            return 0
-        path = folder / place
+        return folder / place if place.endswith(".py") else None
+    if not path.exists() and HUB_ID.fullmatch(reference):
+        return cached_config(reference) or path
+    return path / "config.json" if path.is_dir() else path
+
+
+def stamp_of(reference: str, folder: Path) -> int | Unreadable:
+    """Return when the files behind a reference last changed, 0 where they have no place of their own."""
     try:
-        return (path / "config.json" if path.is_dir() else path).stat().st_mtime_ns
+        path = place_of(reference, folder)
+        return path.stat().st_mtime_ns if path is not None else 0
     except (OSError, ValueError):
-        named = "the folder has no config.json" if path.is_dir() else "there is no such folder or file"
-        return Unreadable(f"{named}: a model is a Hugging Face folder or FILE.py:FACTORY, relative to this file")
+        return _missing(reference, folder)
+
+
+def _missing(reference: str, folder: Path) -> Unreadable:
+    try:
+        is_folder = (folder / reference).is_dir()
+    except (OSError, ValueError):
+        is_folder = False
+    near = nearest(reference, model_names(folder))
+    if is_folder:
+        return Unreadable("the folder has no config.json", near)
+    if reference.count("/") == 1 and HUB_ID.fullmatch(reference):
+        return Unreadable(
+            "there is no such folder, and the hub id is not in the local Hugging Face cache; "
+            f"`hf download {reference} config.json` brings it there: an editor fetches nothing",
+            near,
+        )
+    what = "a Hugging Face folder, a hub id or FILE.py:FACTORY, files relative to this one"
+    return Unreadable(f"there is no such folder or file: a model is {what}", near)

@@ -14,15 +14,17 @@ import lorakit
 from lorakit.errors import SpecError
 from lorakit.hooks import Plugins
 from lorakit.language.format import format_tree
-from lorakit.lsp.actions import fixes
+from lorakit.lsp.actions import Fix, all_fixes, fixes
 from lorakit.lsp.completion import complete
 from lorakit.lsp.definition import definition
-from lorakit.lsp.diagnostics import published, uri_of
+from lorakit.lsp.diagnostics import model_problem, published, uri_of
+from lorakit.lsp.document import Document
 from lorakit.lsp.hover import hover
-from lorakit.lsp.model import Model
+from lorakit.lsp.model import Model, Unreadable, model_comment
 from lorakit.lsp.models import Models
 from lorakit.lsp.offers import Offer
 from lorakit.lsp.positions import Positions
+from lorakit.lsp.requests import REQUESTS
 from lorakit.lsp.session import Session
 from lorakit.lsp.symbols import symbols
 from lorakit.plugins import default_plugins
@@ -42,8 +44,23 @@ class Server(LanguageServer):
     def session(self) -> Session:
         if self._session is None:
             models = Models(self._plugins, self._read_models)
-            self._session = Session(self.workspace, models, self._plugins, self.text_document_publish_diagnostics)
+            publish, pulls = self.text_document_publish_diagnostics, self._pulls
+            self._session = Session(self.workspace, models, self._plugins, publish, pulls, self._renewed)
         return self._session
+
+    @property
+    def _pulls(self) -> bool:
+        """Whether the client asks for diagnostics: then none are sent, since an editor shows both."""
+        known = self.client_capabilities.text_document
+        return known is not None and known.diagnostic is not None
+
+    def _renewed(self) -> None:
+        """Have the client ask again for what a model has changed."""
+        known = self.client_capabilities.workspace
+        if known is not None and known.inlay_hint is not None and known.inlay_hint.refresh_support:
+            self.workspace_inlay_hint_refresh(None)
+        if self._pulls and known is not None and known.diagnostics is not None and known.diagnostics.refresh_support:
+            self.workspace_diagnostic_refresh(None)
 
 
 def serve(read_models: bool) -> None:
@@ -52,7 +69,7 @@ def serve(read_models: bool) -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     server = Server(default_plugins(), read_models)
-    for feature, (handler, options) in _FEATURES.items():
+    for feature, (handler, options) in {**_FEATURES, **REQUESTS}.items():
         server.feature(feature, options)(handler)
     server.start_io(sys.stdin.buffer, answers)
 
@@ -132,21 +149,49 @@ def _symbols(ls: Server, params: types.DocumentSymbolParams) -> list[types.Docum
 
 
 def _actions(ls: Server, params: types.CodeActionParams) -> list[types.CodeAction]:
-    uri = params.text_document.uri
+    uri, wanted = params.text_document.uri, params.context.only or _KINDS
     document = ls.session.document(uri)
-    positions = document.positions
+    found, positions = ls.session.found(uri), document.positions
     start, end = positions.offset(params.range.start), positions.offset(params.range.end)
-    return [
-        types.CodeAction(
-            f"Replace with `{fix.words}`",
-            types.CodeActionKind.QuickFix,
-            diagnostics=published([fix.found], document),
-            is_preferred=True,
-            edit=types.WorkspaceEdit({uri: [types.TextEdit(positions.range(fix.start, fix.end), fix.words)]}),
-        )
-        for fix in fixes(ls.session.found(uri), document, start, end)
-    ]
+    actions = []
+    if types.CodeActionKind.QuickFix in wanted:
+        actions += [
+            types.CodeAction(
+                fix.title, types.CodeActionKind.QuickFix, published([fix.found], document),
+                is_preferred=fix.sure, edit=_edit([fix], uri, positions),
+            )
+            for fix in fixes(found, document, start, end)
+        ]  # fmt: skip
+        actions += _model_action(ls, document, start, end)
+    if any(kind.startswith(_ALL) or _ALL.startswith(f"{kind}.") for kind in wanted):
+        every = all_fixes(found, document)
+        if every and (params.context.only or len(every) > 1):
+            title, kind = "Do everything that lorakit suggests", types.CodeActionKind.SourceFixAll
+            actions.append(types.CodeAction(title, kind, edit=_edit(every, uri, positions)))
+    return actions
 
+
+def _edit(made: list[Fix], uri: str, positions: Positions) -> types.WorkspaceEdit:
+    return types.WorkspaceEdit(
+        {uri: [types.TextEdit(positions.range(fix.start, fix.end), fix.words) for fix in made]}
+    )  # fmt: skip
+
+
+def _model_action(ls: Server, document: Document, start: int, end: int) -> list[types.CodeAction]:
+    """Return the model that was probably meant, where the comment names one that is not there."""
+    model, comment = ls.session.model(document.uri), model_comment(document.source.text)
+    if not isinstance(model, Unreadable) or model.near is None or comment is None:
+        return []
+    if comment.start > end or comment.end < start:
+        return []
+    change = types.TextEdit(document.positions.range(comment.start, comment.end), model.near)
+    edit = types.WorkspaceEdit({document.uri: [change]})
+    found, title = model_problem(model, document), f"Replace with `{model.near}`"
+    return [types.CodeAction(title, types.CodeActionKind.QuickFix, found, is_preferred=True, edit=edit)]
+
+
+_ALL = types.CodeActionKind.SourceFixAll.value
+_KINDS = [types.CodeActionKind.QuickFix, types.CodeActionKind.SourceFixAll]
 
 _FEATURES: Mapping[str, tuple[Callable[..., Any], Any]] = {
     types.TEXT_DOCUMENT_DID_OPEN: (_opened, None),
@@ -155,9 +200,9 @@ _FEATURES: Mapping[str, tuple[Callable[..., Any], Any]] = {
     types.TEXT_DOCUMENT_DID_CLOSE: (_closed, None),
     types.WORKSPACE_DID_CHANGE_WATCHED_FILES: (_watched, None),
     types.TEXT_DOCUMENT_HOVER: (_hover, None),
-    types.TEXT_DOCUMENT_COMPLETION: (_completion, types.CompletionOptions(["@", ".", ":", "("])),
+    types.TEXT_DOCUMENT_COMPLETION: (_completion, types.CompletionOptions(["@", ".", ":", "(", "/", '"'])),
     types.TEXT_DOCUMENT_FORMATTING: (_formatting, None),
     types.TEXT_DOCUMENT_DEFINITION: (_definition, None),
     types.TEXT_DOCUMENT_DOCUMENT_SYMBOL: (_symbols, None),
-    types.TEXT_DOCUMENT_CODE_ACTION: (_actions, types.CodeActionOptions([types.CodeActionKind.QuickFix])),
+    types.TEXT_DOCUMENT_CODE_ACTION: (_actions, types.CodeActionOptions(_KINDS)),
 }

@@ -57,6 +57,15 @@ def marked(text: str) -> tuple[str, types.Position]:
     return before + after, types.Position(before.count("\n"), len(before.rpartition("\n")[2]))
 
 
+def changed(text: str, edits: Sequence[types.TextEdit]) -> str:
+    """Return a text of one UTF-16 unit a character with edits made in it."""
+    starts = [0, *(place + 1 for place, letter in enumerate(text) if letter == "\n")]
+    for edit in sorted(edits, key=lambda edit: (edit.range.start.line, edit.range.start.character), reverse=True):
+        start, end = (starts[place.line] + place.character for place in (edit.range.start, edit.range.end))
+        text = text[:start] + edit.new_text + text[end:]
+    return text
+
+
 class Client(LanguageClient):
     """A client that keeps everything that is published, by document and in order."""
 

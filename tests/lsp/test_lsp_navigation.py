@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lsp_helpers import Editor, marked
+from lsp_helpers import Editor, changed, marked
 from lsprotocol import types
 
 from lorakit.language.format import format_text
@@ -77,22 +77,14 @@ async def test_what_cannot_be_read_is_not_formatted(editor: Editor) -> None:
     assert await formatted(editor, "adapt   q rnak 16") == []
 
 
-async def fixes(editor: Editor, text: str) -> list[str]:
-    """Return the texts that the quick fixes at the mark lead to."""
+async def fixes(editor: Editor, text: str, *only: str) -> list[str]:
+    """Return the texts that the actions of a kind at the mark lead to, quick fixes if no other is asked for."""
     text, position = marked(text)
     uri = editor.open(text)
-    context = types.CodeActionContext([])
+    context = types.CodeActionContext([], only=list(only) or [types.CodeActionKind.QuickFix])
     asked = types.CodeActionParams(types.TextDocumentIdentifier(uri), types.Range(position, position), context)
-    return [applied(text, action) for action in await editor.client.text_document_code_action_async(asked) or ()]
-
-
-def applied(text: str, action: object) -> str:
-    assert isinstance(action, types.CodeAction) and action.edit is not None and action.edit.changes is not None
-    ((edit,),) = action.edit.changes.values()
-    lines = text.split("\n")
-    line = lines[edit.range.start.line]
-    lines[edit.range.start.line] = line[: edit.range.start.character] + edit.new_text + line[edit.range.end.character :]
-    return "\n".join(lines)
+    actions = await editor.client.text_document_code_action_async(asked) or ()
+    return [changed(text, next(iter(action.edit.changes.values()))) for action in actions]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -108,10 +100,24 @@ def applied(text: str, action: object) -> str:
         ("adapt |“q” rank 4", None),
         ("adapt q |rank 0", None),
         ("adapt q rank 4", None),
+        ("|adapt q\n", "adapt q rank 16\n"),
+        ("adapt layers[7..|0].q rank 4", "adapt layers[0..7].q rank 4"),
+        ("let t = [q]\nadapt q rank 4 init gaussian(|sigma=1) alpha 7", None),
+        ("adapt q, rank |4", "adapt q rank 4"),
+        ("adapt q k|v rank 4", "adapt q,kv rank 4"),
+        ("adapt q rank 4 quant nf4(dou|ble)", "adapt q rank 4 quant nf4 double"),
+        ("let u|nused = 4\nadapt q rank 4", "adapt q rank 4"),
     ],
 )
 async def test_what_was_meant_is_a_quick_fix(editor: Editor, text: str, result: str | None) -> None:
     assert await fixes(editor, text) == ([result] if result is not None else [])
+
+
+async def test_all_that_is_sure_is_done_at_once(editor: Editor) -> None:
+    text = "|adapt q rnak 4\nadapt v rank 4 quant nf5\nadapt w\nadapt k rank 4 init gausian(sigma=1)"
+    (fixed,) = await fixes(editor, text, types.CodeActionKind.SourceFixAll)
+    assert fixed == "adapt q rank 4\nadapt v rank 4 quant nf4\nadapt w\nadapt k rank 4 init gaussian(sigma=1)"
+    assert await fixes(editor, "|adapt q rank 4", types.CodeActionKind.SourceFixAll) == []
 
 
 async def test_the_folder_of_an_include_stays(editor: Editor) -> None:
