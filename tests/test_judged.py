@@ -217,7 +217,7 @@ def test_data_to_measure_on_may_lie_apart(
 ) -> None:
     apart = write("apart.jsonl", '{"text": "hello there"}\n{"text": "good bye"}\n')
     run(*texts, "-o", tmp_path / "out", "--steps", 1, "--held-out-data", apart)
-    assert f"12 rows to train on (312 tokens learned an epoch), 2 held out in {apart}" in capsys.readouterr().out
+    assert re.search(rf"^12 rows to train on .*, 2 held out in {apart};", capsys.readouterr().out, re.M)
     run(*pairs, "-o", tmp_path / "plain", "--steps", 1, "--held-out-data", pairs[3])
     assert f"24 pairs to train on, 24 held out by {pairs[3]}" in capsys.readouterr().out
     with pytest.raises(lorakit.DataError, match="give one of them"):

@@ -143,13 +143,13 @@ class LanguageTask:
         trainer.remove_callback(PrinterCallback)
         done = step_of(checkpoint) if checkpoint else 0
         watch = Watch(display, display.stop, settings.steps)
-        callbacks = (watch, *reporting(reports), WeightsToUse(), FiniteState(finite))
+        reporters = reporting(reports)
         before = self._held_out_loss(trainer, display)
         if checkpoint is None:
             display.held_out(0, before, is_text=True)
             # Trainer forgets when it starts what was logged before
             watch.first = tuple(trainer.state.log_history)
-        for callback in callbacks:
+        for callback in (watch, *reporters, WeightsToUse(), FiniteState(finite)):
             trainer.add_callback(callback)
         begun = time.monotonic()
         with display.running(settings.steps, UNIT, done) as stop:
@@ -157,12 +157,21 @@ class LanguageTask:
                 # Trainer would go a step beyond the end
                 restore_tensors(model, load_file(checkpoint / WEIGHTS))
                 trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
+                for callback in reporters:
+                    callback.on_train_begin(trainer.args, trainer.state, trainer.control)
             else:
                 with finite.watching(done):
                     done = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).global_step
         seconds = time.monotonic() - begun
         stopped = stop.signal if done < settings.steps else 0
-        after = None if stopped else self._held_out_loss(trainer, display)
+        # Trainer itself measures after the last step, where it measures on the way
+        last = next((one for one in reversed(trainer.state.log_history) if "eval_loss" in one), {"step": 0})
+        if stopped:
+            after = None
+        elif last["step"] == done:
+            after = _finite(last["eval_loss"])
+        else:
+            after = self._held_out_loss(trainer, display)
         if not stopped:
             display.held_out(done, after, is_text=True)
         model.eval()
@@ -184,8 +193,11 @@ class LanguageTask:
         if not self.held_out.rows:
             return None
         with display.busy("measuring the held-out loss"):
-            loss = float(trainer.evaluate()["eval_loss"])
-        return loss if math.isfinite(loss) else math.inf
+            return _finite(trainer.evaluate()["eval_loss"])
+
+
+def _finite(loss: float) -> float:
+    return float(loss) if math.isfinite(loss) else math.inf
 
 
 def _arguments(
