@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -170,11 +171,12 @@ def test_the_folder_says_how_it_came_about(texts: list[object], tmp_path: Path) 
     assert facts["spec"] == {str(texts[1]): Path(str(texts[1])).read_text()}
     assert facts["versions"]["torch"] == torch.__version__ and facts["versions"]["lorakit"] == lorakit.__version__
     assert facts["command"].startswith("lorakit") and facts["seed"] == 0
-    assert facts["result"]["held_out_after"] == history[-1]["eval_loss"]
+    after = next(line["eval_loss"] for line in reversed(history) if "eval_loss" in line)
+    assert facts["result"]["held_out_after"] == after
     card = ModelCard.load(out / "README.md")
     assert card.data.base_model == str(texts[2]) and card.data.library_name == "peft"
     assert {"lora", "lorakit"} <= set(card.data.tags or ())
-    assert "# with dropout" in card.text and f"{history[-1]['eval_loss']:.4f} after" in card.text
+    assert "# with dropout" in card.text and f"{after:.4f} after" in card.text
     code = re.findall(r"```python\n(.*?)```", card.text, re.S)[0].replace("'out'", repr(str(out)))
     names: dict[str, object] = {}
     exec(code, names)
@@ -210,6 +212,22 @@ def test_csv_and_plot(kind: str, request: pytest.FixtureRequest, tmp_path: Path)
     run(*command, "--save-every", 2, "--resume")
     with (tmp_path / "out-logs" / "history.csv").open(newline="") as file:
         assert [row["step"] for row in csv.DictReader(file) if row["loss"]] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("kind", ["texts", "pairs"])
+def test_tensorboard_has_every_loss_once(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    command = [*request.getfixturevalue(kind), "-o", tmp_path / "out", "--steps", 5, "--report", "tensorboard"]
+    run(*command, "--save-every", 3)
+    (tmp_path / "out").rename(tmp_path / "whole")
+    shutil.rmtree(tmp_path / "out-checkpoints" / "checkpoint-5", ignore_errors=True)
+    run(*command, "--save-every", 3, "--resume")
+    events = EventAccumulator(str(tmp_path / "out-logs"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+    assert [event.step for event in events.Scalars("eval/loss")] == [0, 5]
 
 
 def test_data_to_measure_on_may_lie_apart(

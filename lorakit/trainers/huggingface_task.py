@@ -26,10 +26,10 @@ from lorakit.trainers.checkpoints import STATE, Checkpoints, step_of
 from lorakit.trainers.display import Display
 from lorakit.trainers.finite import Finite
 from lorakit.trainers.packing import check_apart, check_signature, features, packed
-from lorakit.trainers.reports import NO_REPORTS, PLAIN, Reports
+from lorakit.trainers.reports import NO_REPORTS, PLAIN, Reports, logs_of
 from lorakit.trainers.schedules import SCHEDULES, chosen
 from lorakit.trainers.settings import Outcome, Settings, steps_of
-from lorakit.trainers.watched_trainer import Collator, FiniteState, Watch, WatchedTrainer, WeightsToUse, reporting
+from lorakit.trainers.watched_trainer import Collator, FiniteState, Logs, Watch, WatchedTrainer, WeightsToUse
 from lorakit.values import ModelReference
 
 # what is counted
@@ -143,13 +143,14 @@ class LanguageTask:
         trainer.remove_callback(PrinterCallback)
         done = step_of(checkpoint) if checkpoint else 0
         watch = Watch(display, display.stop, settings.steps)
-        reporters = reporting(reports)
+        logs = logs_of(reports)
+        told = Logs(logs)
         before = self._held_out_loss(trainer, display)
         if checkpoint is None:
             display.held_out(0, before, is_text=True)
             # Trainer forgets when it starts what was logged before
             watch.first = tuple(trainer.state.log_history)
-        for callback in (watch, *reporters, WeightsToUse(), FiniteState(finite)):
+        for callback in (watch, told, WeightsToUse(), FiniteState(finite)):
             trainer.add_callback(callback)
         begun = time.monotonic()
         with display.running(settings.steps, UNIT, done) as stop:
@@ -157,8 +158,7 @@ class LanguageTask:
                 # Trainer would go a step beyond the end
                 restore_tensors(model, load_file(checkpoint / WEIGHTS))
                 trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
-                for callback in reporters:
-                    callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+                told.on_train_begin(trainer.args, trainer.state, trainer.control)
             else:
                 with finite.watching(done):
                     done = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).global_step
@@ -174,6 +174,8 @@ class LanguageTask:
             after = self._held_out_loss(trainer, display)
         if not stopped:
             display.held_out(done, after, is_text=True)
+        for log in logs:
+            log.close()
         model.eval()
         return Outcome(before, after, done, stopped, tuple(trainer.state.log_history), watch.seen, UNIT, seconds)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
+import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,12 +63,15 @@ def check_reports(names: Sequence[str], *, is_plain: bool) -> None:
         package = REPORTS[name]
         if is_plain and name not in PLAIN:
             raise DataError(f"--report {name} is for Hugging Face models; a PyTorch model takes {', '.join(PLAIN)}")
-        if package is not None and importlib.util.find_spec(package) is None:
-            raise DataError(f"--report {name} needs {package}: pip install {package}")
+        if package is not None:
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise DataError(f"--report {name} needs {package}: pip install {package} ({error})") from error
 
 
 def logs_of(reports: Reports) -> list[Log]:
-    """Return what takes records without a Trainer."""
+    """Return what takes records itself; trackers of Trainer's own are its business."""
     made: list[Log] = []
     if CSV in reports.names:
         made.append(CsvLog(reports.folder / HISTORY_CSV))
@@ -82,10 +85,8 @@ class CsvLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._begun = False
 
     def begin(self, earlier: Iterable[Record]) -> None:
-        self._begun = True
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerow(COLUMNS)
@@ -93,8 +94,6 @@ class CsvLog:
             self.add(record)
 
     def add(self, record: Record) -> None:
-        if not self._begun:
-            self.begin(())
         if "loss" in record or "eval_loss" in record:
             with self._path.open("a", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerow([record.get(name, "") for name in COLUMNS])
@@ -104,13 +103,18 @@ class CsvLog:
 
 
 class TensorBoardLog:
-    """TensorBoard's event files, a run of its own for each start."""
+    """TensorBoard's event files; each start writes what came before anew, in the place of what earlier ones wrote."""
 
     def __init__(self, folder: Path) -> None:
-        self._writer = tensorboard_writer(folder)
+        self._folder = folder
+        self._writer: Any = None
 
     def begin(self, earlier: Iterable[Record]) -> None:
-        """What came before is in the event files of the earlier start."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(log_dir=str(self._folder), purge_step=0)
+        for record in earlier:
+            self.add(record)
 
     def add(self, record: Record) -> None:
         for name, value in record.items():
@@ -119,11 +123,5 @@ class TensorBoardLog:
                 self._writer.add_scalar(f"{kind}/{name.removeprefix('eval_')}", value, record["step"])
 
     def close(self) -> None:
-        self._writer.close()
-
-
-def tensorboard_writer(folder: Path) -> Any:
-    """Return TensorBoard's writer of event files into a folder."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(log_dir=str(folder))
+        if self._writer is not None:
+            self._writer.close()

@@ -8,14 +8,13 @@ from typing import Any
 
 from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback
-from transformers.integrations.integration_utils import TensorBoardCallback
 
 from lorakit.trainers.checkpoints import Checkpoints
 from lorakit.trainers.display import Display, StopAsked
 from lorakit.trainers.finite import Finite
 from lorakit.trainers.modes import to_evaluation
 from lorakit.trainers.packing import collate
-from lorakit.trainers.reports import CSV, HISTORY_CSV, TENSORBOARD, CsvLog, Log, Reports, tensorboard_writer
+from lorakit.trainers.reports import Log
 from lorakit.trainers.settings import Record
 
 
@@ -97,7 +96,7 @@ class Watch(TrainerCallback):
 
 
 class Logs(TrainerCallback):
-    """Hands records on to logs that need no Trainer."""
+    """Hands records on to logs, from the first that Trainer keeps."""
 
     def __init__(self, logs: Sequence[Log]) -> None:
         self._logs = logs
@@ -109,16 +108,6 @@ class Logs(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         for log in self._logs:
             log.add({**(logs or {}), "step": state.global_step})
-
-
-def reporting(reports: Reports) -> list[TrainerCallback]:
-    """Return the callbacks that write reports into files; trackers are Trainer's own business."""
-    made: list[TrainerCallback] = []
-    if CSV in reports.names:
-        made.append(Logs([CsvLog(reports.folder / HISTORY_CSV)]))
-    if TENSORBOARD in reports.names:
-        made.append(TensorBoardCallback(tensorboard_writer(reports.folder)))
-    return made
 
 
 class Collator:
