@@ -1,16 +1,15 @@
-"""Jobs from a spec to a folder or a report: an adapter fresh or trained, and what quantizing costs."""
+"""Jobs from a spec to a folder or a report: a fresh adapter, and what quantizing costs; `training` trains one."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.data.source import Reading
-from lorakit.errors import DataError, OutputError, PromiseError
+from lorakit.errors import PromiseError
 from lorakit.language.spec import Spec
 from lorakit.pipeline import (
     CALIBRATION_ROWS,
@@ -24,7 +23,7 @@ from lorakit.pipeline import (
     read_structure,
 )
 from lorakit.reporter import SILENT, Reporter
-from lorakit.trainers.settings import Outcome, Settings
+from lorakit.trainers.settings import Settings
 from lorakit.values import ModelReference
 
 if TYPE_CHECKING:
@@ -35,12 +34,6 @@ if TYPE_CHECKING:
     from lorakit.hooks.manager import Plugins
     from lorakit.pipeline import Calibrating
     from lorakit.planning.plan import Plan
-    from lorakit.trainers.display import Display
-    from lorakit.trainers.tasks import Task
-
-
-# an adapter and two moments of up to four bytes a parameter, in the two checkpoints that are kept
-CHECKPOINT_FACTOR = 2 * 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +58,10 @@ class Job:
         # it may be a link to another disk
         return Path(os.path.realpath(beside)) if beside.is_symlink() else beside
 
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """What to train on, how it is read, and how to train; `sample` is a prompt to answer before and after."""
-
-    data: str
-    settings: Settings
-    loss: str | None = None
-    sample: str | None = None
-    resume: bool = False
-    reading: Reading = field(default_factory=Reading)
+    @property
+    def logs(self) -> Path:
+        """The folder of what is logged while a run goes on, beside the output."""
+        return self.output.with_name(f"{self.output.name}-logs")
 
 
 def adapt(job: Job, plugins: Plugins, reporter: Reporter = SILENT, *, seed: int = 0) -> nn.Module:
@@ -86,7 +72,7 @@ def adapt(job: Job, plugins: Plugins, reporter: Reporter = SILENT, *, seed: int 
         return _adapt(job, plugins, reporter, seed)
 
 
-def _decided(job: Job, first: nn.Module, plugins: Plugins, reporter: Reporter, **step: Any) -> Plan:
+def decided(job: Job, first: nn.Module, plugins: Plugins, reporter: Reporter, **step: Any) -> Plan:
     """Return the plan; one that breaks a promise is shown before it is refused. Raises: PlanError."""
     try:
         return decide(job.spec, first, plugins, **step)
@@ -104,7 +90,7 @@ def _adapt(job: Job, plugins: Plugins, reporter: Reporter, seed: int) -> nn.Modu
 
     source = None if job.calibration is None else read_source(job.calibration, Reading(), reporter)
     first = read_first(job.model, plugins, reporter)
-    plan = _decided(job, first, plugins, reporter)
+    plan = decided(job, first, plugins, reporter)
     data = None
     if source is not None:
         data = make_task(source, first, job.model, Settings(held_out=0.0, seed=seed), reporter=reporter)
@@ -112,68 +98,14 @@ def _adapt(job: Job, plugins: Plugins, reporter: Reporter, seed: int) -> nn.Modu
     reporter.show_plan(plan)
     reporter.say(f"\n{device_words()}")
     model, starter = read_started(job.model, first, plan, plugins, reporter, seed=seed)
-    _apply(job, starter, model, data, reporter)
-    _save(job, model, plugins, reporter)
+    apply_job(job, starter, model, data, reporter)
+    save_job(job, model, plugins, reporter)
     held = summarize(model)
     reporter.say(
         f"{job.output}: {held.added_parameters:,} parameters in {show_bytes(held.adapter_bytes)}; "
         f"the model holds {show_bytes(held.weight_bytes)} of weights"
     )
     return model
-
-
-def train(job: Job, training: Training, plugins: Plugins, display: Display, reporter: Reporter = SILENT) -> Outcome:
-    """Train an adapter and write it; a stopped run leaves checkpoints alone.
-
-    Raises: LorakitError, WriteError, TrainingError where it leaves the finite numbers.
-    """
-    from lorakit.artifacts.folders import claimed
-
-    with claimed(job.output, job.force), _checkpoints_of(job, training.resume):
-        return _train(job, training, plugins, display, reporter)
-
-
-def _train(job: Job, training: Training, plugins: Plugins, display: Display, reporter: Reporter) -> Outcome:
-    from lorakit.artifacts.folders import require_space
-    from lorakit.artifacts.owning import discard
-    from lorakit.planning.report import show_bytes
-    from lorakit.trainers.tasks import make_task, read_source
-
-    settings = training.settings
-    source = read_source(training.data, training.reading, reporter)
-    other = None if job.calibration is None else read_source(job.calibration, training.reading, reporter)
-    first = read_first(job.model, plugins, reporter)
-    plan = _decided(
-        job, first, plugins, reporter,
-        batch=settings.batch, tokens=settings.tokens, recompute=settings.gradient_checkpointing,
-    )  # fmt: skip
-    task = make_task(source, first, job.model, settings, training.loss, reporter)
-    calibrating = task
-    if other is not None:
-        alone = replace(settings, held_out=0.0)
-        calibrating = make_task(other, first, job.model, alone, training.loss, reporter)
-    adapters = plan.memory.gradients * (1 + bool(settings.save_every) * CHECKPOINT_FACTOR)
-    require_space(job.output, adapters + job.with_base * plan.memory.weights)
-    reporter.show_plan(plan)
-    reporter.say(f"\n{device_words()}")
-    reporter.say(task.description)
-    device = accelerator()
-    model, starter = read_started(job.model, first, plan, plugins, reporter, seed=settings.seed, device=device)
-    if device is not None:
-        model.to(device)
-    if not training.resume:
-        discard(job.checkpoints)
-        job.checkpoints.mkdir()
-    _apply(job, starter, model, calibrating, reporter)
-    # a fresh adapter changes nothing, and by now the model computes in what is quick here
-    _sample(training.sample, task, model, "before", reporter)
-    outcome = task.train(model, job.checkpoints, display, resume=training.resume)
-    if outcome.stopped:
-        return outcome
-    _sample(training.sample, task, model, "after", reporter)
-    _save(job, model, plugins, reporter, task.save_beside)
-    reporter.say(f"{job.output}: adapter of {plan.trainable:,} parameters, {show_bytes(plan.memory.gradients)}")
-    return outcome
 
 
 def measure(
@@ -231,7 +163,7 @@ def measure(
     return QuantizationReport(plan.model_class, modules, together(module.error for module in modules), loss)
 
 
-def _apply(job: Job, starter: Starter, model: nn.Module, data: Calibrating | None, reporter: Reporter) -> None:
+def apply_job(job: Job, starter: Starter, model: nn.Module, data: Calibrating | None, reporter: Reporter) -> None:
     """Put on a model what its starter has begun, calibrated where the plan needs it."""
     from lorakit.application.apply import apply_plan
 
@@ -249,7 +181,7 @@ def _apply(job: Job, starter: Starter, model: nn.Module, data: Calibrating | Non
     )
 
 
-def _save(
+def save_job(
     job: Job,
     model: nn.Module,
     plugins: Plugins,
@@ -268,36 +200,3 @@ def _save(
             reporter.say(f"{BASE}: {form}")
 
     save_adapter(model, job.output, plugins, replace=job.force, beside=add)
-
-
-@contextmanager
-def _checkpoints_of(job: Job, resume: bool) -> Iterator[None]:
-    """Have the folder of checkpoints there inside the block, as the trace of a run, rid of what killed runs left.
-
-    Raises: OutputError where checkpoints of another run stand, DataError where there is none to go on from.
-    """
-    from lorakit.artifacts.owning import owned, sweep_within
-    from lorakit.trainers.checkpoints import checkpoint_steps
-
-    folder = job.checkpoints
-    if resume and not folder.exists():
-        raise DataError(f"nothing to resume: {folder} is not there; run it without --resume")
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise OutputError(f"{folder} is no folder, and checkpoints go there")
-    if checkpoint_steps(folder) and not resume and not job.force:
-        raise OutputError(f"{folder} exists from an earlier run; --resume goes on from it, --force drops it")
-    with owned(folder):
-        sweep_within(folder)
-        try:
-            folder.mkdir(exist_ok=True)
-            yield
-        finally:
-            with suppress(OSError):
-                folder.rmdir()
-
-
-def _sample(prompt: str | None, task: Task, model: nn.Module, when: str, reporter: Reporter) -> None:
-    if prompt is not None:
-        with reporter.working(f"answering {prompt!r}"):
-            answer = task.answer(model, prompt)
-        reporter.say(f"sample {when} training, to {prompt!r}:\n  {answer!r}")

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 import lorakit
 from helpers import bitsandbytes_weight, make_gpt2, make_llama
+from lorakit.artifacts.pictures import check_plot
 from lorakit.artifacts.quantization_error import (
     QuantizationError,
     QuantizationReport,
@@ -29,7 +30,7 @@ from lorakit.artifacts.quantization_error import (
     quantize_and_measure,
     together,
 )
-from lorakit.artifacts.quantization_view import check_plot, draw, quantization_view, save_plot
+from lorakit.artifacts.quantization_view import draw, quantization_view, save_plot
 from lorakit.hooks import QuantizedWeight, hookimpl
 from lorakit.hooks.manager import Plugins
 from lorakit.layers.quantized_linear import QuantizedLinear

@@ -15,6 +15,7 @@ from lorakit.application.compute import own_value
 from lorakit.application.sharding import meet, whole, writes
 from lorakit.application.state import NamedAdapter, adapter_of, state_of, unwrapped
 from lorakit.artifacts.folders import new_folder
+from lorakit.artifacts.model_card import CARD, keep_card
 from lorakit.artifacts.peft_config import FOREIGN_TYPE, peft_config
 from lorakit.artifacts.peft_names import adapter_tensors
 from lorakit.artifacts.saved_plan import check_tensors, plan_to_save
@@ -27,7 +28,8 @@ START = "start.safetensors"
 logger = logging.getLogger(__name__)
 # what a trainer or a model card may put beside an adapter, and `save` may replace with it
 COMPANIONS = {
-    WEIGHTS, CONFIG, PLAN, START, "adapter_model.bin", "README.md", ".gitattributes", "training_args.bin",
+    WEIGHTS, CONFIG, PLAN, START, CARD, "history.jsonl", "training.json", "adapter_model.bin", ".gitattributes",
+    "training_args.bin",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
     "merges.txt", "added_tokens.json",
 }  # fmt: skip
@@ -46,8 +48,8 @@ def save_adapter(
     """Write the adapter of a model, replacing whole the adapter that the folder may hold, or with `replace` anything.
 
     It is the one in use, or that of the name. `beside` adds files of its own to the folder before it takes its place;
-    `also` names what else may be replaced. A model that is sharded is saved by all of its processes together; the first
-    writes.
+    `also` names what else may be replaced; a README.md that a person wrote stays. A model that is sharded is saved by
+    all of its processes together; the first writes.
     Raises: ModelError if the model has no such adapter, OutputError if the folder holds anything else, WriteError.
     """
     if not replace:
@@ -56,6 +58,8 @@ def save_adapter(
         if writes(model):
             with new_folder(folder) as aside:
                 _write_all(model, aside, plugins, name, beside)
+                if (folder / CONFIG).is_file():
+                    keep_card(folder, aside)
         else:
             # nothing is written here, but what is sharded takes every process to gather
             _write_all(model, folder, plugins, name, beside)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +9,9 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from lorakit.artifacts.folders import new_file
+from lorakit.artifacts.pictures import save_figure
 from lorakit.artifacts.quantization_error import QuantizationError, QuantizationReport, by_kind, together
 from lorakit.dtypes import short_name
-from lorakit.errors import OutputError
 from lorakit.planning.report import layers_alike, show_change
 from lorakit.planning.sheet import Sheet
 
@@ -68,25 +66,9 @@ def _figures(error: QuantizationError) -> tuple[str, ...]:
     )
 
 
-def check_plot(target: Path) -> None:
-    """Raise OutputError if matplotlib is missing, cannot draw this kind of file, or has nowhere to put it."""
-    try:
-        from matplotlib.backend_bases import FigureCanvasBase
-    except ModuleNotFoundError as error:
-        raise OutputError(f"--plot needs {error.name}: pip install 'lorakit[plot]'") from error
-    known = FigureCanvasBase.get_supported_filetypes()
-    if target.suffix.removeprefix(".") not in known:
-        raise OutputError(f"cannot draw {target}: a picture ends in .png, .svg or .pdf")
-    if not target.parent.is_dir():
-        raise OutputError(f"cannot write {target}: there is no folder {target.parent}")
-
-
 def save_plot(report: QuantizationReport, target: Path) -> None:
     """Draw a report into a file whose ending names the format. Raises: WriteError."""
-    stream = io.BytesIO()
-    draw(report).savefig(stream, format=target.suffix.removeprefix("."), dpi=150)
-    with new_file(target) as aside:
-        aside.write_bytes(stream.getvalue())
+    save_figure(draw(report), target)
 
 
 def draw(report: QuantizationReport) -> Figure:

@@ -27,16 +27,19 @@ def demo(
 
     Example: lorakit demo examples/qlora.lora
     """
+    import shlex
+    import sys
     from pathlib import Path
 
     import lorakit
     from lorakit.cli.inputs import read_spec, step_of
     from lorakit.cli.terminal import SIGNALLED, console, reporter, say, working
     from lorakit.demo import dialogues, smollm2
-    from lorakit.jobs import Job, Training, train
+    from lorakit.jobs import Job
     from lorakit.plugins import default_plugins
     from lorakit.trainers.display import Display
     from lorakit.trainers.settings import Settings
+    from lorakit.training import Training, train
     from lorakit.values import ModelReference
 
     parsed = read_spec(spec, []) if spec else lorakit.parse(QLORA)
@@ -53,9 +56,8 @@ def demo(
     # the demo may be run again: what it left itself it replaces
     again = output == OUTPUT and Path(output, "plan.json").is_file()
     job = Job(parsed, ModelReference(str(model)), Path(output), force=force or again)
-    training = Training(str(data), settings, sample="Do you like science fiction?")
+    command = shlex.join(["lorakit", *sys.argv[1:]])
+    training = Training(str(data), settings, sample="Do you like science fiction?", command=command)
     outcome = train(job, training, default_plugins(), Display(console(stderr=True), say), reporter())
     if outcome.stopped:
         raise typer.Exit(SIGNALLED + outcome.stopped)
-    say(f"\nuse it:    PeftModel.from_pretrained(base, {output!r}) or lorakit.load({output!r}, {str(model)!r})")
-    say(f"merge it:  lorakit merge {output} {model} -o {output}-merged")

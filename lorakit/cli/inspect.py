@@ -86,7 +86,8 @@ def inspect(
         view = adapter_view(inspection, every_module=every_module)
     else:
         check_given({"SPEC": quant, "MODEL": folder})
-        from lorakit.artifacts.quantization_view import check_plot, quantization_view
+        from lorakit.artifacts.pictures import check_plot
+        from lorakit.artifacts.quantization_view import quantization_view
 
         if loss is None:
             _refuse(context, {"tokens": "--tokens", "rows": "--rows"}, "--loss TEXT")

@@ -16,6 +16,7 @@ import typer
 
 from lorakit.cli import (
     apply,
+    chat,
     check,
     complete,
     demo,
@@ -45,7 +46,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init, check, fmt, explain, plan, diff, apply, train, merge, export, inspect, lsp, demo):
+for command in (init, check, fmt, explain, plan, diff, apply, train, chat, merge, export, inspect, lsp, demo):
     name = command.__name__.rpartition(".")[2]
     function = getattr(command, name)
     app.command(name, cls=Command, help=help_of(function))(function)

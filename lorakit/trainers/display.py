@@ -1,11 +1,13 @@
-"""What a training run shows: a progress bar for a person, a line for each held-out loss for everyone."""
+"""What a training run shows: a bar on a terminal, a line every few seconds elsewhere, held-out losses everywhere."""
 
 from __future__ import annotations
 
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 
 from rich.console import Console
@@ -19,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+# between two lines, where there is no terminal
+SECONDS = 5.0
 # Ctrl-C, what schedulers send before they kill, and a terminal that closes
 STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
@@ -31,22 +35,27 @@ class StopAsked:
 
 
 class Display:
-    """Shows a run on a terminal; `say` prints lines that stay."""
+    """Shows a run: a bar on a terminal; without one `say` prints a line every so many seconds, and those that stay."""
 
-    def __init__(self, terminal: Console, say: Callable[[str], None]) -> None:
+    def __init__(self, terminal: Console, say: Callable[[str], None], every: float = SECONDS) -> None:
         self._terminal = terminal
         self._say = say
+        self._every = every
         self._progress: Progress | None = None
-        self._steps = 0
         self.stop = StopAsked()
 
     @contextmanager
-    def running(self, steps: int) -> Iterator[StopAsked]:
-        """Show a bar of so many steps, and turn the first signal to stop into one after the current step."""
-        self._steps = steps
+    def running(self, steps: int, unit: str, done: int = 0) -> Iterator[StopAsked]:
+        """Show a run of so many steps, and turn the first signal to stop into one after the current step.
+
+        `unit` is what is counted, tokens or rows; `done` steps were done before.
+        """
+        self._pace = Pace(steps, done, unit)
+        self._said = 0.0
         columns = (
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}"), TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(),
         )  # fmt: skip
         with (
             _interrupts(self.stop, self._say),
@@ -55,14 +64,14 @@ class Display:
             ) as progress,
         ):
             self._progress = progress
-            progress.add_task("training", total=steps, loss="…")
+            progress.add_task("training", total=steps, completed=done, loss="…", rate="")
             yield self.stop
         self._progress = None
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
         """Show a spinner with the elapsed time while something of unknown length runs."""
-        columns = (SpinnerColumn(), TextColumn(what), TimeElapsedColumn())
+        columns = (SpinnerColumn(), TextColumn(what), TextColumn("elapsed"), TimeElapsedColumn())
         shown = self._terminal.is_terminal and self._progress is None
         with Progress(*columns, console=self._terminal, transient=True, disable=not shown) as progress:
             progress.add_task(what, total=None)
@@ -72,16 +81,62 @@ class Display:
         """Print a line that stays where errors go."""
         self._terminal.print(line, markup=False, soft_wrap=True)
 
-    def step(self, number: int, loss: float) -> None:
-        """Note that a step is done."""
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=number, loss=f"{loss:.3f}")
+    def step(self, number: int, loss: float, lr: float, count: int) -> None:
+        """Note that a step is done, at this learning rate, and how many tokens or rows were seen since the start."""
+        pace = self._pace
+        if self._progress is not None and self._terminal.is_terminal:
+            rate = pace.rate(count)
+            self._progress.update(self._progress.task_ids[0], completed=number, loss=f"{loss:.4f}", rate=rate)
+            return
+        now = time.monotonic()
+        if self._said and now - self._said < self._every and number < pace.steps:
+            return
+        self._said = now
+        self._say(
+            f"step {number:>{len(str(pace.steps))}}/{pace.steps}  loss {loss:.4f}  lr {lr:.3g}  "
+            f"{pace.rate(count)}  left {pace.left(number)}"
+        )
 
-    def held_out(self, number: int, loss: float | None, *, of_tokens: bool = True) -> None:
-        """Note the loss on held-out data after a step, with its perplexity where it is a mean over tokens."""
+    def held_out(self, number: int, loss: float | None, *, is_text: bool) -> None:
+        """Note the loss on held-out data after a step; a mean over tokens has a perplexity."""
         if loss is not None:
             when = "before training" if number == 0 else f"after step {number}"
-            self._say(f"held-out loss {when}: {loss:.4f}" + (f" (perplexity {perplexity(loss)})" if of_tokens else ""))
+            self._say(f"held-out loss {when}: {loss:.4f}{f' (perplexity {perplexity(loss)})' * is_text}")
+
+
+class Pace:
+    """How fast a run goes, over all of its steps since it started."""
+
+    def __init__(self, steps: int, done: int, unit: str) -> None:
+        self.steps = steps
+        self._done = done
+        self._unit = unit
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """The seconds since the start."""
+        return time.monotonic() - self._started
+
+    def rate(self, count: int) -> str:
+        """Return so many tokens or rows as a rate."""
+        return rate(count, self._unit, self.seconds)
+
+    def left(self, number: int) -> str:
+        """Return the time that the steps behind this one will take, if they go on as those before."""
+        each = self.seconds / max(1, number - self._done)
+        return duration(each * (self.steps - number))
+
+
+def rate(count: int, unit: str, seconds: float) -> str:
+    """Return a rate in words."""
+    each = count / max(seconds, 1e-9)
+    return f"{each:,.0f} {unit}/s" if each >= 10 else f"{each:.2g} {unit}/s"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as h:mm:ss, rounded up, so that nothing is left at the end alone."""
+    return str(timedelta(seconds=math.ceil(seconds)))
 
 
 def perplexity(loss: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,26 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from lorakit.application.batches import moved
 from lorakit.application.optimizer import build_optimizer, keeps_lr
-from lorakit.application.state import state_of
-from lorakit.artifacts.adapter_folder import WEIGHTS, write_adapter_files
-from lorakit.artifacts.loading import restore_tensors
 from lorakit.errors import DataError
 from lorakit.named_objects import named_object
-from lorakit.trainers.checkpoints import STATE, Checkpoints
+from lorakit.trainers.checkpoints import Checkpoints
 from lorakit.trainers.display import Display
 from lorakit.trainers.finite import Finite
-from lorakit.trainers.generators import read_generators, restore_generators, save_generators
+from lorakit.trainers.generators import restore_generators
+from lorakit.trainers.history import History
 from lorakit.trainers.modes import to_evaluation, to_training
-from lorakit.trainers.settings import Outcome, Settings
+from lorakit.trainers.plain_checkpoints import Start, read_checkpoint, write_checkpoint
+from lorakit.trainers.plain_settings import check_settings
+from lorakit.trainers.reports import NO_REPORTS, Reports, check_reports, logs_of
+from lorakit.trainers.schedules import chosen, share
+from lorakit.trainers.settings import Outcome, Settings, steps_of
 
-OPTIMIZER = "optimizer.safetensors"
+# what is counted
+UNIT = "rows"
 Loss = Callable[[Any, Any], Tensor]
 Pair = tuple[Any, Any]
 
@@ -45,78 +47,120 @@ def default_loss(output: Tensor, target: Tensor) -> Tensor:
 class PairsTask:
     """(input, target) pairs for one model, ready to train on."""
 
-    def __init__(self, data: str, loss: str | None, settings: Settings) -> None:
-        """Make the pairs and find the loss. Raises: DataError."""
+    is_text = False
+
+    def __init__(self, data: str, loss: str | None, settings: Settings, *, held_out: str | None = None) -> None:
+        """Make the pairs and find the loss; what is held out is drawn from them, or made apart.
+
+        Raises: DataError.
+        """
+        check_settings(settings)
         pairs = _pairs(data)
         self._loss_of: Loss = named_object(loss, "loss") if loss else default_loss
-        count = max(1, round(len(pairs) * settings.held_out)) if settings.held_out else 0
+        count = max(1, round(len(pairs) * settings.held_out)) if settings.held_out and held_out is None else 0
         if len(pairs) <= count:
             raise DataError(f"{len(pairs)} pairs are too few to hold {settings.held_out:.0%} of them out")
         order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-        self._held_out = [pairs[index] for index in order[:count]]
+        drawn = [pairs[index] for index in order[:count]]
+        self._data, self._apart = data, held_out
+        self._held_out: Sequence[Pair] = drawn if held_out is None else _pairs(held_out)
         self._pairs = [pairs[index] for index in order[count:]]
-        steps = settings.steps or math.ceil(settings.epochs * len(self._pairs) / settings.batch)
-        self.settings = replace(settings, steps=steps)
+        self.settings = replace(settings, steps=steps_of(settings, len(self._pairs)))
 
     @property
     def description(self) -> str:
         """The data in words."""
+        apart = f" by {self._apart}" if self._apart else ""
         return (
-            f"{len(self._pairs)} pairs to train on, {len(self._held_out)} held out; "
-            f"{self.settings.steps} steps of {self.settings.batch} pairs"
+            f"{self._data}: {len(self._pairs)} pairs to train on, {len(self._held_out)} held out{apart}; "
+            f"{self.settings.steps} steps of {self.settings.batch * self.settings.accumulate} pairs"
         )
 
     def calibration(self, count: int) -> list[tuple[Any]]:
         """Return the inputs of the first training pairs as the model's arguments, each a batch of its own."""
         return [(inputs,) for inputs, _ in DataLoader(self._pairs[:count])]  # type: ignore[arg-type]
 
-    def train(self, model: nn.Module, work: Path, display: Display, *, resume: bool) -> Outcome:
+    def train(
+        self, model: nn.Module, work: Path, display: Display, *, resume: bool, reports: Reports = NO_REPORTS
+    ) -> Outcome:
         """Train an adapted model; checkpoints go to `work`, and to resume goes on from the last that is whole there.
 
         Raises: DataError if a pair does not fit the model, TrainingError where training leaves the finite numbers,
         WriteError where a checkpoint cannot be written and the settings do not say to go on.
         """
+        check_reports(reports.names, is_plain=True)
         settings = self.settings
-        optimizer = build_optimizer(model, settings.lr)
+        optimizer = build_optimizer(model)
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         base_rates = [group["lr"] for group in optimizer.param_groups]
-        falls = not keeps_lr(model)
+        schedule = chosen(settings.schedule, keeps_lr(model))
         # what dropout draws is the seed's, and goes on after a checkpoint where it stood
         torch.manual_seed(settings.seed)
         checkpoints = Checkpoints(work, settings.goes_on, display.warn)
         checkpoint = checkpoints.last() if resume else None
-        done, drawn = _read_checkpoint(model, optimizer, checkpoint) if checkpoint else (0, None)
+        start = read_checkpoint(model, optimizer, checkpoint) if checkpoint else Start()
+        done, count = start.step, 0
         before = self._held_out_loss(model)
+        history = History(start.history, logs_of(reports), self._pace)
         if checkpoint is None:
-            display.held_out(0, before, of_tokens=False)
+            display.held_out(0, before, is_text=False)
+            history.add(0, eval_loss=before)
         model.train()
-        with display.running(settings.steps) as stop, Finite(model, optimizer).watching(done) as finite:
-            for inputs, targets in _batches(self._pairs, settings, done, drawn) if done < settings.steps else ():
+        with display.running(settings.steps, UNIT, done) as stop, Finite(model, optimizer).watching(done) as finite:
+            steps = _steps(self._pairs, settings, done, start.drawn) if done < settings.steps else ()
+            for batches in steps:
+                factor = share(schedule, done, settings.steps, settings.warmup)
                 for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                    group["lr"] = rate * _schedule(done, settings, falls)
+                    group["lr"] = rate * factor
                 to_training(optimizer)
-                loss = self._loss(model, inputs, targets)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                finite.check_loss(loss)
+                loss = self._learn(model, batches, finite)
+                norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm or math.inf)
                 optimizer.step()
                 done += 1
-                display.step(done, float(loss.detach()))
+                count += sum(map(_size, batches))
+                lr = optimizer.param_groups[0]["lr"]
+                history.add(done, loss=loss, grad_norm=float(norm), learning_rate=lr)
+                display.step(done, loss, lr, count)
                 if _due(done, settings.evaluate_every, settings):
                     to_evaluation(optimizer)
-                    display.held_out(done, self._held_out_loss(model), of_tokens=False)
+                    held_out = self._held_out_loss(model)
+                    display.held_out(done, held_out, is_text=False)
+                    history.add(done, eval_loss=held_out)
                 ends = bool(stop.signal) and done < settings.steps
                 if ends or _due(done, settings.save_every, settings):
                     to_evaluation(optimizer)
                     finite.check_state()
-                    checkpoints.write(done, functools.partial(_write_checkpoint, model, optimizer, done), needed=ends)
+                    fill = functools.partial(write_checkpoint, model, optimizer, done, history.records)
+                    checkpoints.write(done, fill, needed=ends)
                 if done >= settings.steps or ends:
                     break
+        seconds = history.seconds
         to_evaluation(optimizer)
         stopped = stop.signal if done < settings.steps else 0
         after = None if stopped else self._held_out_loss(model)
-        display.held_out(done, after, of_tokens=False)
+        if not stopped:
+            display.held_out(done, after, is_text=False)
+            history.add(done, eval_loss=after)
+        history.close()
         model.eval()
-        return Outcome(before, after, done, stopped)
+        return Outcome(before, after, done, stopped, tuple(history.records), count, UNIT, seconds)
+
+    def _learn(self, model: nn.Module, batches: Sequence[Pair], finite: Finite) -> float:
+        """Leave the gradient of the mean loss over several batches, and return that loss."""
+        total = sum(map(_size, batches))
+        mean = 0.0
+        for inputs, targets in batches:
+            loss = self._loss(model, inputs, targets) * (_size((inputs, targets)) / total)
+            loss.backward()
+            finite.check_loss(loss)
+            mean += float(loss.detach())
+        return mean
+
+    @property
+    def _pace(self) -> float:
+        """Epochs a step."""
+        return self.settings.accumulate / -(-len(self._pairs) // self.settings.batch)
 
     def answer(self, model: nn.Module, prompt: str) -> str:
         """A plain model has no prompt to answer. Raises: DataError."""
@@ -140,7 +184,7 @@ class PairsTask:
         total = 0.0
         with torch.no_grad():
             for inputs, targets in DataLoader(self._held_out, self.settings.batch):  # type: ignore[arg-type]
-                total += float(self._loss(model, inputs, targets)) * len(targets)
+                total += float(self._loss(model, inputs, targets)) * _size((inputs, targets))
         model.train(was_training)
         mean = total / len(self._held_out)
         return mean if math.isfinite(mean) else math.inf
@@ -156,67 +200,31 @@ def _pairs(data: str) -> Sequence[Pair]:
     return made  # type: ignore[no-any-return]
 
 
-def _batches(
-    pairs: Sequence[Pair], settings: Settings, skip: int, drawn: Mapping[str, Any] | None
-) -> Iterator[tuple[Any, Any]]:
-    """Yield batches without end, shuffled anew each epoch by the seed.
+def _size(batch: Pair) -> int:
+    """Return the rows of a batch."""
+    return len(batch[1])
 
-    The first `skip` were seen before a resume; what follows draws on from the generators as they were then.
+
+def _steps(
+    pairs: Sequence[Pair], settings: Settings, done: int, drawn: Mapping[str, Any] | None
+) -> Iterator[list[Pair]]:
+    """Yield the batches of each step, without end; the last step of an epoch may have fewer.
+
+    The first `done` steps were seen before a resume; what follows draws on from the generators as they were then.
     """
     seen = epoch = 0
     while True:
         generator = torch.Generator().manual_seed(settings.seed + epoch)
-        for batch in DataLoader(pairs, settings.batch, shuffle=True, generator=generator):  # type: ignore[arg-type]
+        loader: DataLoader[Pair] = DataLoader(pairs, settings.batch, shuffle=True, generator=generator)  # type: ignore[arg-type]
+        batches = iter(loader)
+        while step := list(itertools.islice(batches, settings.accumulate)):
             seen += 1
-            if seen > skip:
-                yield batch
-            elif seen == skip and drawn is not None:
+            if seen > done:
+                yield step
+            elif seen == done and drawn is not None:
                 restore_generators(drawn)
         epoch += 1
 
 
-def _schedule(done: int, settings: Settings, falls: bool) -> float:
-    """Return the share of the learning rate at this step: up over the warm-up, then linearly down to 0 if it falls."""
-    if done < settings.warmup:
-        return (done + 1) / settings.warmup
-    if not falls:
-        return 1.0
-    return max(0.0, (settings.steps - done) / max(1, settings.steps - settings.warmup))
-
-
 def _due(done: int, every: int, settings: Settings) -> bool:
     return bool(every) and done % every == 0 and done < settings.steps
-
-
-def _write_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, folder: Path) -> None:
-    """Write adapter, optimizer state, generators and step into a folder."""
-    state = optimizer.state_dict()
-    tensors, plain = {}, {}
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
-            else:
-                plain[f"{index}.{name}"] = value
-    groups = [{name: value for name, value in group.items() if name != "params"} for group in state["param_groups"]]
-    write_adapter_files(model, folder, state_of(model).plugins)
-    save_file(tensors, folder / OPTIMIZER)
-    save_generators(folder)
-    progress = {"global_step": step, "optimizer": plain, "groups": groups}
-    (folder / STATE).write_text(json.dumps(progress), encoding="utf-8")
-
-
-def _read_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[int, Mapping[str, Any]]:
-    """Put a checkpoint back, and return its step and the generators as they stood."""
-    restore_tensors(model, load_file(folder / WEIGHTS))
-    saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    values: dict[int, dict[str, Any]] = {}
-    for key, value in {**load_file(folder / OPTIMIZER), **saved["optimizer"]}.items():
-        index, _, name = key.partition(".")
-        values.setdefault(int(index), {})[name] = value
-    # some optimizers count steps in their groups
-    groups = [
-        {**own, **kept} for own, kept in zip(optimizer.state_dict()["param_groups"], saved["groups"], strict=True)
-    ]
-    optimizer.load_state_dict({"state": values, "param_groups": groups})
-    return int(saved["global_step"]), read_generators(folder)

@@ -28,7 +28,17 @@ def read_source(data: str, reading: Reading, reporter: Reporter = SILENT) -> Sou
     Raises: DataError.
     """
     path = Path(data)
-    return data if ":" in path.name and not path.exists() else read_data(path, reading, reporter)
+    if ":" in path.name and not path.exists():
+        check_file(data)
+        return data
+    return read_data(path, reading, reporter)
+
+
+def check_file(code: str) -> None:
+    """Raise DataError where the file of `FILE.py:NAME` is not there; it is not run before torch is."""
+    place = code.rpartition(":")[0]
+    if place.endswith(".py") and not Path(place).is_file():
+        raise DataError(f"no such file: {place}")
 
 
 def make_task(
@@ -38,18 +48,28 @@ def make_task(
     settings: Settings,
     loss: str | None = None,
     reporter: Reporter = SILENT,
+    *,
+    held_out: Source | None = None,
 ) -> Task:
-    """Return the data made ready for a model of this structure. Raises: DataError, ModelError."""
+    """Return the data made ready for a model of this structure; `held_out` is what to measure on, if it lies apart.
+
+    Raises: DataError, ModelError.
+    """
     if hasattr(structure, "save_pretrained"):
         from lorakit.data.language_model import check_causal
         from lorakit.trainers.huggingface_task import LanguageTask
 
         check_causal(structure, "training on text")
-        if isinstance(data, str):
-            raise DataError(f"a language model trains on a file of text, and {data} names code")
-        return LanguageTask(model, structure, data, settings, reporter)
+        if isinstance(data, str) or isinstance(held_out, str):
+            code = data if isinstance(data, str) else held_out
+            raise DataError(f"a language model trains on a file of text, and {code} names code")
+        if loss is not None:
+            raise DataError(f"--loss {loss}: a language model has its own loss; --loss is for PyTorch models")
+        return LanguageTask(model, structure, data, settings, reporter, held_out=held_out)
     from lorakit.trainers.plain_task import PairsTask
 
-    if isinstance(data, Data):
-        raise DataError(f"a PyTorch model trains on pairs that code makes, FILE.py:FACTORY, and {data.name} is a file")
-    return PairsTask(data, loss, settings)
+    if isinstance(data, Data) or isinstance(held_out, Data):
+        file = data if isinstance(data, Data) else held_out
+        assert isinstance(file, Data)
+        raise DataError(f"a PyTorch model trains on pairs that code makes, FILE.py:FACTORY, and {file.name} is a file")
+    return PairsTask(data, loss, settings, held_out=held_out)

@@ -1,0 +1,67 @@
+"""A checkpoint of the loop for PyTorch models: adapter, optimizer, generators, step, and what was logged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lorakit.application.state import state_of
+from lorakit.artifacts.adapter_folder import WEIGHTS, write_adapter_files
+from lorakit.artifacts.loading import restore_tensors
+from lorakit.trainers.checkpoints import STATE
+from lorakit.trainers.generators import read_generators, save_generators
+from lorakit.trainers.settings import Record
+
+OPTIMIZER = "optimizer.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run begins: after this step, with the generators as they stood, and what was logged before."""
+
+    step: int = 0
+    drawn: Mapping[str, Any] | None = None
+    history: Sequence[Record] = ()
+
+
+def write_checkpoint(
+    model: nn.Module, optimizer: torch.optim.Optimizer, step: int, history: Sequence[Record], folder: Path
+) -> None:
+    """Write adapter, optimizer state, generators, step and history into a folder."""
+    state = optimizer.state_dict()
+    tensors, plain = {}, {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+            else:
+                plain[f"{index}.{name}"] = value
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in state["param_groups"]]
+    write_adapter_files(model, folder, state_of(model).plugins)
+    save_file(tensors, folder / OPTIMIZER)
+    save_generators(folder)
+    progress = {"global_step": step, "optimizer": plain, "groups": groups, "log_history": list(history)}
+    (folder / STATE).write_text(json.dumps(progress), encoding="utf-8")
+
+
+def read_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> Start:
+    """Put a checkpoint back, and return its step, the generators as they stood, and what was logged until then."""
+    restore_tensors(model, load_file(folder / WEIGHTS))
+    saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    values: dict[int, dict[str, Any]] = {}
+    for key, value in {**load_file(folder / OPTIMIZER), **saved["optimizer"]}.items():
+        index, _, name = key.partition(".")
+        values.setdefault(int(index), {})[name] = value
+    # some optimizers count steps in their groups
+    groups = [
+        {**own, **kept} for own, kept in zip(optimizer.state_dict()["param_groups"], saved["groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": values, "param_groups": groups})
+    return Start(int(saved["global_step"]), read_generators(folder), saved.get("log_history", ()))

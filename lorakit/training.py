@@ -1,0 +1,176 @@
+"""The job that trains: from a spec, a model and data to an adapter folder that says how it came about."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorakit.artifacts.folders import claimed, require_space
+from lorakit.artifacts.owning import owned, sweep_within
+from lorakit.artifacts.pictures import check_plot
+from lorakit.data.source import Reading
+from lorakit.errors import DataError, OutputError
+from lorakit.jobs import Job, apply_job, decided, save_job
+from lorakit.language.spec import Spec
+from lorakit.pipeline import accelerator, device_words, read_first, read_started
+from lorakit.reporter import SILENT, Reporter
+from lorakit.trainers.checkpoints import checkpoint_steps
+from lorakit.trainers.plain_settings import check_settings
+from lorakit.trainers.reports import PLAIN, Reports, check_reports
+from lorakit.trainers.settings import Outcome, Settings
+from lorakit.trainers.tasks import check_file, read_source
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lorakit.hooks.manager import Plugins
+    from lorakit.trainers.display import Display
+    from lorakit.trainers.tasks import Task
+
+# an adapter and two moments of up to four bytes a parameter, in the two checkpoints that are kept
+CHECKPOINT_FACTOR = 2 * 5
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What to train on, how it is read, and how to train; `sample` is a prompt to answer before and after.
+
+    `held_out` is data to measure on, where it lies apart. `lr` and `weight_decay` replace the optimizer's own.
+    `reports` are names out of `trainers.reports.REPORTS`, `plot` is where a picture of the losses goes, `command` what
+    was typed.
+    """
+
+    data: str
+    settings: Settings
+    loss: str | None = None
+    sample: str | None = None
+    resume: bool = False
+    reading: Reading = field(default_factory=Reading)
+    held_out: str | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    reports: tuple[str, ...] = ()
+    plot: Path | None = None
+    command: str = ""
+
+
+def train(job: Job, training: Training, plugins: Plugins, display: Display, reporter: Reporter = SILENT) -> Outcome:
+    """Train an adapter and write it; a stopped run leaves checkpoints alone.
+
+    Raises: LorakitError, WriteError, TrainingError where it leaves the finite numbers.
+    """
+    with claimed(job.output, job.force), _checkpoints_of(job, training.resume):
+        return _train(job, training, plugins, display, reporter)
+
+
+def _train(job: Job, training: Training, plugins: Plugins, display: Display, reporter: Reporter) -> Outcome:
+    check_reports(training.reports, is_plain=job.model.is_factory)
+    if job.model.is_factory:
+        check_settings(training.settings)
+    if training.plot is not None:
+        check_plot(training.plot)
+    for code in (training.loss, job.model.text if job.model.is_factory else None):
+        if code is not None:
+            check_file(code)
+    source = read_source(training.data, training.reading, reporter)
+    apart = None if training.held_out is None else read_source(training.held_out, training.reading, reporter)
+    other = None if job.calibration is None else read_source(job.calibration, training.reading, reporter)
+    # what can be seen without them is seen before torch and the model are read
+    from lorakit.artifacts.owning import discard
+    from lorakit.planning.report import show_bytes
+    from lorakit.trainers.loss_plot import save_loss_plot
+    from lorakit.trainers.planned import optimized, training_words
+    from lorakit.trainers.record import RunRecord
+    from lorakit.trainers.summing import ended, next_steps, peak_memory, start_measuring
+    from lorakit.trainers.tasks import make_task
+
+    settings = training.settings
+    first = read_first(job.model, plugins, reporter)
+    plan = decided(
+        job, first, plugins, reporter,
+        batch=settings.batch, tokens=settings.tokens, recompute=settings.gradient_checkpointing,
+    )  # fmt: skip
+    plan = optimized(plan, plugins, lr=training.lr, weight_decay=training.weight_decay)
+    words = training_words(plan, plugins, settings)
+    task = make_task(source, first, job.model, settings, training.loss, reporter, held_out=apart)
+    calibrating = task
+    if other is not None:
+        alone = replace(settings, held_out=0.0)
+        calibrating = make_task(other, first, job.model, alone, training.loss, reporter)
+    adapters = plan.memory.gradients * (1 + bool(settings.save_every) * CHECKPOINT_FACTOR)
+    require_space(job.output, adapters + job.with_base * plan.memory.weights)
+    reporter.show_plan(plan)
+    reporter.say(f"\n{device_words()}")
+    reporter.say(task.description)
+    reporter.say(words)
+    device = accelerator()
+    model, starter = read_started(job.model, first, plan, plugins, reporter, seed=settings.seed, device=device)
+    if device is not None:
+        model.to(device)
+    if not training.resume:
+        discard(job.checkpoints)
+        job.checkpoints.mkdir()
+    apply_job(job, starter, model, calibrating, reporter)
+    # a fresh adapter changes nothing, and by now the model computes in what is quick here
+    _sample(training.sample, task, model, "before", reporter)
+    start_measuring()
+    reports = Reports(training.reports, job.logs, job.output.name)
+    outcome = task.train(model, job.checkpoints, display, resume=training.resume, reports=reports)
+    peak = peak_memory()
+    if outcome.stopped:
+        return outcome
+    _sample(training.sample, task, model, "after", reporter)
+    specs = job.spec.sources or {"spec": job.spec.source} if isinstance(job.spec, Spec) else {}
+    record = RunRecord(
+        training.command, specs, plan, task.settings, words, task.description, outcome,
+        dict(plugins.distributions()), task.is_text,
+    )  # fmt: skip
+
+    def beside(folder: Path) -> None:
+        task.save_beside(folder)
+        record.write(folder, job.output.name)
+
+    save_job(job, model, plugins, reporter, beside)
+    reporter.say(ended(outcome, peak, plan))
+    reporter.say(f"{job.output}: adapter of {plan.trainable:,} parameters, {show_bytes(plan.memory.gradients)}")
+    if training.plot is not None:
+        save_loss_plot(outcome.history, job.output.name, training.plot)
+        reporter.say(f"{training.plot}: the losses")
+    if files := [name for name in training.reports if name in PLAIN]:
+        reporter.say(f"{job.logs}: {', '.join(files)}")
+    reporter.say(f"\n{next_steps(job.output, job.model, first, plan, is_text=task.is_text)}")
+    return outcome
+
+
+@contextmanager
+def _checkpoints_of(job: Job, resume: bool) -> Iterator[None]:
+    """Have the folder of checkpoints there inside the block, as the trace of a run, rid of what killed runs left.
+
+    Raises: OutputError where checkpoints of another run stand, DataError where there is none to go on from.
+    """
+    folder = job.checkpoints
+    if resume and not folder.exists():
+        raise DataError(f"nothing to resume: {folder} is not there; run it without --resume")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise OutputError(f"{folder} is no folder, and checkpoints go there")
+    if checkpoint_steps(folder) and not resume and not job.force:
+        raise OutputError(f"{folder} exists from an earlier run; --resume goes on from it, --force drops it")
+    with owned(folder):
+        sweep_within(folder)
+        try:
+            folder.mkdir(exist_ok=True)
+            yield
+        finally:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _sample(prompt: str | None, task: Task, model: nn.Module, when: str, reporter: Reporter) -> None:
+    if prompt is not None:
+        with reporter.working(f"answering {prompt!r}"):
+            answer = task.answer(model, prompt)
+        reporter.say(f"sample {when} training, to {prompt!r}:\n  {answer!r}")
