@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import select
 import subprocess
 import sys
 import time
@@ -119,18 +120,24 @@ def test_ctrl_d_and_ctrl_c_end_it_cleanly_on_a_terminal(key: bytes, llama_folder
         seen = until(leader, b"> ")
         os.write(leader, b"say ab\n")
         seen += until(leader, b"> ")
-        os.write(leader, key)
-        seen += until(leader, None)
+        seen += until(leader, None, key)
         assert process.wait(30) == 0, seen
     os.close(leader)
     assert b"Ctrl-D ends" in seen and b"Traceback" not in seen
 
 
-def until(leader: int, mark: bytes | None) -> bytes:
-    """Return what a terminal shows until a mark is at its end, or until it is closed."""
+def until(leader: int, mark: bytes | None, key: bytes = b"") -> bytes:
+    """Return what a terminal shows until a mark is at its end, or until it is closed.
+
+    A key is pressed again while nothing happens: what is typed before a line is being edited may be thrown away.
+    """
     seen = b""
+    os.write(leader, key)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
+        if not select.select([leader], [], [], 5.0)[0]:
+            os.write(leader, key)
+            continue
         try:
             read = os.read(leader, 4096)
         except OSError:
