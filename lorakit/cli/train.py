@@ -67,7 +67,12 @@ def train(
     ] = None,
     schedule: Annotated[
         Schedule | None,
-        typer.Option(help="How the rate goes; linear unless the optimizer wants it constant.", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="How the rate goes: linear, cosine, cosine_with_restarts, polynomial, constant or inverse_sqrt. "
+            "Linear unless the optimizer wants it constant.",
+            show_default=False,
+        ),
     ] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Steps over which the learning rate rises.")] = 0,
     weight_decay: Annotated[
@@ -102,9 +107,7 @@ def train(
     ] = None,
     report: Annotated[
         str,
-        typer.Option(
-            metavar="NAME,…", help="tensorboard, trackio, wandb, csv: figures on the way.", show_default=False
-        ),
+        typer.Option(metavar="NAMES", help="tensorboard, trackio, wandb, csv: figures on the way.", show_default=False),
     ] = "",
     plot: Annotated[
         str | None, typer.Option(metavar="FILE.png", help="Draw the losses at the end.", show_default=False)
