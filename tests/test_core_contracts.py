@@ -324,14 +324,19 @@ def test_a_start_that_takes_from_the_base(
         ordinary = lorakit.apply(plain, make_llama(), plugins=mine)
         error = (layer.weight.detach() - weight).norm()
         assert error < (ordinary.get_submodule(path).weight.detach() - weight).norm()
+    fresh = logits(model, tokens)
     randomize(model)
     wanted = logits(model, tokens)
     folder = lorakit.save(model, tmp_path / "adapter")
     assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "LORAKIT_LORA_ON_CHANGED_BASE"
     again = lorakit.load(folder, base if streamed else make_llama(), plugins=mine)
     assert torch.equal(logits(again, tokens), wanted)
-    with pytest.raises(lorakit.ModelError, match="was taken from the base weight"), lorakit.adapters(model).disabled():
-        pass
+    with lorakit.adapters(model).disabled():
+        assert torch.allclose(logits(model, tokens), fresh, atol=1e-4)
+    assert torch.equal(logits(model, tokens), wanted)
+    lorakit.apply(plain, model, name="second", plugins=mine)
+    with pytest.raises(lorakit.ModelError, match="was taken from the base weight"):
+        lorakit.adapters(model).remove("default")
     (folder / "start.safetensors").unlink()
     with pytest.raises(lorakit.AdapterError, match=r"start\.safetensors is missing"):
         lorakit.load(folder, make_llama(), plugins=mine)

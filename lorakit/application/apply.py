@@ -21,6 +21,7 @@ from lorakit.application.places import (
     holder_of,
     replace_modules,
 )
+from lorakit.application.resting import original_weight
 from lorakit.application.snapshot import unchanged_on_failure
 from lorakit.application.starting import Pair, Started, Starter
 from lorakit.application.state import DEFAULT, Adapted, NamedAdapter, adapted_state, attach
@@ -155,7 +156,12 @@ def _stored(layer: nn.Module, entry: PlanEntry, state: Adapted | None, starter: 
                 f"the plan quantizes `{entry.path}`, which would change what {', '.join(state.named)} on it compute: "
                 "leave `quant` out, or load with quantize=False"
             )
-    begun = starter.start(entry, lambda: layer_weight(base, shape), stores=state is None and not is_stored)
+    others = state.named.values() if state is not None else ()
+    begun = starter.start(
+        entry,
+        lambda: original_weight(others, entry, layer_weight(base, shape)),
+        stores=state is None and not is_stored,
+    )
     if begun.quantized is not None and not is_stored:
         layer = quantized_layer(layer, entry, begun.quantized, starter.plugins)
     elif begun.weight is not None and not is_stored:
@@ -198,8 +204,6 @@ def _check_name(state: Adapted | None, name: str) -> None:
         )
     if state is not None:
         state.check_apart()
-        for adapter in state.used:
-            adapter.check_switch()
     if not name or "." in name or "/" in name:
         raise ModelError(f"an adapter's name is a word, not {name!r}")
 

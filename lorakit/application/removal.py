@@ -25,7 +25,7 @@ def remove(model: nn.Module, state: Adapted, name: str) -> None:
     adapter = state.get(name)
     if len(state.named) == 1:
         raise ModelError(f"`{name}` is the only adapter: lorakit.merge folds it in, or load the model without it")
-    adapter.check_switch()
+    adapter.check_removal()
     use(model, state, {one.name: one.strength for one in state.used if one is not adapter})  # type: ignore[misc]
     layers = {
         module: module.get_submodule("base_layer")

@@ -25,8 +25,8 @@ class NamedAdapter:
     """One plan on a model: the adapters that it put there, by the path of their entry.
 
     `kept` are its own values of what it trains in full, by path, while another's stand in the model. `taken` are lora_A
-    and lora_B of a start that was taken from the base weight, by path, on the CPU. `is_told` is set once a user was
-    told that PEFT cannot load it.
+    and lora_B of a start that was taken from the base weight, by path, on the CPU, and `resting` the layers under the
+    adapters that give it back, once it was needed. `is_told` is set once a user was told that PEFT cannot load it.
     """
 
     name: str
@@ -36,16 +36,29 @@ class NamedAdapter:
     strength: Strength = 0.0
     kept: dict[str, Tensor] = field(default_factory=dict)
     taken: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    resting: dict[str, nn.Module] = field(default_factory=dict)
     is_told: bool = False
 
-    def check_switch(self) -> None:
-        """Raise ModelError if the adapter cannot be put out of use or weighted: its base is no longer the model's."""
+    def check_removal(self) -> None:
+        """Raise ModelError if the adapter cannot be taken off: its base is no longer the model's."""
         if self.taken:
             path = next(iter(self.taken))
             raise ModelError(
                 f"the start of `{self.name}` was taken from the base weight of `{path}` and of {len(self.taken) - 1} "
-                "more: without it the base does not answer as the model did; load the model once more for that"
+                "more: without it the base does not answer as the model did; put it out of use instead, or load the "
+                "model once more"
             )
+
+    def answer(self, strength: Strength) -> None:
+        """Let its layers answer with this strength, and those that give back what its start took with the rest."""
+        for modules, factor in ((self.modules, strength), (self.resting, 1.0 - strength)):
+            for module in modules.values():
+                module.strength = _beside(module, factor)  # type: ignore[assignment]
+
+    def fall_silent(self) -> None:
+        """Let its layers add nothing, while the base layer under them holds all of it."""
+        for module in (*self.modules.values(), *self.resting.values()):
+            module.strength = 0.0  # type: ignore[assignment]
 
     def entries(self) -> Iterator[tuple[PlanEntry, nn.Module]]:
         """Yield the entries that have an adapter, each with it."""
@@ -56,6 +69,13 @@ class NamedAdapter:
     @property
     def is_used(self) -> bool:
         return isinstance(self.strength, Tensor) or self.strength != 0.0
+
+
+def _beside(module: nn.Module, strength: Strength) -> Strength:
+    """Return a strength on the device of the layer that answers with it."""
+    if not isinstance(strength, Tensor):
+        return strength
+    return strength.to(next(module.parameters(recurse=False)).device)
 
 
 @dataclass(eq=False, slots=True)

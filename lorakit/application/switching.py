@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.application.places import full_parameters, full_tensors, own_parameters
+from lorakit.application.resting import check_resting, give_back
 from lorakit.application.sharding import fill, whole
 from lorakit.application.state import Adapted, NamedAdapter
 from lorakit.errors import ModelError
@@ -110,17 +111,13 @@ def _switch(model: nn.Module, state: Adapted, strengths: Mapping[str, Strength])
             standing[path] = name
     for adapter in state.named.values():
         strength = strengths.get(adapter.name, 0.0)
-        if isinstance(strength, Tensor) or strength != 1.0:
-            adapter.check_switch()
+        check_resting(adapter, strength)
     _stand(model, state, standing)
     for adapter in state.named.values():
         adapter.strength = strengths.get(adapter.name, 0.0)
-        for module in adapter.modules.values():
-            if isinstance(adapter.strength, Tensor):
-                device = next(module.parameters(recurse=False)).device
-                module.strength = adapter.strength.to(device)
-            else:
-                module.strength = adapter.strength  # type: ignore[assignment]
+        if isinstance(adapter.strength, Tensor) or adapter.strength != 1.0:
+            give_back(adapter, state.plugins)
+        adapter.answer(adapter.strength)
 
 
 def _stand(model: nn.Module, state: Adapted, standing: Mapping[str, str]) -> None:

@@ -118,8 +118,7 @@ def merge_for_now(model: nn.Module, state: Adapted) -> MergeReport:
     for path, (entry, weight) in folded.parameters.items():
         state.merged[path] = _exchange_parameter(model, entry, weight)
     for adapter in state.named.values():
-        for module in adapter.modules.values():
-            module.strength = 0.0  # type: ignore[assignment]
+        adapter.fall_silent()
     return folded.report
 
 
@@ -135,8 +134,7 @@ def unmerge(model: nn.Module, state: Adapted) -> None:
                 _exchange_parameter(model, entry, original)
             else:
                 _exchange_layer(module_at(model, entry.path), original)
-        for module in adapter.modules.values():
-            module.strength = adapter.strength  # type: ignore[assignment]
+        adapter.answer(adapter.strength)
 
 
 def _exchange_layer(adapter: nn.Module, layer: nn.Module) -> nn.Module:

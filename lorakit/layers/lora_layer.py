@@ -19,7 +19,11 @@ class LoRALayer(nn.Module, ABC):
 
     Shapes: both matrices as their adapter says; flattened from the second dimension on, lora_A is (rank, inputs) and
     lora_B is (outputs, rank).
+
+    One that `gives_back` holds what another's start took from the base weight, for rows that the other does not serve.
     """
+
+    gives_back = False
 
     def __init__(
         self,
@@ -97,8 +101,11 @@ class LoRALayer(nn.Module, ABC):
         """Return the effective weight over a base layer of this weight, both float32, with no rounding on the way."""
         if self.is_off:
             return weight
-        change = self.change(self.lora_A.detach().float(), self.lora_B.detach().float())
-        return weight + one_factor(self, self.strength) * change
+        return weight + one_factor(self, self.strength) * self.exact_change()
+
+    def exact_change(self) -> Tensor:
+        """Return the change of the base weight at a strength of 1, in float32."""
+        return self.change(self.lora_A.detach().float(), self.lora_B.detach().float())
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scaling={self.scaling:g}, dtype={self.lora_A.dtype}"

@@ -59,14 +59,17 @@ class AdapterLayer(nn.Module, ABC):
     def beneath(self) -> tuple[Tensor, Tensor | None]:
         """Return the weight and the bias that this adapter stands on, in float32, as adapters see them.
 
-        Adapters that serve rows of their own are not in use for the rows that this one serves.
+        Adapters that serve rows of their own are not in use for the rows that this one serves, and what their starts
+        took from the base is back there.
         """
         bare, *adapters = reversed(_layers_from(self)[1:])
         bias: Tensor | None = getattr(bare, "bias", None)
         with torch.no_grad():
             weight = self._turned(bare.weight).float()  # type: ignore[arg-type]
             for adapter in adapters:
-                if not isinstance(adapter.strength, Tensor):
+                if isinstance(adapter.strength, Tensor):
+                    weight = weight + adapter.exact_change() if getattr(adapter, "gives_back", False) else weight  # type: ignore[operator]
+                else:
                     weight = adapter.exact_weight(weight)  # type: ignore[operator]
                     bias = adapter.exact_bias(bias) if bias is not None and hasattr(adapter, "exact_bias") else bias  # type: ignore[operator]
         return weight, bias

@@ -32,7 +32,7 @@ TEXTS |= {f"{name}-biases": TEXTS[name].replace("dtype", "bias adapter dtype") f
 
 # what PEFT computes by itself from the folder
 IN_PEFT = {name: TEXTS[name] for name in ("dora", "dora-biases", "ia3", "vera", "eva")}
-# what can be put out of use, since the base stays as it is
+# what stands on a base that stays as it is, and so can come second and be taken off
 SWITCHED = {name: TEXTS[name] for name in ("dora", "ia3", "vera", "eva")}
 QUANTS = ["", "quant nf4 double", "quant hqq"]
 CALIBRATION = [{"input_ids": TOKENS}]
@@ -118,11 +118,11 @@ def test_a_merge_from_disk_is_the_merge_in_memory(name: str, quant: str, tmp_pat
 
 
 @pytest.mark.parametrize("second", SWITCHED)
-@pytest.mark.parametrize("first", SWITCHED)
+@pytest.mark.parametrize("first", [*SWITCHED, "pissa"])
 def test_two_adapters_stack_are_weighted_removed_and_merged(first: str, second: str) -> None:
     base = logits(llama())
-    alone = {name: logits(trained(SWITCHED[name])) for name in {first, second}}
-    model = trained(SWITCHED[first], name="one")
+    alone = {name: logits(trained(TEXTS[name])) for name in {first, second}}
+    model = trained(TEXTS[first], name="one")
     trained_second = trained(SWITCHED[second], llama())
     lorakit.apply(SWITCHED[second], model, name="two", calibration=CALIBRATION)
     _copy(trained_second, model, "two")
@@ -130,7 +130,8 @@ def test_two_adapters_stack_are_weighted_removed_and_merged(first: str, second: 
     adapters = lorakit.adapters(model)
     same(logits(model), alone[second])
     with adapters.disabled():
-        assert torch.equal(logits(model), base)
+        same(logits(model), base)
+        assert first == "pissa" or torch.equal(logits(model), base)
     adapters.use("one")
     assert torch.equal(logits(model), alone[first])
     with adapters.rows(["one", "two", None]):
@@ -142,9 +143,49 @@ def test_two_adapters_stack_are_weighted_removed_and_merged(first: str, second: 
     with adapters.merged():
         same(logits(model), both)
     same(logits(model), both)
-    adapters.remove("one")
+    if first == "pissa":
+        with pytest.raises(lorakit.ModelError, match="put it out of use instead"):
+            adapters.remove("one")
+    else:
+        adapters.remove("one")
     adapters.use("two")
     same(logits(model), alone[second])
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+def test_what_a_start_took_is_given_back_out_of_use(quant: str, tmp_path: Path) -> None:
+    """On a quantized base all but what storing the rest in four bits lost, which the adapter in use lacks as well."""
+    base, start = logits(llama()), lorakit.apply(with_quant(PISSA, quant), llama())
+    fresh = logits(start)
+    model = trained(with_quant(PISSA, quant))
+    used = logits(model)
+    adapters = lorakit.adapters(model)
+    with adapters.disabled():
+        same(logits(model), fresh)
+        assert quant or not torch.allclose(logits(model), used, atol=1e-3)
+    assert torch.equal(logits(model), used)
+    if not quant:
+        same(fresh, base)
+    # a folder is that of the adapter in use, whatever was given back meanwhile
+    again = lorakit.load(lorakit.save(model, tmp_path / "adapter"), llama())
+    assert torch.equal(logits(again), used)
+    with lorakit.adapters(again).disabled():
+        same(logits(again), fresh)
+    with adapters.merged():
+        same(logits(model), used)
+    same(logits(lorakit.merge(model)), used)
+
+
+def test_a_part_of_another_method_on_a_changed_base_is_refused() -> None:
+    model = trained(DORA_PISSA)
+    adapters = lorakit.adapters(model)
+    with adapters.disabled():
+        same(logits(model), logits(llama()))
+    used = logits(model)
+    for refused in (lambda: adapters.use({"default": 0.5}), lambda: adapters.rows(["default", None, None]).__enter__()):
+        with pytest.raises(lorakit.ModelError, match="use it with the factor 1 or 0, and not by row"):
+            refused()
+        assert torch.equal(logits(model), used)
 
 
 def _copy(source: nn.Module, target: nn.Module, name: str) -> None:
