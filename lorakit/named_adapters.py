@@ -65,10 +65,10 @@ class Adapters:
             yield
 
     def swap(self, name: str, folder: str | Path, *, allow_pickle: bool = False) -> None:
-        """Put the tensors of a saved adapter into the place of one that is there: no module changes, so that nothing
-        compiles again.
+        """Put the tensors of a saved adapter into the place of one that is there.
 
-        Ranks may be smaller than those in place; a scaling that differs goes into lora_B.
+        No module changes, so that nothing compiles again. Ranks may be smaller than those in place; a scaling that
+        differs goes into lora_B.
         Raises: AdapterError if the folder adapts other modules, or has a larger rank; nothing is changed then.
         """
         swap(self._model, self._state, name, Path(folder), self._state.plugins, allow_pickle=allow_pickle)

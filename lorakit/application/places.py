@@ -89,8 +89,9 @@ def full_parameters(model: nn.Module, entry: PlanEntry) -> dict[str, nn.Paramete
 
 
 def full_tensors(model: nn.Module, entry: PlanEntry) -> dict[str, Tensor]:
-    """Return what an entry trains in full or carries, and the buffers beside it that a checkpoint holds: a batch norm's
-    means.
+    """Return what an entry trains in full or carries, and the buffers beside it that a checkpoint holds.
+
+    Such are the means of a batch norm.
     """
     if not entry.is_whole:
         return dict(full_parameters(model, entry))

@@ -1,5 +1,7 @@
-"""A model as it is now, to come back to if what follows fails: its modules, hooks, modes and flags, but no copy of a
-weight."""
+"""A model as it is now, to come back to if what follows fails.
+
+That is its modules, hooks, modes and flags, but no copy of a weight.
+"""
 
 from __future__ import annotations
 

@@ -137,8 +137,9 @@ def transposed(subject: Subject, device: str) -> None:
 
 
 def not_finite_weights(subject: Subject, value: float, dtype: torch.dtype, device: str) -> None:
-    """A weight with NaN or infinity is refused with a ValueError that says `not finite` (lorakit.hooks.require_finite
-    raises it), or comes back with just those entries not finite and all others finite.
+    """A weight with NaN or infinity is refused, or comes back with just those entries not finite and all others finite.
+
+    The refusal is a ValueError that says `not finite`; lorakit.hooks.require_finite raises it.
     """
     quantizer, weight = subject.make(), random_matrix(4, 65, dtype, device)
     weight[1, 3] = value
