@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedConfig, Qwen3MoeConfig
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 2048,
     "num_hidden_layers": 2,
