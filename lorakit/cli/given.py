@@ -35,7 +35,8 @@ def check_given(given: Mapping[str, object]) -> None:
 
     Raises: LorakitError for two that are swapped, ModelError and AdapterError for what is not there.
     """
-    known = [(PLACES[name], text) for name, text in given.items() if name in PLACES and isinstance(text, str)]
+    # an argument that may be left out, and was, is an empty text
+    known = [(PLACES[name], text) for name, text in given.items() if name in PLACES and isinstance(text, str) and text]
     wanted, texts = [kind for kind, _ in known], [text for _, text in known]
     try:
         found = [_kind(text, kind) for kind, text in known]
