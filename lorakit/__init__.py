@@ -1,6 +1,9 @@
 """lorakit: a small declarative language for low-rank fine-tuning, applied to Hugging Face and plain PyTorch models."""
 
-from lorakit.api import adapters, apply, last_checkpoint, load, merge, optimizer, parse, plan, save, summary
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from lorakit.errors import (
     AdapterError,
     DataError,
@@ -13,8 +16,11 @@ from lorakit.errors import (
     TrainingError,
     WriteError,
 )
-from lorakit.hooks import hookimpl
 from lorakit.version import __version__
+
+if TYPE_CHECKING:
+    from lorakit.api import adapters, apply, last_checkpoint, load, merge, optimizer, parse, plan, save, summary
+    from lorakit.hooks import hookimpl
 
 __all__ = [
     "AdapterError",
@@ -40,3 +46,18 @@ __all__ = [
     "save",
     "summary",
 ]
+
+# These load when they are asked for: the command line starts without what its command does not use
+_LATER = {"hookimpl": "lorakit.hooks"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LATER.get(name, "lorakit.api")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from peft import LoraConfig, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 import lorakit
 from helpers import make_gpt2, make_llama
-from lorakit.cli.main import app
+from lorakit.cli.main import command_named
 from lorakit.errors import AdapterError
 from lorakit.foreign.optimizers import OPTIMIZERS
 from lorakit.foreign.writing import TRAIN_OPTIONS, foreign_spec
@@ -172,14 +171,7 @@ def test_what_has_no_counterpart_is_named_once(tmp_path: Path) -> None:
 
 
 def test_options_of_train_exist() -> None:
-    (train,) = (one for one in app.registered_commands if one.name == "train")
-    named = {
-        word
-        for parameter in typer.main.get_command_from_info(
-            train, pretty_exceptions_short=False, rich_markup_mode=None
-        ).params
-        for word in parameter.opts
-    }
+    named = {word for parameter in command_named("train").params for word in parameter.opts}
     assert {words(1 if words(1) else 0.5).split()[0] for words in TRAIN_OPTIONS.values()} <= named
 
 

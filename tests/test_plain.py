@@ -58,6 +58,24 @@ assert lorakit.summary(model).added_parameters == plan.added
 assert "transformers" not in sys.modules, "transformers was imported"
 """
 
+READING = """
+import gc, sys
+from lorakit.cli.inputs import load_model
+from lorakit.errors import ModelError
+
+whole = []
+gc.callbacks.append(lambda phase, about: whole.append(phase) if about["generation"] == 2 else None)
+load_model(sys.argv[1], with_weights=False)
+assert "torch" in sys.modules and not whole, whole
+assert gc.isenabled() and gc.get_freeze_count()
+try:
+    load_model(sys.argv[2], with_weights=False)
+except ModelError:
+    assert gc.isenabled()
+else:
+    raise SystemExit("it is there")
+"""
+
 
 def test_the_whole_way_without_transformers(write: Callable[[str, str], Path], tmp_path: Path) -> None:
     model, script = write("net.py", MODEL), write("journey.py", JOURNEY)
@@ -119,3 +137,10 @@ def test_dropout_where_a_layer_is_never_called_is_refused() -> None:
     layer = nn.TransformerEncoderLayer(32, 4, 64)
     with pytest.raises(lorakit.PlanError, match="dropout"):
         lorakit.plan("adapt out_proj rank 4 dropout 0.1", layer)
+
+
+def test_reading_a_structure_looks_for_no_garbage(write: Callable[[str, str], Path]) -> None:
+    script = write("reading.py", READING)
+    command = [sys.executable, str(script), f"{write('net.py', MODEL)}:net", f"{script.parent / 'missing.py'}:net"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer
 from rich.console import Console
 from torch import nn
 
@@ -26,7 +25,7 @@ from lorakit.planning.sheet import Sheet
 Write = Callable[[str, str], Path]
 COMMANDS = [
     [],
-    *([name] for name in typer.main.get_command(main.app).commands),
+    *([name] for name in (*main.COMMANDS, "help")),
     ["plugins", "new"],
     ["plugins", "test"],
 ]

@@ -31,4 +31,5 @@ def distributions(incomplete: str) -> list[str]:
 
 def commands(context: typer.Context, incomplete: str) -> list[str]:
     """Return the commands that begin so."""
-    return [name for name in context.find_root().command.commands if name.startswith(incomplete)]  # type: ignore[attr-defined]
+    root = context.find_root()
+    return [name for name in root.command.list_commands(root) if name.startswith(incomplete)]  # type: ignore[attr-defined]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,8 +87,25 @@ def load_model(
 
     reference = ModelReference(text, None, with_weights, trust_remote_code, allow_pickle, dtype)
     if not with_weights:
-        return read_structure(reference, default_plugins(), reporter())
+        with _uncollected():
+            return read_structure(reference, default_plugins(), reporter())
     return read_model(reference, default_plugins(), reporter(), fresh=fresh)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Look for no garbage for a while, nor ever in what is made meanwhile: as libraries load, nearly all of it stays.
+
+    Only for what reads no weights, of which garbage could hold some.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_on:
+            gc.enable()
 
 
 def _read_plan(path: Path) -> Plan:

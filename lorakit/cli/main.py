@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
@@ -10,47 +11,57 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from lorakit.cli import (
-    apply,
-    chat,
-    check,
-    complete,
-    demo,
-    diff,
-    explain,
-    export,
-    fmt,
-    init,
-    inspect,
-    lsp,
-    merge,
-    plan,
-    plugins,
-    train,
-)
+from lorakit.cli import complete
 from lorakit.cli.help import Command, Group, help_of
 from lorakit.cli.terminal import BAD_INPUT, INTERRUPTED, SIGNALLED, WORK_FAILED, fail
 from lorakit.encoding import ERRORS
 from lorakit.errors import LorakitError, TrainingError, WriteError
 
+# in the order in which help shows them
+COMMANDS = (
+    "init", "check", "fmt", "explain", "plan", "diff", "apply", "train", "chat", "merge", "export", "inspect", "lsp",
+    "demo", "plugins",
+)  # fmt: skip
+
+
+def command_named(name: str) -> Any:
+    """Return a command of the module of its name, which loads now; a group of commands stands there as `app`."""
+    module = importlib.import_module(f"lorakit.cli.{name}")
+    if (group := getattr(module, "app", None)) is not None:
+        return typer.main.get_command(group)
+    function = getattr(module, name)
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    alone.command(name, cls=Command, help=help_of(function))(function)
+    return typer.main.get_command(alone)
+
+
+class Commands(Group):
+    """The commands, of which only that loads which is called: they are many, and each takes its time."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*COMMANDS, *(name for name in super().list_commands(ctx) if name not in COMMANDS)]
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        # what stands for a name that there is not is looked for among them all
+        for one in (name,) if name in self.list_commands(ctx) else COMMANDS:
+            if one not in self.commands:
+                self.commands[one] = command_named(one)
+        return self.commands.get(name)
+
+
 app = typer.Typer(
     name="lorakit",
-    cls=Group,
+    cls=Commands,
     help="A small language for low-rank fine-tuning: check it, see the plan, apply it, train, merge.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init, check, fmt, explain, plan, diff, apply, train, chat, merge, export, inspect, lsp, demo):
-    name = command.__name__.rpartition(".")[2]
-    function = getattr(command, name)
-    app.command(name, cls=Command, help=help_of(function))(function)
-app.add_typer(plugins.app, name="plugins")
 
 
 @app.command("help", cls=Command)

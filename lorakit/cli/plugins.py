@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=Group,
     rich_markup_mode=None,
+    add_completion=False,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lorakit.planning.plan import ParameterPlan, PlanEntry, Settings
 from lorakit.values import LayerShape
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lorakit.hooks.starting import StartContext
+    from lorakit.planning.plan import ParameterPlan, PlanEntry, Settings
 
 # the clauses of `adapt` that such a method takes
 CLAUSES = frozenset({"rank", "alpha", "scaling", "dropout", "init", "lr_ratio"})
@@ -67,6 +67,8 @@ def low_rank_table(layer: LayerShape, settings: Settings) -> tuple[ParameterPlan
 
     LoRA+ trains B by another rate than A (Hayou et al. 2024, arXiv:2402.12354).
     """
+    from lorakit.planning.plan import ParameterPlan
+
     assert settings.rank is not None
     kind = KINDS.get(layer.kind, LINEAR)
     shape_A, shape_B = kind.shapes(layer, settings.rank)

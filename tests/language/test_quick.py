@@ -11,14 +11,23 @@ import pytest
 from language_helpers import look
 
 ROOT = Path(__file__).parents[2]
+# what a model is needed for, and other commands
+UNUSED = ("lorakit.api", "lorakit.pipeline", "lorakit.planning.plan", "lorakit.planning.inventory", "lorakit.cli.train")
 HEAVY = ("torch", "transformers", "bitsandbytes", "numpy", "safetensors", "lark", "rich")
 
 
-def loaded(script: str) -> set[str]:
-    """Return which heavy modules a script has loaded at its end."""
-    code = f"{script}\nimport sys; print(*[name for name in {HEAVY} if name in sys.modules])"
+def loaded(script: str, among: tuple[str, ...] = HEAVY) -> set[str]:
+    """Return which of these modules a script has loaded at its end."""
+    code = f"{script}\nimport sys; print(*[name for name in {among} if name in sys.modules])"
     command = [sys.executable, "-c", code]
-    return set(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split())
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return set(printed.splitlines()[-1].split())
+
+
+def command(words: str) -> str:
+    """Return the script that runs a command."""
+    argv = ["lorakit", *words.split()]
+    return f"import sys; sys.argv = {argv}\nfrom lorakit.cli.main import main\ntry: main()\nexcept SystemExit: pass"
 
 
 def test_the_language_loads_nothing_heavy() -> None:
@@ -32,12 +41,29 @@ def test_the_language_loads_nothing_heavy() -> None:
 
 
 def test_the_commands_load_no_torch() -> None:
-    for command in ("check examples/full.lora", "fmt --check examples/full.lora", "explain L042"):
-        words = ["lorakit", *command.split()]
+    for words in ("check examples/full.lora", "fmt --check examples/full.lora", "explain L042"):
+        assert loaded(command(words)).isdisjoint({"torch", "transformers", "bitsandbytes"})
+
+
+def test_a_command_loads_what_it_uses() -> None:
+    assert loaded(command("--no-plugins check examples/full.lora"), (*HEAVY, *UNUSED, "lorakit.cli.check")) == {
+        "lorakit.cli.check"
+    }
+    # that is no list of names that nothing has: to plan loads some of them
+    assert "lorakit.planning.inventory" in loaded("from lorakit.hooks import Inventory", UNUSED)
+    assert "lorakit.api" in loaded("from lorakit import parse", UNUSED)
+
+
+def test_what_loads_later_is_there_when_it_is_asked_for() -> None:
+    for package in ("lorakit", "lorakit.hooks"):
         script = (
-            f"import sys; sys.argv = {words}\nfrom lorakit.cli.main import main\ntry: main()\nexcept SystemExit: pass"
+            f"import {package} as one; assert set(one.__all__) <= set(dir(one))\n"
+            f"from {package} import *; assert set(one.__all__) <= set(globals())\n"
+            "try: one.nothing\n"
+            "except AttributeError as error: assert 'nothing' in str(error)\n"
+            "else: raise SystemExit(1)"
         )
-        assert loaded(script).isdisjoint({"torch", "transformers", "bitsandbytes"})
+        assert loaded(script).isdisjoint({"torch", "transformers"})
 
 
 @pytest.mark.parametrize(

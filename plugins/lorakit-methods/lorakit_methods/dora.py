@@ -9,20 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorakit.hooks import (
-    LayerShape,
-    ParameterPlan,
-    PlanEntry,
-    Settings,
-    low_rank_fields,
-    low_rank_table,
-    start_low_rank,
-)
+from lorakit.hooks import LayerShape, low_rank_fields, low_rank_table, start_low_rank
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lorakit.hooks import StartContext
+    from lorakit.hooks import ParameterPlan, PlanEntry, Settings, StartContext
 
 
 @dataclass(frozen=True)
@@ -39,6 +31,8 @@ class DoRA:
 
     def parameters(self, layer: LayerShape, settings: Settings) -> Sequence[ParameterPlan]:
         """Return lora_A and lora_B, as LoRA has them, and the magnitude of every output; none for a parameter."""
+        from lorakit.hooks import ParameterPlan
+
         if layer.is_parameter:
             return []
         shape = (1, layer.out_features, *(1 for _ in layer.kernel)) if layer.kernel else (layer.out_features,)

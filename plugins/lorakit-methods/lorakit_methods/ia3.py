@@ -10,12 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorakit.hooks import LayerShape, ParameterPlan, PlanEntry, Settings
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lorakit.hooks import StartContext
+    from lorakit.hooks import LayerShape, ParameterPlan, PlanEntry, Settings, StartContext
 
 # the kinds of layer that PEFT's IA3 knows
 KNOWN_TO_PEFT = ("linear", "linear_transposed", "conv2d", "conv3d")
@@ -36,6 +34,8 @@ class IA3:
 
     def parameters(self, layer: LayerShape, settings: Settings) -> Sequence[ParameterPlan]:
         """Return ia3_l: (out_features, 1), or (1, in_features) for inputs; (1, channels, 1, …) for a convolution."""
+        from lorakit.hooks import ParameterPlan
+
         size = layer.in_features if self.feedforward else layer.out_features
         if not layer.is_linear and not layer.kernel:
             return []

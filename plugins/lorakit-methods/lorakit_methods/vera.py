@@ -10,12 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorakit.hooks import LayerShape, ParameterPlan, PlanEntry, Settings
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lorakit.hooks import StartContext
+    from lorakit.hooks import LayerShape, ParameterPlan, PlanEntry, Settings, StartContext
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,8 @@ class VeRA:
 
     def parameters(self, layer: LayerShape, settings: Settings) -> Sequence[ParameterPlan]:
         """Return vera_lambda_b (out_features,) and vera_lambda_d (rank,), and the shared vera_A and vera_B."""
+        from lorakit.hooks import ParameterPlan
+
         if not layer.is_linear or settings.rank is None:
             return []
         rank = settings.rank
