@@ -11,14 +11,12 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-import typer.main
 
 import lorakit
 from cookbook_models import MODELS
-from lorakit.cli.main import app
+from lorakit.cli.main import command_named
 from lorakit.foreign.dialects import DIALECTS
 from lorakit.foreign.rules import RULES
 from lorakit.foreign.writing import TRAIN_OPTIONS
@@ -132,9 +130,8 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("line", commands())
 def test_a_command_has_the_options_that_it_is_given(line: str) -> None:
-    group: Any = typer.main.get_command(app)
     _, name, *arguments = shlex.split(line)
-    command = group.commands[name]
+    command = command_named(name)
     given = {one for one in arguments if re.match(r"--?[a-z]", one)}
     assert given <= {option for one in command.params for option in one.opts}
 
@@ -155,8 +152,7 @@ def test_a_row_of_the_table_of_other_tools(row: list[str]) -> None:
     (written,) = re.findall(r"`(.*?)`", ours)
     first = written.split()[0]
     if first.startswith("--"):
-        command: Any = typer.main.get_command(app)
-        assert first in {option for one in command.commands["train"].params for option in one.opts}
+        assert first in {option for one in command_named("train").params for option in one.opts}
     else:
         text = written if first in STATEMENTS else f"adapt q_proj {written}{'' if first == 'rank' else ' rank 16'}"
         spec = lorakit.parse(text if first in ("adapt", "quantize", "train") else f"adapt q_proj rank 1\n{text}")
