@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 import lorakit
 from lorakit.demo import dialogues, smollm2
-from lorakit.jobs import Job, Training, train
+from lorakit.jobs import Job
 from lorakit.planning.plan import Plan
 from lorakit.plugins import default_plugins
 from lorakit.trainers.display import Display
 from lorakit.trainers.settings import Settings
+from lorakit.training import Training, train
 from lorakit.values import ModelReference
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.lora"))
