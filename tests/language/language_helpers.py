@@ -168,7 +168,7 @@ def survive(data: str | bytes) -> None:
     meaning.
     """
     analysis = analyse(data, {"r": "8"}, plugins(), name="<fuzz>", read=_no_file)
-    assert (analysis.spec is None) == bool(analysis.diagnostics)
+    assert (analysis.spec is None) == bool(analysis.errors)
     for found in analysis.diagnostics:
         lines = analysis.sources[found.file].split("\n")
         assert 1 <= found.line <= found.end_line <= len(lines)
