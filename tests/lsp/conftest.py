@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import pytest_lsp
-from lsp_helpers import SERVER, Client, Editor
+from lsp_helpers import FACTORY, SERVER, Client, Editor
 from lsprotocol import types
 from pytest_lsp import ClientServerConfig
 
@@ -41,3 +41,11 @@ async def editor(client: Client, tmp_path: Path) -> AsyncIterator[Editor]:
     editor = Editor(client, tmp_path)
     yield editor
     editor.leave()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, the same in all tests: it is read once, and waits for no other that is being read."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "tiny.py").write_text(FACTORY)
+    return folder

@@ -17,14 +17,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 MODEL = "# model: tiny.py:tiny\n"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, which is the same in all tests so that it is read once."""
-    folder = tmp_path_factory.mktemp("models")
-    (folder / "tiny.py").write_text(FACTORY)
-    return folder
-
-
 @pytest_asyncio.fixture(loop_scope="session")
 async def modeled(editor: Editor, folder: Path) -> Editor:
     """An editor that works in the folder of a model that has been read."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from lsp_helpers import FACTORY, Editor, marked
 from lsprotocol import types
-from test_lsp_models import MODEL, eventually, folder, modeled  # noqa: F401
+from test_lsp_models import MODEL, eventually, modeled  # noqa: F401
 
 from lorakit.lsp import model_names
 from lorakit.lsp.model import Unreadable, stamp_of

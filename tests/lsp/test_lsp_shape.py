@@ -9,7 +9,7 @@ import pytest_lsp
 from lsp_helpers import Client, Editor, changed, marked
 from lsprotocol import types
 from pytest_lsp import ClientServerConfig
-from test_lsp_models import MODEL, folder, modeled  # noqa: F401
+from test_lsp_models import MODEL, modeled  # noqa: F401
 
 from lorakit.lsp.tokens import TYPES
 
