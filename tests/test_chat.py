@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -114,16 +117,25 @@ def test_ctrl_d_and_ctrl_c_end_it_cleanly_on_a_terminal(key: bytes, llama_folder
     command = [sys.executable, "-m", "lorakit", "chat", str(llama_folder), "--max-tokens", "4"]
     with subprocess.Popen(
         command, stdin=follower, stdout=follower, stderr=follower, start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        preexec_fn=own_terminal,
     ) as process:  # fmt: skip
         os.close(follower)
         seen = until(leader, b"> ")
         os.write(leader, b"say ab\n")
         seen += until(leader, b"> ")
         seen += until(leader, None, key)
-        assert process.wait(30) == 0, seen
+        try:
+            assert process.wait(30) == 0, seen
+        finally:
+            process.kill()
     os.close(leader)
     assert b"Ctrl-D ends" in seen and b"Traceback" not in seen
+
+
+def own_terminal() -> None:
+    """Make standard input the terminal whose keys reach this process, which a test in the background would ignore."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def until(leader: int, mark: bytes | None, key: bytes = b"") -> bytes:
