@@ -45,8 +45,12 @@ def give_back(adapter: NamedAdapter, plugins: Plugins) -> None:
             continue
         assert entry.adapter is not None
         own = next(module.parameters(recurse=False))
-        values = zip(("lora_A", "lora_B"), pair, strict=True)
-        matrices = {name: nn.Parameter(value.to(own), requires_grad=False) for name, value in values}
+        # a convolution's hold a kernel
+        shapes = {one.name: one.shape for one in entry.adapter.parameters}
+        matrices = {
+            name: nn.Parameter(value.to(own).view(shapes[name]), requires_grad=False)
+            for name, value in zip(("lora_A", "lora_B"), pair, strict=True)
+        }
         settings = replace(entry.adapter.settings, dropout=0.0)
         plain = replace(entry, adapter=replace(entry.adapter, method=_LORA, settings=settings))
         layer = plugins.method(_LORA).adapt(module.get_submodule("base_layer"), plain, matrices)
