@@ -38,10 +38,10 @@ def check_resting(adapter: NamedAdapter, strength: Strength) -> None:
 
 def give_back(adapter: NamedAdapter, plugins: Plugins) -> None:
     """Put what an adapter's start took under the adapter, unless it is there already."""
-    if adapter.resting:
-        return
     for entry, module in adapter.entries():
-        if (pair := adapter.taken.get(entry.path)) is None:
+        pair, below = adapter.taken.get(entry.path), module._modules.get("base_layer")
+        # what failed since may have put back the layer that was there before
+        if pair is None or adapter.resting.get(entry.path) is below:
             continue
         assert entry.adapter is not None
         own = next(module.parameters(recurse=False))
@@ -53,9 +53,10 @@ def give_back(adapter: NamedAdapter, plugins: Plugins) -> None:
         }
         settings = replace(entry.adapter.settings, dropout=0.0)
         plain = replace(entry, adapter=replace(entry.adapter, method=_LORA, settings=settings))
-        layer = plugins.method(_LORA).adapt(module.get_submodule("base_layer"), plain, matrices)
+        assert below is not None
+        layer = plugins.method(_LORA).adapt(below, plain, matrices)
         assert isinstance(layer, LoRALayer)
-        layer.gives_back = True
+        layer.gives_back, layer.strength = True, 1.0 - adapter.strength
         adapter.resting[entry.path] = module.base_layer = layer.train(module.training)
 
 

@@ -112,11 +112,13 @@ def _switch(model: nn.Module, state: Adapted, strengths: Mapping[str, Strength])
     for adapter in state.named.values():
         strength = strengths.get(adapter.name, 0.0)
         check_resting(adapter, strength)
+    for adapter in state.named.values():
+        strength = strengths.get(adapter.name, 0.0)
+        if isinstance(strength, Tensor) or strength != 1.0:
+            give_back(adapter, state.plugins)
     _stand(model, state, standing)
     for adapter in state.named.values():
         adapter.strength = strengths.get(adapter.name, 0.0)
-        if isinstance(adapter.strength, Tensor) or adapter.strength != 1.0:
-            give_back(adapter, state.plugins)
         adapter.answer(adapter.strength)
 
 

@@ -176,6 +176,23 @@ def test_what_a_start_took_is_given_back_out_of_use(quant: str, tmp_path: Path) 
     same(logits(lorakit.merge(model)), used)
 
 
+def test_what_is_given_back_stays_so_where_another_adapter_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(PISSA)
+    used = logits(model)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("ready for nothing")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lorakit.hooks.manager.Plugins.model_ready", fail)
+        with pytest.raises(RuntimeError, match="ready for nothing"):
+            lorakit.apply(EVA, model, name="second", calibration=CALIBRATION)
+    assert torch.equal(logits(model), used)
+    with lorakit.adapters(model).disabled():
+        same(logits(model), logits(llama()))
+    assert torch.equal(logits(model), used)
+
+
 def test_a_part_of_another_method_on_a_changed_base_is_refused() -> None:
     model = trained(DORA_PISSA)
     adapters = lorakit.adapters(model)
