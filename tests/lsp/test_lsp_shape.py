@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import pytest_lsp
-from lsp_helpers import Client, Editor, changed, marked
+from lsp_helpers import SERVER, Client, Editor, changed, marked
 from lsprotocol import types
 from pytest_lsp import ClientServerConfig
 from test_lsp_models import MODEL, modeled  # noqa: F401
@@ -119,7 +119,7 @@ async def test_targets_show_how_many_modules_they_match(modeled: Editor) -> None
     ]  # fmt: skip
 
 
-@pytest_lsp.fixture(config=ClientServerConfig(["python", "-m", "lorakit", "lsp"], Client), scope="session")
+@pytest_lsp.fixture(config=ClientServerConfig(SERVER, Client), scope="session")
 async def pulling(lsp_client: Client):  # type: ignore[no-untyped-def]
     asks = types.TextDocumentClientCapabilities(diagnostic=types.DiagnosticClientCapabilities())
     await lsp_client.initialize_session(types.InitializeParams(types.ClientCapabilities(text_document=asks)))
