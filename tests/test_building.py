@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import copy
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from plugged import plugins_of
 from torch import nn
 
 import lorakit
 from lorakit.application.snapshot import unchanged_on_failure
-from lorakit.hooks import Plugins, StartContext, hookimpl
+from lorakit.hooks import StartContext
 from lorakit.layers.lora_linear import LoRALinear
-from lorakit.plugins import load_plugins
-
-
-def plugins_of(**functions: Any) -> Plugins:
-    module = types.SimpleNamespace(**{name: hookimpl(function) for name, function in functions.items()})
-    return load_plugins(modules={"sample 1.0": module})
 
 
 def test_layers_that_are_alike_share_what_is_planned_of_them() -> None:

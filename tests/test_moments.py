@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from plugged import plugins_of
 from torch import Tensor, nn
 
 import lorakit
@@ -41,11 +42,6 @@ class Bank(nn.Module):
 def made() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 4), Bank())
-
-
-def plugins_of(**functions: Any) -> Plugins:
-    module = types.SimpleNamespace(**{name: hookimpl(function) for name, function in functions.items()})
-    return load_plugins(modules={ORIGIN: module})
 
 
 def answering(hook: str, answer: Any, seen: list[Any] | None = None) -> Any:
