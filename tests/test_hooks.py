@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import inspect
+import json
+import re
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,11 +17,12 @@ import pytest
 import test_hook_registries as registries
 import torch
 from plugged import one, plugins_of, run
+from safetensors.torch import save_file
 from torch import nn
 
 import lorakit
 from lorakit import plugins as composition
-from lorakit.hooks import LayerShape, ModelReference, Plan, PlanEntry, specs
+from lorakit.hooks import LayerShape, LowRankPart, ModelReference, Plan, PlanEntry, Plugins, Renamed, specs
 from lorakit.plugins import load_plugins
 
 
@@ -101,6 +106,61 @@ def test_lorakit_convert_module() -> None:
     plugins = plugins_of(lorakit_convert_module=convert)
     model = run("adapt 1 rank 2", nn.Sequential(Doubler(), nn.Linear(4, 4)), plugins)
     assert type(model[0]) is nn.Linear
+
+
+@dataclass(frozen=True)
+class Before2:
+    """A library that called `head` what is `1` now, and had two weights one by one where `0` is."""
+
+    weights: frozenset[str]
+
+    def former(self, weight: str) -> str:
+        return weight.replace("1.", "head.")
+
+    def today(self, former: str) -> Renamed | None:
+        if found := re.fullmatch(r"half\.(\d)\.weight", former):
+            return Renamed("0.weight", "half.*.weight", int(found[1]))
+        name = former.replace("head.", "1.")
+        return Renamed(name) if name in self.weights else None
+
+
+class Before2InParts(Before2):
+    def joined(self, parts: Sequence[LowRankPart], stack: int) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+        first, second = sorted(parts, key=lambda part: part.renamed.index)
+        lora_B = torch.block_diag(first.lora_B, second.lora_B)
+        return {"0.weight": (torch.cat([first.lora_A, second.lora_A]), lora_B)}
+
+
+def test_lorakit_former_names(tmp_path: Path) -> None:
+    def named(kind: type[Before2]) -> Plugins:
+        return plugins_of(lorakit_former_names=lambda model, weights: kind(frozenset(weights)))
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4)), torch.randn(3, 8)
+    plugins = named(Before2InParts)
+    plan = lorakit.plan(lorakit.parse("adapt head rank 2", plugins=plugins), model, plugins=plugins)
+    assert [entry.path for entry in plan.entries] == ["1"]
+    # an adapter as PEFT saves it, by the names of the release before
+    halves = [(torch.randn(1, 8), torch.randn(3, 1)) for _ in range(2)]
+    head = (torch.randn(1, 6), torch.randn(4, 1))
+    pairs = {"half.0": halves[0], "half.1": halves[1], "head": head}
+    tensors = {
+        f"base_model.model.{path}.lora_{letter}.weight": tensor
+        for path, pair in pairs.items()
+        for letter, tensor in zip("AB", pair, strict=True)
+    }
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 3, "target_modules": ["half", "head"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with torch.no_grad():
+        weight = model[0].weight + 3 * torch.cat([B @ A for A, B in halves])
+        hidden = nn.functional.linear(x, weight, model[0].bias)
+        right = nn.functional.linear(hidden, model[1].weight + 3 * head[1] @ head[0], model[1].bias)
+    with pytest.raises(lorakit.AdapterError, match=r"does not say how \(`joined`\)"):
+        lorakit.load(folder, copy.deepcopy(model), plugins=named(Before2))
+    torch.testing.assert_close(lorakit.load(folder, model, plugins=plugins)(x), right)
 
 
 def test_lorakit_plan_ready() -> None:

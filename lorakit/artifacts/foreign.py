@@ -37,7 +37,7 @@ def plan_of_files(
 
     Raises: AdapterError naming the first tensor that no module of this model takes.
     """
-    here = moved(files, inventory, model)
+    here = moved(files, inventory, model, plugins)
     base = base_tensors(here.files, inventory, model)
     files = replace(here.files, tensors=base.others)
     plan, problems = plan_decisions(_decisions(files, here, base, inventory), inventory, plugins)

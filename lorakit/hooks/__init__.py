@@ -11,6 +11,8 @@ from lorakit.hooks.protocols import (
     Adapter,
     CalibratedQuantizer,
     Checkpointed,
+    FormerNames,
+    FormerParts,
     Initializer,
     Kernel,
     Linear,
@@ -24,7 +26,7 @@ from lorakit.hooks.protocols import (
 from lorakit.hooks.specs import hookimpl, hookspec
 from lorakit.hooks.starting import StartContext
 from lorakit.language.statements import PluginCall
-from lorakit.values import LayerShape, LowRank, ModelReference, QuantizedWeight, Storage
+from lorakit.values import LayerShape, LowRank, LowRankPart, ModelReference, QuantizedWeight, Renamed, Storage
 
 if TYPE_CHECKING:
     from lorakit.planning.inventory import Inventory, ModuleInfo, ParameterInfo
@@ -47,12 +49,15 @@ __all__ = [
     "Bytes",
     "CalibratedQuantizer",
     "Checkpointed",
+    "FormerNames",
+    "FormerParts",
     "Initializer",
     "Inventory",
     "Kernel",
     "LayerShape",
     "Linear",
     "LowRank",
+    "LowRankPart",
     "Memory",
     "Method",
     "ModelReference",
@@ -69,6 +74,7 @@ __all__ = [
     "QuantizedWeight",
     "Quantizer",
     "RankMover",
+    "Renamed",
     "Role",
     "RuleSummary",
     "SelectorCount",

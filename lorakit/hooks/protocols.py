@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from lorakit.values import LayerShape, LowRank, QuantizedWeight, Storage
+from lorakit.values import LayerShape, LowRank, LowRankPart, QuantizedWeight, Renamed, Storage
 
 if TYPE_CHECKING:
     import torch
@@ -251,3 +251,30 @@ class Role(Protocol):
 
     def select(self, inventory: Inventory) -> frozenset[str]:
         """Return the paths of the modules that play this role."""
+
+
+@runtime_checkable
+class FormerNames(Protocol):
+    """What earlier releases of a library called the weights of one of its models, which files and specs still say."""
+
+    def former(self, weight: str) -> str:
+        """Return what a weight of today was called: the very name, if nothing changed.
+
+        Every module is asked for as if it had a weight, `PATH.weight`.
+        """
+
+    def today(self, former: str) -> Renamed | None:
+        """Return the weight of the model that was called so, or None."""
+
+
+@runtime_checkable
+class FormerParts(FormerNames, Protocol):
+    """Former names of weights that are more or fewer today, such as experts that are one stack now."""
+
+    def joined(self, parts: Sequence[LowRankPart], stack: int) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Return the changes of today's weights that those of former ones make together, by the weights' names.
+
+        The parts are all that are known of one weight, of `stack` matrices. Each change is a pair A (rank, inputs) and
+        B (outputs, rank), or for a stack of weights A (stack, rank, inputs) and B (stack, outputs, rank).
+        Raises: ValueError with the reason where two low-rank matrices cannot express it.
+        """

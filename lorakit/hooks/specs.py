@@ -17,13 +17,13 @@ neither.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pluggy
 
-from lorakit.hooks.protocols import Initializer, Kernel, Method, OptimizerFactory, Quantizer, Role
+from lorakit.hooks.protocols import FormerNames, Initializer, Kernel, Method, OptimizerFactory, Quantizer, Role
 from lorakit.values import LayerShape, ModelReference
 
 if TYPE_CHECKING:
@@ -98,6 +98,15 @@ def lorakit_describe_parameter(module: nn.Module, name: str, plugins: Plugins) -
 
     Called for the parameters of two and three dimensions of every module that `lorakit_describe_module` does not know.
     What is described becomes a target by its path, such as `experts.down_proj`.
+    """
+
+
+@hookspec(firstresult=True)
+def lorakit_former_names(model: nn.Module, weights: Collection[str], plugins: Plugins) -> FormerNames | None:
+    """Return what earlier releases of the model's library called its weights, or None. First result.
+
+    Called when a model is read, on meta tensors too, and when an adapter is put on it that PEFT saved; `weights` are
+    the names of the model's parameters as a plan has them, without wrappers, quantized or not.
     """
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lorakit.hooks.manager import Plugins
+    from lorakit.hooks.protocols import FormerNames
     from lorakit.planning.plan import Plan
 
 
@@ -107,6 +106,11 @@ class Inventory:
     kept: Kept | None = None
     former_paths: Mapping[str, str] = field(default_factory=dict)
     adapted: bool = False
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The names of all parameters, however many hold one tensor."""
+        return tuple(name for names in self.owners.values() for name in names)
 
     @functools.cached_property
     def children(self) -> Mapping[str, tuple[str, ...]]:
@@ -204,7 +208,7 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) 
         infos = {path: _seen(info, flow) for path, info in infos.items()}
     config = getattr(model, "config", None)
     output_path = _embedding_path(model, "get_output_embeddings", first_names)
-    return Inventory(
+    inventory = Inventory(
         model_class=type(model).__name__,
         modules=infos,
         input_path=_embedding_path(model, "get_input_embeddings", first_names),
@@ -212,8 +216,9 @@ def read_inventory(model: nn.Module, plugins: Plugins, example: Example = None) 
         head_paths=(output_path,) if output_path else tuple(_outside_base(model, infos, first_names)),
         settings=_plain_settings(config) if hasattr(config, "to_dict") else {},
         kept=flow.kept if flow else None,
-        former_paths=_former_paths(model, infos),
     )
+    names = plugins.former_names(model, inventory.weights)
+    return replace(inventory, former_paths=_former_paths(infos, names)) if names else inventory
 
 
 def with_quantizers(inventory: Inventory, plan: Plan, plugins: Plugins) -> Inventory:
@@ -328,12 +333,10 @@ def _outside_base(model: nn.Module, infos: Mapping[str, ModuleInfo], names: Mapp
             yield path
 
 
-def _former_paths(model: nn.Module, paths: Iterable[str]) -> Mapping[str, str]:
-    # a model that is none of transformers' is there without it
-    if "transformers" not in sys.modules:
-        return {}
-    found: Mapping[str, str] = importlib.import_module("lorakit.huggingface.former_names").former_paths(model, paths)
-    return found
+def _former_paths(paths: Iterable[str], names: FormerNames) -> Mapping[str, str]:
+    # tables of names speak of weights, and what is at the end of a path may be cut off at a dot
+    former = {path: names.former(f"{path}.weight").removesuffix(".weight") for path in paths if path}
+    return {path: name for path, name in former.items() if name != path}
 
 
 def _plain_settings(config: object) -> dict[str, object]:
