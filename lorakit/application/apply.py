@@ -84,6 +84,8 @@ def apply_plan(
             if initialize and (after := moved(plan, observed, plugins)) is not plan:
                 plan = finished(after, inventory, plugins)
             starter = Starter(plan, plugins, seed, initialize, observed, taken or {}, dict(started or {}))
+            # with what the adapters before it give back while they are out of use
+            modules = modules if state is None else plain_modules(model.named_modules())
             built = _build(plan, model, modules, converted, state, starter, progress)
             if state is None:
                 state = Adapted(inventory, plugins)

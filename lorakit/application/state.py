@@ -25,8 +25,8 @@ class NamedAdapter:
     """One plan on a model: the adapters that it put there, by the path of their entry.
 
     `kept` are its own values of what it trains in full, by path, while another's stand in the model. `taken` are lora_A
-    and lora_B of a start that was taken from the base weight, by path, on the CPU, and `resting` the layers under the
-    adapters that give it back, once it was needed. `is_told` is set once a user was told that PEFT cannot load it.
+    and lora_B of a start that was taken from the base weight, by path, on the CPU, and `resting` the layers around
+    the adapters that give it back, once it was needed. `is_told` is set once a user was told that PEFT cannot load it.
     """
 
     name: str

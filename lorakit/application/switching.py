@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.application.places import full_parameters, full_tensors, own_parameters
-from lorakit.application.resting import check_resting, give_back
+from lorakit.application.resting import give_back
 from lorakit.application.sharding import fill, whole
 from lorakit.application.state import Adapted, NamedAdapter
 from lorakit.errors import ModelError
@@ -111,11 +111,8 @@ def _switch(model: nn.Module, state: Adapted, strengths: Mapping[str, Strength])
             standing[path] = name
     for adapter in state.named.values():
         strength = strengths.get(adapter.name, 0.0)
-        check_resting(adapter, strength)
-    for adapter in state.named.values():
-        strength = strengths.get(adapter.name, 0.0)
         if isinstance(strength, Tensor) or strength != 1.0:
-            give_back(adapter, state.plugins)
+            give_back(model, adapter, state.plugins)
     _stand(model, state, standing)
     for adapter in state.named.values():
         adapter.strength = strengths.get(adapter.name, 0.0)
