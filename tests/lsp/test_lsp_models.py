@@ -147,6 +147,11 @@ async def test_a_model_that_cannot_be_read_is_a_warning_on_its_comment(
     assert await modeled.hover(f"# a test\n  # model: |{reference} \n") == ""
 
 
+async def test_a_folder_of_a_model_is_read(editor: Editor, llama_folder: Path) -> None:
+    (found,) = await eventually(editor, f"# model: {llama_folder}\nadapt q_prj rank 2\n")
+    assert found.code == "L101" and "did you mean `q_proj`?" in found.message
+
+
 async def test_a_changed_model_is_read_anew(editor: Editor) -> None:
     path = editor.folder / "mine.py"
     path.write_text(FACTORY)
