@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import lorakit
 from architectures import ARCHITECTURES
 from helpers import make_llama
+from lorakit.planning import codec
 from lorakit.planning.inventory import Inventory, read_inventory
 from lorakit.planning.plan import Plan
 from lorakit.plugins import default_plugins
@@ -104,6 +105,13 @@ def test_a_plain_model_is_run_with_an_example_alone(rate: float, group: tuple[st
     assert inventory_of(Twice(rate), {"x": torch.zeros(2, 8)}).groups == found.groups
     assert lorakit.plan("adapt one rank 2", Twice(rate), example=torch.zeros(2, 8)).groups == found.groups
     assert inventory_of(Twice(rate), [torch.zeros(2, 9)]).groups == ()
+
+
+def test_what_was_observed_goes_to_json_and_back() -> None:
+    inventory = inventory_of(make_llama())
+    assert inventory.kept is not None and inventory.kept.inputs
+    plain = json.loads(json.dumps(codec.to_plain(inventory)))
+    assert codec.from_plain(Inventory, plain) == inventory
 
 
 def test_nothing_of_the_model_changes() -> None:
