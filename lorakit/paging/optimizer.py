@@ -104,6 +104,11 @@ class Paged(torch.optim.Optimizer):
         return self._layout.far_bytes
 
     @property
+    def least_budget(self) -> int:
+        """The bytes of the largest page, below which no budget goes."""
+        return max((piece.page.size for piece in self._layout.pieces if piece.page), default=0)
+
+    @property
     def is_unfinished(self) -> bool:
         """Whether a step failed on its way, so that the next call goes on with it."""
         return self._sweep is not None
@@ -189,7 +194,3 @@ class Paged(torch.optim.Optimizer):
     def __repr__(self) -> str:
         return f"Paged({self.optimizer!r})"
 
-
-def paged(optimizer: torch.optim.Optimizer, budget: int | None = None) -> Paged:
-    """Return an optimizer that steps as this one does, and whose state pages: `Paged` says how."""
-    return Paged(optimizer, budget)
