@@ -203,7 +203,7 @@ def memory_rows(memory: Memory) -> Iterable[tuple[str, int, str]]:
     yield "weights", memory.weights, f"{show_bytes(memory.weights_before)} before" if saved else ""
     yield "adapters", memory.adapters, ""
     yield "gradients", memory.gradients, ""
-    yield "optimizer state", memory.optimizer, ""
+    yield "optimizer state", memory.optimizer, f"{show_bytes(memory.paged)} page" if memory.paged else ""
     policy = "blocks recomputed" if memory.recompute else "none recomputed"
     rows = f"{memory.batch} × {memory.tokens} tokens" if memory.of_tokens else f"{memory.batch * memory.tokens:,} rows"
     yield "activations", memory.activations, f"estimate for {rows}, {policy}"
