@@ -10,16 +10,22 @@ from torch import nn
 from lorakit.dtypes import dtype_of
 from lorakit.paging.leaves import Leaf, Path, leaves
 from lorakit.paging.links import Link
-from lorakit.paging.pages import Form, Page, Piece, pack
+from lorakit.paging.pages import UNIT, Form, Page, Piece, pack
 from lorakit.paging.pool import Pool, Traffic
 
-# bytes: small enough that little waits behind a page, large enough that a link is busy
-PAGE = 4 << 20
+# bytes: small enough that little waits behind a page, large enough that a link is busy; moments are often of sizes that
+# fill four MiB, and counters lie beside them
+PAGE = (4 << 20) + (64 << 10)
 # the most that one slice of a step brings in
 SLICE = 64 << 20
 
 # the tensors that an optimizer keeps for a parameter, as `OptimizerFactory.state` has them
 State = Callable[[nn.Parameter], Mapping[str, tuple[tuple[int, ...], str]]]
+
+
+def page_for(budget: int | None) -> int:
+    """Return the size of a page, of which a small budget has room for several."""
+    return PAGE if budget is None else max(UNIT, min(PAGE, budget // 4 // UNIT * UNIT))
 
 
 class Layout:

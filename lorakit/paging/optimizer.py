@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lorakit.errors import ModelError
-from lorakit.paging.layout import PAGE, Layout, State
+from lorakit.paging.layout import Layout, State, page_for
 from lorakit.paging.leaves import copied
 from lorakit.paging.links import Link, link_for
 from lorakit.paging.loading import load_in_slices
@@ -44,13 +44,13 @@ class Paged(torch.optim.Optimizer):
         *,
         parameters: Collection[nn.Parameter] | None = None,
         state: State | None = None,
-        page_size: int = PAGE,
+        page_size: int | None = None,
         link: Callable[[torch.device], Link] = link_for,
     ) -> None:
         """Wrap an optimizer, and allocate its state; `parameters` are those whose state pages, all unless given.
 
         `state` says what the optimizer keeps for a parameter; without it a step aside finds out. `budget` counts for
-        each device.
+        each device, and a small one makes for small pages.
         Raises: ModelError for an optimizer that takes parameters together, or a budget that is too small for one;
         WriteError where what must be far finds no room.
         """
@@ -63,7 +63,7 @@ class Paged(torch.optim.Optimizer):
             setattr(self, f"_optimizer_{name}", getattr(optimizer, f"_optimizer_{name}"))
             setattr(optimizer, f"_optimizer_{name}", OrderedDict())
         self._state_of = state or kept_by(optimizer)
-        self._layout = Layout(optimizer, budget, page_size, link)
+        self._layout = Layout(optimizer, budget, page_size or page_for(budget), link)
         own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._layout.add(own, set(own if parameters is None else parameters), self._state_of)
         self._sweep: Sweep | None = None

@@ -14,6 +14,8 @@ from lorakit.paging.links import Mark
 
 # where tensors begin in a page, in bytes: as wide as the widest loads of kernels, and a multiple of every element
 ALIGNMENT = 64
+# what a page that is longer than others is a multiple of
+UNIT = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class Piece:
 
 
 def pack(pieces: Iterable[tuple[Piece, Mapping[Path, Form]]], page_size: int) -> list[Page]:
-    """Give the state of parameters its places, in their order; one that is larger than a page takes whole pages.
+    """Give the state of parameters its places, in their order; one that is larger than a page has a longer one.
 
     Returns the new pages, each of one device.
     """
@@ -129,7 +131,7 @@ def pack(pieces: Iterable[tuple[Piece, Mapping[Path, Form]]], page_size: int) ->
         device = piece.parameter.device
         page, used = open_pages.get(device, (None, 0))
         if page is None or used + room > page.size:
-            page, used = Page(-(-room // page_size) * page_size, device), 0
+            page, used = Page(page_size if room <= page_size else -(-room // UNIT) * UNIT, device), 0
             made.append(page)
         piece.page = page
         for path, form in forms.items():

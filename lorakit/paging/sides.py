@@ -13,6 +13,9 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+# bytes
+SLAB = 32 << 20
+
 
 class Side(Protocol):
     """One side of a link; every page is asked of it by itself and goes back when nothing holds it any more."""
@@ -45,20 +48,27 @@ class Arena:
 
 
 class PinnedMemory:
-    """Memory that an accelerator copies from and to by itself; plain memory once the system gives no more of it."""
+    """Memory that an accelerator copies from and to by itself; plain memory once the system gives no more of it.
+
+    torch rounds what it pins up to a power of two, so it is asked for slabs, and pages are parts of those.
+    """
 
     def __init__(self) -> None:
+        self._slab, self._used = torch.empty(0, dtype=torch.uint8), 0
         self._plain: Arena | None = None
 
     def allocate(self, size: int) -> Tensor:
         """Return `size` bytes, pinned if the system lets them be."""
-        if self._plain is None:
+        if self._plain is None and self._used + size > self._slab.numel():
             try:
-                return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+                self._slab, self._used = torch.empty(max(SLAB, size), dtype=torch.uint8, pin_memory=True), 0
             except RuntimeError as error:
                 logger.warning("paged: no pinned memory (%s); pages go to plain memory, and copies wait", error)
                 self._plain = Arena()
-        return self._plain.allocate(size)
+        if self._plain is not None:
+            return self._plain.allocate(size)
+        self._used += size
+        return self._slab[self._used - size : self._used]
 
 
 class MappedFile:

@@ -34,7 +34,7 @@ def paging_notes(plan: Plan, plugins: Plugins) -> Iterable[str]:
     else:
         yield (
             f"paged: {memory.paged:,} of {memory.optimizer:,} bytes of optimizer state page: they move to CPU memory "
-            "when the accelerator's runs short, and count there where the step does not fit otherwise"
+            "when the accelerator's runs short, and a promise about `peak_memory` may count on it"
         )
 
 
