@@ -114,9 +114,8 @@ def main() -> None:
             moved = (optimizer.traffic.bytes_in - before[name].bytes_in) // given.rounds
             copying = 1e3 * copy_seconds(moved, device) if moved else 0.0
         median = 1e3 * statistics.median(times[name])
-        print(
-            f"| {name} | {median:.2f} | {state_bytes(optimizer, device) / MIB:.1f} | {moved / MIB:.1f} | {copying:.2f} |"
-        )
+        held = state_bytes(optimizer, device) / MIB
+        print(f"| {name} | {median:.2f} | {held:.1f} | {moved / MIB:.1f} | {copying:.2f} |")
 
 
 if __name__ == "__main__":

@@ -31,9 +31,7 @@ def test_a_paged_run_has_the_bits_of_an_unpaged_one(name: str) -> None:
         for number in range(10):
             for index, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
                 generator = torch.Generator("cuda").manual_seed(100 * number + index)
-                parameter.grad = torch.randn(
-                    parameter.shape, dtype=parameter.dtype, device="cuda", generator=generator
-                )
+                parameter.grad = torch.randn(parameter.shape, dtype=parameter.dtype, device="cuda", generator=generator)
             optimizer.step()
             if paged and number % 3 == 0:
                 before = torch.cuda.memory_allocated()

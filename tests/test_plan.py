@@ -195,7 +195,9 @@ def test_a_promise_may_hold_because_state_pages() -> None:
         lorakit.plan(f"{rule}\n{promise}", model)
     plan = lorakit.plan(f"{rule} paged\n{promise}", model)
     assert plan.memory.peak == memory.peak
-    assert f"fits what the spec promises with {memory.optimizer:,} bytes of optimizer state in CPU memory" in plan.notes[0]
+    assert (
+        f"fits what the spec promises with {memory.optimizer:,} bytes of optimizer state in CPU memory" in plan.notes[0]
+    )
     with pytest.raises(lorakit.PlanError, match="breaks this promise"):
         lorakit.plan(f"{rule} paged\nrequire peak_memory < {memory.peak - memory.optimizer}B", model)
 

@@ -160,9 +160,9 @@ class OptimizerFactory(Protocol):
 
     An optimizer that steps one set of weights and means another to be used has methods `train` and `eval` that switch
     between them: trainers call them around steps, and before weights are measured or saved. `constant_lr = True` on the
-    class asks trainers to leave the learning rate as it is after the warm-up. `changes_gradients = True` owns that a step
-    leaves other numbers in the gradients, and `couples_parameters = True` that it takes parameters together, as for a
-    norm over all of them: such an optimizer's state cannot page, and a spec that asks for it is refused.
+    class asks trainers to leave the learning rate as it is after the warm-up. `changes_gradients = True` owns that a
+    step leaves other numbers in the gradients, and `couples_parameters = True` that it takes parameters together, as
+    for a norm over all of them: such an optimizer's state cannot page, and a spec that asks for it is refused.
     """
 
     name: ClassVar[str]

@@ -90,12 +90,14 @@ class Layout:
         members = list(pieces)
         misfits: list[tuple[Piece, dict[Path, Leaf]]] = []
         for piece in members:
-            if not piece.paged or piece.parameter not in self.optimizer.state:
+            state = self.optimizer.state.get(piece.parameter)
+            if not piece.paged or state is None or piece.stands(state):
                 continue
-            found = {leaf.path: leaf for leaf in leaves(self.optimizer.state[piece.parameter], piece.parameter.device)}
+            found = {leaf.path: leaf for leaf in leaves(state, piece.parameter.device)}
             new = [leaf for path, leaf in found.items() if not _stands(piece, path, leaf)]
             if all(leaf.path in piece.slots and piece.slots[leaf.path].form == Form.of(leaf.tensor) for leaf in new):
                 self._take(piece, new)
+                piece.see(state)
             else:
                 misfits.append((piece, found))
         if misfits:

@@ -27,7 +27,7 @@ def load_in_slices(layout: Layout, state_dict: Mapping[str, Any]) -> None:
         for group, other in zip(groups, saved, strict=True)
         for parameter, key in zip(group["params"], other["params"], strict=True)
     }
-    loaded: dict[Any, Any] = defaultdict(dict)
+    loaded: defaultdict[Any, Any] = defaultdict(dict)
     try:
         for pieces in layout.slices(layout.pieces) or [()]:
             wanted = {piece.parameter for piece in pieces}

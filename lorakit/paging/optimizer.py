@@ -73,18 +73,18 @@ class Paged(torch.optim.Optimizer):
         self._turns, self._backward = not draws, False
 
     @property
-    def state(self) -> Any:
+    def state(self) -> Any:  # type: ignore[override]
         """What the wrapped optimizer keeps; of what is far, tensors on the far side."""
         self._layout.settle()
         return self.optimizer.state
 
     @property
-    def param_groups(self) -> Any:
+    def param_groups(self) -> Any:  # type: ignore[override]
         """The wrapped optimizer's groups."""
         return self.optimizer.param_groups
 
     @property
-    def defaults(self) -> Any:
+    def defaults(self) -> Any:  # type: ignore[override]
         """The wrapped optimizer's defaults."""
         return self.optimizer.defaults
 
@@ -121,7 +121,7 @@ class Paged(torch.optim.Optimizer):
         return self._layout.page_out()
 
     @torch.optim.Optimizer.profile_hook_step
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step, or what is left of one that failed; a closure computes the loss anew first, once.
 
         Raises: what the wrapped optimizer's step raises, torch.OutOfMemoryError if it fails for one parameter while
@@ -193,4 +193,3 @@ class Paged(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         return f"Paged({self.optimizer!r})"
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,12 +103,31 @@ class Page:
 
 @dataclass(slots=True, eq=False)
 class Piece:
-    """One parameter, with its page and the slots of its state by path; no page if its state stays where it is."""
+    """One parameter, with its page and the slots of its state by path; no page if its state stays where it is.
+
+    `seen` says where every value of its state lay when all of it was in place: in a slot, or elsewhere as it is.
+    """
 
     parameter: nn.Parameter
     paged: bool
     page: Page | None = None
     slots: dict[Path, Slot] = field(default_factory=dict)
+    seen: Sequence[Slot | Tensor | None] = ()
+
+    def see(self, state: Mapping[str, Any]) -> None:
+        """Note where the state's values lie, now that its tensors are in the slots."""
+        nested = any(isinstance(value, dict | list | tuple) for value in state.values())
+        # a view is not held here: it would keep the memory of a page that left
+        self.seen = () if nested else [
+            self.slots.get((name,), value if isinstance(value, Tensor) else None) for name, value in state.items()
+        ]  # fmt: skip
+
+    def stands(self, state: Mapping[str, Any]) -> bool:
+        """Return whether the state's tensors are where they were seen."""
+        return len(state) == len(self.seen) and all(
+            value is (place.tensor if isinstance(place, Slot) else place) or type(value) in (int, float, bool)
+            for value, place in zip(state.values(), self.seen, strict=True)
+        )
 
     @property
     def size(self) -> int:
@@ -121,6 +140,7 @@ def pack(pieces: Iterable[tuple[Piece, Mapping[Path, Form]]], page_size: int) ->
 
     Returns the new pages, each of one device.
     """
+    unit = min(UNIT, page_size)
     made: list[Page] = []
     open_pages: dict[torch.device, tuple[Page, int]] = {}
     for piece, forms in pieces:
@@ -131,7 +151,7 @@ def pack(pieces: Iterable[tuple[Piece, Mapping[Path, Form]]], page_size: int) ->
         device = piece.parameter.device
         page, used = open_pages.get(device, (None, 0))
         if page is None or used + room > page.size:
-            page, used = Page(page_size if room <= page_size else -(-room // UNIT) * UNIT, device), 0
+            page, used = Page(page_size if room <= page_size else -(-room // unit) * unit, device), 0
             made.append(page)
         piece.page = page
         for path, form in forms.items():

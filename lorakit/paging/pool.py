@@ -60,8 +60,8 @@ class Pool:
         largest = max((page.size for page in fresh), default=0)
         if self._budget is not None and largest > self._budget:
             raise ModelError(
-                f"paged: the budget of {self._budget:,} bytes has no room for a page of {largest:,}, which the state of "
-                "one parameter needs; give at least that"
+                f"paged: the budget of {self._budget:,} bytes has no room for a page of {largest:,}, which the state "
+                "of one parameter needs; give at least that"
             )
         whole = sum(page.size for page in (*self._pages, *fresh))
         if self._budget is not None and whole > self._budget:

@@ -23,8 +23,9 @@ SIZES = (30.0, 1e-3)
 
 def unhooked(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
     """Return an optimizer's step without the hooks around it: they belong to the whole step, and not to its parts."""
-    step = type(optimizer).step
-    return (step.__wrapped__ if getattr(step, "hooked", False) else step).__get__(optimizer)  # type: ignore[attr-defined]
+    step: Any = type(optimizer).step
+    plain: Callable[[], object] = (step.__wrapped__ if getattr(step, "hooked", False) else step).__get__(optimizer)
+    return plain
 
 
 def check_apart(optimizer: torch.optim.Optimizer) -> bool:

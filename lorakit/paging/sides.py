@@ -82,7 +82,7 @@ class MappedFile:
     def allocate(self, size: int) -> Tensor:
         """Return `size` bytes of the file. Raises: OSError while nothing has changed, where the disk is full."""
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="lorakit-pages-", dir=self._folder)
+            self._file = tempfile.TemporaryFile(prefix="lorakit-pages-", dir=self._folder)  # noqa: SIM115
         room = -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         # a hole would be filled when it is written to, and a full disk end the process then
         _fill(self._file, self._length, room)

@@ -71,4 +71,3 @@ class Sweep:
             undo.restore()
             self._scene.set()
             raise
-

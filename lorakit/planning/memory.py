@@ -19,7 +19,10 @@ FLOAT32 = 4
 def forecast(
     inventory: Inventory, entries: Sequence[PlanEntry], step: Memory, compute: Compute | None = None, *, paged: int = 0
 ) -> Memory:
-    """Return what one training step holds, in bytes, for the batch × tokens of `step`; `paged` of its state may leave."""
+    """Return what one training step holds, in bytes, for the batch × tokens of `step`.
+
+    Of the optimizer's state `paged` bytes may leave.
+    """
     rows = step.batch * step.tokens
     changed = sum(entry.bytes.weight_before - entry.bytes.weight_after for entry in entries)
     changed -= widened_bytes(inventory, entries, compute)

@@ -230,8 +230,8 @@ class Memory:
     """The forecast for one training step in bytes; `activations` is an estimate for batch × tokens.
 
     With `recompute` the backward pass computes each block again from its inputs (gradient checkpointing). Of
-    `optimizer`, `paged` bytes move to CPU memory when the accelerator's runs short. A model that reads no tokens sees as
-    many rows of its inputs; `of_tokens` is False then.
+    `optimizer`, `paged` bytes move to CPU memory when the accelerator's runs short. A model that reads no tokens sees
+    as many rows of its inputs; `of_tokens` is False then.
     """
 
     weights_before: int

@@ -194,7 +194,8 @@ def _paged(subject: Subject, optimizer: torch.optim.Optimizer) -> Paged:
         )
         return declared
 
-    budget = max(PAGE, 2 * max(size(state(one).values()) for group in optimizer.param_groups for one in group["params"]))
+    largest = max(size(state(one).values()) for group in optimizer.param_groups for one in group["params"])
+    budget = largest + PAGE
     try:
         return Paged(optimizer, budget, state=state, page_size=PAGE)
     except LorakitError as error:

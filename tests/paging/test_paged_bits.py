@@ -31,7 +31,7 @@ OPTIMIZERS: dict[str, Maker] = {
 }
 ADAMW = OPTIMIZERS["AdamW"]
 # the state of (64, 80) in float32, which has a page of its own
-LARGEST = 64 << 10
+LARGEST = 11 * PAGE
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -186,7 +186,9 @@ def test_an_optimizer_that_takes_parameters_together_is_refused(declared: bool) 
     plugins = load_plugins(modules={"clipping 1.0": plugin})
     spec = lorakit.parse("adapt q_proj rank 4 dtype fp32 paged\noptimizer clipping", plugins=plugins)
     if declared:
-        with pytest.raises(lorakit.PlanError, match="`clipping` takes parameters together in a step.*leave out `paged`"):
+        with pytest.raises(
+            lorakit.PlanError, match="`clipping` takes parameters together in a step.*leave out `paged`"
+        ):
             lorakit.plan(spec, make_llama(), plugins=plugins)
     else:
         model = lorakit.apply(spec, make_llama(), plugins=plugins)
