@@ -19,7 +19,7 @@ from lorakit.errors import (
 from lorakit.version import __version__
 
 if TYPE_CHECKING:
-    from lorakit.api import adapters, apply, last_checkpoint, load, merge, optimizer, parse, plan, save, summary
+    from lorakit.api import adapters, apply, last_checkpoint, load, merge, optimizer, paged, parse, plan, save, summary
     from lorakit.hooks import hookimpl
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "load",
     "merge",
     "optimizer",
+    "paged",
     "parse",
     "plan",
     "save",

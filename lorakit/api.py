@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from lorakit.application.summary import Summary
     from lorakit.named_adapters import Adapters
+    from lorakit.paging import Paged
     from lorakit.planning.hardware import Hardware
     from lorakit.planning.plan import Plan
 
@@ -113,6 +114,20 @@ def optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Optimize
     from lorakit.application.optimizer import build_optimizer
 
     return build_optimizer(model, lr)
+
+
+def paged(optimizer: torch.optim.Optimizer, budget: int | None = None) -> Paged:
+    """Return an optimizer that steps as this one does, to the bit, with its state in pages that come and go.
+
+    What pages is near, on the parameters' device, while a step needs it; the least recently used pages leave for pinned
+    CPU memory when more than `budget` bytes would be near on a device, when an allocation fails, or when `page_out` is
+    called. On a CPU they leave for a memory-mapped file. A state dict is the given optimizer's own.
+    Raises: ModelError for an optimizer that takes its parameters together, such as LBFGS, or too small a budget;
+    WriteError where what must leave finds no room.
+    """
+    from lorakit.paging import Paged
+
+    return Paged(optimizer, budget)
 
 
 def save(

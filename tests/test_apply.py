@@ -148,19 +148,19 @@ def test_a_module_under_two_names_is_adapted_under_both() -> None:
 
 
 def test_learning_rates_by_rule(llama: nn.Module) -> None:
-    text = "adapt q_proj rank 2 lr 1e-3 lr_ratio 16\nadapt v_proj rank 2 paged\ntrain model.norm lr 5e-5\n"
+    text = "adapt q_proj rank 2 lr 1e-3 lr_ratio 16\nadapt v_proj rank 2\ntrain model.norm lr 5e-5\n"
     lorakit.apply(f"{text}optimizer sgd lr 0.5", llama)
     rates = {
-        name: (group["lr"], group["paged"])
+        name: group["lr"]
         for group in lorakit.optimizer(llama).param_groups
         for name, value in llama.named_parameters()
         if any(value is parameter for parameter in group["params"])
     }
     layer = "model.layers.0.self_attn"
-    assert rates[f"{layer}.q_proj.lora_A"] == (1e-3, False)
-    assert rates[f"{layer}.q_proj.lora_B"] == (1.6e-2, False)
-    assert rates[f"{layer}.v_proj.lora_B"] == (0.5, True)
-    assert rates["model.norm.weight"] == (5e-5, False)
+    assert rates[f"{layer}.q_proj.lora_A"] == 1e-3
+    assert rates[f"{layer}.q_proj.lora_B"] == 1.6e-2
+    assert rates[f"{layer}.v_proj.lora_B"] == 0.5
+    assert rates["model.norm.weight"] == 5e-5
     overridden = {group["lr"] for group in lorakit.optimizer(llama, lr=0.25).param_groups}
     assert overridden == {1e-3, 1.6e-2, 0.25, 5e-5}
 
@@ -169,7 +169,7 @@ def test_learning_rates_by_rule(llama: nn.Module) -> None:
     ("name", "kind"), [("adamw", "AdamW"), ("adamw8bit", "AdamW8bit"), ("sgd(momentum=0.9, nesterov=true)", "SGD")]
 )
 def test_optimizers_step(llama: nn.Module, tokens: torch.Tensor, name: str, kind: str) -> None:
-    lorakit.apply(f"adapt q_proj rank 4\noptimizer {name} lr 1e-2 paged", llama)
+    lorakit.apply(f"adapt q_proj rank 4\noptimizer {name} lr 1e-2", llama)
     optimizer = lorakit.optimizer(llama)
     assert type(optimizer).__name__ == kind
     start = adapters(llama)

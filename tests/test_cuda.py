@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,24 +14,108 @@ import lorakit
 from helpers import QLORA, adapters, make_llama
 from lorakit.builtin.fourbit import FP4, NF4
 from lorakit.layers.kernels import fourbit
+from lorakit.paging import Paged
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-@pytest.mark.parametrize(("name", "kind"), [("adamw", "PagedAdamW"), ("adamw8bit", "PagedAdamW8bit")])
-def test_paged_takes_the_paged_optimizer(name: str, kind: str) -> None:
-    model = lorakit.apply(f"{QLORA}\noptimizer {name} lr 1e-2", make_llama().to("cuda", torch.bfloat16))
-    optimizer = lorakit.optimizer(model)
-    assert type(optimizer).__name__ == kind
-    ids = torch.randint(0, 128, (4, 16), device="cuda")
-    losses = []
-    for _ in range(30):
-        optimizer.zero_grad()
-        loss = model(ids, labels=ids).loss
-        loss.backward()
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "sgd(momentum=0.9)"])
+def test_a_paged_run_has_the_bits_of_an_unpaged_one(name: str) -> None:
+    ids = torch.randint(0, 128, (4, 16), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+    runs = []
+    for paged in ("", " paged"):
+        spec = f"{QLORA}\noptimizer {name} lr 1e-2{paged}".replace("double paged", "double")
+        model = lorakit.apply(spec, make_llama().to("cuda", torch.bfloat16))
+        optimizer: Any = lorakit.optimizer(model)
+        assert isinstance(optimizer, Paged) == bool(paged)
+        for number in range(10):
+            for index, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
+                generator = torch.Generator("cuda").manual_seed(100 * number + index)
+                parameter.grad = torch.randn(parameter.shape, dtype=parameter.dtype, device="cuda", generator=generator)
+            optimizer.step()
+            if paged and number % 3 == 0:
+                before = torch.cuda.memory_allocated()
+                left = optimizer.page_out()
+                assert left > 0 and torch.cuda.memory_allocated() <= before - left
+        runs.append(adapters(model))
+        assert torch.isfinite(model(ids, labels=ids).loss)
+    assert all(torch.equal(value, runs[1][path]) for path, value in runs[0].items())
+
+
+def paged_pair(share: float | None, count: int = 48) -> tuple[list[nn.Parameter], torch.optim.Optimizer, Paged]:
+    """Return parameters, an optimizer over their twins, and a paged one over them, with a share of its state near."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    values = [torch.randn(512, 1024, device="cuda", generator=generator) for _ in range(count)]
+    plain, twins = ([nn.Parameter(value.clone()) for value in values] for _ in range(2))
+    reference = torch.optim.AdamW(plain, lr=1e-3, fused=True)
+    budget = None if share is None else int(share * 2 * sum(value.nbytes for value in values))
+    return twins, reference, Paged(torch.optim.AdamW(twins, lr=1e-3, fused=True), budget)
+
+
+def step_both(twins: list[nn.Parameter], reference: torch.optim.Optimizer, optimizer: Paged, number: int) -> None:
+    plain = reference.param_groups[0]["params"]
+    for index, (one, other) in enumerate(zip(plain, twins, strict=True)):
+        generator = torch.Generator("cuda").manual_seed(100 * number + index)
+        one.grad = torch.randn(one.shape, device="cuda", generator=generator)
+        other.grad = one.grad.clone()
+    reference.step()
+    optimizer.step()
+
+
+def test_pages_that_come_and_go_leave_the_bits_alone() -> None:
+    twins, reference, optimizer = paged_pair(0.1)
+    for number in range(20):
+        step_both(twins, reference, optimizer, number)
+    assert all(map(torch.equal, twins, reference.param_groups[0]["params"]))
+    assert optimizer.traffic.pages_in > 100 and optimizer.near_bytes < optimizer.far_bytes
+    for one, other in zip(twins, reference.param_groups[0]["params"], strict=True):
+        for name, value in reference.state[other].items():
+            assert torch.equal(optimizer.state[one][name].cpu(), value.cpu()), name
+
+
+def test_a_paged_step_synchronizes_nothing() -> None:
+    twins, reference, optimizer = paged_pair(0.3)
+    for number in range(2):
+        step_both(twins, reference, optimizer, number)
+    torch.cuda.synchronize()
+    moved = optimizer.traffic.pages_in
+    torch.cuda.set_sync_debug_mode("error")
+    try:
         optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < losses[0] - 0.1
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert optimizer.traffic.pages_in > moved
+
+
+def test_pages_move_beside_each_other_and_what_is_computed() -> None:
+    twins, reference, optimizer = paged_pair(0.5, count=96)
+    for number in range(2):
+        step_both(twins, reference, optimizer, number)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        optimizer.step()
+        torch.cuda.synchronize()
+    spans = [(event.time_range.start, event.time_range.end, event.name) for event in seen.events()]
+    copies = [(start, end) for start, end, name in spans if "HtoD" in name or "DtoH" in name]
+    others = [(start, end) for start, end, name in spans if "HtoD" not in name and "DtoH" not in name]
+    assert copies and any(s < end and start < e for start, end in copies for s, e in others)
+
+
+def test_memory_that_is_short_pages_out_and_the_step_goes_on() -> None:
+    twins, reference, optimizer = paged_pair(None)
+    step_both(twins, reference, optimizer, 0)
+    held = optimizer.near_bytes
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    # room for what is held, and beside it for less than what a slice of a step takes
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (32 << 20)) / total)
+    try:
+        for number in range(1, 4):
+            step_both(twins, reference, optimizer, number)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert optimizer.traffic.bytes_out > 0 and optimizer.near_bytes <= held
+    assert all(map(torch.equal, twins, reference.param_groups[0]["params"]))
 
 
 @pytest.mark.parametrize("quant", ["", "quant nf4 double", "quant int8"])

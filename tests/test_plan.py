@@ -168,19 +168,38 @@ def test_dropout_where_no_adapter_can_honour_it_is_refused(target: str, why: str
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "said"),
+    ("optimizer", "said", "paged"),
     [
-        ("adamw", "on CUDA 2 of 4 tensors page, with 2,097,152 of 2,228,240 bytes of state: those of 100,000 elements"),
-        ("sgd", "`sgd` keeps no state as it is configured, so there is nothing to page"),
-        ("sgd(momentum=0.9)", "`sgd` does not page, its state stays where the parameters are"),
+        ("adamw", "131,080 of 2,228,240 bytes of optimizer state page", 131_080),
+        ("sgd", "`sgd` keeps no state as it is configured, so there is nothing to page", 0),
+        ("sgd(momentum=0.9)", "65,536 of 1,114,112 bytes of optimizer state page", 65_536),
     ],
 )
-def test_what_paged_comes_to_is_said(optimizer: str, said: str) -> None:
-    # of 64 · 2048 elements each, and of 4 · 2048: one paged rule makes bitsandbytes page all that is large enough
+def test_what_paged_comes_to_is_said(optimizer: str, said: str, paged: int) -> None:
+    # of 64 · 2048 elements each, and of 4 · 2048: one paged rule pages what is its own
     model = nn.Sequential(nn.Linear(2048, 2048), nn.Linear(2048, 2048))
     text = f"adapt 0 rank 64\nadapt 1 rank 4 paged\noptimizer {optimizer}"
-    assert f"paged: {said}" in " ".join(lorakit.plan(text, model).notes)
-    assert "paged" not in " ".join(lorakit.plan(text.replace("paged", ""), model).notes)
+    plan = lorakit.plan(text, model)
+    assert f"paged: {said}" in " ".join(plan.notes) and plan.memory.paged == paged
+    assert lorakit.plan(f"{text} paged", model).memory.paged == plan.memory.optimizer
+    unpaged = lorakit.plan(text.replace("paged", ""), model)
+    assert "paged" not in " ".join(unpaged.notes) and unpaged.memory.paged == 0
+
+
+def test_a_promise_may_hold_because_state_pages() -> None:
+    model = nn.Sequential(nn.Linear(256, 256))
+    rule = "adapt 0 rank 64"
+    memory = lorakit.plan(rule, model).memory
+    promise = f"require peak_memory <= {memory.peak - memory.optimizer}B"
+    with pytest.raises(lorakit.PlanError, match="breaks this promise"):
+        lorakit.plan(f"{rule}\n{promise}", model)
+    plan = lorakit.plan(f"{rule} paged\n{promise}", model)
+    assert plan.memory.peak == memory.peak
+    assert (
+        f"fits what the spec promises with {memory.optimizer:,} bytes of optimizer state in CPU memory" in plan.notes[0]
+    )
+    with pytest.raises(lorakit.PlanError, match="breaks this promise"):
+        lorakit.plan(f"{rule} paged\nrequire peak_memory < {memory.peak - memory.optimizer}B", model)
 
 
 def test_a_spec_without_rules_cannot_be_planned(llama: nn.Module) -> None:

@@ -1,7 +1,8 @@
-"""The optimizer of an adapted model: the spec's groups, each with its learning rate and whether its state pages."""
+"""The optimizer of an adapted model: the spec's groups, each with its learning rate, and what of its state pages."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,18 +10,30 @@ from torch import nn
 
 from lorakit.application.places import full_parameters, own_parameters
 from lorakit.application.state import NamedAdapter, state_of, unwrapped
+from lorakit.dtypes import name_of
 from lorakit.errors import ModelError
 from lorakit.hooks.protocols import OptimizerFactory
+from lorakit.paging import Paged
 
 
 def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Optimizer:
     """Return the optimizer that the plan names, over everything that trains: the adapters in use.
 
     `lr` replaces the optimizer's own learning rate; a rule's `lr` stays, and a method may multiply that of single
-    parameters, as LoRA does by `lr_ratio`.
-    Raises: ModelError if the model is not adapted, or the adapters in use name different optimizers.
+    parameters, as LoRA does by `lr_ratio`. Where the plan says `paged`, the state of those parameters pages.
+    Raises: ModelError if the model is not adapted, the adapters in use name different optimizers, or the one that they
+    name cannot page.
     """
-    return _factory(model).build(parameter_groups(model, lr))
+    factory, groups = _factory(model), parameter_groups(model, lr)
+    paged = {parameter for group in groups if group.pop("paged") for parameter in group["params"]}
+    optimizer = factory.build(groups)
+    if not paged:
+        return optimizer
+
+    def state(parameter: nn.Parameter) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        return factory.state(tuple(parameter.shape), name_of(parameter.dtype))
+
+    return Paged(optimizer, parameters=paged, state=state)
 
 
 def keeps_lr(model: nn.Module) -> bool:

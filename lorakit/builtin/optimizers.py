@@ -1,8 +1,7 @@
-"""`adamw`, `adamw8bit` and `sgd`; paged groups take bitsandbytes' paged optimizers where there is a GPU."""
+"""`adamw`, `adamw8bit` and `sgd`."""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +13,8 @@ from lorakit.hooks.specs import hookimpl
 if TYPE_CHECKING:
     import torch
 
-logger = logging.getLogger(__name__)
-
 # bitsandbytes keeps smaller tensors in 32 bits, and quantizes the rest in blocks of 256 with one float32 scale each
 MIN_8BIT_SIZE, BLOCKSIZE_8BIT = 4096, 256
-# bitsandbytes leaves the state of smaller tensors where it is
-PAGES_FROM = 100_000
 
 State = Mapping[str, tuple[tuple[int, ...], str]]
 
@@ -28,7 +23,6 @@ State = Mapping[str, tuple[tuple[int, ...], str]]
 class Adam:
     """What the Adams share: two moments of the gradient, and weight decay apart from them."""
 
-    pages_from: ClassVar[int] = PAGES_FROM
     betas: tuple[float, float] = field(default=(0.9, 0.999), metadata={"help": "decay of the two moments"})
     eps: float = field(default=1e-8, metadata={"help": "added to the denominator"})
     weight_decay: float = field(default=0.0, metadata={"help": "share of a weight taken off a step, times lr"})
@@ -50,19 +44,15 @@ class AdamW(Adam):
     default_lr: ClassVar[float] = 2e-4
 
     def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Return torch's AdamW, or bitsandbytes' paged one on CUDA."""
+        """Return torch's AdamW."""
         import torch
 
-        if pages(groups):
-            import bitsandbytes as bnb
-
-            return bnb.optim.PagedAdamW(list(groups), lr=self.default_lr, **self._arguments)
         # one kernel for all parameters, where torch has it
         fused = all(parameter.is_cuda for group in groups for parameter in group["params"]) or None
         return torch.optim.AdamW(list(groups), lr=self.default_lr, fused=fused, **self._arguments)
 
     def state(self, shape: tuple[int, ...], dtype: str) -> State:
-        """Return the count of steps and two moments like the parameter; bitsandbytes' paged ones are in float32."""
+        """Return the count of steps and two moments like the parameter."""
         return {"step": ((), "float32"), "exp_avg": (shape, dtype), "exp_avg_sq": (shape, dtype)}
 
 
@@ -74,11 +64,11 @@ class AdamW8bit(Adam):
     default_lr: ClassVar[float] = 2e-4
 
     def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Return bitsandbytes' AdamW8bit, paged on CUDA where asked."""
+        """Return bitsandbytes' AdamW8bit."""
         import bitsandbytes as bnb
 
-        kind = bnb.optim.PagedAdamW8bit if pages(groups) else bnb.optim.AdamW8bit
-        return kind(list(groups), lr=self.default_lr, **self._arguments)
+        optimizer: torch.optim.Optimizer = bnb.optim.AdamW8bit(list(groups), lr=self.default_lr, **self._arguments)
+        return optimizer
 
     def state(self, shape: tuple[int, ...], dtype: str) -> State:
         """Return two moments with their scales and tables of 256 levels, or in float32 for a small parameter."""
@@ -107,7 +97,7 @@ class SGD:
             raise ValueError("nesterov needs a momentum above 0")
 
     def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Return torch's SGD; its state, one buffer at most, is not paged."""
+        """Return torch's SGD."""
         import torch
 
         return torch.optim.SGD(
@@ -121,16 +111,6 @@ class SGD:
     def state(self, shape: tuple[int, ...], dtype: str) -> State:
         """Return the momentum buffer, if there is one."""
         return {"momentum_buffer": (shape, dtype)} if self.momentum else {}
-
-
-def pages(groups: Sequence[dict[str, Any]]) -> bool:
-    """Return whether these groups ask for paging and lie where state can be paged out of: on CUDA."""
-    if not any(group.get("paged") for group in groups):
-        return False
-    if any(parameter.is_cuda for group in groups for parameter in group["params"]):
-        return True
-    logger.warning("paged: the model is on the CPU, where optimizer state already lives in CPU memory; nothing to page")
-    return False
 
 
 @hookimpl

@@ -160,16 +160,16 @@ class OptimizerFactory(Protocol):
 
     An optimizer that steps one set of weights and means another to be used has methods `train` and `eval` that switch
     between them: trainers call them around steps, and before weights are measured or saved. `constant_lr = True` on the
-    class asks trainers to leave the learning rate as it is after the warm-up, and `pages_from = n` says that on CUDA
-    the state of tensors of n elements and more pages where a group asks for it; without it no state does.
-    `changes_gradients = True` owns that a step leaves other numbers in the gradients.
+    class asks trainers to leave the learning rate as it is after the warm-up. `changes_gradients = True` owns that a
+    step leaves other numbers in the gradients, and `couples_parameters = True` that it takes parameters together, as
+    for a norm over all of them: such an optimizer's state cannot page, and a spec that asks for it is refused.
     """
 
     name: ClassVar[str]
     default_lr: ClassVar[float]
 
     def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Return the optimizer; each group has `params`, `lr` and `paged`."""
+        """Return the optimizer; each group has `params` and `lr`. Where state pages, lorakit wraps what is returned."""
 
     def state(self, shape: tuple[int, ...], dtype: str) -> Mapping[str, tuple[tuple[int, ...], str]]:
         """Return the tensors that the optimizer keeps for one parameter, by name: (shape, dtype) of each.

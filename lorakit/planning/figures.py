@@ -16,6 +16,7 @@ from lorakit.planning.computing import held_dtype
 from lorakit.planning.entries import completed, unlike
 from lorakit.planning.hardware import Compute
 from lorakit.planning.inventory import Inventory, ModuleInfo, ParameterInfo
+from lorakit.planning.paging import pages
 from lorakit.planning.plan import AdapterPlan, Bytes, Plan, PlanEntry, RuleSummary
 from lorakit.planning.targets import container_counts
 
@@ -37,18 +38,9 @@ def finished(plan: Plan, inventory: Inventory, plugins: Plugins) -> Plan:
         plan,
         entries=entries,
         rules=tuple(_recounted(plan.rules, entries)),
-        memory=memory.forecast(inventory, entries, plan.memory, plan.compute),
+        memory=memory.forecast(inventory, entries, plan.memory, plan.compute, paged=_paged(plan, entries)),
         groups=inventory.groups,
     )
-
-
-def trained(entry: PlanEntry, module: ModuleInfo, compute: Compute | None, counted: set[str]) -> list[Tensor]:
-    """Return what trains of an entry; what layers share is `counted` where it comes first."""
-    adapter = entry.adapter
-    table = [one for one in adapter.parameters if one.trains and one.shared not in counted] if adapter else []
-    counted |= {one.shared for one in table if one.shared}
-    dtype = adapter.dtype if adapter else ""
-    return [*((one.shape, one.dtype or dtype) for one in table), *_in_full(entry, module, compute)]
 
 
 def numel(shape: Iterable[int]) -> int:
@@ -67,6 +59,10 @@ def size(tensors: Iterable[Tensor]) -> int:
 def _bytes(tensor: Tensor) -> int:
     shape, dtype = tensor
     return numel(shape) * itemsize(dtype)
+
+
+def _paged(plan: Plan, entries: Iterable[PlanEntry]) -> int:
+    return sum(entry.bytes.optimizer for entry in entries if pages(entry, plan.optimizer))
 
 
 @dataclass

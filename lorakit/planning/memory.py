@@ -17,9 +17,12 @@ FLOAT32 = 4
 
 
 def forecast(
-    inventory: Inventory, entries: Sequence[PlanEntry], step: Memory, compute: Compute | None = None
+    inventory: Inventory, entries: Sequence[PlanEntry], step: Memory, compute: Compute | None = None, *, paged: int = 0
 ) -> Memory:
-    """Return what one training step holds, in bytes, for the batch × tokens of `step`."""
+    """Return what one training step holds, in bytes, for the batch × tokens of `step`.
+
+    Of the optimizer's state `paged` bytes may leave.
+    """
     rows = step.batch * step.tokens
     changed = sum(entry.bytes.weight_before - entry.bytes.weight_after for entry in entries)
     changed -= widened_bytes(inventory, entries, compute)
@@ -38,6 +41,7 @@ def forecast(
         tokens=step.tokens,
         recompute=step.recompute,
         of_tokens=inventory.input_path is not None,
+        paged=paged,
     )
 
 

@@ -9,10 +9,8 @@ from lorakit.hooks.protocols import Observer
 from lorakit.language.spec import Spec
 from lorakit.language.statements import Adapt, Quantize
 from lorakit.planning.cascade import Decisions
-from lorakit.planning.figures import Tensor, numel, size, trained
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.place import Place
-from lorakit.planning.plan import Plan
 
 
 def notes_of(spec: Spec, inventory: Inventory, decisions: Decisions, plugins: Plugins) -> Iterable[str]:
@@ -22,37 +20,6 @@ def notes_of(spec: Spec, inventory: Inventory, decisions: Decisions, plugins: Pl
     yield from _calibration(spec, plugins)
     yield from _experts(inventory, decisions)
     yield from _ties(inventory, decisions)
-
-
-def paging_notes(plan: Plan, inventory: Inventory, plugins: Plugins) -> Iterable[str]:
-    """Yield what `paged` comes to, where a plan asks for it: state pages by tensors, and only of the larger ones."""
-    if not (plan.optimizer.paged or any(entry.adapter and entry.adapter.paged for entry in plan.entries)):
-        return
-    factory, name = plugins.optimizer(plan.optimizer.call), plan.optimizer.call.name
-    held = [(shape, factory.state(shape, dtype)) for shape, dtype in _trained(plan, inventory)]
-    whole = sum(size(state.values()) for _, state in held)
-    threshold = getattr(factory, "pages_from", None)
-    if not whole:
-        yield f"paged: `{name}` keeps no state as it is configured, so there is nothing to page"
-    elif threshold is None:
-        yield f"paged: `{name}` does not page, its state stays where the parameters are"
-    else:
-        # scales, tables and counters beside the moments stay
-        paging = [
-            size(tensor for tensor in state.values() if tensor[0] == shape)
-            for shape, state in held
-            if numel(shape) >= threshold
-        ]
-        yield (
-            f"paged: on CUDA {len(paging)} of {len(held)} tensors page, with {sum(paging):,} of {whole:,} bytes of "
-            f"state: those of {threshold:,} elements and more; on a CPU nothing changes"
-        )
-
-
-def _trained(plan: Plan, inventory: Inventory) -> Iterable[Tensor]:
-    counted: set[str] = set()
-    for entry in plan.entries:
-        yield from trained(entry, inventory.modules[entry.path], plan.compute, counted)
 
 
 def _rules(spec: Spec, decisions: Decisions, plugins: Plugins) -> Iterable[str]:

@@ -229,8 +229,9 @@ class OptimizerPlan:
 class Memory:
     """The forecast for one training step in bytes; `activations` is an estimate for batch × tokens.
 
-    With `recompute` the backward pass computes each block again from its inputs (gradient checkpointing).
-    A model that reads no tokens sees as many rows of its inputs; `of_tokens` is False then.
+    With `recompute` the backward pass computes each block again from its inputs (gradient checkpointing). Of
+    `optimizer`, `paged` bytes move to CPU memory when the accelerator's runs short. A model that reads no tokens sees
+    as many rows of its inputs; `of_tokens` is False then.
     """
 
     weights_before: int
@@ -244,6 +245,7 @@ class Memory:
     tokens: int
     recompute: bool = False
     of_tokens: bool = True
+    paged: int = 0
 
     @classmethod
     def of_step(cls, batch: int, tokens: int, recompute: bool) -> Memory:

@@ -143,7 +143,7 @@ def _parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
 
 
 def _built(made: Any, parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    built: torch.optim.Optimizer = made.build([{"params": list(parameters), "lr": lr, "paged": False}])
+    built: torch.optim.Optimizer = made.build([{"params": list(parameters), "lr": lr}])
     return built
 
 

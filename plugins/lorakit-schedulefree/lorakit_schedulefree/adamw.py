@@ -5,15 +5,12 @@ Source: Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import torch
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,11 +43,9 @@ class ScheduleFree:
             raise ValueError("warmup_steps must not be negative")
 
     def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Return schedulefree's AdamWScheduleFree, ready to step; its state is not paged."""
+        """Return schedulefree's AdamWScheduleFree, ready to step."""
         from schedulefree import AdamWScheduleFree
 
-        if any(group.get("paged") for group in groups):
-            logger.warning("paged: schedule-free optimizer state stays where its parameters are; nothing is paged")
         optimizer: torch.optim.Optimizer = AdamWScheduleFree(
             list(groups),
             lr=self.default_lr,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lorakit
+from lorakit.paging import Paged
 from lorakit.testing import Check, optimizer_checks
 from lorakit_schedulefree import ScheduleFree
 
@@ -47,7 +47,7 @@ def test_it_steps_as_the_paper_says(options: dict[str, Any]) -> None:
     (beta1, beta2), decay, warmup = made.betas, made.weight_decay, made.warmup_steps
     start = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     parameter = nn.Parameter(start.clone())
-    optimizer: Any = made.build([{"params": [parameter], "lr": lr, "paged": False}])
+    optimizer: Any = made.build([{"params": [parameter], "lr": lr}])
     x, z, moment, total = start.clone(), start.clone(), torch.zeros_like(start), 0.0
     for step in range(1, 13):
         y = (1 - beta1) * z + beta1 * x
@@ -78,11 +78,22 @@ def test_bad_options_are_refused_at_their_place() -> None:
             lorakit.parse(f"adapt q rank 2\noptimizer schedulefree({option})")
 
 
-def test_paged_is_said_to_page_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    model = lorakit.apply("adapt q_proj rank 2\noptimizer schedulefree lr 1e-3 paged", make_llama())
-    with caplog.at_level(logging.WARNING):
-        lorakit.optimizer(model)
-    assert "nothing is paged" in caplog.text
+def test_a_paged_run_has_the_bits_of_an_unpaged_one() -> None:
+    weights = []
+    for paged in ("", " paged"):
+        model = lorakit.apply(f"adapt q_proj rank 2 dtype fp32\noptimizer schedulefree lr 1e-3{paged}", make_llama())
+        optimizer: Any = lorakit.optimizer(model)
+        assert isinstance(optimizer, Paged) == bool(paged)
+        for _ in range(3):
+            model(make_tokens(), labels=make_tokens()).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if paged:
+                assert optimizer.page_out() > 0 and optimizer.near_bytes == 0
+        optimizer.eval()
+        assert {group["k"] for group in optimizer.param_groups} == {3}
+        weights.append([parameter.detach() for parameter in model.parameters() if parameter.requires_grad])
+    assert all(map(torch.equal, *weights))
 
 
 def make_llama() -> nn.Module:

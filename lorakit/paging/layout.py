@@ -1,0 +1,187 @@
+"""Which page holds which parameter's state, and the slices in which an optimizer goes through its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from lorakit.dtypes import dtype_of
+from lorakit.paging.leaves import Leaf, Path, leaves
+from lorakit.paging.links import Link
+from lorakit.paging.pages import UNIT, Form, Page, Piece, pack
+from lorakit.paging.pool import Pool, Traffic
+
+# bytes: small enough that little waits behind a page, large enough that a link is busy; moments are often of sizes that
+# fill four MiB, and counters lie beside them
+PAGE = (4 << 20) + (64 << 10)
+# the most that one slice of a step brings in
+SLICE = 64 << 20
+
+# the tensors that an optimizer keeps for a parameter, as `OptimizerFactory.state` has them
+State = Callable[[nn.Parameter], Mapping[str, tuple[tuple[int, ...], str]]]
+
+
+def page_for(budget: int | None) -> int:
+    """Return the size of a page, of which a small budget has room for several."""
+    return PAGE if budget is None else max(UNIT, min(PAGE, budget // 4 // UNIT * UNIT))
+
+
+class Layout:
+    """The parameters of an optimizer, the pages of their state, and a pool of pages for each device."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, budget: int | None, page_size: int, link: Callable[[torch.device], Link]
+    ) -> None:
+        self.optimizer = optimizer
+        self._budget = budget
+        self._page_size = page_size
+        self._link = link
+        self._pools: dict[torch.device, Pool] = {}
+        self._pieces: dict[nn.Parameter, Piece] = {}
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """Every parameter, in the order of the groups."""
+        return list(self._pieces.values())
+
+    @property
+    def traffic(self) -> Traffic:
+        """What moved so far, on all devices."""
+        return sum((pool.traffic for pool in self._pools.values()), Traffic())
+
+    @property
+    def near_bytes(self) -> int:
+        """The bytes of pages on the devices."""
+        return sum(pool.near_bytes for pool in self._pools.values())
+
+    @property
+    def far_bytes(self) -> int:
+        """The bytes of pages elsewhere."""
+        return sum(pool.far_bytes for pool in self._pools.values())
+
+    def add(self, parameters: Iterable[nn.Parameter], paged: Collection[nn.Parameter], state: State) -> None:
+        """Take parameters in, and allocate pages for what the optimizer will keep for those that page.
+
+        Raises: ModelError, WriteError as `Pool.add` does.
+        """
+        fresh = [Piece(parameter, parameter in paged) for parameter in parameters]
+        self._place([(piece, self._forms(piece.parameter, state)) for piece in fresh if piece.paged])
+        self._pieces |= {piece.parameter: piece for piece in fresh}
+        for piece in fresh:
+            if piece.parameter in self.optimizer.state:
+                self.bring([piece])
+                self.adopt([piece])
+
+    def bring(self, pieces: Sequence[Piece]) -> None:
+        """Let the state of these parameters be near. Raises: torch.OutOfMemoryError, WriteError."""
+        for pool, pages in self.by_pool(pages_of(pieces)).items():
+            pool.bring(pages)
+
+    def prefetch(self, pieces: Sequence[Piece], keep: Sequence[Piece]) -> None:
+        """Start bringing in the state of these parameters while that of others is in use."""
+        kept = self.by_pool(pages_of(keep))
+        for pool, pages in self.by_pool(pages_of(pieces)).items():
+            pool.prefetch([page for page in pages if page not in kept.get(pool, ())], kept.get(pool, ()))
+
+    def adopt(self, pieces: Iterable[Piece]) -> None:
+        """Let what the optimizer keeps for parameters whose pages are near lie in those pages."""
+        members = list(pieces)
+        misfits: list[tuple[Piece, dict[Path, Leaf]]] = []
+        for piece in members:
+            state = self.optimizer.state.get(piece.parameter)
+            if not piece.paged or state is None or piece.stands(state):
+                continue
+            found = {leaf.path: leaf for leaf in leaves(state, piece.parameter.device)}
+            new = [leaf for path, leaf in found.items() if not _stands(piece, path, leaf)]
+            if all(leaf.path in piece.slots and piece.slots[leaf.path].form == Form.of(leaf.tensor) for leaf in new):
+                self._take(piece, new)
+                piece.see(state)
+            else:
+                misfits.append((piece, found))
+        if misfits:
+            self._replace(misfits, keep=members)
+
+    def slices(self, pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
+        """Return parameters in order, as many together as share a slice; pages come in by slices."""
+        limit = min(SLICE, self._budget // 3) if self._budget is not None else SLICE
+        made: list[Sequence[Piece]] = []
+        current: list[Piece] = []
+        pages: set[Page] = set()
+        size = 0
+        for piece in pieces:
+            more = 0 if piece.page in pages else piece.size
+            if current and size + more > limit:
+                made.append(current)
+                current, pages, size, more = [], set(), 0, piece.size
+            current.append(piece)
+            size += more
+            if piece.page:
+                pages.add(piece.page)
+        return [*made, *[current] * bool(current)]
+
+    def by_pool(self, pages: Iterable[Page]) -> dict[Pool, list[Page]]:
+        """Return pages by the pool that holds them."""
+        found: dict[Pool, list[Page]] = {}
+        for page in pages:
+            found.setdefault(self._pools[page.device], []).append(page)
+        return found
+
+    def page_out(self) -> int:
+        """Send every page out. Returns their bytes."""
+        return sum(pool.page_out() for pool in self._pools.values())
+
+    def settle(self) -> None:
+        """Wait until what was sent out has arrived."""
+        for pool in self._pools.values():
+            pool.settle()
+
+    def _forms(self, parameter: nn.Parameter, state: State) -> dict[Path, Form]:
+        forms: dict[Path, Form] = {}
+        for name, (shape, dtype) in state(parameter).items():
+            like = parameter if tuple(shape) == tuple(parameter.shape) else torch.empty(shape, device="meta")
+            forms[name,] = Form.of(like.detach().to("meta", dtype_of(dtype)))
+        held = self.optimizer.state.get(parameter, {})
+        return forms | {leaf.path: Form.of(leaf.tensor) for leaf in leaves(held, parameter.device)}
+
+    def _place(self, pieces: Sequence[tuple[Piece, Mapping[Path, Form]]]) -> None:
+        pages: dict[torch.device, list[Page]] = {}
+        for page in pack(pieces, self._page_size):
+            pages.setdefault(page.device, []).append(page)
+        for device, fresh in pages.items():
+            if device not in self._pools:
+                self._pools[device] = Pool(self._link(device), self._budget)
+            self._pools[device].add(fresh)
+
+    def _take(self, piece: Piece, found: Iterable[Leaf]) -> None:
+        for leaf in found:
+            assert piece.page is not None and piece.page.near is not None
+            piece.slots[leaf.path].adopt(leaf, piece.page.near)
+
+    def _replace(self, misfits: Sequence[tuple[Piece, Mapping[Path, Leaf]]], keep: Sequence[Piece]) -> None:
+        """Give other pages to what the optimizer keeps otherwise than was known."""
+        for piece, _ in misfits:
+            if (page := piece.page) is not None:
+                gone = {id(slot) for slot in piece.slots.values()}
+                page.slots = [slot for slot in page.slots if id(slot) not in gone]
+                if not page.slots:
+                    self._pools[page.device].drop(page)
+        forms = {
+            piece.parameter: {path: Form.of(leaf.tensor) for path, leaf in found.items()} for piece, found in misfits
+        }
+        self._place([(piece, forms[piece.parameter]) for piece, _ in misfits])
+        self.bring(keep)
+        for piece, found in misfits:
+            self._take(piece, found.values())
+
+
+def pages_of(pieces: Iterable[Piece]) -> list[Page]:
+    """Return the pages of parameters, each once."""
+    return list(dict.fromkeys(piece.page for piece in pieces if piece.page))
+
+
+def _stands(piece: Piece, path: Path, leaf: Leaf) -> bool:
+    """Return whether the state holds the very view into its page."""
+    slot = piece.slots.get(path)
+    return slot is not None and slot.tensor is leaf.tensor

@@ -1,0 +1,162 @@
+"""Pages, and the places in them where an optimizer's state tensors lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.paging.leaves import Leaf, Path
+from lorakit.paging.links import Mark
+
+# where tensors begin in a page, in bytes: as wide as the widest loads of kernels, and a multiple of every element
+ALIGNMENT = 64
+# what a page that is longer than others is a multiple of
+UNIT = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The shape, strides and dtype of a tensor."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Form:
+        """Return the form of a tensor; one with holes or overlaps is laid out anew."""
+        return cls(tuple(tensor.shape), torch.empty_like(tensor, device="meta").stride(), tensor.dtype)
+
+    @property
+    def bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    @property
+    def room(self) -> int:
+        """The bytes that it takes in a page."""
+        return -(-self.bytes // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """The place of one state tensor in its page; `tensor` is the view that stands in the state, once there is one."""
+
+    form: Form
+    offset: int
+    holder: Any = None
+    key: Any = None
+    tensor: Tensor | None = None
+
+    def adopt(self, leaf: Leaf, memory: Tensor) -> None:
+        """Copy a tensor into the page's memory, and let the state hold the view."""
+        self.holder, self.key = leaf.holder, leaf.key
+        view = self._view(memory)
+        view.copy_(leaf.tensor)
+        self.tensor = self.holder[self.key] = view
+
+    def point(self, memory: Tensor) -> None:
+        """Let the state hold the view into other memory of the page, unless it holds something else by now."""
+        try:
+            held = self.holder[self.key] if self.tensor is not None else None
+        except LookupError:
+            held = None
+        if held is not self.tensor or held is None:
+            self.tensor = None
+        else:
+            self.tensor = self.holder[self.key] = self._view(memory)
+
+    def _view(self, memory: Tensor) -> Tensor:
+        form = self.form
+        flat = memory[self.offset : self.offset + form.bytes].view(form.dtype)
+        return flat.as_strided(form.shape, form.stride)
+
+
+@dataclass(slots=True, eq=False)
+class Page:
+    """Bytes that move together: near, where the optimizer steps, or far.
+
+    `arriving` and `leaving` mark the last copy each way. A page is `blank` until it is first used, and `stored` while
+    what is far is what it holds.
+    """
+
+    size: int
+    device: torch.device
+    slots: list[Slot] = field(default_factory=list)
+    near: Tensor | None = None
+    far: Tensor | None = None
+    arriving: Mark = None
+    leaving: Mark = None
+    blank: bool = True
+    stored: bool = False
+
+    def point(self) -> None:
+        """Let the state's tensors be views into where the page lies."""
+        memory = self.near if self.near is not None else self.far
+        if memory is not None:
+            for slot in self.slots:
+                slot.point(memory)
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """One parameter, with its page and the slots of its state by path; no page if its state stays where it is.
+
+    `seen` says where every value of its state lay when all of it was in place: in a slot, or elsewhere as it is.
+    """
+
+    parameter: nn.Parameter
+    paged: bool
+    page: Page | None = None
+    slots: dict[Path, Slot] = field(default_factory=dict)
+    seen: Sequence[Slot | Tensor | None] = ()
+
+    def see(self, state: Mapping[str, Any]) -> None:
+        """Note where the state's values lie, now that its tensors are in the slots."""
+        nested = any(isinstance(value, dict | list | tuple) for value in state.values())
+        # a view is not held here: it would keep the memory of a page that left
+        self.seen = () if nested else [
+            self.slots.get((name,), value if isinstance(value, Tensor) else None) for name, value in state.items()
+        ]  # fmt: skip
+
+    def stands(self, state: Mapping[str, Any]) -> bool:
+        """Return whether the state's tensors are where they were seen."""
+        return len(state) == len(self.seen) and all(
+            value is (place.tensor if isinstance(place, Slot) else place) or type(value) in (int, float, bool)
+            for value, place in zip(state.values(), self.seen, strict=True)
+        )
+
+    @property
+    def size(self) -> int:
+        """The bytes that a step of it alone brings in, or takes: about two moments where nobody knows."""
+        return self.page.size if self.page else 2 * self.parameter.numel() * self.parameter.element_size()
+
+
+def pack(pieces: Iterable[tuple[Piece, Mapping[Path, Form]]], page_size: int) -> list[Page]:
+    """Give the state of parameters its places, in their order; one that is larger than a page has a longer one.
+
+    Returns the new pages, each of one device.
+    """
+    unit = min(UNIT, page_size)
+    made: list[Page] = []
+    open_pages: dict[torch.device, tuple[Page, int]] = {}
+    for piece, forms in pieces:
+        room = sum(form.room for form in forms.values())
+        piece.page, piece.slots = None, {}
+        if not room:
+            continue
+        device = piece.parameter.device
+        page, used = open_pages.get(device, (None, 0))
+        if page is None or used + room > page.size:
+            page, used = Page(page_size if room <= page_size else -(-room // unit) * unit, device), 0
+            made.append(page)
+        piece.page = page
+        for path, form in forms.items():
+            piece.slots[path] = slot = Slot(form, used)
+            page.slots.append(slot)
+            used += form.room
+        open_pages[device] = page, used
+    return made
