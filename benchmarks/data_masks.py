@@ -122,7 +122,12 @@ def main() -> None:
 
     logging.disable(logging.WARNING)
     tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or smollm2())
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
     folder = Path(trl.__file__).parent / "chat_templates"
     wanted = [name for name in settings.templates.split(",") if name]

@@ -85,7 +85,8 @@ def mean_bits(summary: Any) -> float:
 
 
 def run(quant: str | None, train: Rows, held_out: Rows, settings: argparse.Namespace, device: str) -> Result:
-    model: Any = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16).to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16)
+    model.to(device)
     calibration = [batch_of([row], device) for row in train[:CALIBRATION]]
     rule = f"adapt {settings.targets} rank 16"
     spec = f"{rule} quant {quant}\nquantize @linear none" if quant else rule

@@ -60,7 +60,7 @@ def tokens() -> torch.Tensor:
 def llama_folder(tmp_path: Path) -> Path:
     """A Hugging Face folder of the small Llama with a byte-level tokenizer and a chat template."""
     folder = tmp_path / "llama"
-    make_llama(vocab_size=320).save_pretrained(folder)  # type: ignore[operator]
+    make_llama(vocab_size=320).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
 
@@ -89,7 +89,7 @@ def nursery() -> Iterator[Nursery]:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What commands are given: a small Llama with data and a spec, and a net with pairs and a spec."""
     folder = tmp_path_factory.mktemp("inputs")
-    make_llama(vocab_size=320).save_pretrained(folder / "llama")  # type: ignore[operator]
+    make_llama(vocab_size=320).save_pretrained(folder / "llama")
     byte_tokenizer().save_pretrained(folder / "llama")
     rows = [json.dumps({"text": f"hello world {number}"}) for number in range(16)]
     (folder / "data.jsonl").write_text("\n".join(rows))

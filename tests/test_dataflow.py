@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +20,8 @@ from lorakit.planning.plan import Plan
 from lorakit.plugins import default_plugins
 
 
-def inventory_of(model: nn.Module, example: object = None) -> Inventory:
-    return read_inventory(model, default_plugins(), example)  # type: ignore[arg-type]
+def inventory_of(model: nn.Module, example: Any = None) -> Inventory:
+    return read_inventory(model, default_plugins(), example)
 
 
 def read_together(model: nn.Module, paths: list[str], inputs: dict[str, Tensor]) -> set[tuple[str, ...]]:
@@ -51,7 +52,7 @@ def test_groups_are_the_layers_that_get_the_same_numbers(name: str) -> None:
     with torch.no_grad():
         # two norms of one tensor agree only as long as they are new
         for value in model.parameters():
-            value += 0.1 * torch.rand_like(value)
+            value.add_(0.1 * torch.rand_like(value))
     inventory = inventory_of(model)
     linear = [path for path, module in inventory.modules.items() if module.shape and module.shape.is_linear]
     assert set(inventory.groups) == read_together(model, linear, ARCHITECTURES[name].inputs())

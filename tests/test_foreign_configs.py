@@ -106,7 +106,7 @@ def test_axolotl_says_all_linear_layers(tmp_path: Path) -> None:
     rule, others = lorakit.parse(written(text, tmp_path)).rules
     assert isinstance(rule, Adapt) and list(map(str, rule.targets)) == ["@linear"]
     assert isinstance(others, Quantize) and rule.quant is not None
-    assert others.quant.name == "int8" == rule.quant.name
+    assert others.quant and rule.quant and others.quant.name == "int8" == rule.quant.name
     both = lorakit.parse(written(text + "lora_target_modules: [lm_head, q_proj]\n", tmp_path)).rules
     assert [(list(map(str, one.targets)), bool(one.quant)) for one in both if isinstance(one, Adapt)] == [
         (["@linear", "q_proj"], True),

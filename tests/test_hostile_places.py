@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ def test_save_does_not_replace_a_link_that_leads_nowhere(tmp_path: Path) -> None
 
 
 def test_a_base_in_float64_is_adapted_in_float32(tmp_path: Path) -> None:
-    model = lorakit.apply("adapt layers[0] rank 2", small().double())
+    model: Any = lorakit.apply("adapt layers[0] rank 2", small().double())
     assert model.layers[0].lora_A.dtype == torch.float32
     loaded = lorakit.load(lorakit.save(model, tmp_path / "adapter"), small().double())
     x = torch.ones(2, 8, dtype=torch.float64)
@@ -115,7 +116,7 @@ def test_a_base_in_float64_is_adapted_in_float32(tmp_path: Path) -> None:
 
 
 def test_a_start_that_overflows_is_refused_and_the_model_unchanged() -> None:
-    model = small()
+    model: Any = small()
     with pytest.raises(lorakit.PlanError, match=r"the start of `layers.0` gives `lora_A` NaN, or values that float32"):
         lorakit.apply("adapt layers[0] rank 2 init gaussian(sigma=1e39)", model)
     assert type(model.layers[0]) is nn.Linear

@@ -179,7 +179,7 @@ def test_plugins_handed_in_serve_a_hugging_face_model_as_well(tmp_path: Path) ->
     spec = lorakit.parse(
         "adapt q_proj method testing_vector\nadapt v_proj rank 2 method testing_shared", plugins=plugins
     )
-    model = lorakit.apply(spec, small_llama(), plugins=plugins)
+    model: Any = lorakit.apply(spec, small_llama(), plugins=plugins)
     model.save_pretrained(tmp_path / "adapter")
     loaded = lorakit.load(tmp_path / "adapter", small_llama(), plugins=plugins)
     tokens = torch.arange(5)[None]

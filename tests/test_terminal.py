@@ -56,7 +56,7 @@ def rendered(view: object, width: int, encoding: str = "utf-8") -> str:
     stream = io.TextIOWrapper(io.BytesIO(), encoding, errors=ERRORS)
     Console(file=stream, width=width, color_system=None, legacy_windows=False).print(view)
     stream.flush()
-    return stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    return stream.buffer.getvalue().decode(encoding)
 
 
 def in_a_terminal(words: list[str], **environment: str) -> str:

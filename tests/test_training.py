@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import lorakit
 from helpers import QLORA, adapters, make_llama
 
 
-class Rows(torch.utils.data.Dataset):
+class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """The same row again and again is learned fast."""
 
     def __init__(self, count: int = 32) -> None:
@@ -136,7 +137,9 @@ def test_gradients_survive_checkpointing(reentrant: bool, order: str, tokens: to
             gradient = model.get_parameter(name).grad
             assert gradient is not None
             torch.testing.assert_close(gradient, value.grad)
-    assert any(value.grad.any() for name, value in model.named_parameters() if "lora_B" in name)
+    assert any(
+        value.grad is not None and value.grad.any() for name, value in model.named_parameters() if "lora_B" in name
+    )
 
 
 def test_a_quantized_checkpoint_of_transformers_trains(tmp_path: Path) -> None:
@@ -160,7 +163,7 @@ def test_merging_gives_the_model_its_own_save_back(tmp_path: Path, tokens: torch
     model = lorakit.apply("adapt q_proj rank 4", make_llama())
     trainer(model, tmp_path / "run", steps=3).train()
     expected = model.eval()(tokens).logits
-    merged = lorakit.merge(model)
+    merged: Any = lorakit.merge(model)
     merged.save_pretrained(tmp_path / "merged")
     plain = LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()
     torch.testing.assert_close(plain(tokens).logits, expected, rtol=0, atol=1e-5)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
@@ -44,9 +45,21 @@ class LayersQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         return True
 
+    def preprocess_model(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        super().preprocess_model(model, *args, **kwargs)
+        self.shapes = _shapes(model)
+
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        # where there is a quantizer, transformers before 5.23 lets a tensor of any shape in
+        for name, found in _shapes(model).items():
+            if found != (needed := self.shapes.get(name, found)):
+                raise ModelError(f"`{name}` is {tuple(found)} in the files and {tuple(needed)} in the model")
         marks.clear(model)
         return model
+
+
+def _shapes(model: PreTrainedModel) -> dict[str, Size]:
+    return {name: value.shape for name, value in chain(model.named_parameters(), model.named_buffers())}
 
 
 @register_quantization_config(METHOD)

@@ -30,7 +30,7 @@ def test_the_grammar_is_the_file_in_the_repository() -> None:
 
 def test_lark_itself_reads_the_example_by_it() -> None:
     tree = lark().parse(EXAMPLE, start="start")
-    assert [child.data for child in tree.children] == [
+    assert [getattr(child, "data", child) for child in tree.children] == [
         "let", "adapt", "adapt", "quantize", "optimizer", "step", "require", "require",
     ]  # fmt: skip
     assert lark().parse("[q, k]", start="value").data == "target_list"

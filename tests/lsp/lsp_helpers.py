@@ -145,7 +145,10 @@ class Editor:
         """Return what the server says of the word at a position."""
         asked = types.HoverParams(types.TextDocumentIdentifier(uri), position)
         hint = await self.client.text_document_hover_async(asked)
-        return hint.contents.value if hint is not None else ""
+        if hint is None:
+            return ""
+        assert isinstance(hint.contents, types.MarkupContent)
+        return hint.contents.value
 
     async def complete(self, text: str) -> list[types.CompletionItem]:
         """Return what the server offers at the mark."""

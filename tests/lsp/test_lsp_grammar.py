@@ -162,8 +162,8 @@ def asserted(text: str) -> str:
                 line, column = tree.source.position(word.start)
                 expected.setdefault(line, []).append(assertion(column - 1, len(word), scope))
     lines = ['# SYNTAX TEST "source.lora"']
-    for number, line in enumerate(text.split("\n"), 1):
-        lines += [line, *expected.get(number, [])]
+    for number, written in enumerate(text.split("\n"), 1):
+        lines += [written, *expected.get(number, [])]
     return "\n".join(lines) + "\n"
 
 

@@ -55,6 +55,7 @@ async def test_the_outline_has_an_entry_a_statement(editor: Editor) -> None:
     asked = types.DocumentSymbolParams(types.TextDocumentIdentifier(uri))
     found = await editor.client.text_document_document_symbol_async(asked)
     assert [one.name for one in found or ()] == ["let r = 4", "adapt @mlp, q_proj", "quantize v nf4 double"]
+    assert found is not None and isinstance(found[1], types.DocumentSymbol)
     assert found[1].range == types.Range(types.Position(1, 0), types.Position(4, 1))
 
 
