@@ -20,9 +20,11 @@ from lorakit.data.examples import reasons, require_kept
 from lorakit.data.language_model import read_tokenizer, row_limit, vocabulary_of
 from lorakit.data.source import Data
 from lorakit.data.tokens import Tokenized, split, tokenize
+from lorakit.huggingface.record_attention import attention_by_record
 from lorakit.reporter import SILENT, Reporter
 from lorakit.trainers.answering import answer
 from lorakit.trainers.checkpoints import STATE, Checkpoints, step_of
+from lorakit.trainers.condensed import exact_for
 from lorakit.trainers.display import Display
 from lorakit.trainers.finite import Finite
 from lorakit.trainers.packing import check_apart, check_signature, features, packed
@@ -105,6 +107,7 @@ class LanguageTask:
         rows = self.rows.rows[:count]
         return [{"input_ids": torch.tensor([row.input_ids])} for row in rows]
 
+    @attention_by_record()
     def train(
         self, model: nn.Module, work: Path, display: Display, *, resume: bool, reports: Reports = NO_REPORTS
     ) -> Outcome:
@@ -124,6 +127,7 @@ class LanguageTask:
             finite,
             checkpoints,
             display.stop,
+            exact_for(model, self._vocabulary, self._limit),
             model=model,
             args=_arguments(
                 settings,
