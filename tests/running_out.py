@@ -35,26 +35,28 @@ def _allocates(func: Any) -> bool:
     return bool(returns) and any("Tensor" in str(one.type) and one.alias_info is None for one in returns)
 
 
-class Full:
-    """A device with room for so many bytes of saved tensors: one more is refused, as an allocator would."""
+class Full(TorchDispatchMode):
+    """A device with room for so many bytes of saved tensors: the operation after one too many is refused."""
 
     def __init__(self, room: int) -> None:
+        super().__init__()
         self.room = room
         self.held = 0
         self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.held > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. (room for saved tensors)")
+        return func(*args, **(kwargs or {}))
 
     @contextmanager
     def around(self, model: nn.Module) -> Iterator[None]:
         stay = {one.untyped_storage().data_ptr() for one in model.parameters()}
 
         def pack(value: Tensor) -> Any:
-            if value.untyped_storage().data_ptr() in stay:
-                return value
-            if self.held + value.nbytes > self.room:
-                raise torch.OutOfMemoryError("CUDA out of memory. (room for saved tensors)")
-            return _Held(self, value)
+            return value if value.untyped_storage().data_ptr() in stay else _Held(self, value.detach())
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: getattr(held, "value", held)):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: getattr(held, "value", held)), self:
             yield
 
 

@@ -33,7 +33,10 @@ class Rung(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Climb:
-    """A batch that needed a rung: bytes that it freed, paged out or sent, and the time of all tries but the first."""
+    """A batch that needed a rung: bytes that it freed, paged out or sent, and the time of all tries but the first.
+
+    It is 0 where the rung was known to be needed: nothing was tried in vain.
+    """
 
     rung: Rung
     bytes: int
@@ -99,8 +102,8 @@ class Ladder:
             moved = free_caches(thoroughly=rung > Rung.GROUND)
             rung, paged = self._above(rung, batch, ended)
             moved = paged or moved
-        if failed:
-            took = 1000 * (time.perf_counter() - began - failed)
+        if rung > Rung.GROUND:
+            took = 1000 * (time.perf_counter() - began - failed) if failed else 0.0
             self._note(Climb(rung, sending.bytes or moved, took, rows_of(batch)), size)
         return loss
 

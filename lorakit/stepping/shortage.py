@@ -47,14 +47,15 @@ def free_caches(*, thoroughly: bool) -> int:
 
 
 def retried(work: Callable[[], T]) -> T:
-    """Return what work gives that takes next to no memory and changes nothing, tried once more where there is none."""
-    try:
-        return work()
-    except Exception as error:
-        if not is_shortage(error):
-            raise
-        let_go(error)
-    free_caches(thoroughly=True)
+    """Return what work gives that takes next to no memory and changes nothing, tried again where there is none."""
+    for thoroughly in (False, True):
+        try:
+            return work()
+        except Exception as error:
+            if not is_shortage(error):
+                raise
+            let_go(error)
+        free_caches(thoroughly=thoroughly)
     return work()
 
 

@@ -64,7 +64,7 @@ class Survivor(TrainerCallback):
         return refused(trainer.model, self._learning)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._longest_first and (rows := longest(self._trainer.train_dataset, args.per_device_train_batch_size)):
+        if self._longest_first and (rows := longest(self._trainer.train_dataset, state.train_batch_size)):
             with undone(self._trainer.model):
                 batch = self._trainer.data_collator(rows)
                 _, items = self._trainer.get_batch_samples(iter([batch]), 1, args.device)
