@@ -16,12 +16,14 @@ from lorakit.values import ModelReference
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import Trainer
 
     from lorakit.application.summary import Summary
     from lorakit.named_adapters import Adapters
     from lorakit.paging import Paged
     from lorakit.planning.hardware import Hardware
     from lorakit.planning.plan import Plan
+    from lorakit.trainers.surviving import Survivor
 
 logger = logging.getLogger("lorakit")
 
@@ -241,6 +243,18 @@ def summary(model: nn.Module) -> Summary:
     from lorakit.application.summary import summarize
 
     return summarize(model)
+
+
+def survive(trainer: Trainer, *, longest_first: bool = True) -> Survivor:
+    """Have transformers' Trainer, or one made of it, finish the steps in which memory runs out, and return what does.
+
+    Forward and backward are computed again in ways that need less, with the same bits, and with the batch split where
+    nothing else helps and its loss can be; its `climbs` say what was needed. With `longest_first` the longest rows are
+    tried before the first step, and undone, so that what will not fit fails at once.
+    """
+    from lorakit.trainers.surviving import survive as stand_around
+
+    return stand_around(trainer, longest_first=longest_first)
 
 
 def _decisions(spec: Spec | Plan | str | Path, plugins: Plugins) -> Spec | Plan:

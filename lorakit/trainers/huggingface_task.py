@@ -22,6 +22,7 @@ from lorakit.data.source import Data
 from lorakit.data.tokens import Tokenized, split, tokenize
 from lorakit.huggingface.record_attention import attention_by_record
 from lorakit.reporter import SILENT, Reporter
+from lorakit.stepping.shortage import in_words
 from lorakit.trainers.answering import answer
 from lorakit.trainers.checkpoints import STATE, Checkpoints, step_of
 from lorakit.trainers.condensed import exact_for
@@ -31,6 +32,7 @@ from lorakit.trainers.packing import check_apart, check_signature, features, pac
 from lorakit.trainers.reports import NO_REPORTS, PLAIN, Reports, logs_of
 from lorakit.trainers.schedules import SCHEDULES, chosen
 from lorakit.trainers.settings import Outcome, Settings, steps_of
+from lorakit.trainers.surviving import survive
 from lorakit.trainers.watched_trainer import Collator, FiniteState, Logs, Watch, WatchedTrainer, WeightsToUse
 from lorakit.values import ModelReference
 
@@ -143,6 +145,7 @@ class LanguageTask:
             data_collator=Collator(self._tokenizer),
             optimizers=(optimizer, None),
         )
+        survive(trainer, say=display.warn)
         # it prints raw dictionaries
         trainer.remove_callback(PrinterCallback)
         done = step_of(checkpoint) if checkpoint else 0
@@ -164,7 +167,7 @@ class LanguageTask:
                 trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
                 told.on_train_begin(trainer.args, trainer.state, trainer.control)
             else:
-                with finite.watching(done):
+                with finite.watching(done), in_words():
                     done = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).global_step
         seconds = time.monotonic() - begun
         stopped = stop.signal if done < settings.steps else 0
