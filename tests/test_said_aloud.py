@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.utils import spectral_norm as old_spectral_norm
+from torch.nn.utils.parametrizations import spectral_norm
 
 import lorakit
 from helpers import make_llama, randomize
@@ -54,6 +57,84 @@ def test_the_row_of_the_padding_stays_as_peft_leaves_it() -> None:
     assert torch.equal(changed[2], base[2])
     assert not torch.equal(changed[[0, 1, 5]], base[[0, 1, 5]])
     assert torch.equal(changed[2], model(tokens).new_zeros(4) + base[2])
+
+
+class Average(nn.Module):
+    """Takes off the mean of what it saw, whatever the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x - self.mean
+
+
+KEEPERS = {
+    "batch norm": lambda: nn.BatchNorm1d(8),
+    "batch norm without weights": lambda: nn.BatchNorm1d(8, affine=False),
+    "batch norm of all batches": lambda: nn.BatchNorm1d(8, momentum=None),
+    "instance norm": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten()
+    ),
+    "spectral norm": lambda: spectral_norm(nn.Linear(8, 8)),
+    "spectral norm of old": lambda: old_spectral_norm(nn.Linear(8, 8)),
+}
+
+
+@pytest.mark.parametrize("kind", KEEPERS)
+def test_what_a_frozen_base_counts_stays_as_it_was(kind: str, tmp_path: Path) -> None:
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(OrderedDict(body=nn.Linear(8, 8), keeper=KEEPERS[kind](), head=nn.Linear(8, 3)))
+
+    base = net().eval()
+    model = trained(lorakit.apply("adapt body,head rank 2", net()))
+    assert all(torch.equal(value, base[1].state_dict()[name]) for name, value in model[1].state_dict().items())  # type: ignore[index]
+    lorakit.save(model, tmp_path / "adapter")
+    torch.testing.assert_close(lorakit.load(tmp_path / "adapter", net())(X), model(X), rtol=0, atol=1e-6)
+    with lorakit.adapters(model).disabled():
+        torch.testing.assert_close(model(X), base(X), rtol=0, atol=0)
+    # merged it is a plain model, that keeps count again
+    merged = lorakit.merge(model).train()
+    assert all(module.training for module in merged.modules())
+    merged(X)
+    assert not all(torch.equal(value, base[1].state_dict()[name]) for name, value in merged[1].state_dict().items())  # type: ignore[index]
+
+
+def test_adapters_take_turns_with_a_norm_that_one_of_them_trains() -> None:
+    model = lorakit.apply("adapt body rank 2; train norm", Net())
+    model = lorakit.apply("adapt head rank 2", model, name="second").train()
+    norm = model.get_submodule("norm")
+    assert not norm.training
+    before = norm.running_mean.clone()  # type: ignore[operator, union-attr]
+    model(X)
+    assert torch.equal(norm.running_mean, before)  # type: ignore[arg-type]
+    lorakit.adapters(model).use("default")
+    assert norm.training and not norm.eval().training and model.train().norm.training  # type: ignore[union-attr]
+    model(X)
+    assert not torch.equal(norm.running_mean, before)  # type: ignore[arg-type]
+    with pytest.raises(lorakit.ModelError):
+        lorakit.adapters(model).use("third")
+    assert "train" not in vars(norm)
+
+
+def test_the_plan_says_what_keeps_still() -> None:
+    assert "1 modules, first `norm`, keep running means" in "\n".join(lorakit.plan("adapt body rank 2", Net()).notes)
+    assert not any("running means" in note for note in lorakit.plan("adapt body rank 2; train norm", Net()).notes)
+
+
+def test_a_base_that_changes_as_it_runs_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    net = nn.Sequential(nn.Linear(8, 8), Average(), nn.Linear(8, 3))
+    model = lorakit.apply("adapt 0,2 rank 2", net)
+    lorakit.save(model, tmp_path / "before")
+    assert not caplog.text
+    trained(model)
+    for _ in range(2):
+        lorakit.save(model, tmp_path / "after")
+    assert caplog.text.count("the base changed as it ran, in `1.mean`, which no adapter holds") == 1
 
 
 @pytest.mark.parametrize("reader", ["lorakit", "lorakit of PEFT's"])

@@ -22,6 +22,7 @@ def notes_of(spec: Spec, inventory: Inventory, decisions: Decisions, plugins: Pl
     yield from _calibration(spec, plugins)
     yield from _experts(inventory, decisions)
     yield from _ties(inventory, decisions)
+    yield from _statistics(inventory, decisions)
 
 
 def paging_notes(plan: Plan, inventory: Inventory, plugins: Plugins) -> Iterable[str]:
@@ -88,6 +89,15 @@ def _experts(inventory: Inventory, decisions: Decisions) -> Iterable[str]:
         count = sum(parameter.numel for path in outside for parameter in inventory.modules[path].parameters)
         share = count / inventory.total_parameters
         yield f"{count:,} parameters ({share:.0%}) lie in expert stacks that no rule adapts; `adapt @experts` would"
+
+
+def _statistics(inventory: Inventory, decisions: Decisions) -> Iterable[str]:
+    modules = ((path, module) for path, module in inventory.modules.items() if path not in decisions.train)
+    if still := [path for path, module in modules if any(one.name == "running_mean" for one in module.buffers)]:
+        yield (
+            f"{len(still)} modules, first `{still[0]}`, keep running means, which no rule trains: in training too they "
+            "stay as they are, and are what is computed with; `train` lets them move"
+        )
 
 
 def _ties(inventory: Inventory, decisions: Decisions) -> Iterable[str]:
