@@ -151,6 +151,15 @@ def test_modules_to_save_with_all_that_is_around_them(tokens: torch.Tensor, tmp_
     assert [entry.path for entry in adapter_of(ours).plan.entries if entry.train] == ["model.embed_tokens", "lm_head"]
 
 
+@pytest.mark.parametrize("change", [0.1, 0.0])
+def test_ends_that_peft_trained_as_one(change: float, tokens: torch.Tensor, tmp_path: Path) -> None:
+    theirs = wrapped(base(True), target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True)
+    with torch.no_grad():
+        theirs.base_model.model.model.embed_tokens.modules_to_save.default.weight += change
+    ours = lorakit.load(saved(theirs, tmp_path / "peft"), base(True))
+    assert off(ours, theirs, tokens) <= 1e-5
+
+
 def _shorter(tensors: dict[str, torch.Tensor]) -> None:
     tensors["base_model.model.model.embed_tokens.base_layer.weight"] = torch.ones(127, 64)
 
