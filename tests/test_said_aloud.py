@@ -43,6 +43,43 @@ def trained(model: nn.Module, steps: int = 5) -> nn.Module:
     return model.eval()
 
 
+NORMS = "adapt q_proj rank 2\ntrain @norm"
+
+
+def test_steps_that_bf16_does_not_hold_are_said_and_fp32_holds_them(caplog: pytest.LogCaptureFixture) -> None:
+    def notes(spec: str, dtype: torch.dtype = torch.bfloat16) -> str:
+        return "\n".join(lorakit.plan(spec, make_llama().to(dtype)).notes)
+
+    words = "5 modules, first `model.layers.0.input_layernorm`, train in bf16, where a step of 0.0002 is lost on every"
+    assert f"{words} weight above 0.1" in notes(f"{NORMS}\noptimizer adamw lr 2e-4")
+    assert "0.001 is lost on every weight above 0.51" in notes(f"{NORMS} lr 1e-3")
+    for spec in (f"{NORMS}\nstep compute fp32", f"{NORMS} lr 1e-2", "adapt q_proj rank 2"):
+        assert "is lost" not in notes(spec)
+    assert "is lost" not in notes(NORMS, torch.float32)
+
+    lorakit.optimizer(lorakit.apply(NORMS, make_llama().to(torch.bfloat16)), lr=2e-4)
+    assert "5 parameters that train in bf16, first `model.layers.0.input_layernorm.weight`, lose most" in caplog.text
+    caplog.clear()
+    # small weights have numbers for small steps
+    lorakit.optimizer(lorakit.apply("train embed_tokens", make_llama().to(torch.bfloat16)), lr=2e-4)
+    assert not caplog.text
+
+    runs = [
+        lorakit.apply(f"{NORMS}\nstep compute fp32", make_llama().to(torch.bfloat16)),
+        lorakit.apply(f"{NORMS} \n", make_llama().to(torch.bfloat16).float()),
+    ]
+    for model in runs:
+        optimizer = lorakit.optimizer(model, lr=2e-4)
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(input_ids=torch.arange(24)[None], labels=torch.arange(24)[None]).loss.backward()
+            optimizer.step()
+    assert not caplog.text
+    ends = [model.get_submodule("model.norm").get_parameter("weight").detach() for model in runs]
+    assert not torch.equal(ends[0], torch.ones(64))
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
+
+
 def test_the_row_of_the_padding_stays_as_peft_leaves_it() -> None:
     embedding = nn.Embedding(6, 4, padding_idx=2)
     model = lorakit.apply("adapt 0 rank 2", nn.Sequential(embedding, nn.Linear(4, 3)))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from lorakit.dtypes import BF16_STEPS
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import Observer
 from lorakit.language.spec import Spec
 from lorakit.language.statements import Adapt, Quantize
 from lorakit.planning.cascade import Decisions
-from lorakit.planning.figures import Tensor, numel, size, trained
+from lorakit.planning.figures import Tensor, in_full, numel, size, trained
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan
@@ -47,6 +48,23 @@ def paging_notes(plan: Plan, inventory: Inventory, plugins: Plugins) -> Iterable
         yield (
             f"paged: on CUDA {len(paging)} of {len(held)} tensors page, with {sum(paging):,} of {whole:,} bytes of "
             f"state: those of {threshold:,} elements and more; on a CPU nothing changes"
+        )
+
+
+def rounding_notes(plan: Plan, inventory: Inventory) -> Iterable[str]:
+    """Yield what is lost where a model's own parameters train in bfloat16, whose numbers lie further apart than steps.
+
+    Steps are about as large as the learning rate.
+    """
+    rates = {
+        entry.path: (entry.adapter.lr if entry.adapter else entry.train_lr) or plan.optimizer.lr
+        for entry in plan.entries
+        if any(dtype == "bfloat16" for _, dtype in in_full(entry, inventory.modules[entry.path], plan.compute))
+    }
+    if rates and (rate := min(rates.values())) * BF16_STEPS < 1:
+        yield (
+            f"{len(rates)} modules, first `{next(iter(rates))}`, train in bf16, where a step of {rate:g} is lost on "
+            f"every weight above {rate * BF16_STEPS:.2g}, such as a norm's: `step compute fp32` trains them in fp32"
         )
 
 

@@ -19,7 +19,7 @@ from lorakit.planning.entries import EntryMaker, UnfitError, with_shared
 from lorakit.planning.figures import finished
 from lorakit.planning.hardware import Compute, Hardware
 from lorakit.planning.inventory import Inventory
-from lorakit.planning.notes import notes_of, paging_notes
+from lorakit.planning.notes import notes_of, paging_notes, rounding_notes
 from lorakit.planning.plan import Memory, OptimizerPlan, Plan, PlanEntry
 from lorakit.planning.reach import with_reach
 
@@ -61,7 +61,7 @@ def make_plan(
     )
     plan = replace(plan, notes=tuple(notes_of(spec, inventory, decisions, plugins)), source=spec.source)
     plan = finished(plugins.plan_ready(plan), inventory, plugins)
-    plan = replace(plan, notes=(*paging_notes(plan, inventory, plugins), *plan.notes))
+    plan = replace(plan, notes=(*paging_notes(plan, inventory, plugins), *rounding_notes(plan, inventory), *plan.notes))
     if broken := tuple(requirements.broken(spec, plan)):
         raise PromiseError(render_text(broken, spec.sources), broken, plan)
     return plan
