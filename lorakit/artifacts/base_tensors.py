@@ -57,6 +57,7 @@ def base_tensors(files: AdapterFiles, inventory: Inventory, model: nn.Module) ->
             held.setdefault(path, {})[place.leaf] = tensor
     if files.config.get("trainable_token_indices") and not rows:
         raise AdapterError(f"{files.folder} trained some tokens (trainable_token_indices), and lacks their rows")
+    _check_saved(files, inventory)
     carried: dict[str, Tensor] = {}
     for path in dict.fromkeys((*held, *rows)):
         now = _now(model, path, inventory)
@@ -76,6 +77,20 @@ def base_tensors(files: AdapterFiles, inventory: Inventory, model: nn.Module) ->
         carried |= {f"{names}.{leaf}": value for leaf, value in (now | own).items()}
     paths = tuple(dict.fromkeys(_bare(Place(name.removeprefix(PREFIX), is_parameter=True).holder) for name in carried))
     return BaseTensors(others, carried, paths, bool(held or rows))
+
+
+def _check_saved(files: AdapterFiles, inventory: Inventory) -> None:
+    """Refuse a file without the tensors of a module that its config says was trained in full."""
+    if not files.config.get("modules_to_save"):
+        return
+    held = {_bare(Place(name.removeprefix(PREFIX), is_parameter=True).holder) for name in files.tensors}
+    for path, module in inventory.modules.items():
+        lacks = path not in held and not module.is_parameter and module.parameters
+        if lacks and _is_trained(path, files.config):
+            raise AdapterError(
+                f"{files.folder} trained `{path}` in full (modules_to_save), and lacks its weights: leave it out of "
+                "modules_to_save if it was not trained"
+            )
 
 
 def _bare(path: str) -> str:
