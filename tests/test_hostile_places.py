@@ -92,7 +92,7 @@ def test_force_replaces_nothing_that_the_run_reads(
     Path("inside").mkdir()
     for name in ("s.lora", "inside/s.lora", "net.lora"):
         Path(name).write_text("adapt q_proj rank 2\n")
-    for name in ("data.jsonl", "inside/held", "net.py"):
+    for name in ("data.jsonl", "inside/held.jsonl", "net.py"):
         Path(name).write_text("")
     Path("link").symlink_to("llama")
     Path("adapter").mkdir()
