@@ -426,3 +426,43 @@ def test_peft_reads_the_projections_of_an_attention_and_refuses_what_it_would_no
             continue
         with pytest.raises(Exception, match="LORAKIT_LORA"):
             PeftModel.from_pretrained(Attending(), str(folder))
+
+
+def test_a_layer_that_was_replaced_after_apply_is_named(tmp_path: Path) -> None:
+    for change in (
+        lambda model: setattr(model.model.layers[0].self_attn, "q_proj", nn.Linear(64, 64)),
+        lambda model: setattr(model.model, "layers", model.model.layers[1:][:0]),
+    ):
+        model = lorakit.apply("adapt q_proj rank 2", make_llama())
+        change(model)
+        with pytest.raises(lorakit.ModelError, match="layers.0.self_attn.q_proj` of this model holds its adapter"):
+            lorakit.save(model, tmp_path / "adapter")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_vocabulary_that_grew_after_apply_trains_and_comes_back(tmp_path: Path) -> None:
+    model = lorakit.apply("adapt q_proj rank 2; train embed_tokens", make_llama())
+    model.resize_token_embeddings(140)  # type: ignore[operator]
+    with torch.no_grad():
+        model.get_input_embeddings().weight += 0.1  # type: ignore[operator]
+    adapter = lorakit.save(model, tmp_path / "adapter")
+    with pytest.raises(lorakit.AdapterError, match=r"resize_token_embeddings\(140\)"):
+        lorakit.load(adapter, make_llama())
+    other = make_llama()
+    other.resize_token_embeddings(140)  # type: ignore[operator]
+    found = lorakit.load(adapter, other).get_input_embeddings().weight  # type: ignore[operator]
+    assert torch.equal(found, model.get_input_embeddings().weight)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("lr", [0, -1e-4, float("nan"), float("inf"), "1e-4"])
+def test_a_rate_that_is_none_is_refused(lr: object) -> None:
+    model = lorakit.apply("adapt q_proj rank 2", make_llama())
+    with pytest.raises(lorakit.ModelError, match="lr is a number above 0, such as 2e-4, not "):
+        lorakit.optimizer(model, lr=lr)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spec", [None, b"adapt q_proj rank 2", ["adapt q_proj rank 2"]])
+def test_a_spec_that_is_none_is_refused(spec: object) -> None:
+    for use in (lorakit.plan, lorakit.apply):
+        with pytest.raises(lorakit.PlanError, match="a spec is text, a path, a Spec or a Plan, not a "):
+            use(spec, make_llama())  # type: ignore[operator]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,6 +29,9 @@ def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Op
     parameters, as LoRA does by `lr_ratio`.
     Raises: ModelError if the model is not adapted, or the adapters in use name different optimizers.
     """
+    # a config's 1e-4 may come as a string, and a rate of nought or below trains nothing or the opposite
+    if lr is not None and not (isinstance(lr, int | float) and 0 < lr < math.inf):
+        raise ModelError(f"lr is a number above 0, such as 2e-4, not {lr!r}")
     groups = parameter_groups(model, lr)
     _say_if_lost(model, groups)
     return _factory(model).build(groups)
