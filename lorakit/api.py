@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.errors import ModelError
+from lorakit.errors import ModelError, PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.language.spec import Spec
 from lorakit.plugins import default_plugins
@@ -258,7 +258,13 @@ def survive(trainer: Trainer, *, longest_first: bool = True) -> Survivor:
 
 
 def _decisions(spec: Spec | Plan | str | Path, plugins: Plugins) -> Spec | Plan:
-    return parse(spec, plugins=plugins) if isinstance(spec, str | Path) else spec
+    from lorakit.planning.plan import Plan
+
+    if isinstance(spec, str | Path):
+        return parse(spec, plugins=plugins)
+    if not isinstance(spec, Spec | Plan):
+        raise PlanError(f"a spec is text, a path, a Spec or a Plan, not a {type(spec).__name__}")
+    return spec
 
 
 def _source(model: Any, trust_remote_code: bool) -> nn.Module | ModelReference:

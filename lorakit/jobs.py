@@ -59,6 +59,11 @@ class Job:
         return Path(os.path.realpath(beside)) if beside.is_symlink() else beside
 
     @property
+    def reads(self) -> tuple[str | None, ...]:
+        """The files and folders that the output may not take the place of."""
+        return (*(self.spec.sources if isinstance(self.spec, Spec) else ()), self.model.text, self.calibration)
+
+    @property
     def logs(self) -> Path:
         """The folder of what is logged while a run goes on, beside the output."""
         return self.output.with_name(f"{self.output.name}-logs")
@@ -68,7 +73,7 @@ def adapt(job: Job, plugins: Plugins, reporter: Reporter = SILENT, *, seed: int 
     """Write a fresh adapter, and return the model that it is on. Raises: LorakitError, WriteError."""
     from lorakit.artifacts.folders import claimed
 
-    with claimed(job.output, job.force):
+    with claimed(job.output, job.force, *job.reads):
         return _adapt(job, plugins, reporter, seed)
 
 

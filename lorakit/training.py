@@ -63,7 +63,8 @@ def train(job: Job, training: Training, plugins: Plugins, display: Display, repo
 
     Raises: LorakitError, WriteError, TrainingError where it leaves the finite numbers.
     """
-    with claimed(job.output, job.force), _checkpoints_of(job, training.resume):
+    reads = (*job.reads, training.data, training.held_out)
+    with claimed(job.output, job.force, *reads), _checkpoints_of(job, training.resume):
         return _train(job, training, plugins, display, reporter)
 
 

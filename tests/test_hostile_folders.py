@@ -17,6 +17,7 @@ from fuzz_folders import CONFIG, PLAN, WEIGHTS, every_value, faults, folders, fu
 from safetensors.torch import load_file, save_file
 
 import lorakit
+from helpers import make_llama
 from lorakit.artifacts.inspection import inspect_adapter
 from lorakit.artifacts.json_files import MAX_BYTES, MAX_PLAN_BYTES
 from lorakit.artifacts.reading import MAX_NAME, MAX_TENSORS
@@ -99,6 +100,39 @@ def test_a_config_with_wrong_values_is_refused_at_its_field(
 ) -> None:
     changed(foreign / CONFIG, lambda config: config.update({field: value}))
     assert complaint in refused(foreign)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"r": 7}, "of rank 2 for `layers.0`, and its config says 7"),
+        ({"r": None, "rank_pattern": {}}, "of rank 2 for `layers.0`, and its config says 8"),
+        ({"rank_pattern": {r"layers\.[01]": 5}}, "of rank 2 for `layers.0`, and its config says 5"),
+        ({"target_modules": ["layers.1"]}, "target_modules='layers.1', which leaves `layers.0` out"),
+        ({"target_modules": []}, "target_modules='', which leaves `layers.0` out"),
+        ({"exclude_modules": ["1", "5"]}, "exclude_modules='1, 5', which leaves `layers.1` out"),
+        ({"modules_to_save": ["norm", "layers.1"]}, "trained `layers.1` in full (modules_to_save), and lacks its"),
+    ],
+    ids=str,
+)
+def test_a_config_that_says_something_else_than_the_tensors(
+    fields: dict[str, object], complaint: str, foreign: Path
+) -> None:
+    """Where PEFT refuses it, or passes over tensors without a word."""
+    changed(foreign / CONFIG, lambda config: config.update(fields))
+    assert complaint in refused(foreign)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"layers_to_transform": [1]}, {"layers_to_transform": 1, "layers_pattern": "layers"}]
+)
+def test_a_config_that_leaves_layers_out(fields: dict[str, object], tmp_path: Path) -> None:
+    folder = lorakit.save(lorakit.apply("adapt q_proj rank 2", make_llama()), tmp_path / "adapter")
+    (folder / PLAN).unlink()
+    lorakit.load(folder, make_llama())
+    changed(folder / CONFIG, lambda config: config.update(fields))
+    with pytest.raises(lorakit.AdapterError, match=r"leaves `model.layers.0.self_attn.q_proj` out, and the file"):
+        lorakit.load(folder, make_llama())
 
 
 @pytest.mark.parametrize("pattern", [r"([a-z0-9_.]+)+!", r"(?:a|aa)+[!?]", r"(?:a+a+)+[!?]", r"(.*a){30}[!?]"])

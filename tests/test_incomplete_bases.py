@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,18 @@ def test_what_the_files_lack_is_named_and_not_drawn(
 ) -> None:
     with pytest.raises(lorakit.ModelError, match=named):
         lorakit.apply(spec, edited(llama_folder, edit))
+
+
+def test_what_a_model_does_not_take_of_its_files_is_said(llama_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A config that someone cut short gives a model of half its layers."""
+    lorakit.apply("adapt q_proj rank 4", llama_folder)
+    assert not caplog.text
+    path = llama_folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 1}))
+    for spec in ("adapt q_proj rank 4", QLORA):
+        caplog.clear()
+        lorakit.apply(spec, llama_folder)
+        assert caplog.text.count("hold `model.layers.1.input_layernorm.weight`") == 1 and "and 6 more" in caplog.text
 
 
 def test_a_tied_weight_that_is_stored_once_lacks_nothing(tmp_path: Path) -> None:

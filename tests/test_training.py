@@ -30,7 +30,9 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": self.rows[index], "labels": self.rows[index]}
 
 
-def trainer(model: nn.Module, folder: Path, steps: int = 20, **options: object) -> Trainer:
+def trainer(
+    model: nn.Module, folder: Path, steps: int = 20, kind: type[Trainer] = Trainer, **options: object
+) -> Trainer:
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -42,7 +44,7 @@ def trainer(model: nn.Module, folder: Path, steps: int = 20, **options: object) 
         lr_scheduler_type="constant",
         **{"save_strategy": "no", **options},  # type: ignore[arg-type]
     )
-    return Trainer(
+    return kind(
         model=model,
         args=arguments,
         train_dataset=Rows(),
@@ -87,6 +89,42 @@ def test_checkpoints_hold_adapters_alone_and_resume_exactly(tmp_path: Path, capl
     # a checkpoint is an adapter folder like any other
     loaded = lorakit.load(tmp_path / "run" / "checkpoint-12", make_llama())
     assert all(torch.equal(value, ends[name]) for name, value in loaded.named_parameters() if name in ends)
+
+
+def test_a_checkpoint_that_was_never_finished_is_refused_with_the_last_whole_one(tmp_path: Path) -> None:
+    def run(kind: type[Trainer] = Trainer) -> Trainer:
+        model = lorakit.apply("adapt q_proj,v_proj rank 4", make_llama())
+        return trainer(model, tmp_path / "run", steps=6, kind=kind, save_strategy="steps", save_steps=2)
+
+    class Ended(Trainer):
+        """Ends, as a kill has it, between the weights and the state of a checkpoint."""
+
+        last = 0
+
+        def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+            if self.state.global_step > self.last:
+                raise KeyboardInterrupt
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Ended).train()
+    assert lorakit.last_checkpoint(tmp_path / "run") is None
+    with pytest.raises(TypeError, match="checkpoint-2 is not whole.*start without resume_from_checkpoint"):
+        run().train(resume_from_checkpoint=True)
+    Ended.last = 2
+    with pytest.raises(KeyboardInterrupt):
+        run(Ended).train()
+    whole = str(tmp_path / "run" / "checkpoint-2")
+    with pytest.raises(TypeError, match=f"checkpoint-4 is not whole.*give resume_from_checkpoint='{whole}'"):
+        run().train(resume_from_checkpoint=True)
+    assert lorakit.last_checkpoint(tmp_path / "run") == whole
+    resumed = run()
+    resumed.train(resume_from_checkpoint=whole)
+    assert lorakit.last_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-6")
+    unbroken = lorakit.apply("adapt q_proj,v_proj rank 4", make_llama())
+    trainer(unbroken, tmp_path / "unbroken", steps=6).train()
+    ends = adapters(resumed.model)
+    assert ends and all(torch.equal(value, ends[name]) for name, value in adapters(unbroken).items())
 
 
 def test_a_second_adapter_trains_and_resumes_alone(tmp_path: Path) -> None:

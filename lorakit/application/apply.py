@@ -25,6 +25,7 @@ from lorakit.application.resting import original_weight
 from lorakit.application.snapshot import unchanged_on_failure
 from lorakit.application.starting import Pair, Started, Starter
 from lorakit.application.state import DEFAULT, Adapted, NamedAdapter, adapted_state, attach
+from lorakit.application.statistics import small_buffers
 from lorakit.application.storing import check_stored, layer_weight, quantized_layer, with_weight
 from lorakit.application.switching import disabled, remember_base, use
 from lorakit.errors import ModelError, PlanError
@@ -88,7 +89,7 @@ def apply_plan(
             modules = modules if state is None else plain_modules(model.named_modules())
             built = _build(plan, model, modules, converted, state, starter, progress)
             if state is None:
-                state = Adapted(inventory, plugins)
+                state = Adapted(inventory, plugins, buffers=small_buffers(model))
             _commit(model, state, NamedAdapter(name, plan, seed, built.adapters, taken=built.taken), built)
             plugins.model_ready(model, plan)
         except BaseException:

@@ -12,6 +12,7 @@ from lorakit.application.places import full_parameters, full_tensors, own_parame
 from lorakit.application.resting import give_back
 from lorakit.application.sharding import fill, whole
 from lorakit.application.state import Adapted, NamedAdapter
+from lorakit.application.statistics import hold_still
 from lorakit.errors import ModelError
 from lorakit.layers.strength import RowsError, Strength
 from lorakit.planning.place import Place
@@ -34,6 +35,7 @@ def use(model: nn.Module, state: Adapted, strengths: Mapping[str, float]) -> Non
         _require_gradients(model, adapter, False)
     for adapter in state.used:
         _require_gradients(model, adapter, True)
+    hold_still(model, state)
 
 
 def _require_gradients(model: nn.Module, adapter: NamedAdapter, trains: bool) -> None:

@@ -169,7 +169,8 @@ def _check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
             )
         if entry.adapter and module.shape is None:
             raise AdapterError(f"{files.folder} adapts `{entry.path}`, which here is a {module.class_name}")
-        if difference := unlike(entry, module):
+        # what is held in full has tensors of its own shape, which may be that of a vocabulary resized since
+        if (entry.adapter or entry.quant) and (difference := unlike(entry, module)):
             raise AdapterError(f"{files.folder} is for another model: {difference}")
         has_bias = any(parameter.name == "bias" for parameter in module.parameters)
         if entry.adapter and entry.adapter.bias_parameters and not (has_bias and entry.adapter.bias == "adapter"):

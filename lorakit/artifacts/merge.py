@@ -21,6 +21,7 @@ from lorakit.application.places import (
 from lorakit.application.sharding import gathered
 from lorakit.application.snapshot import unchanged_on_failure
 from lorakit.application.state import Adapted, detach, state_of, unwrapped
+from lorakit.application.statistics import let_go
 from lorakit.artifacts.rounding import Rounding
 from lorakit.errors import AdapterError, ModelError
 from lorakit.layers.quantized_linear import QuantizedLinear
@@ -96,6 +97,7 @@ def _put(model: nn.Module, state: Adapted, folded: _Folded, plain: dict[nn.Modul
             holder._parameters[name] = weight
         if folded.untied and hasattr(model, "config"):
             model.config.tie_word_embeddings = False  # type: ignore[union-attr]
+        let_go(model)
         detach(model)
         state.plugins.model_merged(model)
         model.eval()

@@ -46,7 +46,7 @@ def export(
     from lorakit.plugins import default_plugins
 
     target = Path(output)
-    with claimed(target, force):
+    with claimed(target, force, adapter, model):
         if target.is_dir():
             raise OutputError(f"{target} is a folder; a GGUF adapter is a file")
         structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)

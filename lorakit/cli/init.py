@@ -65,7 +65,7 @@ def init(
     if output == "-":
         sys.stdout.write(text())
         return
-    with claimed(Path(output), force):
+    with claimed(Path(output), force, model, config):
         write_text(Path(output), text())
     say(f"{output}: see what it does with `lorakit plan {output} {model or 'MODEL'}`")
 

@@ -44,7 +44,7 @@ def merge(
 
     from lorakit.artifacts.folders import claimed
 
-    with claimed(Path(output), force):
+    with claimed(Path(output), force, adapter, model):
         _merge(adapter, model, Path(output), dtype, trust_remote_code, allow_pickle)
 
 

@@ -100,3 +100,25 @@ def test_a_quantized_base_has_no_part_left_to_take() -> None:
 def test_bad_options_are_refused(text: str) -> None:
     with pytest.raises(lorakit.SpecError, match="must"):
         lorakit.parse(f"adapt q rank 2 init {text}")
+
+
+def test_another_base_than_that_of_the_start_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from typer.testing import CliRunner
+
+    from helpers import make_llama
+    from lorakit.cli.main import app
+
+    adapter = lorakit.save(lorakit.apply(f"adapt q_proj {RULE}", make_llama()), tmp_path / "adapter")
+    for seed, count in ((0, 0), (1, 1)):
+        base = tmp_path / str(seed)
+        make_llama(seed).save_pretrained(base)  # type: ignore[operator]
+        for use in (
+            lambda base=base: lorakit.load(adapter, base),
+            lambda seed=seed: lorakit.load(adapter, make_llama(seed)),
+            lambda base=base: CliRunner().invoke(
+                app, ["merge", str(adapter), str(base), "-o", f"{base}-merged"], catch_exceptions=False
+            ),
+        ):
+            caplog.clear()
+            use()
+            assert caplog.text.count("does not hold what the start of its adapter took from it") == count
