@@ -249,17 +249,55 @@ def test_a_plan_is_made_of_standard_input(
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("lorakit plan a", {"a.lora"}),
-        ("lorakit explain L10", {f"L10{n}" for n in range(1, 9)}),
-        ("lorakit help mer", {"merge"}),
+        ("lorakit plan a", {"plain,a.lora"}),
+        ("lorakit plan m", {"file,m"}),
+        ("lorakit explain L10", {f"plain,L10{n}" for n in range(1, 9)}),
+        ("lorakit help mer", {"plain,merge"}),
+        ("lorakit plan --form", {"plain,--format"}),
     ],
 )
 def test_shells_complete_what_is_cheap_to_know(words: str, offered: set[str], folders: Path) -> None:
-    ask = {"_LORAKIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "2"}
+    ask = {"_LORAKIT_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": "2"}
     done = subprocess.run(
         [sys.executable, "-m", "lorakit"], env={**os.environ, **ask}, capture_output=True, text=True, check=True
     )
     assert set(done.stdout.split()) == offered
+
+
+@pytest.mark.parametrize(
+    ("shell", "script", "startup"),
+    [
+        ("bash", ".bash_completions/lorakit.sh", ".bashrc"),
+        ("zsh", ".zfunc/_lorakit", ".zshrc"),
+        ("fish", ".config/fish/completions/lorakit.fish", None),
+    ],
+)
+def test_completion_is_installed_once(
+    shell: str, script: str, startup: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., tuple[int, str, str]],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHELL", f"/usr/bin/{shell}")
+    if startup is not None:
+        (tmp_path / startup).write_text("alias l=ls")
+    for words in (["--install-completion"], ["--install-completion", shell]):
+        code, out, _ = run(*words)
+        assert code == 0 and str(tmp_path / script) in out
+    assert (tmp_path / script).read_text() == run("--show-completion")[1] == run("--show-completion", shell)[1]
+    assert f"_LORAKIT_COMPLETE={shell}_complete" in (tmp_path / script).read_text()
+    if startup is not None:
+        alias, line = (tmp_path / startup).read_text().splitlines()
+        assert alias == "alias l=ls" and Path(script).parent.name in line
+
+
+def test_a_shell_that_is_not_known_is_told(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, err = run("--show-completion", "csh")
+    assert code == 2 and "`csh` is none" in err and "bash, zsh, fish, powershell" in err
+    monkeypatch.delenv("SHELL", raising=False)
+    code, _, err = run("--install-completion")
+    assert code == 2 and "$SHELL names none" in err
 
 
 def test_what_is_no_language_model_sees_rows_and_no_tokens(llama: nn.Module) -> None:
