@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import pytest
 
+from lorakit.caching import cache_folder
 from lorakit.language.amounts import UNITS
 from lorakit.language.parser import parse_syntax
 from lorakit.language.source import SourceText
@@ -179,7 +179,7 @@ def tester() -> list[str]:
     """The command that tests grammars, from npm; it is kept in the user's cache."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("node and npm are not installed")
-    folder = Path(platformdirs.user_cache_dir("lorakit")) / TESTER.replace("@", "-")
+    folder = cache_folder() / TESTER.replace("@", "-")
     script = folder / "node_modules" / "vscode-tmgrammar-test" / "dist" / "unit.js"
     if not script.is_file():
         folder.mkdir(parents=True, exist_ok=True)
