@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
+import json
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import Nursery
 from rich.console import Console
 from torch import nn
 
@@ -68,15 +74,19 @@ def in_a_terminal(words: list[str], **environment: str) -> str:
         env={**clean, "TERM": "xterm", **environment},
     )  # fmt: skip
     os.close(theirs)
-    written = b""
-    try:
-        while chunk := os.read(ours, 65536):
-            written += chunk
-    except OSError:
-        # how Linux says that the other end is closed
-        pass
-    os.close(ours)
+    written = read_terminal(ours)
     process.wait()
+    return written
+
+
+def read_terminal(end: int) -> str:
+    """Return what is written to the other end of a terminal until that is closed."""
+    written = b""
+    # how Linux says that the other end is closed
+    with contextlib.suppress(OSError):
+        while chunk := os.read(end, 65536):
+            written += chunk
+    os.close(end)
     return written.decode("utf-8", "replace")
 
 
@@ -235,6 +245,71 @@ def test_quiet_prints_errors_alone(llama_folder: Path, write: Write, run: Callab
     code, out, err = run("plan", "-q", bad, llama_folder)
     assert code == 2 and not out and "error[L101]" in err
     assert run("check", "-q", good) == (0, "", "")
+
+
+def test_quiet_lets_through_what_was_asked_for_as_data(
+    llama_folder: Path, write: Write, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    good, warned = write("good.lora", "adapt q_proj rank 4"), write("warned.lora", "let r = 4\nadapt q_proj rank 4")
+    code, out, err = run("plan", "-q", good, llama_folder, "--format", "json")
+    assert (code, err) == (0, "") and json.loads(out)["entries"]
+    assert run("diff", "-q", good, good, llama_folder) == (0, "", "")
+    assert run("check", "-q", warned) == (0, "", "") and "warning" in run("check", warned)[1]
+    assert "error" not in run("check", "-q", warned, "--format", "github")[1]
+    code, out, err = run("init", "-q", llama_folder)
+    assert code == 0 and out.startswith("#") and not err
+    assert run("init", "-q", llama_folder, "-o", tmp_path / "starter.lora") == (0, "", "")
+    ugly = write("ugly.lora", "adapt   q_proj rank 4")
+    assert run("fmt", "-q", "--check", ugly) == (1, "", "") and "+adapt q_proj" in run("fmt", "-q", "--diff", ugly)[1]
+    assert run("fmt", "-q", ugly) == (0, "", "") and ugly.read_text() == "adapt q_proj rank 4\n"
+
+
+TRAINED = """
+import torch
+
+def make():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 8))
+
+def data():
+    rows = torch.randn(160, 8, generator=torch.Generator().manual_seed(0))
+    return [(row, row) for row in rows]
+"""
+IN_A_TERMINAL = """
+import os
+os.environ.pop("COLUMNS", None)
+os.environ.pop("NO_COLOR", None)
+os.environ["TERM"] = "xterm"
+end = os.open({name!r}, os.O_RDWR)
+for stream in (0, 1, 2):
+    os.dup2(end, stream)
+os.close(end)
+os.write(1, b"begun")
+"""
+
+
+@pytest.mark.parametrize(("width", "more"), [(60, []), (80, []), (200, []), (80, ["-q"])])
+def test_the_bar_of_a_training_run_fits_its_terminal(
+    width: int, more: list[str], nursery: Nursery, write: Write, tmp_path: Path
+) -> None:
+    net, spec = write("net.py", TRAINED), write("a.lora", "adapt 0 rank 2")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    words = ["train", spec, f"{net}:make", f"{net}:data", "-o", tmp_path / "out", "--steps", "40", *more]
+    child = nursery.command(*words, before=IN_A_TERMINAL.format(name=os.ttyname(theirs)))
+    # until then nobody but this process holds it open
+    assert os.read(ours, len("begun")) == b"begun"
+    os.close(theirs)
+    written = read_terminal(ours)
+    assert child.wait() == 0, child.err
+    if more:
+        assert written == ""
+        return
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written))]
+    bars = [line for line in lines if "elapsed" in line and "/40" in line]
+    assert bars and not any("…" in line or len(line) > width for line in bars)
+    assert re.search(r"40/40 loss \d+\.\d+ (.* )?elapsed \d:\d\d:\d\d left \d:\d\d:\d\d$", bars[-1]), bars
+    assert ("training" in bars[-1]) == ("rows/s" in bars[-1]) == (width > 60)
 
 
 def test_a_plan_is_made_of_standard_input(

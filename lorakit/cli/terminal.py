@@ -14,7 +14,6 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.progress import ProgressColumn
 
     from lorakit.planning.plan import Plan
     from lorakit.reporter import Reporter
@@ -99,9 +98,11 @@ def working(what: str) -> Iterator[None]:
     if not colored(sys.stderr):
         yield
         return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress
 
-    with Progress(SpinnerColumn(), TextColumn(what), TimeElapsedColumn(), console=terminal, transient=True) as progress:
+    from lorakit.bars import spinner
+
+    with Progress(spinner(what), console=terminal, transient=True) as progress:
         progress.add_task(what, total=None)
         yield
 
@@ -113,10 +114,11 @@ def measured(what: str) -> Iterator[Callable[[int, int], None]]:
     if not terminal.is_terminal:
         yield lambda done, total: None
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+    from rich.progress import DownloadColumn, Progress, TextColumn
 
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), *_times())
-    with Progress(*columns, console=terminal, transient=True) as progress:
+    from lorakit.bars import bar
+
+    with Progress(bar(TextColumn(what), DownloadColumn()), console=terminal, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -126,21 +128,15 @@ def tracked(items: Sequence[Item], what: str) -> Iterable[Item]:
     terminal = console(stderr=True)
     if not terminal.is_terminal:
         return iter(items)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
-    def bar() -> Iterator[Item]:
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), *_times())
-        with Progress(*columns, console=terminal, transient=True) as progress:
+    from lorakit.bars import bar
+
+    def behind_a_bar() -> Iterator[Item]:
+        with Progress(bar(TextColumn(what), MofNCompleteColumn()), console=terminal, transient=True) as progress:
             yield from progress.track(items, description=what)
 
-    return bar()
-
-
-def _times() -> Iterable[ProgressColumn]:
-    """Return the columns of a bar that say how long it has taken and may take yet."""
-    from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    return (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))
+    return behind_a_bar()
 
 
 def reporter(every_module: bool = False) -> Reporter:
