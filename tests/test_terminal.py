@@ -96,8 +96,22 @@ def test_help_keeps_every_word_whole_at_every_width(words: list[str], run: Calla
     for width in (60, 80, 200):
         code, shown[width], _ = run(*words, "--help", width=width)
         assert code == 0 and max(map(len, shown[width].splitlines())) <= width
-        assert "…" not in shown[width].replace("COLUMN,…", "") and not re.search(r"<\w|\[\[|\{|\.\.\.\.", shown[width])
+        assert "…" not in shown[width] and not re.search(r"<\w|\[\[|\{|\.\.\.\.", shown[width])
     assert shown[60].split() == shown[80].split() == shown[200].split()
+
+
+def test_help_says_what_has_to_be_given(run: Callable[..., tuple[int, str, str]]) -> None:
+    assert "Usage: lorakit train [OPTIONS] SPEC MODEL DATA -o OUT\n" in run("train", "--help")[1]
+    assert "Usage: lorakit chat [OPTIONS] [ADAPTER] MODEL\n" in run("chat", "--help")[1]
+    assert "Usage: lorakit plugins [OPTIONS] [COMMAND ...]\n" in run("plugins", "--help")[1]
+    shown = " ".join(run("train", "--help")[1].split())
+    assert "Passes over the data, where --steps is not given. [default: 1.0; X>=0.01]" in shown
+
+
+def test_help_is_written_in_what_the_terminal_has() -> None:
+    command = [sys.executable, "-m", "lorakit", "plan", "--help"]
+    done = subprocess.run(command, env={**os.environ, **PLAIN["ascii"]}, capture_output=True, check=True)
+    assert b"--batch x" in done.stdout and done.stdout.isascii()
 
 
 def test_help_names_every_command(run: Callable[..., tuple[int, str, str]]) -> None:

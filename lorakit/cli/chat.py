@@ -54,7 +54,7 @@ def chat(
     are messages too. /reset forgets the conversation, Ctrl-C ends an answer, Ctrl-D or Ctrl-C at the prompt the chat.
     With --compare each side remembers its own answers.
 
-    Example: lorakit chat adapter ./SmolLM2-135M --compare --prompt "Do you like science fiction?"
+    Example: lorakit chat adapter ./SmolLM2-135M --compare --prompt "Who are you?"
     """
     from lorakit.cli.terminal import say, working
     from lorakit.conversation import Places, read_conversation

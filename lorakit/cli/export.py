@@ -17,7 +17,7 @@ from lorakit.cli.help import command
 @click.option(
     "--dtype", type=click.Choice(["f32", "f16", "bf16"]), default="f32", help="What to write the matrices in."
 )
-@click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@options.force
 @options.trust_remote_code
 @options.allow_pickle
 @options.quiet

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from lorakit.cli.given import check_given
+from lorakit.encoding import encodable
 
 # below this many columns what an option means stands under its name
 NARROW, NAME_WIDTH, SHORT_NAME = 70, 34, 12
@@ -26,10 +27,13 @@ class _Plain(click.Command):
         self.help = inspect.cleandoc(self.help or "")
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return ["[OPTIONS]", *map(_argument, self._arguments(ctx))]
+        needed = (one for one in self.get_params(ctx) if isinstance(one, click.Option) and one.required)
+        options = [f"{min(one.opts, key=len)} {one.make_metavar(ctx)}" for one in needed]
+        return ["[OPTIONS]", *map(_argument, self._arguments(ctx)), *options]
 
     def get_help(self, ctx: click.Context) -> str:
-        return super().get_help(ctx).replace(UNBROKEN, "-")
+        # click itself writes UTF-8 where the encoding is ASCII
+        return encodable(super().get_help(ctx).replace(UNBROKEN, "-"), sys.stdout.encoding or "utf-8")
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_paragraph()

@@ -84,7 +84,7 @@ def inspect(
 
     Example: lorakit inspect adapter
 
-    Example: lorakit inspect --quant qlora.lora ./SmolLM2-135M --loss book.txt --plot error.png
+    Example: lorakit inspect --quant qlora.lora ./SmolLM2-135M --loss book.txt
     """
     from lorakit.cli.given import check_adapter, check_given
     from lorakit.cli.terminal import print_json, show

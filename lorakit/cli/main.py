@@ -72,7 +72,10 @@ def _choose_plugins(context: click.Context, parameter: click.Parameter, none: bo
 )
 @shells.options
 def app() -> None:
-    """A small language for low-rank fine-tuning: check it, see the plan, apply it, train, merge."""
+    """A small language for low-rank fine-tuning: check it, see the plan, apply it, train, merge.
+
+    Example: lorakit demo
+    """
 
 
 @app.command("help", cls=Command)

@@ -50,7 +50,9 @@ variables = click.option(
 output = click.option("-o", "--output", type=ANY_PATH, required=True, metavar="OUT", help="The folder to write.")
 force = click.option("--force", is_flag=True, help="Replace what stands at the output place.")
 with_base = click.option("--with-base", is_flag=True, help="Write the quantized base too, as a model folder `base`.")
-seed = click.option("--seed", type=FROM_ZERO, default=0, help="The seed that adapters are drawn with.")
+seed = click.option(
+    "--seed", type=FROM_ZERO, default=0, help="The seed of every draw, such as of an adapter's first values."
+)
 form = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="How to print.")
 trust_remote_code = click.option("--trust-remote-code", is_flag=True, help="Let the model's own Python code run.")
 allow_pickle = click.option("--allow-pickle", is_flag=True, help="Read weights from pickle files, which can run code.")

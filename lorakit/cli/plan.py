@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     default="text",
     help="How to print; md is Markdown.",
 )
-@options.quiet
 @options.trust_remote_code
+@options.quiet
 def plan(
     spec: str,
     model: str,

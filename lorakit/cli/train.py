@@ -25,8 +25,8 @@ SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant
 @options.variables
 @click.option(
     "--columns",
-    metavar="NAME=COLUMN,…",
-    help="What the data's columns are: prompt=question,completion=answer.",
+    metavar="NAME=COLUMN",
+    help="What the data's columns are, as in prompt=question,completion=answer.",
 )
 @click.option(
     "--max-left-out",
@@ -87,9 +87,13 @@ SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant
     help="Loss of a PyTorch model: FUNCTION(prediction, target), a mean over rows. Without it cross-entropy over the "
     "last dimension for whole-number targets, the mean squared error for others.",
 )
-@click.option("--report", metavar="NAMES", help="tensorboard, trackio, wandb, csv: figures on the way.")
+@click.option(
+    "--report",
+    metavar="NAMES",
+    help="Where figures go on the way: tensorboard, trackio, wandb or csv, with commas between.",
+)
 @click.option("--plot", metavar="FILE.png", type=options.ANY_PATH, help="Draw the losses at the end.")
-@click.option("--sample", metavar="PROMPT", help="Show the answer before and after.")
+@click.option("--sample", metavar="PROMPT", help="Show the answer to it before training and after.")
 @options.seed
 @click.option("--resume", is_flag=True, help="Go on from the last whole checkpoint in OUT-checkpoints.")
 @click.option(
@@ -154,7 +158,7 @@ def train(
     The folder holds history.jsonl (all that was logged), training.json (command, settings, spec, versions, seed) and a
     model card, README.md, which stays as it is once you have edited it. csv and tensorboard go to OUT-logs.
 
-    Example: lorakit train qlora.lora ./SmolLM2-135M chats.jsonl -o adapter --steps 100
+    Example: lorakit train qlora.lora ./SmolLM2-135M chats.jsonl -o adapter
     """
     import shlex
     import sys
