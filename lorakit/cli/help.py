@@ -53,7 +53,7 @@ class _Plain(click.Command):
             _write(formatter, title, rows)
 
     def invoke(self, ctx: click.Context) -> Any:
-        check_given({one.metavar: ctx.params.get(one.name) for one in self._arguments(ctx)})
+        check_given({one.metavar or "": ctx.params.get(one.name) for one in self._arguments(ctx)})
         return super().invoke(ctx)
 
     def _arguments(self, ctx: click.Context) -> list[click.Argument]:

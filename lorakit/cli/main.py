@@ -16,7 +16,7 @@ from typing import cast
 import click
 
 from lorakit.cli import complete, shells
-from lorakit.cli.help import Command, Group, group
+from lorakit.cli.help import Group, command, group
 from lorakit.cli.terminal import BAD_INPUT, INTERRUPTED, SIGNALLED, WORK_FAILED, fail
 from lorakit.encoding import ERRORS
 from lorakit.errors import LorakitError, TrainingError, WriteError
@@ -78,7 +78,7 @@ def app() -> None:
     """
 
 
-@app.command("help", cls=Command)
+@command("help")
 @click.argument(
     "words",
     metavar="COMMAND",
@@ -92,6 +92,9 @@ def help_(words: tuple[str, ...]) -> None:
     Example: lorakit help plan
     """
     app.main([*words, "--help"], prog_name="lorakit", standalone_mode=False)
+
+
+app.add_command(help_)
 
 
 class Terminated(BaseException):
