@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copyreg
 import functools
-import importlib.metadata
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import pluggy
 
 from lorakit import builtin
+from lorakit.entry_points import entry_points
 from lorakit.errors import PluginError
 from lorakit.hooks import specs
 from lorakit.hooks.installed import provide
@@ -29,7 +30,7 @@ def default_plugins() -> Plugins:
 
     Raises: PluginError where LORAKIT_PLUGINS names a distribution that has no plugin here.
     """
-    return load_plugins(importlib.metadata.entry_points(group=specs.PROJECT), chosen=chosen_distributions())
+    return load_plugins(entry_points(specs.PROJECT), chosen=chosen_distributions())
 
 
 def restored(origins: tuple[str, ...]) -> Plugins:
@@ -65,7 +66,7 @@ def load_plugins(
     A distribution that fails is left out and recorded in `failures`; `chosen` are the only ones to load.
     Raises: PluginError where one of the objects is at fault, or a chosen distribution has no entry point.
     """
-    manager = pluggy.PluginManager(specs.PROJECT)
+    manager = _Manager(specs.PROJECT)
     manager.add_hookspecs(specs)
     added = [register(manager, module, name, None) for name, module in builtin.plugins().items()]
     taken = {(kind, name): one.origin for one in added for kind, plugins in one.plugins.items() for name in plugins}
@@ -83,6 +84,15 @@ def load_plugins(
         except PluginError as error:
             raise PluginError(f"plugin {name}: {error}") from error
     return Plugins(manager, added, failures, switched_off)
+
+
+class _Manager(pluggy.PluginManager):
+    """A manager that looks closer only at what of a module is marked as a hook: that is little of what it holds."""
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
+        if isinstance(plugin, ModuleType) and not hasattr(vars(plugin).get(name), f"{specs.PROJECT}_impl"):
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
 
 
 def _origin(entry_point: Any) -> str:

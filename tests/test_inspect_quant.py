@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import bitsandbytes.functional as bnb
 import pytest
 import torch
+from click.testing import CliRunner
 from test_cli import lorakit_command
 from test_views import shown
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
 import lorakit
 from helpers import bitsandbytes_weight, make_gpt2, make_llama

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
-from typer.testing import CliRunner
 
 import lorakit
 from helpers import adapters, make_llama

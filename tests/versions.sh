@@ -34,6 +34,6 @@ done
     --editable "$top[test,data,demo]" "${plugins[@]/#/--editable=}" "${wanted[@]}"
 cd "$top"
 "$uv" pip list -q --python "$venv/bin/python" |
-    grep -E '^(accelerate|bitsandbytes|datasets|gguf|huggingface-hub|lark|peft|pluggy|rich|safetensors|tokenizers|torch|transformers|typer) '
+    grep -E '^(accelerate|bitsandbytes|click|datasets|gguf|huggingface-hub|lark|peft|pluggy|rich|safetensors|tokenizers|torch|transformers) '
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec "$venv/bin/python" -m pytest -p no:cacheprovider "$@"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -159,9 +160,8 @@ def _check_kind(name: str, item: Any, kind: str) -> None:
     for attribute in vars(protocol).get("__annotations__", {}):
         if not hasattr(item, attribute):
             raise PluginError(f"the {kind} `{name}` has no `{attribute}`")
-    for method, function in _methods(protocol):
+    for method, function, parameters in _methods(protocol):
         own = getattr(item, method, None)
-        parameters = [word for word in inspect.signature(function).parameters if word != "self"]
         # whoever inherits from the protocol inherits its empty methods
         if own is None or getattr(own, "__func__", own) is function or not callable(own):
             raise PluginError(f"the {kind} `{name}` has no method `{method}({', '.join(parameters)})`")
@@ -169,11 +169,14 @@ def _check_kind(name: str, item: Any, kind: str) -> None:
             raise PluginError(f"`{method}` of the {kind} `{name}` does not take ({', '.join(parameters)})")
 
 
-def _methods(protocol: type) -> Iterator[tuple[str, Any]]:
-    """Yield the methods of a protocol; `_is_protocol` and its like are typing's own."""
-    for name, value in vars(protocol).items():
-        if inspect.isfunction(value) and not name.startswith("_"):
-            yield name, value
+@functools.cache
+def _methods(protocol: type) -> list[tuple[str, Any, list[str]]]:
+    """Return the methods of a protocol, with what they take; `_is_protocol` and its like are typing's own."""
+    return [
+        (name, value, [word for word in inspect.signature(value).parameters if word != "self"])
+        for name, value in vars(protocol).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    ]
 
 
 def _takes(function: Any, count: int) -> bool:

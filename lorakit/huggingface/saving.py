@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +72,8 @@ def _name_twice(file: Path, other: Path) -> None:
         os.link(file, other)
     except OSError:
         # a file system without hard links
+        import shutil
+
         shutil.copyfile(file, other)
 
 

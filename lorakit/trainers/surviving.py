@@ -15,6 +15,8 @@ from lorakit.stepping.step import ADVICE, undone
 from lorakit.trainers.settings import climbed
 
 logger = logging.getLogger("lorakit")
+# what a trainer with a `compute_loss` of its own says where that is still a sum over tokens
+SUMS = "loss_is_summed"
 
 
 class Survivor(TrainerCallback):
@@ -56,7 +58,7 @@ class Survivor(TrainerCallback):
 
     def _whole(self) -> str:
         trainer: Any = self._trainer
-        if type(trainer).compute_loss is not Trainer.compute_loss:
+        if type(trainer).compute_loss is not Trainer.compute_loss and not getattr(trainer, SUMS, False):
             return f"{type(trainer).__name__} computes a loss of its own"
         divided = self._items is not None and (trainer.model_accepts_loss_kwargs or trainer.compute_loss_func)
         if not divided or trainer.label_smoother is not None:

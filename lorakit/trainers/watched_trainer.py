@@ -25,6 +25,8 @@ class WatchedTrainer(Trainer):
     A model gets its batches condensed.
     """
 
+    loss_is_summed = True
+
     def __init__(
         self, finite: Finite, checkpoints: Checkpoints, stop: StopAsked, condense: Condense, **arguments: Any
     ) -> None:

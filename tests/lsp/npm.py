@@ -7,8 +7,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import platformdirs
 import pytest
+
+from lorakit.caching import cache_folder
 
 
 def installed(name: str, *packages: str, inside: str = "") -> Path:
@@ -16,7 +17,7 @@ def installed(name: str, *packages: str, inside: str = "") -> Path:
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("node and npm are not installed")
     mark = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:8]
-    top = Path(platformdirs.user_cache_dir("lorakit")) / f"{name}-{mark}"
+    top = cache_folder() / f"{name}-{mark}"
     folder, done = top / inside, top / "installed"
     if done.is_file():
         return top

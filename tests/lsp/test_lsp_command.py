@@ -12,7 +12,7 @@ from lsprotocol import types
 
 
 def test_without_pygls_it_says_what_to_install() -> None:
-    code = "import sys; sys.modules['pygls'] = None; from lorakit.cli.lsp import lsp; lsp(models=True)"
+    code = "import sys; sys.modules['pygls'] = None; from lorakit.cli.lsp import lsp; lsp.main([])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: the language server needs pygls: pip install 'lorakit[lsp]'\n"
