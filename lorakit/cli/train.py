@@ -36,8 +36,8 @@ def train(
         str,
         typer.Argument(
             metavar="DATA",
-            help="JSONL, JSON, CSV, parquet, text or a `datasets` folder; for a PyTorch model FILE.py:FACTORY, whose "
-            "FACTORY() returns a sequence of (input, target) pairs.",
+            help="JSONL, JSON, CSV, parquet, text, a `datasets` folder or what a plugin reads; for a PyTorch model "
+            "FILE.py:FACTORY, whose FACTORY() returns a sequence of (input, target) pairs.",
             show_default=False,
         ),
     ],
@@ -178,14 +178,15 @@ def train(
         goes_on=on_failed_checkpoint is Without.go_on,
     )
     reference = ModelReference(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    plugins = default_plugins()
     job = Job(parsed, reference, Path(output), with_base, force, calibration, calibration_rows)
-    reading = Reading(read_columns(columns) if columns else {}, max_left_out)
+    reading = Reading(read_columns(columns, plugins) if columns else {}, max_left_out)
     training = Training(
         data, settings, loss, sample, resume, reading, held_out_data, lr, weight_decay, chosen_reports(report),
         Path(plot) if plot else None, shlex.join(["lorakit", *sys.argv[1:]]),
     )  # fmt: skip
     display = Display(console(stderr=True), say)
-    outcome = train_adapter(job, training, default_plugins(), display, reporter())
+    outcome = train_adapter(job, training, plugins, display, reporter())
     if outcome.stopped:
         say(f"stopped after step {outcome.steps}; --resume goes on from there")
         raise typer.Exit(SIGNALLED + outcome.stopped)
