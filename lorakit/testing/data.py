@@ -115,7 +115,7 @@ def learned(shape: Any, value: Any) -> None:
         kinds = Text | Completion | Chat | LeftOut
         expect(isinstance(made, kinds), f"`example` returned a {type(made).__name__}; return an example or a LeftOut")
         expect(made.place == fields.place, f"the place of what it returned is {made.place!r}, not the record's")
-        texts = (made.prompt, made.completion) if isinstance(made, Completion) else ()
+        texts: tuple[Any, ...] = (made.prompt, made.completion) if isinstance(made, Completion) else ()
         texts = (made.text,) if isinstance(made, Text) else texts
         expect(all(isinstance(text, str) for text in texts), f"what is to be learned of {value!r} is no text: {made}")
         if isinstance(made, Chat):
