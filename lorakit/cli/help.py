@@ -53,7 +53,7 @@ class _Plain:
             if (record := one.get_help_record(ctx)) is not None:
                 is_argument = one.param_type_name == "argument"
                 title = getattr(one, "rich_help_panel", None) or ("Arguments" if is_argument else "Options")
-                name = _argument(one).strip("[]") if is_argument else _option(record[0])
+                name = (_argument(one) if one.required else _name(one)) if is_argument else _option(record[0])
                 sections.setdefault(title, []).append((name, record[1].replace("  [required]", "")))
         if isinstance(self, TyperGroup):
             commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
@@ -86,8 +86,13 @@ class Group(_Plain, TyperGroup):
 
 
 def _argument(one: Any) -> str:
-    name = (one.metavar or one.name.upper()) + ("..." if one.nargs == -1 else "")
-    return name if one.required else f"[{name}]"
+    return _name(one) if one.required else f"[{_name(one)}]"
+
+
+def _name(one: Any) -> str:
+    name = str(one.metavar or one.name.upper())
+    # several names say themselves how many there may be
+    return name + "..." if one.nargs == -1 and " " not in name else name
 
 
 def _option(shown: str) -> str:

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,10 +172,14 @@ class PairsTask:
 
     def _loss(self, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
         device = next(model.parameters()).device
-        try:
-            return self._loss_of(model(moved(inputs, device)), moved(targets, device))
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise DataError(f"a batch does not fit the model or the loss: {error}") from error
+        with _blamed("the model does not take a batch of inputs"):
+            prediction = model(moved(inputs, device))
+        with _blamed("the loss does not take (prediction, target), the model's answer to a batch and its targets"):
+            loss: Any = self._loss_of(prediction, moved(targets, device))
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise DataError(f"the loss returned {found}; return a tensor of one number, the mean over the batch")
+        return loss
 
     def _held_out_loss(self, model: nn.Module) -> float | None:
         if not self._held_out:
@@ -188,6 +193,15 @@ class PairsTask:
         model.train(was_training)
         mean = total / len(self._held_out)
         return mean if math.isfinite(mean) else math.inf
+
+
+@contextmanager
+def _blamed(what: str) -> Iterator[None]:
+    """Turn what code of the user's raises into a DataError that says what was asked of it."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise DataError(f"{what}: {error}") from error
 
 
 def _pairs(data: str) -> Sequence[Pair]:
