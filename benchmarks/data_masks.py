@@ -32,6 +32,7 @@ from lorakit.data.source import read_data
 from lorakit.data.tokens import IGNORED, tokenize
 from lorakit.demo import smollm2
 from lorakit.errors import LorakitError
+from lorakit.plugins import default_plugins
 
 ANGLES = re.compile(r"<[|｜/]?[\w▁]+[|｜]?>")
 Tokens = tuple[list[int], list[int]]
@@ -73,7 +74,7 @@ def ours(record: dict[str, Any], tokenizer: Any, folder: Path) -> Tokens:
     """Return ids and labels as `lorakit train` has them."""
     path = folder / "data.jsonl"
     path.write_text(json.dumps(record))
-    made = tokenize(read_data(path).examples, tokenizer, 4096)
+    made = tokenize(read_data(path, default_plugins()).examples, tokenizer, 4096)
     if not made.rows:
         raise LorakitError(made.left_out[0].reason)
     return made.rows[0].input_ids, made.rows[0].labels

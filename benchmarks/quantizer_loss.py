@@ -124,7 +124,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(torch.cuda.get_device_name() if device == "cuda" else "CPU", torch.__version__, vars(settings))
     tokenizer = AutoTokenizer.from_pretrained(smollm2())
-    made = tokenize(read_data(dialogues()).examples, tokenizer, settings.tokens)
+    made = tokenize(read_data(dialogues(), default_plugins()).examples, tokenizer, settings.tokens)
     kept, out = split(made.rows, 0.1, settings.seed)
     train = [row.features for row in kept]
     held_out = [row.features for row in out[: settings.held_out]]

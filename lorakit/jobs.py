@@ -93,7 +93,7 @@ def _adapt(job: Job, plugins: Plugins, reporter: Reporter, seed: int) -> nn.Modu
     from lorakit.planning.report import show_bytes
     from lorakit.trainers.tasks import make_task, read_source
 
-    source = None if job.calibration is None else read_source(job.calibration, Reading(), reporter)
+    source = None if job.calibration is None else read_source(job.calibration, plugins, Reading(), reporter)
     first = read_first(job.model, plugins, reporter)
     plan = decided(job, first, plugins, reporter)
     data = None
@@ -144,7 +144,7 @@ def measure(
     read = None
     if text is not None:
         read = read_loss_text(
-            text, structure, model.text, tokens=tokens, rows=rows, trust_remote_code=model.trust_remote_code
+            text, structure, model.text, plugins, tokens=tokens, rows=rows, trust_remote_code=model.trust_remote_code
         )
     loaded = read_model(model, plugins, reporter)
     device = torch.device(accelerator() or "cpu")

@@ -69,7 +69,7 @@ def load_plugins(
     manager = _Manager(specs.PROJECT)
     manager.add_hookspecs(specs)
     added = [register(manager, module, name, None) for name, module in builtin.plugins().items()]
-    taken = {(kind, name): one.origin for one in added for kind, plugins in one.plugins.items() for name in plugins}
+    taken = {claim: one.origin for one in added for claim in one.claims()}
     distributions: dict[str, list[Any]] = {}
     for entry_point in entry_points:
         distributions.setdefault(_origin(entry_point), []).append(entry_point)

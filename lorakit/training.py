@@ -77,9 +77,9 @@ def _train(job: Job, training: Training, plugins: Plugins, display: Display, rep
     for code in (training.loss, job.model.text if job.model.is_factory else None):
         if code is not None:
             check_file(code)
-    source = read_source(training.data, training.reading, reporter)
-    apart = None if training.held_out is None else read_source(training.held_out, training.reading, reporter)
-    other = None if job.calibration is None else read_source(job.calibration, training.reading, reporter)
+    source = read_source(training.data, plugins, training.reading, reporter)
+    apart = None if training.held_out is None else read_source(training.held_out, plugins, training.reading, reporter)
+    other = None if job.calibration is None else read_source(job.calibration, plugins, training.reading, reporter)
     # what can be seen without them is seen before torch and the model are read
     from lorakit.artifacts.owning import discard
     from lorakit.planning.report import show_bytes

@@ -1,4 +1,4 @@
-"""Batches condensed to what their loss needs: loss and gradients are those of the whole batch, or the model gets it whole."""
+"""Batches condensed to what their loss needs: loss and gradients are those of the batch, or the model gets it whole."""
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import test_hook_registries as registries
 import torch
 from plugged import one, plugins_of, run
 from safetensors.torch import save_file
@@ -249,8 +248,9 @@ def test_lorakit_after_load(tmp_path: Path) -> None:
 def test_every_hook_has_a_test_and_a_docstring() -> None:
     hooks = [name for name, value in vars(specs).items() if inspect.isfunction(value) and name.startswith("lorakit_")]
     assert len(hooks) >= 15
+    tests = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     for name in hooks:
-        assert f"test_{name}" in {*globals(), *vars(registries)}, name
+        assert f"def test_{name}(" in tests, name
         assert inspect.getdoc(getattr(specs, name)), name
 
 

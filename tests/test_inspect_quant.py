@@ -37,6 +37,7 @@ from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.plugins import default_plugins, load_plugins
 from lorakit.trainers.text_loss import mean_loss, read_loss_text
 
+PLUGINS = load_plugins()
 Write = Callable[[str, str], Path]
 
 
@@ -242,7 +243,7 @@ def test_the_loss_is_the_mean_cross_entropy(llama_folder: Path, write: Write) ->
 
     text = write("text.txt", "one paragraph\n\nand one that is rather longer than twenty tokens\n")
     model = AutoModelForCausalLM.from_pretrained(llama_folder)
-    read = read_loss_text(text, model, str(llama_folder), tokens=20)
+    read = read_loss_text(text, model, str(llama_folder), PLUGINS, tokens=20)
     assert [len(row.input_ids) for row in read.tokenized.rows] == [14, 20] and read.tokenized.cut == 1
     with torch.no_grad():
         losses = [
@@ -252,16 +253,16 @@ def test_the_loss_is_the_mean_cross_entropy(llama_folder: Path, write: Write) ->
         ]
     # transformers' own mean of each row, by the tokens that the row predicts
     assert mean_loss(model, read) == pytest.approx(float(13 * losses[0] + 19 * losses[1]) / 32, rel=1e-6)
-    assert len(read_loss_text(text, model, str(llama_folder), tokens=20, rows=1).tokenized.rows) == 1
-    assert read_loss_text(text, model, str(llama_folder), tokens=512).limit == 64
+    assert len(read_loss_text(text, model, str(llama_folder), PLUGINS, tokens=20, rows=1).tokenized.rows) == 1
+    assert read_loss_text(text, model, str(llama_folder), PLUGINS, tokens=512).limit == 64
 
 
 def test_the_loss_takes_a_language_model_and_its_own_tokenizer(llama_folder: Path, write: Write) -> None:
     text = write("text.txt", "some text\n")
     with pytest.raises(lorakit.ModelError, match="a causal language model, and Sequential is none"):
-        read_loss_text(text, nn.Sequential(nn.Linear(2, 2)), str(llama_folder), tokens=20)
+        read_loss_text(text, nn.Sequential(nn.Linear(2, 2)), str(llama_folder), PLUGINS, tokens=20)
     with pytest.raises(lorakit.ModelError, match="the model knows 10: they are not of one model"):
-        read_loss_text(text, make_llama(vocab_size=10), str(llama_folder), tokens=20)
+        read_loss_text(text, make_llama(vocab_size=10), str(llama_folder), PLUGINS, tokens=20)
 
 
 def report_on(model: nn.Module, text: str) -> QuantizationReport:
@@ -336,7 +337,7 @@ def test_the_command(llama_folder: Path, write: Write, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(llama_folder)
-    read = read_loss_text(text, model, str(llama_folder), tokens=32)
+    read = read_loss_text(text, model, str(llama_folder), PLUGINS, tokens=32)
     assert found["loss"]["before"] == pytest.approx(mean_loss(model, read), rel=1e-6)
     assert found["loss"]["after"] == pytest.approx(mean_loss(lorakit.apply(spec, model), read), rel=1e-6)
     assert found["loss"]["before"] != found["loss"]["after"]

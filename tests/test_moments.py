@@ -64,7 +64,7 @@ def life(plugins: Plugins, folder: Path, model: nn.Module | None = None) -> None
 def test_every_hook_but_the_registries_is_a_moment() -> None:
     hooks = {name for name, value in vars(specs).items() if inspect.isfunction(value) and name.startswith("lorakit_")}
     assert hooks - set(MOMENTS) == {f"lorakit_{kind}s" for kind in (
-        "quantizer", "initializer", "optimizer", "method", "role", "kernel",
+        "quantizer", "initializer", "optimizer", "method", "role", "kernel", "data_format", "data_shape",
     )}  # fmt: skip
     assert len(MOMENTS) >= 12
 

@@ -14,7 +14,9 @@ from lorakit.data.examples import LeftOut
 from lorakit.data.rows import Row
 from lorakit.data.shapes import example_of, shape_of
 from lorakit.data.tokens import IGNORED, TokenRow, tokenize
+from lorakit.plugins import load_plugins
 
+PLUGINS = load_plugins()
 CHATML = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -40,7 +42,7 @@ TALK = [("user", "aaaa"), ("assistant", "BBBB"), ("user", "cccc"), ("assistant",
 
 def row_of(tokenizer: Any, record: dict[str, Any]) -> TokenRow:
     row = Row("data.jsonl:1", record)
-    example = example_of(row, shape_of(row, {}), {})
+    example = example_of(row, shape_of(row, {}, PLUGINS), {}, PLUGINS)
     assert not isinstance(example, LeftOut), example
     (made,) = tokenize([example], tokenizer, 512).rows
     return made

@@ -9,6 +9,8 @@ def plugins() -> dict[str, ModuleType]:
     """Return the built-in plugin modules by name. None of them imports torch when it is loaded."""
     from lorakit.builtin import (
         bitsandbytes_layers,
+        data_formats,
+        data_shapes,
         dispatched_models,
         factory_models,
         initializers,
@@ -27,6 +29,6 @@ def plugins() -> dict[str, ModuleType]:
     modules = (
         quantizers, kernels, initializers, optimizers, lora, roles, linear_layers, other_layers, bitsandbytes_layers,
         stacked_parameters, rwkv, dispatched_models, factory_models, models, saving,
-        recomputing, own_layers, former_names,
+        recomputing, own_layers, former_names, data_formats, data_shapes,
     )  # fmt: skip
     return {f"lorakit ({module.__name__.rpartition('.')[2]})": module for module in modules}

@@ -18,8 +18,8 @@ SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant
     "data",
     metavar="DATA",
     type=options.ANY_PATH,
-    help="JSONL, JSON, CSV, parquet, text or a `datasets` folder; for a PyTorch model FILE.py:FACTORY, whose FACTORY() "
-    "returns a sequence of (input, target) pairs.",
+    help="JSONL, JSON, CSV, parquet, text, a `datasets` folder or what a plugin reads; for a PyTorch model "
+    "FILE.py:FACTORY, whose FACTORY() returns a sequence of (input, target) pairs.",
 )
 @options.output
 @options.variables
@@ -200,14 +200,15 @@ def train(
         goes_on=on_failed_checkpoint == "go-on",
     )
     reference = ModelReference(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    plugins = default_plugins()
     job = Job(parsed, reference, Path(output), with_base, force, calibration, calibration_rows)
-    reading = Reading(read_columns(columns) if columns else {}, max_left_out)
+    reading = Reading(read_columns(columns, plugins) if columns else {}, max_left_out)
     training = Training(
         data, settings, loss, sample, resume, reading, held_out_data, lr, weight_decay, chosen_reports(report or ""),
         Path(plot) if plot else None, shlex.join(["lorakit", *sys.argv[1:]]),
     )  # fmt: skip
     display = Display(console(stderr=True), say)
-    outcome = train_adapter(job, training, default_plugins(), display, reporter())
+    outcome = train_adapter(job, training, plugins, display, reporter())
     if outcome.stopped:
         say(f"stopped after step {outcome.steps}; --resume goes on from there")
         raise SystemExit(SIGNALLED + outcome.stopped)

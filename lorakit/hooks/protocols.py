@@ -10,7 +10,8 @@ Nothing here imports torch, and a plugin should import it only inside its method
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from lorakit.values import LayerShape, LowRank, LowRankPart, QuantizedWeight, Renamed, Storage
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from lorakit.data.examples import Example, LeftOut
+    from lorakit.data.fields import Fields
+    from lorakit.data.rows import Row
     from lorakit.hooks.starting import StartContext
     from lorakit.planning.inventory import Inventory
     from lorakit.planning.plan import ParameterPlan, PlanEntry, Settings
@@ -278,3 +282,48 @@ class FormerParts(FormerNames, Protocol):
         B (outputs, rank), or for a stack of weights A (stack, rank, inputs) and B (stack, outputs, rank).
         Raises: ValueError with the reason where two low-rank matrices cannot express it.
         """
+
+
+class DataFormat(Protocol):
+    """A kind of file that holds records. A format is an instance, since it has no options.
+
+    Every suffix and every mark belongs to one format. A class variable `named_only = True` says that folders are not
+    searched for its files, as for text: a README is text.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages and the lists of plugins call it."""
+
+    @property
+    def suffixes(self) -> Sequence[str]:
+        """How the names of its files end, in small letters, such as `.jsonl`."""
+
+    @property
+    def marks(self) -> Sequence[str]:
+        """Files that make the folder that holds them one thing of this format, such as `state.json`."""
+
+    def rows(self, path: Path, progress: Callable[[int, int], None]) -> Iterator[Row]:
+        """Yield the records of a file, or of a folder that holds a mark; `progress` is told what is read, and of what.
+
+        Raises: DataError naming the file, and the line where it has lines.
+        """
+
+
+class DataShape(Protocol):
+    """A form of records, told by their columns. A shape is an instance, since it has no options."""
+
+    @property
+    def name(self) -> str:
+        """What many of its records are called, such as `chats`."""
+
+    @property
+    def needs(self) -> Sequence[str]:
+        """The columns that tell it; a record in which one is empty is left out, but for `prompt`."""
+
+    @property
+    def may(self) -> Sequence[str]:
+        """The other columns that it reads."""
+
+    def example(self, fields: Fields) -> Example | LeftOut:
+        """Return what is learned from a record, or why nothing is. Raises: DataError naming `fields.place`."""

@@ -9,9 +9,9 @@ version.
 
 A module may state the protocol that it was written for, `lorakit_protocol = 2`; one that states none is taken to speak
 this one. A distribution that does not import, states another protocol, has a hook or an argument that is not here,
-adds a name of a built-in, or a class that lacks what `lorakit.hooks.protocols` asks for, is left out whole: `lorakit
-plugins` says why, and so does a spec that misses what it would have added. A name that two distributions add belongs to
-neither.
+adds a name or a file's suffix of a built-in, or a class that lacks what `lorakit.hooks.protocols` asks for, is left out
+whole: `lorakit plugins` says why, and so does a spec that misses what it would have added. A name that two
+distributions add belongs to neither.
 `lorakit.testing` checks what a plugin does, and `lorakit plugins new` writes one to start from.
 """
 
@@ -23,7 +23,17 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from lorakit.hooks.protocols import FormerNames, Initializer, Kernel, Method, OptimizerFactory, Quantizer, Role
+from lorakit.hooks.protocols import (
+    DataFormat,
+    DataShape,
+    FormerNames,
+    Initializer,
+    Kernel,
+    Method,
+    OptimizerFactory,
+    Quantizer,
+    Role,
+)
 from lorakit.values import LayerShape, ModelReference
 
 if TYPE_CHECKING:
@@ -73,6 +83,19 @@ def lorakit_kernels() -> Sequence[Kernel]:  # type: ignore[empty-body]
     """Return kernels, which multiply with quantized weights; no spec names them.
 
     A layer asks them when it is built, the last registered first and the built-ins last, until one fits.
+    """
+
+
+@hookspec
+def lorakit_data_formats() -> Sequence[DataFormat]:  # type: ignore[empty-body]
+    """Return kinds of files that DATA may be, told by the end of a name or by a file in a folder."""
+
+
+@hookspec
+def lorakit_data_shapes() -> Sequence[DataShape]:  # type: ignore[empty-body]
+    """Return forms that records may have, told by their columns; `--columns` takes their names.
+
+    A record is of the first whose columns it has: the last registered is asked first and the built-ins last.
     """
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorakit.errors import ModelError
+from lorakit.paging import Paged
 from lorakit.stepping.before import Before
 from lorakit.stepping.ladder import Climb, Ladder
 from lorakit.stepping.losses import Learning, learning_of, refused, several_processes
@@ -43,7 +45,7 @@ class Step:
         advice: str = ADVICE,
         say: Callable[[str], None] = logger.warning,
     ) -> None:
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizer = model, resumable(optimizer)
         self._learning = learning_of(model, loss)
         self._max_grad_norm = max_grad_norm or math.inf
         self._watch = watch
@@ -51,7 +53,7 @@ class Step:
             model,
             lambda: refused(model, self._learning),
             refused=several_processes(),
-            page_out=getattr(optimizer, "page_out", None),
+            page_out=getattr(self.optimizer, "page_out", None),
             advice=advice,
             say=say,
         )
@@ -83,8 +85,13 @@ class Step:
     def update(self) -> float:
         """Clip the gradients, step the optimizer, and return the norm that they had."""
         trained = [one for group in self.optimizer.param_groups for one in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self._max_grad_norm)
-        self.optimizer.step()
+        gradients = [one.grad for one in trained if one.grad is not None]
+        norm = retried(lambda: torch.nn.utils.get_total_norm(gradients))
+        torch.nn.utils.clip_grads_with_norm_(trained, self._max_grad_norm, norm)
+        if isinstance(self.optimizer, Paged):
+            retried(self.optimizer.step)
+        else:
+            self.optimizer.step()
         return float(norm)
 
     def rehearse(self, batch: Any) -> None:
@@ -97,6 +104,16 @@ class Step:
         loss.backward()
         self._watch(loss)
         return loss.detach()
+
+
+def resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return an optimizer whose step goes on where memory ran out on its way, if it takes parameters one by one."""
+    if isinstance(optimizer, Paged):
+        return optimizer
+    try:
+        return Paged(optimizer, parameters=())
+    except ModelError:
+        return optimizer
 
 
 @contextmanager

@@ -20,6 +20,9 @@ from lorakit.testing.layers import Sample
 from lorakit.testing.slopes import expect_input_gradient, expect_parameter_gradients
 from lorakit.testing.subjects import Subject, relative_error, same_bits
 
+# a model in bfloat16, and one in float32 that computes in it; what that may cost a gradient
+CAST, AUTOCAST = "bf16", "autocast"
+ROUNDED = 0.05
 # rows of one input, by which chance is told from a rule
 DRAWS = 400
 
@@ -35,13 +38,18 @@ def training_checks(subject: Subject, each: Mapping[str, tuple[Sample]]) -> Iter
     yield from variants_of(generator, subject, each)
     yield from variants_of(base_untouched, subject, each)
     yield from variants_of(peft, subject, each)
+    ways = {
+        f"{kind}-{way}": (*one, way) for kind, one in each.items() for way in (CAST, AUTOCAST) if kind[:6] == "linear"
+    }
+    if ways:
+        yield from variants_of(low_precision_gradient, subject, ways)
     first = dict(list(each.items())[:1])
+    stored = {f"{kind}-nf4": (*one, "quant nf4") for kind, one in first.items() if kind == "linear"}
     for clause in (alpha, scaling):
         if clause.__name__ in subject.plugin.clauses:
-            yield from variants_of(clause, subject, each)
+            yield from variants_of(clause, subject, {**{kind: (*one, "") for kind, one in each.items()}, **stored})
     if "dropout" in subject.plugin.clauses:
         dropping = {kind: (*one, "") for kind, one in each.items() if _can_drop(*one)}
-        stored = {f"{kind}-nf4": (*one, "quant nf4") for kind, one in first.items() if kind == "linear"}
         yield from variants_of(dropout, subject, {**dropping, **stored})
     if "init" in subject.plugin.clauses:
         yield from variants_of(init, subject, first)
@@ -54,6 +62,22 @@ def input_gradient(subject: Subject, sample: Sample, training: bool) -> None:
     case = Case(subject, sample)
     case.randomize()
     expect_input_gradient(case.model.train(training), sample.inputs(3))
+
+
+def low_precision_gradient(subject: Subject, sample: Sample, way: str) -> None:
+    """In bfloat16, and under autocast, the inputs get the gradient of float32 but for its rounding."""
+    case = Case(subject, sample)
+    case.randomize()
+    model, x = case.model.eval(), sample.inputs(3).requires_grad_()
+    (wanted,) = torch.autograd.grad(model(x).square().sum(), x)
+    if way == CAST:
+        model, x = model.to(torch.bfloat16), x.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == AUTOCAST):
+        outputs = model(x)
+    (found,) = torch.autograd.grad(outputs.float().square().sum(), x)
+    error = relative_error(found.float(), wanted)
+    where = "in bfloat16" if way == CAST else "under autocast"
+    expect(error < ROUNDED, f"{where} the gradient of the inputs is off by {error:.2g} from that of float32")
 
 
 def parameter_gradients(subject: Subject, sample: Sample, training: bool) -> None:
@@ -95,13 +119,15 @@ def training_step(subject: Subject, sample: Sample) -> None:
 
 
 def half_strength(subject: Subject, sample: Sample) -> None:
-    """At half the strength the change of the outputs is half of it, and a merge takes half of it too."""
+    """At half the strength the change of the outputs is half of it, in gradients and in a merge too."""
     case = Case(subject, sample)
     case.randomize()
     case.model.eval()
     x = sample.inputs(3)
     plain, full = sample.model()(x), case.model(x)
     lorakit.adapters(case.model).use({"default": 0.5})
+    if x.is_floating_point():
+        expect_input_gradient(case.model, x, " at half the strength")
     half = case.model(x)
     error = relative_error(half - plain, (full - plain) / 2)
     expect(error < 1e-3, f"with `strength` 0.5 the change of the outputs is off by {error:.2g} from half of it")
@@ -171,14 +197,15 @@ def peft(subject: Subject, sample: Sample) -> None:
     )
 
 
-def alpha(subject: Subject, sample: Sample) -> None:
+def alpha(subject: Subject, sample: Sample, stored: str) -> None:
     """`alpha` has an effect on what a trained adapter computes."""
-    _expect_effect(subject, sample, "alpha", "alpha 2", "alpha 8")
+    _expect_effect(subject, sample, "alpha", f"alpha 2 {stored}", f"alpha 8 {stored}")
 
 
-def scaling(subject: Subject, sample: Sample) -> None:
+def scaling(subject: Subject, sample: Sample, stored: str) -> None:
     """`scaling` has an effect on what a trained adapter computes: rsLoRA divides alpha by the root of the rank."""
-    _expect_effect(subject, sample, "scaling", "rank 3 alpha 3 scaling standard", "rank 3 alpha 3 scaling rslora")
+    ways = (f"rank 3 alpha 3 scaling {name} {stored}" for name in ("standard", "rslora"))
+    _expect_effect(subject, sample, "scaling", *ways)
 
 
 def dropout(subject: Subject, sample: Sample, stored: str) -> None:
@@ -239,7 +266,7 @@ def _expect_effect(subject: Subject, sample: Sample, clause: str, *values: str) 
             for parameter in case.own.values():
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=drawn))
         found.append(case.model.eval()(sample.inputs(3)))
-    both = " and ".join(f"`{one}`" for one in values)
+    both = " and ".join(f"`{one.strip()}`" for one in values)
     expect(
         relative_error(found[0], found[1]) > TOLERANCE,
         f"{both} compute the same: use it, or take `{clause}` out of `clauses`",

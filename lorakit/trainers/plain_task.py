@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from lorakit.application.batches import moved
 from lorakit.application.optimizer import build_optimizer, keeps_lr
 from lorakit.errors import DataError
 from lorakit.named_objects import named_object
 from lorakit.stepping.batches import elements_of
 from lorakit.stepping.losses import PairLoss
 from lorakit.stepping.shortage import in_words, is_shortage
-from lorakit.stepping.step import Step
+from lorakit.stepping.step import Step, resumable
 from lorakit.trainers.checkpoints import Checkpoints
 from lorakit.trainers.display import Display
 from lorakit.trainers.finite import Finite
@@ -93,7 +95,7 @@ class PairsTask:
         """
         check_reports(reports.names, is_plain=True)
         settings = self.settings
-        optimizer = build_optimizer(model)
+        optimizer = resumable(build_optimizer(model))
         base_rates = [group["lr"] for group in optimizer.param_groups]
         schedule = chosen(settings.schedule, keeps_lr(model))
         # what dropout draws is the seed's, and goes on after a checkpoint where it stood
@@ -195,15 +197,30 @@ class Checked(PairLoss):
     """The loss of pairs, which says what is wrong with one that does not fit. Raises: DataError."""
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        try:
-            return PairLoss.loss(self, model, batch)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            if is_shortage(error):
-                raise
-            raise DataError(f"a batch does not fit the model or the loss: {error}") from error
+        inputs, targets = batch
+        device = next(model.parameters()).device
+        with _blamed("the model does not take a batch of inputs"):
+            prediction = model(moved(inputs, device))
+        with _blamed("the loss does not take (prediction, target), the model's answer to a batch and its targets"):
+            loss: Any = self.of(prediction, moved(targets, device))
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise DataError(f"the loss returned {found}; return a tensor of one number, the mean over the batch")
+        return loss
 
     def count(self, batch: Any) -> int:
         return _size(batch)
+
+
+@contextmanager
+def _blamed(what: str) -> Iterator[None]:
+    """Turn what code of the user's raises into a DataError that says what was asked of it."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if is_shortage(error):
+            raise
+        raise DataError(f"{what}: {error}") from error
 
 
 def _pairs(data: str) -> Sequence[Pair]:
