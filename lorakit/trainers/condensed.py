@@ -151,7 +151,7 @@ class _Trial:
         return bool(seen.calls) and not self.has_other_loss and self._are_apart(model, logits)
 
     def _are_apart(self, model: nn.Module, logits: Tensor) -> bool:
-        """Return whether the second record stays as it is with another one before it: in most models to the last bit."""
+        """Return whether the second record stays as it is with another before it: in most models to the last bit."""
         ids = self.batch["input_ids"].clone()
         ids[0] = ids[0].roll(1)
         with attention_by_record():
