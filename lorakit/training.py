@@ -84,7 +84,7 @@ def _train(job: Job, training: Training, plugins: Plugins, display: Display, rep
     from lorakit.artifacts.owning import discard
     from lorakit.planning.report import show_bytes
     from lorakit.trainers.loss_plot import save_loss_plot
-    from lorakit.trainers.planned import optimized, training_words
+    from lorakit.trainers.planned import optimized, shortage_words, training_words
     from lorakit.trainers.record import RunRecord
     from lorakit.trainers.summing import ended, next_steps, peak_memory, start_measuring
     from lorakit.trainers.tasks import make_task
@@ -108,6 +108,7 @@ def _train(job: Job, training: Training, plugins: Plugins, display: Display, rep
     reporter.say(f"\n{device_words()}")
     reporter.say(task.description)
     reporter.say(words)
+    reporter.say(shortage_words(first, plan, is_text=task.is_text))
     device = accelerator()
     model, starter = read_started(job.model, first, plan, plugins, reporter, seed=settings.seed, device=device)
     if device is not None:

@@ -20,6 +20,7 @@ from lorakit.stepping import sending
 from lorakit.stepping.before import Before
 from lorakit.stepping.ladder import Rung
 from lorakit.stepping.sending import Sending
+from lorakit.stepping.step import clipped
 
 SPEC = "adapt q_proj,v_proj,down_proj rank 2 quant nf4 double dropout 0.1\noptimizer adamw lr 1e-2"
 PLAIN = "adapt q_proj,v_proj,down_proj rank 2\noptimizer adamw lr 1e-2"
@@ -391,3 +392,35 @@ def test_a_batch_in_which_nothing_is_learned_changes_nothing() -> None:
     nothing["labels"] = torch.full_like(nothing["labels"], -100)
     both, alone = run.step.learn(rows(2), nothing), run.step.learn(rows(2))
     assert both == alone
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "failing"),
+    [("adamw", (3, 20, 41)), ("sgd(momentum=0.9)", (3,)), ("adamw paged", (3, 20, 41))],
+    ids=["adamw", "sgd", "paged"],
+)
+def test_an_update_that_ran_out_goes_on_where_it_stood(optimizer: str, failing: tuple[int, ...]) -> None:
+    spec = f"adapt q_proj,v_proj rank 2\noptimizer {optimizer} lr 1e-2"
+    whole, run = Run(spec), Run(spec)
+    for one in (whole, run):
+        one.step._max_grad_norm = 1e-3
+    whole.steps()
+    run.losses.append(run.step(*BATCHES[0]))
+    run.optimizer.zero_grad()
+    run.losses.append(run.step.learn(*BATCHES[1]))
+    with Allocations(failing) as mode:
+        run.step.update()
+    assert len(mode.failed) == len(failing)
+    assert_same(run, whole)
+
+
+def test_gradients_are_clipped_to_the_bits_of_torch() -> None:
+    made = [torch.randn(5, 3), torch.randn(7)]
+    for limit in (0.1, 2.0, 100.0):
+        mine, theirs = ([nn.Parameter(one.clone()) for one in made] for _ in range(2))
+        for one in (*mine, *theirs):
+            one.grad = one.detach().clone()
+        norm = clipped([one.grad for one in mine if one.grad is not None], limit)
+        assert norm == float(nn.utils.clip_grad_norm_(theirs, limit))
+        for one, other in zip(mine, theirs, strict=True):
+            assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)

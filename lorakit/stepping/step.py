@@ -85,14 +85,12 @@ class Step:
     def update(self) -> float:
         """Clip the gradients, step the optimizer, and return the norm that they had."""
         trained = [one for group in self.optimizer.param_groups for one in group["params"]]
-        gradients = [one.grad for one in trained if one.grad is not None]
-        norm = retried(lambda: torch.nn.utils.get_total_norm(gradients))
-        torch.nn.utils.clip_grads_with_norm_(trained, self._max_grad_norm, norm)
+        norm = clipped([one.grad for one in trained if one.grad is not None], self._max_grad_norm)
         if isinstance(self.optimizer, Paged):
             retried(self.optimizer.step)
         else:
             self.optimizer.step()
-        return float(norm)
+        return norm
 
     def rehearse(self, batch: Any) -> None:
         """Compute a batch and undo all of it: one that is too large fails now, and what it needs is known."""
@@ -104,6 +102,22 @@ class Step:
         loss.backward()
         self._watch(loss)
         return loss.detach()
+
+
+def clipped(gradients: Sequence[Tensor], limit: float) -> float:
+    """Scale gradients to a norm of at most `limit`, as torch's `clip_grad_norm_` does, and return the norm.
+
+    What needs memory is done before the first of them changes.
+    """
+    norm = retried(lambda: torch.nn.utils.get_total_norm(gradients))
+    if math.isfinite(limit):
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for gradient in gradients:
+            by_device.setdefault(gradient.device, []).append(gradient)
+        shares = retried(lambda: {one: torch.clamp(limit / (norm + 1e-6), max=1.0).to(one) for one in by_device})
+        for device, alike in by_device.items():
+            torch._foreach_mul_(alike, shares[device])
+    return float(norm)
 
 
 def resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
