@@ -199,8 +199,8 @@ class Low:
 @pytest.mark.parametrize(
     ("fault", "check", "words"),
     [
-        (lambda adapter, x: x.dtype == torch.bfloat16, "low-precision-gradient", "in bfloat16 the gradient of the"),
-        (lambda adapter, x: torch.is_autocast_enabled("cpu"), "low-precision-gradient", "under autocast the gradient"),
+        (lambda adapter, x: x.dtype == torch.bfloat16, "input-gradient", "in bfloat16 the gradient of the"),
+        (lambda adapter, x: torch.is_autocast_enabled("cpu"), "input-gradient", "under autocast the gradient"),
         (lambda adapter, x: x.shape[:1] == (1,), "batches", "the gradient of the inputs of a batch (1,)"),
         (
             lambda adapter, x: adapter.strength != 1.0,

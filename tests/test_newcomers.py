@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import socket
 import subprocess
 import sys
@@ -9,10 +11,12 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from torch import nn
 
 import lorakit
+from lorakit.artifacts.inspection import adapter_view, inspect_adapter
 from lorakit.cli.given import check_given
 from lorakit.huggingface import models
 from lorakit.planning.report import grouped
@@ -148,3 +152,16 @@ def test_a_module_that_is_alone_of_its_kind_is_called_by_its_name() -> None:
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     plan = lorakit.plan("adapt 0,2,3,4 rank 2", net)
     assert [row.pattern for row in grouped(plan.entries, every_module=False)] == ["0", "2", "*"]
+
+
+def test_no_norm_is_shown_of_a_change_that_two_matrices_do_not_say(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    adapted = lorakit.apply("adapt 0 rank 2\nadapt 1 rank 2 method dora", net)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.add_(0.1)
+    found = inspect_adapter(lorakit.save(adapted, tmp_path / "adapter"))
+    assert [row.update_norm is None for row in found.adapters] == [False, True]
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(adapter_view(found))
+    assert re.search(r"^ 0 .*\d\s*$", stream.getvalue(), re.M) and re.search(r"^ 1 .*fp32\s*$", stream.getvalue(), re.M)

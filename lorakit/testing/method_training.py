@@ -31,18 +31,20 @@ def training_checks(subject: Subject, each: Mapping[str, tuple[Sample]]) -> Iter
     """Yield the checks of one layer of every kind."""
     modes = {f"{kind}{'-training' * mode}": (*one, mode) for kind, one in each.items() for mode in (False, True)}
     floating = {kind: one for kind, one in modes.items() if one[0].inputs(3).is_floating_point()}
-    yield from variants_of(input_gradient, subject, floating)
+    ways = {kind: (sample, "training" if training else "") for kind, (sample, training) in floating.items()}
+    low = {
+        f"{kind}-{way}": (*one, way)
+        for kind, one in each.items()
+        for way in (CAST, AUTOCAST)
+        if kind.startswith("linear")
+    }
+    yield from variants_of(input_gradient, subject, {**ways, **low})
     yield from variants_of(parameter_gradients, subject, modes)
     yield from variants_of(training_step, subject, each)
     yield from variants_of(half_strength, subject, each)
     yield from variants_of(generator, subject, each)
     yield from variants_of(base_untouched, subject, each)
     yield from variants_of(peft, subject, each)
-    ways = {
-        f"{kind}-{way}": (*one, way) for kind, one in each.items() for way in (CAST, AUTOCAST) if kind[:6] == "linear"
-    }
-    if ways:
-        yield from variants_of(low_precision_gradient, subject, ways)
     first = dict(list(each.items())[:1])
     stored = {f"{kind}-nf4": (*one, "quant nf4") for kind, one in first.items() if kind == "linear"}
     for clause in (alpha, scaling):
@@ -57,17 +59,16 @@ def training_checks(subject: Subject, each: Mapping[str, tuple[Sample]]) -> Iter
         yield from variants_of(learning_rates, subject, first)
 
 
-def input_gradient(subject: Subject, sample: Sample, training: bool) -> None:
-    """The gradient of the inputs is the one that the outputs show, so that layers below learn from the whole change."""
+def input_gradient(subject: Subject, sample: Sample, way: str) -> None:
+    """The gradient of the inputs is the one that the outputs show, so that layers below learn from the whole change.
+
+    In bfloat16, and under autocast, it is that of float32 but for its rounding.
+    """
     case = Case(subject, sample)
     case.randomize()
-    expect_input_gradient(case.model.train(training), sample.inputs(3))
-
-
-def low_precision_gradient(subject: Subject, sample: Sample, way: str) -> None:
-    """In bfloat16, and under autocast, the inputs get the gradient of float32 but for its rounding."""
-    case = Case(subject, sample)
-    case.randomize()
+    if way not in (CAST, AUTOCAST):
+        expect_input_gradient(case.model.train(way == "training"), sample.inputs(3))
+        return
     model, x = case.model.eval(), sample.inputs(3).requires_grad_()
     (wanted,) = torch.autograd.grad(model(x).square().sum(), x)
     if way == CAST:

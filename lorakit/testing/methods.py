@@ -33,7 +33,7 @@ STAGES = (
     ("training-step",),
     ("gradients", "strength", "batches", "alpha"),
     ("input-gradient", "parameter-gradients", "merged", "scaling"),
-    ("half-strength", "low-precision-gradient", "saved", "dropout", "shown-weight"),
+    ("half-strength", "saved", "dropout", "shown-weight"),
     ("quantized-base", "peft"),
     ("on-an-adapter",),
     ("under-an-adapter", "compiled", "every-tensor-saved", "hugging-face", "deep-copies", "data-parallel", "sharded"),
