@@ -104,14 +104,17 @@ def test_a_resized_vocabulary(tokens: torch.Tensor, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("layers", [True, "auto"])
 @pytest.mark.parametrize("indices", [[3, 100, 7], {"embed_tokens": [5, 6]}], ids=["list", "by module"])
-def test_tokens_that_train_by_themselves(tied: bool, indices: Any, tokens: torch.Tensor, tmp_path: Path) -> None:
+def test_tokens_that_train_by_themselves(
+    tied: bool, layers: bool | str, indices: Any, tokens: torch.Tensor, tmp_path: Path
+) -> None:
     theirs = wrapped(base(tied), target_modules=["q_proj"], trainable_token_indices=copy.deepcopy(indices))
     with torch.no_grad():
         for name, value in theirs.named_parameters():
             if "trainable_tokens_delta" in name:
                 value.normal_(0, 0.5)
-    folder = saved(theirs, tmp_path / "peft")
+    folder = saved(theirs, tmp_path / "peft", save_embedding_layers=layers)
     every = torch.arange(128).reshape(4, 32)
     ours = lorakit.load(folder, base(tied))
     assert off(ours, theirs, every) <= 1e-5

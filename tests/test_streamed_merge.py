@@ -134,6 +134,50 @@ def test_peft_merges_alike(tmp_path: Path) -> None:
         torch.testing.assert_close(mine[name], value, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("config", "tied", "dtype"),
+    [
+        ({"trainable_token_indices": [3, 100, 7]}, False, "fp32"),
+        ({"trainable_token_indices": {"embed_tokens": [5, 6], "lm_head": [1]}}, False, "bf16"),
+        ({"trainable_token_indices": [3, 100, 7]}, True, "bf16"),
+        ({"modules_to_save": ["embed_tokens", "lm_head"]}, False, "bf16"),
+        ({"modules_to_save": ["self_attn"], "target_modules": ["down_proj"]}, False, "fp32"),
+        ({"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, True, "fp32"),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, False, "bf16"),
+        ({"target_modules": ["lm_head"]}, True, "fp32"),
+        ({"bias": "lora_only"}, False, "bf16"),
+    ],
+    ids=str,
+)
+def test_what_peft_saves_of_the_base_comes_along(
+    config: dict[str, Any], tied: bool, dtype: str, tmp_path: Path
+) -> None:
+    """Rows of embeddings, whole modules, biases, and ends of another base than the one that is merged into."""
+    base = tmp_path / "base"
+    make_llama(tie_word_embeddings=tied, attention_bias=True).save_pretrained(base, max_shard_size=SHARD)  # type: ignore[operator]
+    changed = reloaded(base)
+    if {"embed_tokens", "lm_head"} & set(config.get("target_modules", ())):
+        with torch.no_grad():
+            changed.get_input_embeddings().weight += 0.1  # type: ignore[operator]
+    theirs = get_peft_model(changed, LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": ["q_proj"], **config}))
+    draw = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for value in theirs.parameters():
+            if value.requires_grad:
+                value += torch.randn(value.shape, generator=draw) * 0.1
+    theirs.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    right = theirs.eval()(**INPUTS).logits.detach()
+    command(tmp_path / "adapter", base, "-o", tmp_path / "merged", "--dtype", dtype)
+    merged = reloaded(tmp_path / "merged")
+    in_fp32 = lorakit.merge(lorakit.load(tmp_path / "adapter", reloaded(base)))
+    torch.testing.assert_close(output_of(in_fp32, INPUTS), right, rtol=1e-5, atol=1e-5)
+    for name, value in in_fp32.state_dict().items():
+        found = merged.state_dict()[name]
+        # rounded once
+        assert found.dtype == (torch.bfloat16 if dtype == "bf16" else torch.float32)
+        assert torch.equal(found, value.to(found.dtype)), name
+
+
 @pytest.mark.parametrize("architecture", ["llama", "t5", "bart"])
 @pytest.mark.parametrize("spec", ["adapt @head rank 4", "adapt embed_tokens rank 4"])
 def test_one_end_of_a_tie(architecture: str, spec: str, tmp_path: Path) -> None:

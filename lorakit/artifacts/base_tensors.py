@@ -63,7 +63,8 @@ def base_tensors(files: AdapterFiles, inventory: Inventory, model: nn.Module) ->
         now = _now(model, path, inventory)
         own = held.get(path, {})
         if path in rows:
-            _check_end(path, inventory, files)
+            if _follows(path, rows, inventory, files):
+                continue
             own = own | {"weight": _with_rows(path, rows[path], own.get("weight", now.get("weight")), files)}
         elif all(leaf in now and _equal(value, now[leaf]) for leaf, value in own.items()):
             continue
@@ -137,16 +138,23 @@ def _equal(stored: Tensor, now: Tensor) -> bool:
     return torch.equal(stored.to(now.dtype), now) or torch.equal(now.to(stored.dtype), stored)
 
 
-def _check_end(path: str, inventory: Inventory, files: AdapterFiles) -> None:
-    """Refuse rows of one end of a tie alone: PEFT lets the other ends follow the embeddings, and nothing else."""
+def _follows(path: str, rows: Mapping[str, Tensor], inventory: Inventory, files: AdapterFiles) -> bool:
+    """Whether the rows of a tied end are those of the embeddings, which PEFT may write with them.
+
+    Raises: AdapterError for rows of their own, which one tensor cannot hold.
+    """
     weight = inventory.modules[path].weight
     ends = inventory.owners[weight.weight_id] if weight else ()
-    if len(ends) > 1 and path != inventory.input_path:
-        other = next(end for end in ends if end != Place(path).inside("weight"))
-        raise AdapterError(
-            f"{files.folder} trained some rows of `{path}` alone, and this model holds it and `{other}` as one tensor: "
-            "untie them first (tie_word_embeddings=False, with a copy of the weight)"
-        )
+    if len(ends) < 2 or path == inventory.input_path:
+        return False
+    leading = rows.get(inventory.input_path or "")
+    if leading is not None and leading.shape == rows[path].shape and torch.equal(leading, rows[path]):
+        return True
+    other = next(end for end in ends if end != Place(path).inside("weight"))
+    raise AdapterError(
+        f"{files.folder} trained some rows of `{path}` alone, and this model holds it and `{other}` as one tensor: "
+        "untie them first (tie_word_embeddings=False, with a copy of the weight)"
+    )
 
 
 def _with_rows(path: str, rows: Tensor, weight: Tensor | None, files: AdapterFiles) -> Tensor:

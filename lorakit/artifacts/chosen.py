@@ -24,7 +24,7 @@ class Chosen:
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self._path, self._config = folder / CONFIG, config
-        targets = config.get("target_modules")
+        targets: Any = config.get("target_modules")
         # a parameter's adapter hangs on the module around it
         by_name = isinstance(targets, list) and "all-linear" not in targets and not config.get("target_parameters")
         self._targets = frozenset(one.removeprefix(PREFIX) for one in targets) if by_name else None
