@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,7 +67,8 @@ class Paged(torch.optim.Optimizer):
         self._layout = Layout(optimizer, budget, page_size or page_for(budget), link)
         own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._layout.add(own, set(own if parameters is None else parameters), self._state_of)
-        self._sweep: Sweep | None = None
+        # by name, what failed on its way
+        self._unfinished: dict[str, Sweep] = {}
         self._loss: Any = None
         # every other step goes through parameters from the end, for what was used last is still near then; but random
         # numbers are drawn in one order
@@ -111,7 +113,7 @@ class Paged(torch.optim.Optimizer):
     @property
     def is_unfinished(self) -> bool:
         """Whether a step failed on its way, so that the next call goes on with it."""
-        return self._sweep is not None
+        return "step" in self._unfinished
 
     def page_out(self) -> int:
         """Send every page out, so that its memory is free for others; a step brings back what it needs.
@@ -127,26 +129,26 @@ class Paged(torch.optim.Optimizer):
         Raises: what the wrapped optimizer's step raises, torch.OutOfMemoryError if it fails for one parameter while
         every other page is far, WriteError if a page cannot leave.
         """
-        if self._sweep is None:
+        if "step" not in self._unfinished:
             self._loss = None
             if closure is not None:
                 with torch.enable_grad():
                     self._loss = closure()
             pieces = [piece for piece in self._layout.pieces if piece.parameter.grad is not None]
-            self._sweep = Sweep(unhooked(self.optimizer), pieces[:: -1 if self._backward else 1], self._layout)
-        with torch.no_grad():
-            self._sweep.run()
-        self._sweep, self._backward = None, self._turns and not self._backward
+            pieces = pieces[:: -1 if self._backward else 1]
+            self._unfinished["step"] = Sweep(unhooked(self.optimizer), pieces, self._layout)
+        self._finish("step")
+        self._backward = self._turns and not self._backward
         return self._loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters; a step that failed on its way is given up."""
-        self._sweep = None
+        self._unfinished.pop("step", None)
         self.optimizer.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its state pages unless it says `"paged": False`."""
-        self._sweep = None
+        self._unfinished.clear()
         group = {name: value for name, value in param_group.items() if name != "paged"}
         self.optimizer.add_param_group(group)
         self._turns = not check_apart(self.optimizer)
@@ -169,7 +171,7 @@ class Paged(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of the wrapped kind of optimizer, made while its state paged or not."""
-        self._sweep = None
+        self._unfinished.clear()
         state_dict = dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
@@ -182,14 +184,18 @@ class Paged(torch.optim.Optimizer):
         if name == "optimizer":
             raise AttributeError(name)
         found = getattr(self.optimizer, name)
-        return self._switching(found) if name in SWITCHES else found
+        return partial(self._switch, name, found) if name in SWITCHES else found
 
-    def _switching(self, method: Callable[[], object]) -> Callable[[], None]:
-        def switch() -> None:
+    def _switch(self, name: str, method: Callable[[], object]) -> None:
+        if name not in self._unfinished:
             held = [piece for piece in self._layout.pieces if piece.parameter in self.optimizer.state]
-            Sweep(method, held, self._layout).run()
+            self._unfinished[name] = Sweep(method, held, self._layout)
+        self._finish(name)
 
-        return switch
+    def _finish(self, name: str) -> None:
+        with torch.no_grad():
+            self._unfinished[name].run()
+        del self._unfinished[name]
 
     def __repr__(self) -> str:
         return f"Paged({self.optimizer!r})"

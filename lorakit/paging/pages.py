@@ -60,14 +60,26 @@ class Slot:
 
     def point(self, memory: Tensor) -> None:
         """Let the state hold the view into other memory of the page, unless it holds something else by now."""
-        try:
-            held = self.holder[self.key] if self.tensor is not None else None
-        except LookupError:
-            held = None
-        if held is not self.tensor or held is None:
-            self.tensor = None
-        else:
+        if self._stands():
             self.tensor = self.holder[self.key] = self._view(memory)
+        else:
+            self.tensor = None
+
+    def release(self, device: torch.device) -> None:
+        """Let the state hold a copy on a device instead of the view."""
+        if self._stands():
+            assert self.tensor is not None
+            self.holder[self.key] = self.tensor.to(device, copy=True)
+        self.tensor = None
+
+    def _stands(self) -> bool:
+        """Return whether the state holds the view."""
+        if self.tensor is None:
+            return False
+        try:
+            return self.holder[self.key] is self.tensor
+        except LookupError:
+            return False
 
     def _view(self, memory: Tensor) -> Tensor:
         form = self.form
