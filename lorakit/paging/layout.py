@@ -36,8 +36,8 @@ class Layout:
         self, optimizer: torch.optim.Optimizer, budget: int | None, page_size: int, link: Callable[[torch.device], Link]
     ) -> None:
         self.optimizer = optimizer
-        self._budget = budget
-        self._page_size = page_size
+        self.budget = budget
+        self.page_size = page_size
         self._link = link
         self._pools: dict[torch.device, Pool] = {}
         self._pieces: dict[nn.Parameter, Piece] = {}
@@ -129,7 +129,7 @@ class Layout:
 
     def slices(self, pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
         """Return parameters in order, as many together as share a slice; pages come in by slices."""
-        limit = min(SLICE, self._budget // 3) if self._budget is not None else SLICE
+        limit = min(SLICE, self.budget // 3) if self.budget is not None else SLICE
         made: list[Sequence[Piece]] = []
         current: list[Piece] = []
         pages: set[Page] = set()
@@ -171,11 +171,11 @@ class Layout:
 
     def _place(self, pieces: Sequence[tuple[Piece, Mapping[Path, Form]]]) -> None:
         pages: dict[torch.device, list[Page]] = {}
-        for page in pack(pieces, self._page_size):
+        for page in pack(pieces, self.page_size):
             pages.setdefault(page.device, []).append(page)
         for device, fresh in pages.items():
             if device not in self._pools:
-                self._pools[device] = Pool(self._link(device), self._budget)
+                self._pools[device] = Pool(self._link(device), self.budget)
             self._pools[device].add(fresh)
 
     def _take(self, piece: Piece, found: Iterable[Leaf]) -> None:

@@ -129,10 +129,7 @@ class Piece:
     def see(self, state: Mapping[str, Any]) -> None:
         """Note where the state's values lie, now that its tensors are in the slots."""
         nested = any(isinstance(value, dict | list | tuple) for value in state.values())
-        # a view is not held here: it would keep the memory of a page that left
-        self.seen = () if nested else [
-            self.slots.get((name,), value if isinstance(value, Tensor) else None) for name, value in state.items()
-        ]  # fmt: skip
+        self.seen = () if nested else [self._place(name, value) for name, value in state.items()]
 
     def stands(self, state: Mapping[str, Any]) -> bool:
         """Return whether the state's tensors are where they were seen."""
@@ -140,6 +137,13 @@ class Piece:
             value is (place.tensor if isinstance(place, Slot) else place) or type(value) in (int, float, bool)
             for value, place in zip(state.values(), self.seen, strict=True)
         )
+
+    def _place(self, name: str, value: Any) -> Slot | Tensor | None:
+        slot = self.slots.get((name,))
+        if slot is not None and slot.tensor is value:
+            # the view itself would keep the memory of a page that left
+            return slot
+        return value if isinstance(value, Tensor) else None
 
     @property
     def size(self) -> int:
