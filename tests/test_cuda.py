@@ -42,6 +42,22 @@ def test_a_paged_run_has_the_bits_of_an_unpaged_one(name: str) -> None:
     assert all(torch.equal(value, runs[1][path]) for path, value in runs[0].items())
 
 
+def test_a_model_that_moves_after_its_optimizer_was_made_takes_its_state_along() -> None:
+    spec = "adapt q_proj rank 4 dtype fp32\noptimizer adamw8bit lr 1e-2 paged"
+    model = lorakit.apply(spec, make_llama())
+    optimizer: Any = lorakit.optimizer(model)
+    ids = torch.randint(0, 128, (2, 16))
+    for device in ("cuda", "cpu", "cuda"):
+        model.to(device)
+        model(ids.to(device), labels=ids.to(device)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        held = [
+            value for kept in optimizer.state.values() for value in kept.values() if isinstance(value, torch.Tensor)
+        ]
+        assert held and {value.device.type for value in held} == {device}
+
+
 def paged_pair(share: float | None, count: int = 48) -> tuple[list[nn.Parameter], torch.optim.Optimizer, Paged]:
     """Return parameters, an optimizer over their twins, and a paged one over them, with a share of its state near."""
     generator = torch.Generator("cuda").manual_seed(0)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.dtypes import dtype_of
+from lorakit.errors import ModelError
 from lorakit.paging.leaves import Leaf, Path, leaves
 from lorakit.paging.links import Link
 from lorakit.paging.pages import UNIT, Form, Page, Piece, pack
@@ -35,8 +36,8 @@ class Layout:
         self, optimizer: torch.optim.Optimizer, budget: int | None, page_size: int, link: Callable[[torch.device], Link]
     ) -> None:
         self.optimizer = optimizer
-        self._budget = budget
-        self._page_size = page_size
+        self.budget = budget
+        self.page_size = page_size
         self._link = link
         self._pools: dict[torch.device, Pool] = {}
         self._pieces: dict[nn.Parameter, Piece] = {}
@@ -64,9 +65,16 @@ class Layout:
     def add(self, parameters: Iterable[nn.Parameter], paged: Collection[nn.Parameter], state: State) -> None:
         """Take parameters in, and allocate pages for what the optimizer will keep for those that page.
 
-        Raises: ModelError, WriteError as `Pool.add` does.
+        Raises: ModelError for a parameter that is no plain tensor, such as a sharded one, and ModelError and WriteError
+        as `Pool.add` does.
         """
         fresh = [Piece(parameter, parameter in paged) for parameter in parameters]
+        for piece in fresh:
+            if piece.paged and type(piece.parameter.data) is not Tensor:
+                named = type(piece.parameter.data).__name__
+                raise ModelError(
+                    f"paged: a parameter is a {named}, whose state no page can hold; step it without paging"
+                )
         self._place([(piece, self._forms(piece.parameter, state)) for piece in fresh if piece.paged])
         self._pieces |= {piece.parameter: piece for piece in fresh}
         for piece in fresh:
@@ -84,6 +92,22 @@ class Layout:
         kept = self.by_pool(pages_of(keep))
         for pool, pages in self.by_pool(pages_of(pieces)).items():
             pool.prefetch([page for page in pages if page not in kept.get(pool, ())], kept.get(pool, ()))
+
+    def follow(self) -> None:
+        """Let the state of parameters that moved to another device move there too, into pages of that device."""
+        moved = [piece for piece in self._pieces.values() if piece.page and piece.page.device != piece.parameter.device]
+        if not moved:
+            return
+        self.settle()
+        forms = [(piece, {path: slot.form for path, slot in piece.slots.items()}) for piece in moved]
+        for piece in moved:
+            for slot in piece.slots.values():
+                slot.release(piece.parameter.device)
+            self._leave(piece)
+        self._place(forms)
+        for held in self.slices([piece for piece in moved if piece.parameter in self.optimizer.state]):
+            self.bring(held)
+            self.adopt(held)
 
     def adopt(self, pieces: Iterable[Piece]) -> None:
         """Let what the optimizer keeps for parameters whose pages are near lie in those pages."""
@@ -105,7 +129,7 @@ class Layout:
 
     def slices(self, pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
         """Return parameters in order, as many together as share a slice; pages come in by slices."""
-        limit = min(SLICE, self._budget // 3) if self._budget is not None else SLICE
+        limit = min(SLICE, self.budget // 3) if self.budget is not None else SLICE
         made: list[Sequence[Piece]] = []
         current: list[Piece] = []
         pages: set[Page] = set()
@@ -147,11 +171,11 @@ class Layout:
 
     def _place(self, pieces: Sequence[tuple[Piece, Mapping[Path, Form]]]) -> None:
         pages: dict[torch.device, list[Page]] = {}
-        for page in pack(pieces, self._page_size):
+        for page in pack(pieces, self.page_size):
             pages.setdefault(page.device, []).append(page)
         for device, fresh in pages.items():
             if device not in self._pools:
-                self._pools[device] = Pool(self._link(device), self._budget)
+                self._pools[device] = Pool(self._link(device), self.budget)
             self._pools[device].add(fresh)
 
     def _take(self, piece: Piece, found: Iterable[Leaf]) -> None:
@@ -162,11 +186,7 @@ class Layout:
     def _replace(self, misfits: Sequence[tuple[Piece, Mapping[Path, Leaf]]], keep: Sequence[Piece]) -> None:
         """Give other pages to what the optimizer keeps otherwise than was known."""
         for piece, _ in misfits:
-            if (page := piece.page) is not None:
-                gone = {id(slot) for slot in piece.slots.values()}
-                page.slots = [slot for slot in page.slots if id(slot) not in gone]
-                if not page.slots:
-                    self._pools[page.device].drop(page)
+            self._leave(piece)
         forms = {
             piece.parameter: {path: Form.of(leaf.tensor) for path, leaf in found.items()} for piece, found in misfits
         }
@@ -174,6 +194,14 @@ class Layout:
         self.bring(keep)
         for piece, found in misfits:
             self._take(piece, found.values())
+
+    def _leave(self, piece: Piece) -> None:
+        """Take a parameter out of its page, and give the page up if it was the last."""
+        if (page := piece.page) is not None:
+            gone = {id(slot) for slot in piece.slots.values()}
+            page.slots = [slot for slot in page.slots if id(slot) not in gone]
+            if not page.slots:
+                self._pools[page.device].drop(page)
 
 
 def pages_of(pieces: Iterable[Piece]) -> list[Page]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class Paged(torch.optim.Optimizer):
         if isinstance(optimizer, Paged):
             raise ModelError("paged: this optimizer's state pages already")
         draws = check_apart(optimizer)
-        self.optimizer = optimizer
+        self.wrapped = optimizer
         for name in HOOKS:
             # a hook is about the whole step, so it is run around that
             setattr(self, f"_optimizer_{name}", getattr(optimizer, f"_optimizer_{name}"))
@@ -66,7 +67,8 @@ class Paged(torch.optim.Optimizer):
         self._layout = Layout(optimizer, budget, page_size or page_for(budget), link)
         own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._layout.add(own, set(own if parameters is None else parameters), self._state_of)
-        self._sweep: Sweep | None = None
+        # by name, what failed on its way
+        self._unfinished: dict[str, Sweep] = {}
         self._loss: Any = None
         # every other step goes through parameters from the end, for what was used last is still near then; but random
         # numbers are drawn in one order
@@ -76,17 +78,17 @@ class Paged(torch.optim.Optimizer):
     def state(self) -> Any:  # type: ignore[override]
         """What the wrapped optimizer keeps; of what is far, tensors on the far side."""
         self._layout.settle()
-        return self.optimizer.state
+        return self.wrapped.state
 
     @property
     def param_groups(self) -> Any:  # type: ignore[override]
         """The wrapped optimizer's groups."""
-        return self.optimizer.param_groups
+        return self.wrapped.param_groups
 
     @property
     def defaults(self) -> Any:  # type: ignore[override]
         """The wrapped optimizer's defaults."""
-        return self.optimizer.defaults
+        return self.wrapped.defaults
 
     @property
     def traffic(self) -> Traffic:
@@ -111,7 +113,7 @@ class Paged(torch.optim.Optimizer):
     @property
     def is_unfinished(self) -> bool:
         """Whether a step failed on its way, so that the next call goes on with it."""
-        return self._sweep is not None
+        return "step" in self._unfinished
 
     def page_out(self) -> int:
         """Send every page out, so that its memory is free for others; a step brings back what it needs.
@@ -127,30 +129,30 @@ class Paged(torch.optim.Optimizer):
         Raises: what the wrapped optimizer's step raises, torch.OutOfMemoryError if it fails for one parameter while
         every other page is far, WriteError if a page cannot leave.
         """
-        if self._sweep is None:
+        if "step" not in self._unfinished:
             self._loss = None
             if closure is not None:
                 with torch.enable_grad():
                     self._loss = closure()
             pieces = [piece for piece in self._layout.pieces if piece.parameter.grad is not None]
-            self._sweep = Sweep(unhooked(self.optimizer), pieces[:: -1 if self._backward else 1], self._layout)
-        with torch.no_grad():
-            self._sweep.run()
-        self._sweep, self._backward = None, self._turns and not self._backward
+            pieces = pieces[:: -1 if self._backward else 1]
+            self._unfinished["step"] = Sweep(unhooked(self.wrapped), pieces, self._layout)
+        self._finish("step")
+        self._backward = self._turns and not self._backward
         return self._loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters; a step that failed on its way is given up."""
-        self._sweep = None
-        self.optimizer.zero_grad(set_to_none)
+        self._unfinished.pop("step", None)
+        self.wrapped.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its state pages unless it says `"paged": False`."""
-        self._sweep = None
+        self._unfinished.clear()
         group = {name: value for name, value in param_group.items() if name != "paged"}
-        self.optimizer.add_param_group(group)
-        self._turns = not check_apart(self.optimizer)
-        own = self.optimizer.param_groups[-1]["params"]
+        self.wrapped.add_param_group(group)
+        self._turns = not check_apart(self.wrapped)
+        own = self.wrapped.param_groups[-1]["params"]
         self._layout.add(own, set(own if param_group.get("paged", True) else ()), self._state_of)
 
     def state_dict(self) -> dict[str, Any]:
@@ -158,7 +160,7 @@ class Paged(torch.optim.Optimizer):
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
         self._layout.settle()
-        made: dict[str, Any] = self.optimizer.state_dict()
+        made: dict[str, Any] = self.wrapped.state_dict()
         # in the order of the parameters, whichever stepped first
         order = (key for group in made["param_groups"] for key in group["params"] if key in made["state"])
         state = {**dict.fromkeys(order), **made["state"]}
@@ -169,7 +171,7 @@ class Paged(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of the wrapped kind of optimizer, made while its state paged or not."""
-        self._sweep = None
+        self._unfinished.clear()
         state_dict = dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
@@ -179,17 +181,31 @@ class Paged(torch.optim.Optimizer):
 
     def __getattr__(self, name: str) -> Any:
         """Return what the wrapped optimizer has beyond an optimizer's own."""
-        if name == "optimizer":
+        if name == "wrapped":
             raise AttributeError(name)
-        found = getattr(self.optimizer, name)
-        return self._switching(found) if name in SWITCHES else found
+        found = getattr(self.wrapped, name)
+        return partial(self._switch, name, found) if name in SWITCHES else found
 
-    def _switching(self, method: Callable[[], object]) -> Callable[[], None]:
-        def switch() -> None:
-            held = [piece for piece in self._layout.pieces if piece.parameter in self.optimizer.state]
-            Sweep(method, held, self._layout).run()
+    def _switch(self, name: str, method: Callable[[], object]) -> None:
+        if name not in self._unfinished:
+            held = [piece for piece in self._layout.pieces if piece.parameter in self.wrapped.state]
+            self._unfinished[name] = Sweep(method, held, self._layout)
+        self._finish(name)
 
-        return switch
+    def _finish(self, name: str) -> None:
+        with torch.no_grad():
+            self._unfinished[name].run()
+        del self._unfinished[name]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are of the wrapped optimizer, and page as this one does."""
+        self._layout.settle()
+        own = [piece.parameter for piece in self._layout.pieces if piece.paged]
+        return _again, (self.wrapped, self._layout.budget, own, self._layout.page_size)
 
     def __repr__(self) -> str:
-        return f"Paged({self.optimizer!r})"
+        return f"Paged({self.wrapped!r})"
+
+
+def _again(wrapped: torch.optim.Optimizer, budget: int | None, own: list[nn.Parameter], page_size: int) -> Paged:
+    return Paged(wrapped, budget, parameters=own, page_size=page_size)

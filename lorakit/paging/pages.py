@@ -60,14 +60,26 @@ class Slot:
 
     def point(self, memory: Tensor) -> None:
         """Let the state hold the view into other memory of the page, unless it holds something else by now."""
-        try:
-            held = self.holder[self.key] if self.tensor is not None else None
-        except LookupError:
-            held = None
-        if held is not self.tensor or held is None:
-            self.tensor = None
-        else:
+        if self._stands():
             self.tensor = self.holder[self.key] = self._view(memory)
+        else:
+            self.tensor = None
+
+    def release(self, device: torch.device) -> None:
+        """Let the state hold a copy on a device instead of the view."""
+        if self._stands():
+            assert self.tensor is not None
+            self.holder[self.key] = self.tensor.to(device, copy=True)
+        self.tensor = None
+
+    def _stands(self) -> bool:
+        """Return whether the state holds the view."""
+        if self.tensor is None:
+            return False
+        try:
+            return self.holder[self.key] is self.tensor
+        except LookupError:
+            return False
 
     def _view(self, memory: Tensor) -> Tensor:
         form = self.form
@@ -117,10 +129,7 @@ class Piece:
     def see(self, state: Mapping[str, Any]) -> None:
         """Note where the state's values lie, now that its tensors are in the slots."""
         nested = any(isinstance(value, dict | list | tuple) for value in state.values())
-        # a view is not held here: it would keep the memory of a page that left
-        self.seen = () if nested else [
-            self.slots.get((name,), value if isinstance(value, Tensor) else None) for name, value in state.items()
-        ]  # fmt: skip
+        self.seen = () if nested else [self._place(name, value) for name, value in state.items()]
 
     def stands(self, state: Mapping[str, Any]) -> bool:
         """Return whether the state's tensors are where they were seen."""
@@ -128,6 +137,13 @@ class Piece:
             value is (place.tensor if isinstance(place, Slot) else place) or type(value) in (int, float, bool)
             for value, place in zip(state.values(), self.seen, strict=True)
         )
+
+    def _place(self, name: str, value: Any) -> Slot | Tensor | None:
+        slot = self.slots.get((name,))
+        if slot is not None and slot.tensor is value:
+            # the view itself would keep the memory of a page that left
+            return slot
+        return value if isinstance(value, Tensor) else None
 
     @property
     def size(self) -> int:

@@ -23,6 +23,7 @@ class Sweep:
         self._call = call
         self._layout = layout
         self._scene = Scene(layout.optimizer)
+        layout.follow()
         # no page comes in ahead any more once memory ran short
         self._short = False
         # what is left to do, in slices

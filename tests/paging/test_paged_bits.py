@@ -196,6 +196,23 @@ def test_an_optimizer_with_state_pages_from_then_on() -> None:
     assert same(members, plain) and same_state(optimizer, reference)
 
 
+def test_state_follows_parameters_to_another_device() -> None:
+    plain, members = parameters(shapes=SMALL), parameters(shapes=SMALL)
+    reference, optimizer = ADAMW(groups(plain)), Paged(ADAMW(groups(members)), 3 * PAGE, page_size=PAGE)
+    run(reference, plain, range(3))
+    run(optimizer, members, range(3))
+    # a CPU under another name, so that the pages are those of a device where no parameter is any more
+    left = torch.device("cpu", 0)
+    pools = optimizer._layout._pools
+    pools[left] = pools.pop(torch.device("cpu"))
+    for page in pools[left]._pages:
+        page.device = left
+    run(reference, plain, range(3, 7))
+    run(optimizer, members, range(3, 7))
+    assert same(members, plain) and same_state(optimizer, reference)
+    assert not pools[left].near_bytes and not pools[left].far_bytes and optimizer.near_bytes == 3 * PAGE
+
+
 class Shifting(torch.optim.Optimizer):
     """Keeps its state in a list, gives it another tensor in each step, and one more from the third step on."""
 

@@ -331,6 +331,34 @@ def test_a_tensor_that_no_page_can_hold_is_named() -> None:
         optimizer.step()
 
 
+def test_a_sharded_parameter_is_refused_before_any_step() -> None:
+    parameter = nn.Parameter(torch.ones(4).as_subclass(Wrapped))
+    with pytest.raises(lorakit.ModelError, match="a parameter is a Wrapped, whose state no page can hold"):
+        lorakit.paged(torch.optim.SGD([parameter], lr=0.1))
+
+
+def test_a_switch_of_weights_goes_on_where_memory_ran_short() -> None:
+    plain, members = parameters(shapes=SMALL), parameters(shapes=SMALL)
+    made = MAKERS["schedule-free"]
+    reference: Any = made(groups(plain))
+    optimizer: Any = Paged(made(groups(members)), PAGE, page_size=PAGE)
+    run(reference, plain, range(3))
+    run(optimizer, members, range(3))
+    reference.eval()
+    failed = 0
+    with Short(*range(20, 27)):
+        for _ in range(9):
+            try:
+                optimizer.eval()
+                break
+            except torch.OutOfMemoryError:
+                failed += 1
+    assert failed and same(members, plain)
+    reference.train()
+    optimizer.train()
+    assert same(members, plain) and same_state(optimizer, reference)
+
+
 def test_paged_twice_is_refused() -> None:
     once = lorakit.paged(ADAMW(groups(parameters())))
     with pytest.raises(lorakit.ModelError, match="pages already"):

@@ -205,4 +205,24 @@ def test_what_is_not_the_wrapped_optimizers_is_not_there() -> None:
     assert "AdamW" in repr(optimizer) and optimizer.defaults["betas"] == (0.9, 0.999)
     assert inspect.signature(optimizer.step).parameters["closure"].default is None
     with pytest.raises(AttributeError):
-        copy.copy(optimizer).nothing  # noqa: B018
+        Paged.__new__(Paged).nothing  # noqa: B018
+
+
+def test_a_copy_is_an_optimizer_of_its_own() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    optimizer = lorakit.paged(torch.optim.AdamW(model.parameters(), lr=1e-2), budget=1 << 20)
+
+    def step(one: Any, number: int) -> None:
+        for group in one.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.full_like(parameter, float(number))
+        one.step()
+
+    step(optimizer, 1)
+    twin = copy.deepcopy(optimizer)
+    assert isinstance(twin, Paged)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    step(twin, 2)
+    assert all(map(torch.equal, model.parameters(), before))
+    step(optimizer, 2)
+    assert all(map(torch.equal, model.parameters(), twin.param_groups[0]["params"]))
