@@ -1,4 +1,4 @@
-"""Batches condensed to what their loss needs: loss and gradients are those of the whole batch, or the model gets it whole."""
+"""Batches condensed to what their loss needs: loss and gradients are those of the batch, or the model gets it whole."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_packed_rows import leaking, make_mamba, make_sliding
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
@@ -18,7 +19,6 @@ from lorakit.huggingface.record_attention import attention_by_record
 from lorakit.trainers.condensed import Batch, as_it_is, exact_for, learned_only, one_row
 from lorakit.trainers.packing import collate, features, packed
 from lorakit.trainers.watched_trainer import WatchedTrainer
-from test_packed_rows import leaking, make_mamba, make_sliding
 
 WAYS = [learned_only, one_row]
 
@@ -196,13 +196,15 @@ def test_a_trainer_steps_as_on_whole_batches(llama_folder: Path, tmp_path: Path,
             "model": model,
             "args": TrainingArguments(
                 str(tmp_path), max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=accumulate,
-                learning_rate=1e-2, disable_tqdm=True, report_to="none", include_num_input_tokens_seen="non_padding", save_strategy="no",
+                learning_rate=1e-2, disable_tqdm=True, report_to="none", save_strategy="no",
+                include_num_input_tokens_seen="non_padding",
             ),
             "train_dataset": rows,
             "eval_dataset": rows,
             "data_collator": lambda some: padded([TokenRow(one["input_ids"], one["labels"], False) for one in some]),
         }  # fmt: skip
-        trainer = WatchedTrainer(Plain(), Plain(), Plain(), condense, **arguments) if condense else Trainer(**arguments)  # type: ignore[arg-type]
+        plain: Any = Plain()
+        trainer = WatchedTrainer(plain, plain, plain, condense, **arguments) if condense else Trainer(**arguments)
         with attention_by_record() as seen:
             loss = trainer.train().training_loss
             results.append((loss, trainer.evaluate()["eval_loss"], trainer.state.num_input_tokens_seen))
