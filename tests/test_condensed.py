@@ -203,7 +203,8 @@ def test_a_trainer_steps_as_on_whole_batches(llama_folder: Path, tmp_path: Path,
             "eval_dataset": rows,
             "data_collator": lambda some: padded([TokenRow(one["input_ids"], one["labels"], False) for one in some]),
         }  # fmt: skip
-        trainer = WatchedTrainer(Plain(), Plain(), Plain(), condense, **arguments) if condense else Trainer(**arguments)  # type: ignore[arg-type]
+        plain: Any = Plain()
+        trainer = WatchedTrainer(plain, plain, plain, condense, **arguments) if condense else Trainer(**arguments)
         with attention_by_record() as seen:
             loss = trainer.train().training_loss
             results.append((loss, trainer.evaluate()["eval_loss"], trainer.state.num_input_tokens_seen))

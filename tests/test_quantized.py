@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch import nn
 import lorakit
 from helpers import bitsandbytes_weight, make_llama, randomize
 from lorakit.builtin.fourbit import FP4, NF4
+from lorakit.layers.kernels.fourbit import dequantize_4bit
+from lorakit.layers.kernels.fourbit_cpu import writer
+from lorakit.layers.quantized_linear import QuantizedLinear
 
 QUANTIZERS = ["nf4", "nf4 double", "nf4(blocksize=128) double", "fp4", "fp4 double", "int8"]
 # square, wide, and odd enough that the last block and the last byte are not full; the last in more than one piece
@@ -305,3 +309,38 @@ def test_recomputed_blocks_give_the_same_gradients(use_reentrant: bool, tokens: 
     kept, again = found
     assert kept.keys() == again.keys() and len(kept) == 28
     assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("blocksize", [32, 64, 1024])
+@pytest.mark.parametrize("kind", [NF4, FP4])
+def test_what_is_written_for_a_product_has_the_bits_of_the_op(
+    kind: type[NF4 | FP4], blocksize: int, dtype: torch.dtype
+) -> None:
+    for shape in ((2, 1024), (96, 2048), (1, 4096)):
+        stored = kind(blocksize=blocksize).quantize(torch.randn(shape).to(dtype))  # type: ignore[arg-type]
+        write = writer(shape, blocksize, kind.name, dtype)
+        assert write is not None
+        weight = dequantize_4bit(stored.tensors, blocksize, kind.name, shape, dtype)
+        assert torch.equal(write(stored.tensors["packed"], stored.tensors["absmax"]), weight)
+
+
+def test_a_product_writes_over_no_weight_that_anyone_holds() -> None:
+    (_, layer), (_, other) = quantized("nf4 double", (64, 64)), quantized("nf4", (64, 64))
+    held, x = layer.weight, torch.randn(3, 64).bfloat16()
+    copy, first = held.clone(), layer(x)
+    # another thread has memory of its own
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda one: one(x), [other, layer] * 8))
+    assert torch.equal(held, copy) and torch.equal(layer(x), first)
+    assert all(torch.equal(one, first) for one in results[1::2])
+    with torch.inference_mode():
+        quantized("nf4", (128, 128))[1](torch.randn(3, 128).bfloat16())
+    x.requires_grad_()
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, held.sum(0).expand(3, 64), rtol=0.02, atol=0.02)
+
+
+def test_weights_that_bitsandbytes_has_another_way_for_go_by_its_op() -> None:
+    for shape, blocksize in (((63, 65), 64), ((2, 4096), 2048), ((0, 64), 64), ((8192, 8192), 64)):
+        assert writer(shape, blocksize, "nf4", torch.float32) is None

@@ -39,7 +39,7 @@ def as_it_is(batch: Batch) -> Batch:
 
 
 def learned_only(batch: Batch) -> Batch:
-    """Return a batch (rows, tokens) with logits where the next token is learned alone, of one row after the other."""
+    """Return a batch (rows, tokens) that asks for logits where the next token is learned, those of all rows in turn."""
     targets = _targets(batch["labels"])
     learned = targets != IGNORED
     return {**batch, "logits_to_keep": learned, **_labels(targets[learned])}
@@ -151,7 +151,7 @@ class _Trial:
         return bool(seen.calls) and not self.has_other_loss and self._are_apart(model, logits)
 
     def _are_apart(self, model: nn.Module, logits: Tensor) -> bool:
-        """Return whether the second record stays as it is with another before it: in most models to the last bit."""
+        """Return whether the second record stays as it is with another before it: to the last bit, in most models."""
         ids = self.batch["input_ids"].clone()
         ids[0] = ids[0].roll(1)
         with attention_by_record():
