@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import lorakit
 from architectures import ARCHITECTURES
 from helpers import make_llama
-from lorakit.planning.inventory import Inventory, read_inventory
+from lorakit.planning.inventory import Inventory
 from lorakit.planning.plan import Plan
+from lorakit.planning.reading import read_inventory
 from lorakit.plugins import default_plugins
 
 

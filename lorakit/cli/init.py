@@ -72,7 +72,7 @@ def init(
 
 def _starter(model: str, domains: Domains, trust_remote_code: bool) -> str:
     from lorakit.cli.inputs import load_model
-    from lorakit.planning.inventory import read_inventory
+    from lorakit.planning.reading import read_inventory
     from lorakit.planning.starter import starter_spec
     from lorakit.plugins import default_plugins
 

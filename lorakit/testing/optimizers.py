@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.dtypes import dtype_of, name_of
-from lorakit.testing.causes import staged
-from lorakit.testing.checks import Check, expect, require_all, variants_of
+from lorakit.testing.causes import require_all, staged
+from lorakit.testing.checks import Check, expect, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.optimizer_runs import run_checks
 from lorakit.testing.subjects import Subject, on_devices, same_bits, subject_of
