@@ -15,8 +15,9 @@ import lorakit
 from architectures import ARCHITECTURES
 from helpers import make_llama
 from lorakit.planning import codec
-from lorakit.planning.inventory import Inventory, read_inventory
+from lorakit.planning.inventory import Inventory
 from lorakit.planning.plan import Plan
+from lorakit.planning.reading import read_inventory
 from lorakit.plugins import default_plugins
 
 

@@ -278,7 +278,7 @@ def test_a_difference_says_why(llama: nn.Module) -> None:
 
 
 def test_a_large_model_with_a_narrow_layer_starts_with_all_of_it_stored() -> None:
-    from lorakit.planning.inventory import read_inventory
+    from lorakit.planning.reading import read_inventory
     from lorakit.planning.starter import starter_spec
     from lorakit.plugins import default_plugins
 

@@ -17,7 +17,7 @@ import lorakit
 from helpers import make_gpt2, make_llama
 from lorakit.language.format import format_text
 from lorakit.planning.difference import difference, difference_view
-from lorakit.planning.inventory import read_inventory
+from lorakit.planning.reading import read_inventory
 from lorakit.planning.report import plan_view, show_bytes
 from lorakit.planning.starter import starter_spec
 from lorakit.plugins import default_plugins

@@ -33,10 +33,11 @@ from lorakit.hooks.manager import Plugins
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.entries import completed
 from lorakit.planning.figures import finished
-from lorakit.planning.inventory import Inventory, read_inventory, with_quantizers
+from lorakit.planning.inventory import Inventory
 from lorakit.planning.moving import moved
 from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan, PlanEntry, check_once
+from lorakit.planning.reading import read_inventory, with_quantizers
 from lorakit.planning.wrappers import plain_modules
 
 Progress = Callable[[Sequence[PlanEntry]], Iterable[PlanEntry]]

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from lorakit.application.compute import Cast
+from lorakit.dtypes import dtype_of, name_of
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
+from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.layers.strength import Strength
+from lorakit.planning.hardware import Compute
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.plan import Plan, PlanEntry
 
@@ -76,6 +79,28 @@ def _beside(module: nn.Module, strength: Strength) -> Strength:
     if not isinstance(strength, Tensor):
         return strength
     return strength.to(next(module.parameters(recurse=False)).device)
+
+
+@dataclass(eq=False, slots=True)
+class Kept:
+    """The values of a tensor, by their places in it, that casting it rounds."""
+
+    places: Tensor
+    values: Tensor
+
+
+@dataclass(eq=False, slots=True)
+class Cast:
+    """What was cast in a model, each with the dtype that it had: parameters, buffers by module and name, layers."""
+
+    compute: Compute
+    parameters: list[tuple[nn.Parameter, torch.dtype, Kept | None]] = field(default_factory=list)
+    buffers: list[tuple[nn.Module, str, torch.dtype]] = field(default_factory=list)
+    layers: list[tuple[QuantizedLinear, torch.dtype]] = field(default_factory=list)
+
+    def target(self, dtype: torch.dtype) -> torch.dtype:
+        """Return what a tensor of this dtype is cast to; the same where it stays."""
+        return dtype_of(self.compute.dtype_for(name_of(dtype)))
 
 
 @dataclass(eq=False, slots=True)

@@ -26,8 +26,9 @@ from lorakit.hooks.manager import Plugins
 from lorakit.planning.computing import compute_again
 from lorakit.planning.entries import UnfitError, completed, unlike
 from lorakit.planning.hardware import Hardware
-from lorakit.planning.inventory import Inventory, read_inventory
+from lorakit.planning.inventory import Inventory
 from lorakit.planning.plan import Plan
+from lorakit.planning.reading import read_inventory
 from lorakit.quoting import named
 
 

@@ -66,7 +66,7 @@ def init(model: str, config: str | None, output: str, domains: str, force: bool,
 
 def _starter(model: str, domains: str, trust_remote_code: bool) -> str:
     from lorakit.cli.inputs import load_model
-    from lorakit.planning.inventory import read_inventory
+    from lorakit.planning.reading import read_inventory
     from lorakit.planning.starter import starter_spec
     from lorakit.plugins import default_plugins
 
