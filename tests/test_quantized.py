@@ -17,7 +17,6 @@ from helpers import bitsandbytes_weight, make_llama, randomize
 from lorakit.builtin.fourbit import FP4, NF4
 from lorakit.layers.kernels.fourbit import dequantize_4bit
 from lorakit.layers.kernels.fourbit_cpu import writer
-from lorakit.layers.quantized_linear import QuantizedLinear
 
 QUANTIZERS = ["nf4", "nf4 double", "nf4(blocksize=128) double", "fp4", "fp4 double", "int8"]
 # square, wide, and odd enough that the last block and the last byte are not full; the last in more than one piece
