@@ -34,6 +34,7 @@ from lorakit.data.tokens import IGNORED, split, tokenize
 from lorakit.demo import dialogues, smollm2
 from lorakit.dtypes import LONG, dtype_of
 from lorakit.huggingface.record_attention import attention_by_record
+from lorakit.plugins import default_plugins
 from lorakit.trainers.condensed import Batch, as_it_is, exact_for
 
 PLAIN = "adapt q_proj,v_proj rank 16"
@@ -96,7 +97,7 @@ class Side:
 
 def batches_of(folder: Path, rows: int, count: int) -> list[Batch]:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    found, _ = split(tokenize(read_data(dialogues()).examples, tokenizer, TOKENS).rows, 0.1, 0)
+    found, _ = split(tokenize(read_data(dialogues(), default_plugins()).examples, tokenizer, TOKENS).rows, 0.1, 0)
     groups = [found[at : at + rows] for at in range(0, len(found) - rows + 1, rows)]
     # as many at equal steps through all by their size stand for all
     groups.sort(key=lambda group: max(len(row.input_ids) for row in group))
@@ -135,9 +136,9 @@ def main() -> None:
         for short in arguments.dtypes:
             dtype = dtype_of(LONG[short])
             for what in arguments.learned:
-                mine = ours(folder, stored, dtype)
+                mine: Any = ours(folder, stored, dtype)
                 sides = [
-                    Side("lorakit", mine, exact_for(mine, mine.config.vocab_size, TOKENS)),  # type: ignore[union-attr]
+                    Side("lorakit", mine, exact_for(mine, mine.config.vocab_size, TOKENS)),
                     Side("PEFT", theirs(folder, stored, dtype)),
                 ]
                 with attention_by_record():

@@ -25,6 +25,9 @@ from lorakit.hooks import (
 class Sound(nn.Module):
     """h = W₀x + strength · scaling · B · A · dropout(x)."""
 
+    lora_A: Tensor
+    lora_B: Tensor
+
     def __init__(self, base_layer: nn.Module, scaling: float, dropout: float, **parameters: nn.Parameter) -> None:
         super().__init__()
         self.base_layer = base_layer

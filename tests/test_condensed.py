@@ -23,11 +23,11 @@ from lorakit.trainers.watched_trainer import WatchedTrainer
 WAYS = [learned_only, one_row]
 
 
-def make_mixtral(**changes: object) -> nn.Module:
+def make_mixtral(**changes: Any) -> nn.Module:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    sizes: Any = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
     return MixtralForCausalLM(
         MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=4, vocab_size=128, **changes)
     )
@@ -38,7 +38,7 @@ def make_capped() -> nn.Module:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    sizes: Any = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
     return Gemma2ForCausalLM(
         Gemma2Config(**sizes, num_key_value_heads=2, head_dim=16, vocab_size=128, final_logit_softcapping=0.5)
     )
@@ -54,7 +54,7 @@ def own_loss() -> nn.Module:
         output.loss = output.logits.logsumexp(-1).mean()
         return output
 
-    model.forward = forward_with_loss  # type: ignore[method-assign]
+    model.forward = forward_with_loss
     return model
 
 

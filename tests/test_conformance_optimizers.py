@@ -16,7 +16,7 @@ from lorakit.testing import optimizer_checks
 
 
 class InPlace(torch.optim.SGD):
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.data.sub_(parameter.grad.clamp_(-1, 1), alpha=group["lr"])
@@ -29,7 +29,7 @@ class Cautious(torch.optim.SGD):
         super().__init__(*words, **more)
         self.before: dict[Any, Tensor] = {}
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
                 turned = parameter.grad * self.before.get(parameter, parameter.grad) < 0
@@ -42,14 +42,14 @@ def built(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimi
 
 
 class Upwards(torch.optim.SGD):
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.data.add_(parameter.grad, alpha=group["lr"])
 
 
 class Deaf(torch.optim.SGD):
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -61,7 +61,7 @@ class Deaf(torch.optim.SGD):
 class Forgetful(torch.optim.SGD):
     steps = 0
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.steps += 1
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -96,7 +96,7 @@ class Stepping(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr})
         self.steps, self.largest, self.kept = 0, 0.0, dict[Any, Tensor]()
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.steps += 1
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -142,7 +142,7 @@ class Exact(Stepping):
         state = self.state[parameter]
         state.setdefault("mean", torch.zeros_like(parameter, dtype=torch.float32))
         state["mean"].mul_(0.9).add_(super().change(parameter).float())
-        return state["mean"].to(parameter.dtype)  # type: ignore[no-any-return]
+        return state["mean"].to(parameter.dtype)
 
 
 class Emptying(Stepping):

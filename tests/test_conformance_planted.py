@@ -41,7 +41,7 @@ class Descent(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     parameter.sub_(self.change(parameter, group["lr"]))
 
-    def change(self, parameter: Tensor, lr: float) -> Tensor:
+    def change(self, parameter: Tensor, lr: float) -> Any:
         return lr * parameter.grad  # type: ignore[operator]
 
 
@@ -60,7 +60,7 @@ class Momentum(Descent):
     def change(self, parameter: Tensor, lr: float) -> Tensor:
         before = self.aside.get(id(parameter), 0)
         self.aside[id(parameter)] = super().change(parameter, lr) + self.made.momentum * before
-        return self.aside[id(parameter)]  # type: ignore[no-any-return]
+        return self.aside[id(parameter)]
 
 
 class OfThreeDimensions(Descent):
@@ -150,12 +150,15 @@ class Halved(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         return gradient / 2
 
 
 class Adapter(nn.Module):
     """h = W₀x + strength · factor · B · A · x; the inputs' gradient is halved on the way where the fault says so."""
+
+    lora_A: Tensor
+    lora_B: Tensor
 
     def __init__(
         self, base_layer: nn.Module, factor: float, fault: Callable[[Any, Tensor], bool], **parameters: nn.Parameter

@@ -14,7 +14,7 @@ import lorakit
 from distributions import install, lorakit_with
 from lorakit.data.rows import Row
 from lorakit.data.shapes import read_columns
-from lorakit.data.source import Reading, read_data
+from lorakit.data.source import Data, Reading, read_data
 from lorakit.hooks import Chat, Completion, DataFormat, Fields, LeftOut, Plugins, Text, hookimpl
 from lorakit.plugins import load_plugins
 from lorakit.testing import CheckError, check_data_format, check_data_shape
@@ -51,6 +51,11 @@ class Doubled:
         return self.make(fields)
 
 
+def completions(data: Data) -> list[Completion]:
+    assert all(isinstance(one, Completion) for one in data.examples)
+    return [one for one in data.examples if isinstance(one, Completion)]
+
+
 class Sample:
     """A plugin object of these formats and shapes."""
 
@@ -81,7 +86,10 @@ def test_lorakit_data_formats(tmp_path: Path) -> None:
     marked.mkdir()
     (marked / "lines.index").write_text("prompt=a completion=b\nprompt=c completion=d")
     for path in (tmp_path / "a.lines", folder, marked):
-        assert [(one.prompt, one.completion) for one in read_data(path, plugins).examples] == [("a", "b"), ("c", "d")]
+        assert [(one.prompt, one.completion) for one in completions(read_data(path, plugins))] == [
+            ("a", "b"),
+            ("c", "d"),
+        ]
     with pytest.raises(lorakit.DataError, match=r"it reads .*\.lines .* and folders of `datasets` and `lines`"):
         read_data(write(tmp_path, "", "none.xyz"), plugins)
     with pytest.raises(lorakit.DataError, match=r"what ends in \.lines is no data that lorakit reads"):
@@ -93,7 +101,10 @@ def test_lorakit_data_shapes(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"word": "ab", "text": "not this"}\n{"text": "this"}\n{"word": ""}')
     data = read_data(path, plugins)
-    assert [one.text for one in data.examples] == ["abab", "this"] and data.forms == {"doubled words": 2, "texts": 1}
+    assert [one.text for one in data.examples if isinstance(one, Text)] == ["abab", "this"] and data.forms == {
+        "doubled words": 2,
+        "texts": 1,
+    }
     assert data.left_out == (LeftOut(f"{path}:3", "with nothing in `word`"),)
     path.write_text('{"w": "ab", "e": "!"}')
     (made,) = read_data(path, plugins, Reading(read_columns("word=w,end=e", plugins))).examples

@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 import lorakit
 from helpers import make_gpt2, make_llama
 from lorakit.cli.main import command_named
-from lorakit.cli.train import Schedule
+from lorakit.cli.train import SCHEDULES as OFFERED
 from lorakit.errors import AdapterError
 from lorakit.foreign.optimizers import OPTIMIZERS
 from lorakit.foreign.writing import SCHEDULES, TRAIN_OPTIONS, foreign_spec
@@ -175,7 +175,7 @@ def test_options_of_train_exist() -> None:
     values = (True, 1, 0.5, "cosine")
     for name, words in TRAIN_OPTIONS.items():
         assert {words(value).split()[0] for value in values if words(value)} & named, name
-    assert set(SCHEDULES) == set(Schedule)
+    assert set(SCHEDULES) == set(OFFERED)
 
 
 def test_schedules(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_split_batch_has_the_gradients_of_the_whole_up_to_rounding() -> None:
         with device.around(model):
             return own.loss(model, part)
 
-    run.step._learning = Roomy(own, in_room)  # type: ignore[assignment]
+    run.step._learning = Roomy(own, in_room)
     assert run.step.learn(batch) == pytest.approx(loss, rel=1e-6)
     assert [climb.rung for climb in run.step.climbs if climb.rows == 5] == [Rung.SPLIT]
     expected = {name: value.grad for name, value in whole.model.named_parameters() if value.grad is not None}
@@ -203,17 +203,19 @@ class Sends:
     """Counts what is sent to the host inside the block."""
 
     def __enter__(self) -> Sends:
-        self.count, self._send = 0, Sending._send
+        self.count = 0
+        self._patch = pytest.MonkeyPatch()
+        send = Sending._send
 
         def counted(this: Sending, value: Tensor) -> Any:
             self.count += 1
-            return self._send(this, value)
+            return send(this, value)
 
-        Sending._send = counted  # type: ignore[method-assign]
+        self._patch.setattr(Sending, "_send", counted)
         return self
 
     def __exit__(self, *_: object) -> None:
-        Sending._send = self._send  # type: ignore[method-assign]
+        self._patch.undo()
 
 
 @pytest.mark.parametrize(
@@ -241,13 +243,14 @@ class Drawing(nn.Module):
     def __init__(self, draws: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(4, 1))
+        self.seen: Tensor
         self.register_buffer("seen", torch.zeros(()))
         self.draws = draws
 
     def forward(self, x: Tensor) -> Tensor:
         if self.draws:
             return (x + torch.rand_like(x)) @ self.weight
-        self.seen += len(x)
+        self.seen.add_(len(x))
         return x @ self.weight
 
 

@@ -154,18 +154,18 @@ def test_what_peft_saves_of_the_base_comes_along(
 ) -> None:
     """Rows of embeddings, whole modules, biases, and ends of another base than the one that is merged into."""
     base = tmp_path / "base"
-    make_llama(tie_word_embeddings=tied, attention_bias=True).save_pretrained(base, max_shard_size=SHARD)  # type: ignore[operator]
+    make_llama(tie_word_embeddings=tied, attention_bias=True).save_pretrained(base, max_shard_size=SHARD)
     changed = reloaded(base)
     if {"embed_tokens", "lm_head"} & set(config.get("target_modules", ())):
         with torch.no_grad():
-            changed.get_input_embeddings().weight += 0.1  # type: ignore[operator]
+            changed.get_input_embeddings().weight.add_(0.1)  # type: ignore[operator]
     theirs = get_peft_model(changed, LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": ["q_proj"], **config}))
     draw = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for value in theirs.parameters():
             if value.requires_grad:
                 value += torch.randn(value.shape, generator=draw) * 0.1
-    theirs.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    theirs.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=True)
     right = theirs.eval()(**INPUTS).logits.detach()
     command(tmp_path / "adapter", base, "-o", tmp_path / "merged", "--dtype", dtype)
     merged = reloaded(tmp_path / "merged")

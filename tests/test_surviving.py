@@ -42,7 +42,7 @@ def collate(batch: list[dict[str, list[int]]]) -> dict[str, Tensor]:
 class Calls:
     """Forward passes of a model in training: their sizes, and those that find no memory."""
 
-    def __init__(self, model: nn.Module, fails: Callable[[int, torch.Size], bool]) -> None:
+    def __init__(self, model: Any, fails: Callable[[int, torch.Size], bool]) -> None:
         self.sizes: list[tuple[int, ...]] = []
         self._fails = fails
         model.register_forward_pre_hook(self._enter, with_kwargs=True)
@@ -70,6 +70,11 @@ def never(call: int, size: torch.Size) -> bool:
     return False
 
 
+def learned(one: Trainer) -> dict[str, Tensor]:
+    assert isinstance(one.model, nn.Module)
+    return adapters(one.model)
+
+
 def losses(one: Trainer) -> list[float]:
     return [record["loss"] for record in one.state.log_history if "loss" in record]
 
@@ -85,7 +90,7 @@ def test_a_step_that_ran_out_is_done_again_and_no_bit_differs(tmp_path: Path) ->
     assert len(calls.sizes) == 1 + 3 + 3 and calls.sizes[0] == (2, 9)
     assert [climb.rung for climb in survivor.climbs if climb.milliseconds] == [Rung.AGAIN, Rung.SEND]
     assert losses(failing) == losses(whole)
-    mine, theirs = adapters(failing.model), adapters(whole.model)
+    mine, theirs = learned(failing), learned(whole)
     assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
     assert [record.get("rung") for record in failing.state.log_history if "loss" in record][:2] == [1, 3]
 
@@ -105,22 +110,23 @@ def test_a_batch_that_fits_in_parts_alone_is_split_and_learns_the_same(tmp_path:
     # what the longest batch showed is known from the first step on, but for smaller batches
     assert calls.sizes[:5] == [(2, 9), (2, 9), (2, 9), (1, 9), (1, 9)]
     assert losses(failing) == pytest.approx(losses(whole), rel=1e-4)
-    mine, theirs = adapters(failing.model), adapters(whole.model)
+    mine, theirs = learned(failing), learned(whole)
     for name, value in mine.items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-6)
 
 
 def test_what_never_fits_fails_before_the_first_step_and_says_what_to_change(tmp_path: Path) -> None:
     failing = trainer(tmp_path)
-    before = {name: value.clone() for name, value in failing.model.state_dict().items()}
-    Calls(failing.model, lambda call, size: True)
+    model: Any = failing.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    Calls(model, lambda call, size: True)
     lorakit.survive(failing)
     with pytest.raises(torch.OutOfMemoryError, match="out of memory") as caught:
         failing.train()
     assert failing.state.global_step == 0
     (note,) = caught.value.__notes__
     assert "the dropout of" in note and "`step batch N tokens N`" in note
-    assert all(torch.equal(value, before[name]) for name, value in failing.model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_batch_size_that_trainer_finds_itself_is_found_once_nothing_else_helps(tmp_path: Path) -> None:
@@ -141,7 +147,7 @@ def test_the_longest_rows_come_first_and_leave_nothing_behind(tmp_path: Path) ->
     first.train()
     assert calls.sizes[0] == (2, 9) and len(calls.sizes) == 4
     assert losses(first) == losses(plain)
-    assert all(torch.equal(value, adapters(plain.model)[name]) for name, value in adapters(first.model).items())
+    assert all(torch.equal(value, learned(plain)[name]) for name, value in learned(first).items())
     without = trainer(tmp_path)
     calls = Calls(without.model, never)
     lorakit.survive(without, longest_first=False)

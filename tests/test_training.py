@@ -123,6 +123,7 @@ def test_a_checkpoint_that_was_never_finished_is_refused_with_the_last_whole_one
     assert lorakit.last_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-6")
     unbroken = lorakit.apply("adapt q_proj,v_proj rank 4", make_llama())
     trainer(unbroken, tmp_path / "unbroken", steps=6).train()
+    assert isinstance(resumed.model, nn.Module)
     ends = adapters(resumed.model)
     assert ends and all(torch.equal(value, ends[name]) for name, value in adapters(unbroken).items())
 
@@ -147,7 +148,7 @@ def test_a_second_adapter_trains_and_resumes_alone(tmp_path: Path) -> None:
 
 def test_the_best_checkpoint_comes_back(tmp_path: Path) -> None:
     model = lorakit.apply("adapt q_proj,v_proj rank 4", make_llama())
-    options = {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4}
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4}
     run = trainer(model, tmp_path, steps=12, load_best_model_at_end=True, **options)
     run.train()
     best = load_file(Path(str(run.state.best_model_checkpoint)) / "adapter_model.safetensors")

@@ -12,7 +12,8 @@ from lorakit.data.examples import Chat, Completion, LeftOut, Text
 from lorakit.data.fields import Fields
 from lorakit.data.rows import Row
 from lorakit.errors import DataError
-from lorakit.testing.checks import Check, expect, require_all, variants_of
+from lorakit.testing.causes import require_all
+from lorakit.testing.checks import Check, expect, variants_of
 
 NOISE = random.Random(0).randbytes(512)
 # what a file of a format's suffix may hold all the same; None: there is no file

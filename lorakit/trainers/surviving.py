@@ -24,14 +24,15 @@ class Survivor(TrainerCallback):
 
     def __init__(self, trainer: Trainer, *, longest_first: bool, say: Callable[[str], None]) -> None:
         self._trainer: Any = trainer
+        model: Any = trainer.model
         self._longest_first = longest_first
         self._say = say
         self._step = trainer.training_step
-        self._learning = OwnLoss(trainer.model)
+        self._learning = OwnLoss(model)
         self._items: Any = None
         self._logged = 0
         self._ladder = Ladder(
-            self._trainer.model,
+            model,
             self._whole,
             refused=several_processes(),
             page_out=lambda: _page_out(trainer.optimizer),

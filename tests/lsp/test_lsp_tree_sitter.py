@@ -176,5 +176,5 @@ def test_the_committed_parser_is_what_the_generator_makes(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     made = [path.relative_to(tmp_path / "src") for path in (tmp_path / "src").rglob("*") if path.is_file()]
     assert Path("parser.c") in made
-    for name in made:
-        assert (tmp_path / "src" / name).read_bytes() == (SOURCES / name).read_bytes(), name
+    for path in made:
+        assert (tmp_path / "src" / path).read_bytes() == (SOURCES / path).read_bytes(), path

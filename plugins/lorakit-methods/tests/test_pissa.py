@@ -111,7 +111,7 @@ def test_another_base_than_that_of_the_start_is_named(tmp_path: Path, caplog: py
     adapter = lorakit.save(lorakit.apply(f"adapt q_proj {RULE}", make_llama()), tmp_path / "adapter")
     for seed, count in ((0, 0), (1, 1)):
         base = tmp_path / str(seed)
-        make_llama(seed).save_pretrained(base)  # type: ignore[operator]
+        make_llama(seed).save_pretrained(base)
         for use in (
             lambda base=base: lorakit.load(adapter, base),
             lambda seed=seed: lorakit.load(adapter, make_llama(seed)),
