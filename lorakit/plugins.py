@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import pluggy
@@ -22,6 +22,8 @@ from lorakit.hooks.registration import Added, discard, register
 
 # the distributions whose plugins load, as names with commas between; set and empty: none
 CHOICE = "LORAKIT_PLUGINS"
+# what pluggy takes for a hook, where it is marked as one
+HOOKABLE = (FunctionType, MethodType, staticmethod, classmethod)
 
 
 @functools.cache
@@ -90,8 +92,10 @@ class _Manager(pluggy.PluginManager):
     """A manager that looks closer only at what of a module is marked as a hook: that is little of what it holds."""
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
-        if isinstance(plugin, ModuleType) and not hasattr(vars(plugin).get(name), f"{specs.PROJECT}_impl"):
-            return None
+        if isinstance(plugin, ModuleType):
+            held = vars(plugin).get(name)
+            if not (isinstance(held, HOOKABLE) and hasattr(held, f"{specs.PROJECT}_impl")):
+                return None
         return super().parse_hookimpl_opts(plugin, name)
 
 
