@@ -204,7 +204,7 @@ class Low:
     [
         (lambda adapter, x: x.dtype == torch.bfloat16, "input-gradient", "in bfloat16 the gradient of the"),
         (lambda adapter, x: torch.is_autocast_enabled("cpu"), "input-gradient", "under autocast the gradient"),
-        (lambda adapter, x: x.shape[:1] == (1,), "batches", "the gradient of the inputs of a batch (1,)"),
+        (lambda adapter, x: x.shape[:1] == (1,), "input-gradient", "the gradient of the inputs along some"),
         (
             lambda adapter, x: adapter.strength != 1.0,
             "half-strength",

@@ -20,8 +20,8 @@ from lorakit.testing.layers import Sample
 from lorakit.testing.slopes import expect_input_gradient, expect_parameter_gradients
 from lorakit.testing.subjects import Subject, relative_error, same_bits
 
-# a model in bfloat16, and one in float32 that computes in it; what that may cost a gradient
-CAST, AUTOCAST = "bf16", "autocast"
+# inputs of a single row; a model in bfloat16, and one in float32 that computes in it; what that may cost a gradient
+ONE_ROW, CAST, AUTOCAST = "one-row", "bf16", "autocast"
 ROUNDED = 0.05
 # rows of one input, by which chance is told from a rule
 DRAWS = 400
@@ -35,7 +35,7 @@ def training_checks(subject: Subject, each: Mapping[str, tuple[Sample]]) -> Iter
     low = {
         f"{kind}-{way}": (*one, way)
         for kind, one in each.items()
-        for way in (CAST, AUTOCAST)
+        for way in (ONE_ROW, CAST, AUTOCAST)
         if kind.startswith("linear")
     }
     yield from variants_of(input_gradient, subject, {**ways, **low})
@@ -67,7 +67,8 @@ def input_gradient(subject: Subject, sample: Sample, way: str) -> None:
     case = Case(subject, sample)
     case.randomize()
     if way not in (CAST, AUTOCAST):
-        expect_input_gradient(case.model.train(way == "training"), sample.inputs(3))
+        x = sample.inputs(3)[: 1 if way == ONE_ROW else None]
+        expect_input_gradient(case.model.train(way == "training"), x)
         return
     model, x = case.model.eval(), sample.inputs(3).requires_grad_()
     (wanted,) = torch.autograd.grad(model(x).square().sum(), x)
@@ -200,13 +201,13 @@ def peft(subject: Subject, sample: Sample) -> None:
 
 def alpha(subject: Subject, sample: Sample, stored: str) -> None:
     """`alpha` has an effect on what a trained adapter computes."""
-    _expect_effect(subject, sample, "alpha", f"alpha 2 {stored}", f"alpha 8 {stored}")
+    _expect_effect(subject, sample, stored, "alpha", "alpha 2", "alpha 8")
 
 
 def scaling(subject: Subject, sample: Sample, stored: str) -> None:
     """`scaling` has an effect on what a trained adapter computes: rsLoRA divides alpha by the root of the rank."""
-    ways = (f"rank 3 alpha 3 scaling {name} {stored}" for name in ("standard", "rslora"))
-    _expect_effect(subject, sample, "scaling", *ways)
+    ways = (f"rank 3 alpha 3 scaling {name}" for name in ("standard", "rslora"))
+    _expect_effect(subject, sample, stored, "scaling", *ways)
 
 
 def dropout(subject: Subject, sample: Sample, stored: str) -> None:
@@ -258,16 +259,16 @@ def _everything(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _expect_effect(subject: Subject, sample: Sample, clause: str, *values: str) -> None:
+def _expect_effect(subject: Subject, sample: Sample, stored: str, clause: str, *values: str) -> None:
     found = []
     for clauses in values:
-        case = Case(subject, sample, clauses=clauses)
+        case = Case(subject, sample, clauses=f"{clauses} {stored}")
         drawn = torch.Generator().manual_seed(9)
         with torch.no_grad():
             for parameter in case.own.values():
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=drawn))
         found.append(case.model.eval()(sample.inputs(3)))
-    both = " and ".join(f"`{one.strip()}`" for one in values)
+    both = " and ".join(f"`{one}`" for one in values)
     expect(
         relative_error(found[0], found[1]) > TOLERANCE,
         f"{both} compute the same: use it, or take `{clause}` out of `clauses`",
