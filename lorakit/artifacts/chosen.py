@@ -34,9 +34,7 @@ class Chosen:
         self._layers = frozenset(layers if isinstance(layers, list) else () if layers is None else (layers,))
         patterns = config.get("layers_pattern") or r"[^.]*"
         words = [patterns] if isinstance(patterns, str) else patterns
-        self._layer = [
-            re.compile(rf".*\.{one}\.(\d+)\.") for one in words if one == r"[^.]*" or _WORD.fullmatch(str(one))
-        ]
+        self._layer = [re.compile(rf".*\.{one}\.(\d+)\.") for one in words if one == r"[^.]*" or _WORD.fullmatch(one)]
 
     def check(self, names: Iterable[str]) -> None:
         """Hold a module against the config, by each of the names that it has or had.
