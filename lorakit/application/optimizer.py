@@ -44,7 +44,7 @@ def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Op
     def state(parameter: nn.Parameter) -> Mapping[str, tuple[tuple[int, ...], str]]:
         return factory.state(tuple(parameter.shape), name_of(parameter.dtype))
 
-    return Paged(optimizer, parameters=paged, state=state)
+    return Paged(optimizer, parameters=paged, state=state, shared=getattr(factory, "shared_state", ()))
 
 
 def _say_if_lost(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> None:

@@ -62,6 +62,7 @@ class AdamW8bit(Adam):
 
     name: ClassVar[str] = "adamw8bit"
     default_lr: ClassVar[float] = 2e-4
+    shared_state: ClassVar[tuple[str, ...]] = ("qmap1", "qmap2")
 
     def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return bitsandbytes' AdamW8bit."""

@@ -178,7 +178,8 @@ class OptimizerFactory(Protocol):
     def state(self, shape: tuple[int, ...], dtype: str) -> Mapping[str, tuple[tuple[int, ...], str]]:
         """Return the tensors that the optimizer keeps for one parameter, by name: (shape, dtype) of each.
 
-        Dtypes are torch's by name, such as `float32`. The optimizer's step keeps these and no others.
+        Dtypes are torch's by name, such as `float32`. The optimizer's step keeps these and no others. A class variable
+        `shared_state` names those that are one tensor for all parameters, such as a table.
         """
 
 

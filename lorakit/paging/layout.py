@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,14 @@ class Layout:
     """The parameters of an optimizer, the pages of their state, and a pool of pages for each device."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, budget: int | None, page_size: int, link: Callable[[torch.device], Link]
+        self,
+        optimizer: torch.optim.Optimizer,
+        budget: int | None,
+        page_size: int,
+        link: Callable[[torch.device], Link],
+        shared: Collection[str] = (),
     ) -> None:
+        self.shared = shared
         self.optimizer = optimizer
         self.budget = budget
         self.page_size = page_size
@@ -117,7 +123,7 @@ class Layout:
             state = self.optimizer.state.get(piece.parameter)
             if not piece.paged or state is None or piece.stands(state):
                 continue
-            found = {leaf.path: leaf for leaf in leaves(state, piece.parameter.device)}
+            found = {leaf.path: leaf for leaf in self._leaves(piece.parameter)}
             new = [leaf for path, leaf in found.items() if not _stands(piece, path, leaf)]
             if all(leaf.path in piece.slots and piece.slots[leaf.path].form == Form.of(leaf.tensor) for leaf in new):
                 self._take(piece, new)
@@ -163,11 +169,16 @@ class Layout:
 
     def _forms(self, parameter: nn.Parameter, state: State) -> dict[Path, Form]:
         forms: dict[Path, Form] = {}
-        for name, (shape, dtype) in state(parameter).items():
+        declared = {name: tensor for name, tensor in state(parameter).items() if name not in self.shared}
+        for name, (shape, dtype) in declared.items():
             like = parameter if tuple(shape) == tuple(parameter.shape) else torch.empty(shape, device="meta")
             forms[name,] = Form.of(like.detach().to("meta", dtype_of(dtype)))
-        held = self.optimizer.state.get(parameter, {})
-        return forms | {leaf.path: Form.of(leaf.tensor) for leaf in leaves(held, parameter.device)}
+        return forms | {leaf.path: Form.of(leaf.tensor) for leaf in self._leaves(parameter)}
+
+    def _leaves(self, parameter: nn.Parameter) -> Iterator[Leaf]:
+        """Yield what the optimizer keeps for a parameter alone, on its device."""
+        held = leaves(self.optimizer.state.get(parameter, {}), parameter.device)
+        return (leaf for leaf in held if leaf.path[0] not in self.shared)
 
     def _place(self, pieces: Sequence[tuple[Piece, Mapping[Path, Form]]]) -> None:
         pages: dict[torch.device, list[Page]] = {}

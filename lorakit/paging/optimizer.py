@@ -45,13 +45,14 @@ class Paged(torch.optim.Optimizer):
         *,
         parameters: Collection[nn.Parameter] | None = None,
         state: State | None = None,
+        shared: Collection[str] = (),
         page_size: int | None = None,
         link: Callable[[torch.device], Link] = link_for,
     ) -> None:
         """Wrap an optimizer, and allocate its state; `parameters` are those whose state pages, all unless given.
 
-        `state` says what the optimizer keeps for a parameter; without it a step aside finds out. `budget` counts for
-        each device, and a small one makes for small pages.
+        `state` says what the optimizer keeps for a parameter; without it a step aside finds out. What of it is `shared`
+        by all parameters stays where it is. `budget` counts for each device, and a small one makes for small pages.
         Raises: ModelError for an optimizer that takes parameters together, or a budget that is too small for one;
         WriteError where what must be far finds no room.
         """
@@ -64,7 +65,7 @@ class Paged(torch.optim.Optimizer):
             setattr(self, f"_optimizer_{name}", getattr(optimizer, f"_optimizer_{name}"))
             setattr(optimizer, f"_optimizer_{name}", OrderedDict())
         self._state_of = state or kept_by(optimizer)
-        self._layout = Layout(optimizer, budget, page_size or page_for(budget), link)
+        self._layout = Layout(optimizer, budget, page_size or page_for(budget), link, shared)
         own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._layout.add(own, set(own if parameters is None else parameters), self._state_of)
         # by name, what failed on its way
@@ -201,11 +202,14 @@ class Paged(torch.optim.Optimizer):
         """Copies and pickles are of the wrapped optimizer, and page as this one does."""
         self._layout.settle()
         own = [piece.parameter for piece in self._layout.pieces if piece.paged]
-        return _again, (self.wrapped, self._layout.budget, own, self._layout.page_size)
+        layout = self._layout
+        return _again, (self.wrapped, layout.budget, own, tuple(layout.shared), layout.page_size)
 
     def __repr__(self) -> str:
         return f"Paged({self.wrapped!r})"
 
 
-def _again(wrapped: torch.optim.Optimizer, budget: int | None, own: list[nn.Parameter], page_size: int) -> Paged:
-    return Paged(wrapped, budget, parameters=own, page_size=page_size)
+def _again(
+    wrapped: torch.optim.Optimizer, budget: int | None, own: list[nn.Parameter], shared: tuple[str, ...], page_size: int
+) -> Paged:
+    return Paged(wrapped, budget, parameters=own, shared=shared, page_size=page_size)

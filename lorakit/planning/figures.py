@@ -34,11 +34,14 @@ def finished(plan: Plan, inventory: Inventory, plugins: Plugins) -> Plan:
     plan = completed(plan, plugins)
     counter = _Counter(inventory, plan.compute, plugins, plugins.optimizer(plan.optimizer.call))
     entries = tuple(map(counter.counted, plan.entries))
+    step = replace(plan.memory, paged=_paged(plan, entries))
     return replace(
         plan,
         entries=entries,
         rules=tuple(_recounted(plan.rules, entries)),
-        memory=memory.forecast(inventory, entries, plan.memory, plan.compute, paged=_paged(plan, entries)),
+        memory=memory.forecast(
+            inventory, entries, step, plan.compute, shared_state=size(counter.shared_state.values())
+        ),
         groups=inventory.groups,
     )
 
@@ -76,6 +79,7 @@ class _Counter:
     compute: Compute | None
     plugins: Plugins
     factory: OptimizerFactory
+    shared_state: dict[str, Tensor] = field(default_factory=dict, init=False)
     _shared: set[str] = field(default_factory=set, init=False)
     _states: dict[Tensor, int] = field(default_factory=dict, init=False)
     _known: dict[Bytes, Bytes] = field(default_factory=dict, init=False)
@@ -123,9 +127,12 @@ class _Counter:
         )
 
     def _state(self, tensor: Tensor) -> int:
-        """Return the bytes that the optimizer keeps for a tensor."""
+        """Return the bytes that the optimizer keeps for a tensor alone; what it keeps for all is noted."""
         if tensor not in self._states:
-            self._states[tensor] = size(self.factory.state(*tensor).values())
+            shared = getattr(self.factory, "shared_state", ())
+            held = self.factory.state(*tensor)
+            self.shared_state |= {name: held[name] for name in shared if name in held}
+            self._states[tensor] = size(one for name, one in held.items() if name not in shared)
         return self._states[tensor]
 
 

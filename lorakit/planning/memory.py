@@ -17,11 +17,16 @@ FLOAT32 = 4
 
 
 def forecast(
-    inventory: Inventory, entries: Sequence[PlanEntry], step: Memory, compute: Compute | None = None, *, paged: int = 0
+    inventory: Inventory,
+    entries: Sequence[PlanEntry],
+    step: Memory,
+    compute: Compute | None = None,
+    *,
+    shared_state: int = 0,
 ) -> Memory:
     """Return what one training step holds, in bytes, for the batch × tokens of `step`.
 
-    Of the optimizer's state `paged` bytes may leave.
+    The optimizer's state is that of the entries, and what is one for all.
     """
     rows = step.batch * step.tokens
     changed = sum(entry.bytes.weight_before - entry.bytes.weight_after for entry in entries)
@@ -33,7 +38,7 @@ def forecast(
         weights=inventory.total_bytes - changed + sum(entry.bytes.extra for entry in entries),
         adapters=sum(entry.bytes.adapter for entry in entries),
         gradients=sum(entry.bytes.gradient for entry in entries),
-        optimizer=sum(entry.bytes.optimizer for entry in entries),
+        optimizer=sum(entry.bytes.optimizer for entry in entries) + shared_state,
         # what is kept grows as the weights do that make it
         activations=rows * _activations(inventory, entries, step.recompute, own) * itemsize // own,
         workspace=max(weight, rows * (itemsize + 2 * FLOAT32) * _vocabulary(inventory)),
@@ -41,7 +46,7 @@ def forecast(
         tokens=step.tokens,
         recompute=step.recompute,
         of_tokens=inventory.input_path is not None,
-        paged=paged,
+        paged=step.paged,
     )
 
 

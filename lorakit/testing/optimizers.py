@@ -139,20 +139,23 @@ def resumes(subject: Subject, device: str) -> None:
 
 def state(subject: Subject, shape: tuple[int, ...], dtype: str) -> None:
     """`state` names the tensors that a step keeps for a parameter, by shape and dtype, so that the forecast holds."""
-    parameter = nn.Parameter(torch.zeros(shape, dtype=dtype_of(dtype)))
-    optimizer = _built(subject, [([parameter], subject.plugin.default_lr)])
-    _step(optimizer, [parameter])
-    held = {
-        name: (tuple(value.shape), name_of(value.dtype))
-        for name, value in optimizer.state[parameter].items()
-        if isinstance(value, Tensor)
-    }
+    parameters = [nn.Parameter(torch.zeros(shape, dtype=dtype_of(dtype))) for _ in range(2)]
+    optimizer = _built(subject, [(parameters, subject.plugin.default_lr)])
+    _step(optimizer, parameters)
+    one, other = (
+        {name: value for name, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}
+        for parameter in parameters
+    )
+    held = {name: (tuple(value.shape), name_of(value.dtype)) for name, value in one.items()}
     declared = subject.make().state(shape, dtype)
     expect(isinstance(declared, Mapping), f"`state` returned {declared!r}, which is no mapping")
     expect(
         dict(declared) == held,
         f"`state({shape}, {dtype!r})` is {dict(declared)}, and after a step the state holds {held}",
     )
+    shared = {name for name, value in one.items() if value.data_ptr() == other[name].data_ptr()}
+    named = {name for name in getattr(subject.plugin, "shared_state", ()) if name in held}
+    expect(shared == named, f"`shared_state` names {sorted(named)}, and parameters share {sorted(shared)}")
 
 
 def _built(subject: Subject, given: Sequence[tuple[Sequence[nn.Parameter], float]]) -> torch.optim.Optimizer:
