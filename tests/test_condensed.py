@@ -16,11 +16,9 @@ import lorakit
 from helpers import make_gpt2, make_llama, randomize
 from lorakit.data.tokens import IGNORED, TokenRow
 from lorakit.huggingface.record_attention import attention_by_record
-from lorakit.trainers.condensed import Batch, as_it_is, exact_for, learned_only, one_row
+from lorakit.trainers.condensed import WAYS, Batch, as_it_is, exact_for, learned_only, learned_places, one_row
 from lorakit.trainers.packing import collate, features, packed
 from lorakit.trainers.watched_trainer import WatchedTrainer
-
-WAYS = [learned_only, one_row]
 
 
 def make_mixtral(**changes: Any) -> nn.Module:
@@ -112,7 +110,9 @@ def test_loss_and_gradients_are_those_of_the_padded_batch(
     whole = padded(chats(7, 12, 5))
     condensed = way(whole)
     assert_same(model, whole, condensed, **items)
-    assert len(condensed["labels"].flatten()) == int((whole["labels"] != IGNORED).sum()) < whole["labels"].numel() / 2
+    learned = int((whole["labels"] != IGNORED).sum())
+    # the rows learn at nine places, of which each learns at some
+    assert condensed["labels"].numel() == (3 * 9 if way is learned_places else learned) < whole["labels"].numel()
     if way is one_row:
         # to the last but one learned: what follows it is read by nobody
         assert condensed["input_ids"].shape == (1, 5 + 10 + 3)
@@ -170,6 +170,20 @@ def test_a_model_gets_what_gives_its_own_loss(make: Callable[[], nn.Module], way
     batch = padded(chats(7, 12, 5))
     if way is not as_it_is:
         assert_same(model.eval(), batch, exact_for(model, 128, 64)(batch))
+
+
+def test_a_batch_too_large_for_one_row_keeps_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, model = padded(chats(7, 12, 5)), adapted(make_llama())
+    monkeypatch.setattr("lorakit.trainers.condensed.LONGEST", 35)
+    assert one_row(batch)["input_ids"].shape == (3, 12)
+    assert_same(model, batch, one_row(batch))
+
+
+def test_a_model_that_knows_places_alone_is_told_those(monkeypatch: pytest.MonkeyPatch) -> None:
+    # as transformers had it before masks
+    monkeypatch.setattr("lorakit.trainers.condensed.WAYS", (learned_places,))
+    assert exact_for(make_llama(), 128, 64) is learned_places
+    assert exact_for(own_loss(), 128, 64) is as_it_is
 
 
 def test_models_of_few_positions_get_batches_whole() -> None:

@@ -45,6 +45,13 @@ def learned_only(batch: Batch) -> Batch:
     return {**batch, "logits_to_keep": learned, **_labels(targets[learned])}
 
 
+def learned_places(batch: Batch) -> Batch:
+    """Return a batch (rows, tokens) that asks for logits at the places where some row learns, as older models can."""
+    targets = _targets(batch["labels"])
+    places = (targets != IGNORED).any(0).nonzero().flatten()
+    return {**batch, "logits_to_keep": places, **_labels(targets[:, places])}
+
+
 def one_row(batch: Batch) -> Batch:
     """Return a batch (rows, tokens) as one row of its records, each up to the last token that one is learned from.
 
@@ -54,7 +61,7 @@ def one_row(batch: Batch) -> Batch:
     targets = _targets(labels).flatten()
     learned = targets != IGNORED
     if ids.numel() > LONGEST or not learned.any():
-        return learned_only(batch)
+        return learned_places(batch)
     begins = torch.zeros_like(ids, dtype=torch.bool)
     begins[:, 0] = True
     if "position_ids" in batch:
@@ -86,6 +93,10 @@ def one_row(batch: Batch) -> Batch:
     }
 
 
+# by what they compute, the least first; the first is for CPUs
+WAYS: tuple[Condense, ...] = (one_row, learned_only, learned_places)
+
+
 def exact_for(model: nn.Module, vocabulary: int, limit: int) -> Condense:
     """Return the way of giving batches that computes least and with which a model's loss is still its own.
 
@@ -100,7 +111,7 @@ def exact_for(model: nn.Module, vocabulary: int, limit: int) -> Condense:
         # a model may know none of the arguments, and trains as it is
         with torch.no_grad(), suppress(Exception):
             trial = _Trial.of(model, _tried(vocabulary, device))
-            for way in (one_row, learned_only) if device.type == "cpu" else (learned_only,):
+            for way in WAYS if device.type == "cpu" else WAYS[1:]:
                 with suppress(Exception):
                     if trial.agrees(model, way):
                         return way
@@ -140,7 +151,10 @@ class _Trial:
         """Return whether a model's loss on the batch given so is the same."""
         with attention_by_record() as seen:
             output = model(**way(self.batch))
-        logits = output.logits.view_as(self.logits)
+        logits = output.logits
+        if way is learned_places:
+            logits = logits[way(self.batch)["labels"] != IGNORED]
+        logits = logits.view_as(self.logits)
         rounding = torch.finfo(logits.dtype).eps
         near = NEAR if logits.dtype == torch.float32 else NEAR_IN_HALVES
         off = _off(output.loss, self.loss)
