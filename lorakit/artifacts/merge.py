@@ -179,7 +179,7 @@ def _merged(module: nn.Module, entry: PlanEntry, rounding: Rounding, requantize:
         if requantize and isinstance(base, QuantizedLinear):
             stored, bias = base.quantizer.quantize(rounded), layer.bias
             layer = QuantizedLinear(stored, base.quantizer, bias, base.kernels, base.form)  # type: ignore[arg-type]
-            rounded = layer.weight  # type: ignore[assignment]
+            rounded = layer.weight
         rounding.add(exact, rounded)
     layer.train(module.training)
     return layer
