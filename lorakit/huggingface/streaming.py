@@ -15,11 +15,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lorakit.application.places import parents_of
 from lorakit.application.starting import Starter
-from lorakit.application.storing import canonical
+from lorakit.application.storing import canonical, quantized_layer
 from lorakit.errors import LorakitError, ModelError
-from lorakit.hooks.protocols import Observer, Quantizer
+from lorakit.hooks.protocols import Observer
 from lorakit.huggingface import marks
-from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.place import Place
 from lorakit.planning.plan import PlanEntry
 from lorakit.values import ModelReference, QuantizedWeight
@@ -70,12 +69,6 @@ class PlanConfig(QuantizationConfigMixin):
         self.quant_method = METHOD  # type: ignore[assignment]
         self.entries, self.starter, self.device = entries, starter, device
 
-    def quantizer(self, path: str) -> Quantizer:
-        """Return the quantizer of the layer at a path."""
-        call = self.entries[path].quant
-        assert call is not None
-        return self.starter.plugins.quantizer(call)
-
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": METHOD}
 
@@ -122,13 +115,10 @@ class PlanQuantizer(LayersQuantizer):
         return weight.new_empty(1).expand(weight.shape)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        held = parents_of(model)
+        held, config = parents_of(model), self.quantization_config
         for path, quantized in self.quantized.items():
             original = model.get_submodule(path)
-            quantizer = self.quantization_config.quantizer(path)
-            bias, kernels = getattr(original, "bias", None), self.quantization_config.starter.plugins.kernels
-            layer = QuantizedLinear(quantized, quantizer, bias, kernels)
-            layer.train(original.training)
+            layer = quantized_layer(original, config.entries[path], quantized, config.starter.plugins)
             for parent, name in held[original]:
                 setattr(parent, name, layer)
         return super()._process_model_after_weight_loading(model, **kwargs)
