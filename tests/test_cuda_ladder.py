@@ -1,4 +1,4 @@
-"""Steps on a CUDA device whose memory really runs out: what dies without the ladder finishes with it, to the same bits."""
+"""Steps on a CUDA device whose memory really runs out: what dies without the ladder finishes, to the same bits."""
 
 from __future__ import annotations
 
