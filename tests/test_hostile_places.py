@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from fuzz_folders import CONFIG, faults, folders, small
 from torch import nn
-from typer.testing import CliRunner
 
 import lorakit
 from lorakit.artifacts.folders import check_output, new_file, new_folder

@@ -103,7 +103,7 @@ def test_bad_options_are_refused(text: str) -> None:
 
 
 def test_another_base_than_that_of_the_start_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from typer.testing import CliRunner
+    from click.testing import CliRunner
 
     from helpers import make_llama
     from lorakit.cli.main import app
