@@ -47,6 +47,8 @@ class Nursery:
 
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        # its children end too suddenly to tell a tracer what they ran
+        environment.pop("COVERAGE_PROCESS_CONFIG", None)
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

@@ -115,6 +115,8 @@ def test_generators_of_the_device_go_back_too() -> None:
             with room(before + share * needed):
                 loss = step((inputs, inputs))
             assert step.climbs
-        results.append((loss, model[0].weight.grad.clone(), torch.cuda.get_rng_state()))
+        gradient = model.get_parameter("0.weight").grad
+        assert gradient is not None
+        results.append((loss, gradient.clone(), torch.cuda.get_rng_state()))
     assert results[0][0] == results[1][0]
     assert torch.equal(results[0][1], results[1][1]) and torch.equal(results[0][2], results[1][2])

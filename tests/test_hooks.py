@@ -135,7 +135,8 @@ def test_lorakit_former_names(tmp_path: Path) -> None:
         return plugins_of(lorakit_former_names=lambda model, weights: kind(frozenset(weights)))
 
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4)), torch.randn(3, 8)
+    model: Any = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4))
+    x = torch.randn(3, 8)
     plugins = named(Before2InParts)
     plan = lorakit.plan(lorakit.parse("adapt head rank 2", plugins=plugins), model, plugins=plugins)
     assert [entry.path for entry in plan.entries] == ["1"]

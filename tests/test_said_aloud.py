@@ -153,7 +153,7 @@ def test_adapters_take_turns_with_a_norm_that_one_of_them_trains() -> None:
     model(X)
     assert torch.equal(norm.running_mean, before)
     lorakit.adapters(model).use("default")
-    assert norm.training and not norm.eval().training and model.train().norm.training
+    assert norm.training and not norm.eval().training and model.train().get_submodule("norm").training
     model(X)
     assert not torch.equal(norm.running_mean, before)
     with pytest.raises(lorakit.ModelError):

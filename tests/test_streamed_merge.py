@@ -164,7 +164,7 @@ def test_what_peft_saves_of_the_base_comes_along(
     with torch.no_grad():
         for value in theirs.parameters():
             if value.requires_grad:
-                value += torch.randn(value.shape, generator=draw) * 0.1
+                value.add_(torch.randn(value.shape, generator=draw) * 0.1)
     theirs.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=True)
     right = theirs.eval()(**INPUTS).logits.detach()
     command(tmp_path / "adapter", base, "-o", tmp_path / "merged", "--dtype", dtype)
