@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_packed_rows import leaking, make_mamba, make_sliding
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
@@ -19,6 +18,7 @@ from lorakit.huggingface.record_attention import attention_by_record
 from lorakit.trainers.condensed import WAYS, Batch, as_it_is, exact_for, learned_only, learned_places, one_row
 from lorakit.trainers.packing import collate, features, packed
 from lorakit.trainers.watched_trainer import WatchedTrainer
+from test_packed_rows import leaking, make_mamba, make_sliding
 
 
 def make_mixtral(**changes: Any) -> nn.Module:
