@@ -32,6 +32,7 @@ from lorakit.data.source import read_data
 from lorakit.data.tokens import IGNORED, tokenize
 from lorakit.demo import smollm2
 from lorakit.errors import LorakitError
+from lorakit.plugins import default_plugins
 
 ANGLES = re.compile(r"<[|｜/]?[\w▁]+[|｜]?>")
 Tokens = tuple[list[int], list[int]]
@@ -73,7 +74,7 @@ def ours(record: dict[str, Any], tokenizer: Any, folder: Path) -> Tokens:
     """Return ids and labels as `lorakit train` has them."""
     path = folder / "data.jsonl"
     path.write_text(json.dumps(record))
-    made = tokenize(read_data(path).examples, tokenizer, 4096)
+    made = tokenize(read_data(path, default_plugins()).examples, tokenizer, 4096)
     if not made.rows:
         raise LorakitError(made.left_out[0].reason)
     return made.rows[0].input_ids, made.rows[0].labels
@@ -122,7 +123,12 @@ def main() -> None:
 
     logging.disable(logging.WARNING)
     tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or smollm2())
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
     folder = Path(trl.__file__).parent / "chat_templates"
     wanted = [name for name in settings.templates.split(",") if name]

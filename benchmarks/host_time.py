@@ -30,6 +30,9 @@ def layers(size: int) -> Mapping[str, nn.Module]:
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(size, size, bias=False))
 
+    def ours(spec: str) -> nn.Module:
+        return lorakit.apply(spec, model()).get_submodule("0")
+
     def four_bits(nested: bool) -> nn.Module:
         layer = bnb.nn.Linear4bit(size, size, bias=False, compress_statistics=nested, quant_type="nf4")
         layer.load_state_dict(model()[0].state_dict())
@@ -40,13 +43,13 @@ def layers(size: int) -> Mapping[str, nn.Module]:
     peft = get_peft_model(model(), LoraConfig(r=4, lora_alpha=8, target_modules=["0"]))
     return {
         "nn.Linear": model()[0],
-        "lorakit LoRALinear": lorakit.apply("adapt 0 rank 4 alpha 8", model())[0],
-        "PEFT lora.Linear": peft.base_model.model[0],
-        "lorakit nf4": lorakit.apply("quantize 0 nf4", model())[0],
+        "lorakit LoRALinear": ours("adapt 0 rank 4 alpha 8"),
+        "PEFT lora.Linear": peft.get_submodule("base_model.model.0"),
+        "lorakit nf4": ours("quantize 0 nf4"),
         "bitsandbytes nf4": four_bits(nested=False),
-        "lorakit nf4 double": lorakit.apply("quantize 0 nf4 double", model())[0],
+        "lorakit nf4 double": ours("quantize 0 nf4 double"),
         "bitsandbytes nf4 double": four_bits(nested=True),
-        "lorakit LoRALinear on nf4 double": lorakit.apply("adapt 0 rank 4 alpha 8 quant nf4 double", model())[0],
+        "lorakit LoRALinear on nf4 double": ours("adapt 0 rank 4 alpha 8 quant nf4 double"),
     }
 
 

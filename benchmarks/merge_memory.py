@@ -39,7 +39,7 @@ def make(folder: Path, layers: int, shard: str) -> None:
         for name, value in adapted.named_parameters():
             if "lora_B" in name:
                 value.normal_(std=0.01)
-    adapted.save_pretrained(folder / "adapter")
+    adapted.save_pretrained(str(folder / "adapter"))
 
 
 def ours(folder: Path) -> None:

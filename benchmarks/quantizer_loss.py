@@ -85,7 +85,8 @@ def mean_bits(summary: Any) -> float:
 
 
 def run(quant: str | None, train: Rows, held_out: Rows, settings: argparse.Namespace, device: str) -> Result:
-    model: Any = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16).to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16)
+    model.to(device)
     calibration = [batch_of([row], device) for row in train[:CALIBRATION]]
     rule = f"adapt {settings.targets} rank 16"
     spec = f"{rule} quant {quant}\nquantize @linear none" if quant else rule
@@ -123,7 +124,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(torch.cuda.get_device_name() if device == "cuda" else "CPU", torch.__version__, vars(settings))
     tokenizer = AutoTokenizer.from_pretrained(smollm2())
-    made = tokenize(read_data(dialogues()).examples, tokenizer, settings.tokens)
+    made = tokenize(read_data(dialogues(), default_plugins()).examples, tokenizer, settings.tokens)
     kept, out = split(made.rows, 0.1, settings.seed)
     train = [row.features for row in kept]
     held_out = [row.features for row in out[: settings.held_out]]

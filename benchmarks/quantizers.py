@@ -27,7 +27,7 @@ from lorakit.artifacts.quantization_error import QuantizationError, measure, tog
 from lorakit.demo import smollm2
 from lorakit.hooks.options import configure, options_of, supports_double
 from lorakit.language.printer import call_text
-from lorakit.language.statements import PluginCall
+from lorakit.language.statements import PluginCall, Quantize
 from lorakit.plugins import default_plugins
 
 PEER = "nf4"
@@ -47,7 +47,7 @@ class Row:
 def variants() -> Iterator[PluginCall]:
     """Yield every installed quantizer plain, with each choice of its bits, and each of these with `double`."""
     for name, quantizer in default_plugins().quantizers.items():
-        bits = [
+        bits: list[tuple[tuple[str, Any], ...]] = [
             ((option.name, choice),)
             for option in options_of(quantizer)
             if "bits" in option.name and typing.get_origin(option.type) is Literal
@@ -62,6 +62,7 @@ def variants() -> Iterator[PluginCall]:
 def named(text: str) -> PluginCall:
     """Return a quantizer as a spec writes it."""
     (rule,) = lorakit.parse(f"quantize weight {text}").rules
+    assert isinstance(rule, Quantize) and rule.quant is not None
     return rule.quant
 
 

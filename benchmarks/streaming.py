@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -54,12 +55,13 @@ def write_model(folder: Path, layers: int, hidden: int) -> LlamaForCausalLM:
     )  # fmt: skip
     config.architectures = ["LlamaForCausalLM"]
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        model: Any = LlamaForCausalLM(config)
+        model.to(torch.bfloat16)
     shards: dict[str, list[str]] = {}
     for name in model.state_dict():
         parts = name.split(".")
         shards.setdefault(parts[2] if parts[1] == "layers" else "rest", []).append(name)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard, names in shards.items():
         torch.manual_seed(0)
         tensors = {name: torch.randn(model.state_dict()[name].shape, dtype=torch.bfloat16).mul_(0.02) for name in names}

@@ -14,6 +14,7 @@ import gc
 import json
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ def shape(layers: int) -> LlamaConfig:
     )  # fmt: skip
 
 
-def base(layers: int) -> nn.Module:
+def base(layers: int) -> Any:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
@@ -44,7 +45,7 @@ def base(layers: int) -> nn.Module:
 
 
 def ours(layers: int, checkpointing: bool) -> nn.Module:
-    model = lorakit.apply(SPEC, base(layers))
+    model: Any = lorakit.apply(SPEC, base(layers))
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()

@@ -19,8 +19,22 @@ from lorakit.errors import (
 from lorakit.version import __version__
 
 if TYPE_CHECKING:
-    from lorakit.api import adapters, apply, last_checkpoint, load, merge, optimizer, paged, parse, plan, save, summary
+    from lorakit.api import (
+        adapters,
+        apply,
+        last_checkpoint,
+        load,
+        merge,
+        optimizer,
+        paged,
+        parse,
+        plan,
+        save,
+        summary,
+        survive,
+    )
     from lorakit.hooks import hookimpl
+    from lorakit.stepping.step import Step
 
 __all__ = [
     "AdapterError",
@@ -31,6 +45,7 @@ __all__ = [
     "PlanError",
     "PluginError",
     "SpecError",
+    "Step",
     "TrainingError",
     "WriteError",
     "__version__",
@@ -46,10 +61,11 @@ __all__ = [
     "plan",
     "save",
     "summary",
+    "survive",
 ]
 
 # These load when they are asked for: the command line starts without what its command does not use
-_LATER = {"hookimpl": "lorakit.hooks"}
+_LATER = {"hookimpl": "lorakit.hooks", "Step": "lorakit.stepping.step"}
 
 
 def __getattr__(name: str) -> object:

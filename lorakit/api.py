@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.errors import ModelError
+from lorakit.errors import ModelError, PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.language.spec import Spec
 from lorakit.plugins import default_plugins
@@ -16,12 +16,14 @@ from lorakit.values import ModelReference
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import Trainer
 
     from lorakit.application.summary import Summary
     from lorakit.named_adapters import Adapters
     from lorakit.paging import Paged
     from lorakit.planning.hardware import Hardware
     from lorakit.planning.plan import Plan
+    from lorakit.trainers.surviving import Survivor
 
 logger = logging.getLogger("lorakit")
 
@@ -243,8 +245,26 @@ def summary(model: nn.Module) -> Summary:
     return summarize(model)
 
 
+def survive(trainer: Trainer, *, longest_first: bool = True) -> Survivor:
+    """Have transformers' Trainer, or one made of it, finish the steps in which memory runs out, and return what does.
+
+    Forward and backward are computed again in ways that need less, with the same bits, and with the batch split where
+    nothing else helps and its loss can be; its `climbs` say what was needed. With `longest_first` the longest rows are
+    tried before the first step, and undone, so that what will not fit fails at once.
+    """
+    from lorakit.trainers.surviving import survive as stand_around
+
+    return stand_around(trainer, longest_first=longest_first)
+
+
 def _decisions(spec: Spec | Plan | str | Path, plugins: Plugins) -> Spec | Plan:
-    return parse(spec, plugins=plugins) if isinstance(spec, str | Path) else spec
+    from lorakit.planning.plan import Plan
+
+    if isinstance(spec, str | Path):
+        return parse(spec, plugins=plugins)
+    if not isinstance(spec, Spec | Plan):
+        raise PlanError(f"a spec is text, a path, a Spec or a Plan, not a {type(spec).__name__}")
+    return spec
 
 
 def _source(model: Any, trust_remote_code: bool) -> nn.Module | ModelReference:

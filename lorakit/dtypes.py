@@ -15,6 +15,8 @@ SHORT = {long: short for short, long in LONG.items()}
 # what models hold floating weights in, and what of it is slow on some hardware
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 HALVES = FLOATS[:2]
+# of bfloat16's 8 bits a weight keeps none for a step that is this many times smaller
+BF16_STEPS = 512
 STORED = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2": "float8_e5m2", "F8_E5M2FNUZ": "float8_e5m2fnuz", "C64": "complex64",

@@ -10,6 +10,7 @@ from pygments.token import Comment, Keyword, Name, Number, Operator, Punctuation
 from lorakit.language.words import CLAUSES, QUANTITIES, STATEMENTS
 
 _NAMED = [word for word, clause in CLAUSES.items() if clause.plugin or clause.choices]
+_VALUED = ("rank", "alpha", "dropout", "lr_ratio", "lr", "batch", "tokens", "memory")
 _TARGETED = ("adapt", "quantize", "train")
 
 
@@ -27,7 +28,7 @@ class LoraLexer(RegexLexer):  # type: ignore[misc]
     """Tokens of `.lora` files: statements, clauses, targets, plugins, values."""
 
     name = "lorakit"
-    aliases: ClassVar[list[str]] = ["lora"]
+    aliases: ClassVar[list[str]] = ["lora", "lorakit"]
     filenames: ClassVar[list[str]] = ["*.lora"]
     mimetypes: ClassVar[list[str]] = ["text/x-lora"]
     url = ""
@@ -48,7 +49,7 @@ class LoraLexer(RegexLexer):  # type: ignore[misc]
             (rf"({'|'.join(_NAMED)})\b([ \t]+)([^\W\d]\w*)", bygroups(Keyword, Whitespace, Name.Function)),
             # inside an expression it is the value of the clause
             (r"([-+*/(])([ \t]*)(rank)\b", bygroups(Operator, Whitespace, Name)),
-            (r"(rank|alpha|dropout|lr_ratio|lr)\b([ \t]+)(rank)\b", bygroups(Keyword, Whitespace, Name)),
+            (rf"({'|'.join(_VALUED)})\b([ \t]+)(rank)\b", bygroups(Keyword, Whitespace, Name)),
             (words((*CLAUSES, "double"), suffix=r"\b"), Keyword),
             (words(tuple(QUANTITIES), suffix=r"\b"), Name.Builtin),
             (words(("true", "false"), suffix=r"\b"), Keyword.Constant),

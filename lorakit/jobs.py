@@ -59,6 +59,11 @@ class Job:
         return Path(os.path.realpath(beside)) if beside.is_symlink() else beside
 
     @property
+    def reads(self) -> tuple[str | None, ...]:
+        """The files and folders that the output may not take the place of."""
+        return (*(self.spec.sources if isinstance(self.spec, Spec) else ()), self.model.text, self.calibration)
+
+    @property
     def logs(self) -> Path:
         """The folder of what is logged while a run goes on, beside the output."""
         return self.output.with_name(f"{self.output.name}-logs")
@@ -68,7 +73,7 @@ def adapt(job: Job, plugins: Plugins, reporter: Reporter = SILENT, *, seed: int 
     """Write a fresh adapter, and return the model that it is on. Raises: LorakitError, WriteError."""
     from lorakit.artifacts.folders import claimed
 
-    with claimed(job.output, job.force):
+    with claimed(job.output, job.force, *job.reads):
         return _adapt(job, plugins, reporter, seed)
 
 
@@ -88,7 +93,7 @@ def _adapt(job: Job, plugins: Plugins, reporter: Reporter, seed: int) -> nn.Modu
     from lorakit.planning.report import show_bytes
     from lorakit.trainers.tasks import make_task, read_source
 
-    source = None if job.calibration is None else read_source(job.calibration, Reading(), reporter)
+    source = None if job.calibration is None else read_source(job.calibration, plugins, Reading(), reporter)
     first = read_first(job.model, plugins, reporter)
     plan = decided(job, first, plugins, reporter)
     data = None
@@ -139,7 +144,7 @@ def measure(
     read = None
     if text is not None:
         read = read_loss_text(
-            text, structure, model.text, tokens=tokens, rows=rows, trust_remote_code=model.trust_remote_code
+            text, structure, model.text, plugins, tokens=tokens, rows=rows, trust_remote_code=model.trust_remote_code
         )
     loaded = read_model(model, plugins, reporter)
     device = torch.device(accelerator() or "cpu")

@@ -54,7 +54,7 @@ def read_first(model: nn.Module | ModelReference, plugins: Plugins, reporter: Re
 def inventory_of(model: nn.Module, plugins: Plugins, example: Any = None) -> Inventory:
     """Return what a model holds; a further adapter is planned for the layers that lie under those before it."""
     from lorakit.application.state import adapted_state
-    from lorakit.planning.inventory import read_inventory
+    from lorakit.planning.reading import read_inventory
 
     state = adapted_state(model)
     return state.inventory if state else read_inventory(model, plugins, example)

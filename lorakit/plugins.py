@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copyreg
 import functools
-import importlib.metadata
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import pluggy
 
 from lorakit import builtin
+from lorakit.entry_points import entry_points
 from lorakit.errors import PluginError
 from lorakit.hooks import specs
 from lorakit.hooks.installed import provide
@@ -21,6 +22,8 @@ from lorakit.hooks.registration import Added, discard, register
 
 # the distributions whose plugins load, as names with commas between; set and empty: none
 CHOICE = "LORAKIT_PLUGINS"
+# what pluggy takes for a hook, where it is marked as one
+HOOKABLE = (FunctionType, MethodType, staticmethod, classmethod)
 
 
 @functools.cache
@@ -29,7 +32,7 @@ def default_plugins() -> Plugins:
 
     Raises: PluginError where LORAKIT_PLUGINS names a distribution that has no plugin here.
     """
-    return load_plugins(importlib.metadata.entry_points(group=specs.PROJECT), chosen=chosen_distributions())
+    return load_plugins(entry_points(specs.PROJECT), chosen=chosen_distributions())
 
 
 def restored(origins: tuple[str, ...]) -> Plugins:
@@ -65,10 +68,10 @@ def load_plugins(
     A distribution that fails is left out and recorded in `failures`; `chosen` are the only ones to load.
     Raises: PluginError where one of the objects is at fault, or a chosen distribution has no entry point.
     """
-    manager = pluggy.PluginManager(specs.PROJECT)
+    manager = _Manager(specs.PROJECT)
     manager.add_hookspecs(specs)
     added = [register(manager, module, name, None) for name, module in builtin.plugins().items()]
-    taken = {(kind, name): one.origin for one in added for kind, plugins in one.plugins.items() for name in plugins}
+    taken = {claim: one.origin for one in added for claim in one.claims()}
     distributions: dict[str, list[Any]] = {}
     for entry_point in entry_points:
         distributions.setdefault(_origin(entry_point), []).append(entry_point)
@@ -83,6 +86,17 @@ def load_plugins(
         except PluginError as error:
             raise PluginError(f"plugin {name}: {error}") from error
     return Plugins(manager, added, failures, switched_off)
+
+
+class _Manager(pluggy.PluginManager):
+    """A manager that looks closer only at what of a module is marked as a hook: that is little of what it holds."""
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
+        if isinstance(plugin, ModuleType):
+            held = vars(plugin).get(name)
+            if not (isinstance(held, HOOKABLE) and hasattr(held, f"{specs.PROJECT}_impl")):
+                return None
+        return super().parse_hookimpl_opts(plugin, name)
 
 
 def _origin(entry_point: Any) -> str:

@@ -63,7 +63,8 @@ def train(job: Job, training: Training, plugins: Plugins, display: Display, repo
 
     Raises: LorakitError, WriteError, TrainingError where it leaves the finite numbers.
     """
-    with claimed(job.output, job.force), _checkpoints_of(job, training.resume):
+    reads = (*job.reads, training.data, training.held_out)
+    with claimed(job.output, job.force, *reads), _checkpoints_of(job, training.resume):
         return _train(job, training, plugins, display, reporter)
 
 
@@ -76,14 +77,14 @@ def _train(job: Job, training: Training, plugins: Plugins, display: Display, rep
     for code in (training.loss, job.model.text if job.model.is_factory else None):
         if code is not None:
             check_file(code)
-    source = read_source(training.data, training.reading, reporter)
-    apart = None if training.held_out is None else read_source(training.held_out, training.reading, reporter)
-    other = None if job.calibration is None else read_source(job.calibration, training.reading, reporter)
+    source = read_source(training.data, plugins, training.reading, reporter)
+    apart = None if training.held_out is None else read_source(training.held_out, plugins, training.reading, reporter)
+    other = None if job.calibration is None else read_source(job.calibration, plugins, training.reading, reporter)
     # what can be seen without them is seen before torch and the model are read
     from lorakit.artifacts.owning import discard
     from lorakit.planning.report import show_bytes
     from lorakit.trainers.loss_plot import save_loss_plot
-    from lorakit.trainers.planned import optimized, training_words
+    from lorakit.trainers.planned import optimized, shortage_words, training_words
     from lorakit.trainers.record import RunRecord
     from lorakit.trainers.summing import ended, next_steps, peak_memory, start_measuring
     from lorakit.trainers.tasks import make_task
@@ -107,6 +108,7 @@ def _train(job: Job, training: Training, plugins: Plugins, display: Display, rep
     reporter.say(f"\n{device_words()}")
     reporter.say(task.description)
     reporter.say(words)
+    reporter.say(shortage_words(first, plan, is_text=task.is_text))
     device = accelerator()
     model, starter = read_started(job.model, first, plan, plugins, reporter, seed=settings.seed, device=device)
     if device is not None:

@@ -59,6 +59,28 @@ class LowRank(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Renamed:
+    """The weight of today that a former name stands for.
+
+    `pattern` is what the former name fits where several weights became one, or one several, and `index` its place among
+    modules that lay one by one.
+    """
+
+    name: str
+    pattern: str | None = None
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankPart:
+    """The change B·A of one former weight, A (rank, inputs) and B (outputs, rank), and the weight of today."""
+
+    renamed: Renamed
+    lora_A: Tensor
+    lora_B: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class LayerShape:
     """How an adaptable layer looks from outside.
 

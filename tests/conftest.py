@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,10 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
+# sets of parameters of each test that coverage is measured of
+TRACED = 3
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run what takes many minutes too")
 
@@ -33,6 +38,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="takes many minutes; run with --slow"))
+    # a tracer slows all Python by a third, and a test's first parameters show what it runs
+    sets = Counter[str]()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        sets[test] += 1
+        if sets[test] > TRACED:
+            item.add_marker(pytest.mark.no_cover)
+
+
+@pytest.fixture(autouse=True)
+def traced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trace no process that a test starts which is not traced itself."""
+    if request.node.get_closest_marker("no_cover"):
+        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +79,7 @@ def tokens() -> torch.Tensor:
 def llama_folder(tmp_path: Path) -> Path:
     """A Hugging Face folder of the small Llama with a byte-level tokenizer and a chat template."""
     folder = tmp_path / "llama"
-    make_llama(vocab_size=320).save_pretrained(folder)  # type: ignore[operator]
+    make_llama(vocab_size=320).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
 
@@ -89,7 +108,7 @@ def nursery() -> Iterator[Nursery]:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What commands are given: a small Llama with data and a spec, and a net with pairs and a spec."""
     folder = tmp_path_factory.mktemp("inputs")
-    make_llama(vocab_size=320).save_pretrained(folder / "llama")  # type: ignore[operator]
+    make_llama(vocab_size=320).save_pretrained(folder / "llama")
     byte_tokenizer().save_pretrained(folder / "llama")
     rows = [json.dumps({"text": f"hello world {number}"}) for number in range(16)]
     (folder / "data.jsonl").write_text("\n".join(rows))

@@ -24,11 +24,11 @@ def _llama() -> PreTrainedConfig:
 
 
 def _classifier() -> PreTrainedConfig:
-    return LlamaConfig(**SIZES, architectures=["LlamaForSequenceClassification"], num_labels=3)
+    return LlamaConfig(**SIZES, architectures=["LlamaForSequenceClassification"], num_labels=3)  # type: ignore[call-arg]
 
 
 def _experts() -> PreTrainedConfig:
-    return Qwen3MoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=256, head_dim=128)
+    return Qwen3MoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=256, head_dim=128)  # type: ignore[call-arg]
 
 
 def _seeing() -> PreTrainedConfig:

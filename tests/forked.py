@@ -109,7 +109,7 @@ def _warm_up() -> None:
 
     with TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         folder = Path(scratch)
-        make_llama().save_pretrained(folder / "llama")  # type: ignore[operator]
+        make_llama().save_pretrained(folder / "llama")
         (folder / "spec.lora").write_text("adapt q_proj rank 2 quant nf4\n")
         words = ["apply", folder / "spec.lora", folder / "llama", "-o", folder / "out"]
         app([*map(str, words)], standalone_mode=False)

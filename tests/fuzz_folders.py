@@ -214,7 +214,8 @@ def uses(folder: Path) -> dict[str, Callable[[nn.Module], object]]:
     def planned(model: nn.Module) -> object:
         return lorakit.apply(Plan.from_json((folder / PLAN).read_text("utf-8", "surrogateescape")), model)
 
-    return {"load": loaded, "inspect": inspected} | ({"apply": planned} if (folder / PLAN).exists() else {})
+    found: dict[str, Callable[[nn.Module], object]] = {"load": loaded, "inspect": inspected}
+    return found | ({"apply": planned} if (folder / PLAN).exists() else {})
 
 
 def faults(folder: Path) -> Iterator[str]:
@@ -246,7 +247,7 @@ def faults(folder: Path) -> Iterator[str]:
 def _broken(use: str, model: nn.Module) -> Iterator[str]:
     try:
         # a plan may say what the model computes in, and that nothing trains
-        x = torch.ones(2, 8, dtype=model.layers[0].weight.dtype)  # type: ignore[union-attr, index, arg-type]
+        x = torch.ones(2, 8, dtype=model.layers[0].weight.dtype)  # type: ignore[union-attr, index]
         if (y := model(x).sum()).requires_grad:
             y.backward()
         lorakit.merge(model)

@@ -89,7 +89,7 @@ def test_a_whole_state_dict(every: bool, saved: tuple[Path, Any], tokens: torch.
 
 def test_several_adapters_in_one_file_are_refused(saved: tuple[Path, Any], tmp_path: Path) -> None:
     source, theirs = saved
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, value in theirs.state_dict().items():
         if "lora_" in name:
             tensors |= {name: value.clone(), name.replace(".mine", ".other"): value + 1}
@@ -110,7 +110,7 @@ class Outer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.base_model = nn.Module()
+        self.base_model: Any = nn.Module()
         self.base_model.model = nn.Linear(8, 8)
         self.module = nn.Linear(8, 8)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def test_conv1d_too(gpt2: nn.Module, tokens: torch.Tensor) -> None:
     lorakit.apply("adapt c_attn,c_fc rank 4", gpt2)
     assert torch.equal(gpt2(tokens).logits, before)
     randomize(gpt2)
-    layer = gpt2.get_submodule("transformer.h.0.attn.c_attn")
+    layer: Any = gpt2.get_submodule("transformer.h.0.attn.c_attn")
     x = torch.randn(5, 64)
     expected = x @ (layer.base_layer.weight + layer.scaling * (layer.lora_B @ layer.lora_A).T) + layer.base_layer.bias
     torch.testing.assert_close(layer(x), expected)
@@ -40,7 +41,7 @@ def test_the_forward_is_the_papers_formula() -> None:
     model = nn.Sequential(nn.Linear(12, 7))
     lorakit.apply("adapt 0 rank 3 alpha 6", model)
     randomize(model)
-    layer = model[0]
+    layer: Any = model[0]
     x = torch.randn(4, 12, dtype=torch.float64)
     weight, bias = layer.base_layer.weight.double(), layer.base_layer.bias.double()
     expected = x @ weight.T + bias + 2.0 * (x @ layer.lora_A.double().T) @ layer.lora_B.double().T
@@ -93,7 +94,7 @@ def test_a_module_draws_the_same_whatever_else_is_adapted(llama: nn.Module) -> N
 
 @pytest.mark.parametrize("init", ["gaussian", "gaussian(sigma=0.5)", "kaiming"])
 def test_start_values_have_the_stated_spread(init: str) -> None:
-    model = nn.Sequential(nn.Linear(1024, 512))
+    model: Any = nn.Sequential(nn.Linear(1024, 512))
     lorakit.apply(f"adapt 0 rank 256 init {init}", model)
     spread = float(model[0].lora_A.detach().std())
     expected = {"gaussian": 1024**-0.5, "gaussian(sigma=0.5)": 0.5, "kaiming": (3 * 1024) ** -0.5}[init]
@@ -107,7 +108,7 @@ def test_a_failure_leaves_the_model_untouched(llama: nn.Module) -> None:
     before = {name: (value, value.requires_grad) for name, value in llama.named_parameters()}
     modules = [type(module) for module in llama.modules()]
     # a weight that no quantizer takes, met after other layers were built already
-    broken = llama.get_submodule("model.layers.1.self_attn.o_proj")
+    broken: Any = llama.get_submodule("model.layers.1.self_attn.o_proj")
     broken.weight = nn.Parameter(broken.weight.to(torch.float64))
     with pytest.raises(
         lorakit.PluginError, match=r"quantizer `nf4` of lorakit .* failed on `model.layers.1.self_attn.o_proj`"

@@ -32,7 +32,10 @@ MERGED = 1e-4
 MERGED_BFLOAT16 = 2**-4
 # PEFT rounds B·A·x to bfloat16 before it adds it, lorakit rounds the sum once
 ROUNDED = 2**-5
-WEIGHTS = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 2**-7, "atol": 2**-9}}
+WEIGHTS: dict[torch.dtype, dict[str, Any]] = {
+    torch.float32: {"rtol": 1e-5, "atol": 1e-6},
+    torch.bfloat16: {"rtol": 2**-7, "atol": 2**-9},
+}
 RANK = 4
 
 # what PEFT says where it does what FAILURES says, and of a Conv1D that came back from quantizing as a Linear
@@ -161,7 +164,8 @@ class Case:
 
 @functools.cache
 def built(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    return ARCHITECTURES[name].build().to(dtype)
+    model: Any = ARCHITECTURES[name].build()
+    return model.to(dtype)
 
 
 def class_name(name: str) -> str:
@@ -231,11 +235,12 @@ def peft_in_ours(case: Case) -> None:
         model: Any = base()
         for path, layer in list(model.named_modules()):
             if isinstance(layer, bnb.nn.Linear4bit):
+                stored: Any = layer.weight
                 plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-                plain.weight = nn.Parameter(bitsandbytes_weight(layer.weight.data, layer.weight.quant_state))
+                plain.weight = nn.Parameter(bitsandbytes_weight(stored.data, stored.quant_state))
                 plain.bias = layer.bias
                 model.set_submodule(path, plain)
-        return model.eval()  # type: ignore[no-any-return]
+        return model.eval()
 
     config = LoraConfig(
         r=RANK,
@@ -302,16 +307,16 @@ STEPS: dict[str, Callable[[Case], None]] = {"a": ours_in_peft, "b": peft_in_ours
 TITLES = {"a": "lorakit → PEFT", "b": "PEFT → lorakit", "c": "merge", "d": "train"}
 
 
-def in_bitsandbytes(model: PreTrainedModel, paths: list[str]) -> PreTrainedModel:
+def in_bitsandbytes(model: Any, paths: list[str]) -> PreTrainedModel:
     """Return the model with these layers as transformers loads them in four bits; it leaves heads and some others."""
     left = model._keep_in_fp32_modules or ()
     for path in paths:
         segments = path.split(".")
         if segments[-1] in left or not any(segment.isdigit() for segment in segments):
             continue
-        layer = model.get_submodule(path)
+        layer: Any = model.get_submodule(path)
         weight = layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
-        packed = bnb.nn.Linear4bit(weight.shape[1], weight.shape[0], compute_dtype=weight.dtype)
+        packed: Any = bnb.nn.Linear4bit(weight.shape[1], weight.shape[0], compute_dtype=weight.dtype)
         packed.weight = bnb.nn.Params4bit(
             weight.contiguous(), requires_grad=False, quant_type="nf4", compress_statistics=True
         )
@@ -330,7 +335,7 @@ def add_by_hand(plain: nn.Module, adapted: nn.Module) -> None:
             path, _, matrix = name.rpartition(".")
             if matrix != "lora_A":
                 continue
-            layer = plain.get_submodule(path)
+            layer: Any = plain.get_submodule(path)
             delta = adapted.get_parameter(f"{path}.lora_B").float() @ lora_A.float()
             layer.weight.add_((delta.T if isinstance(layer, Conv1D) else delta).to(layer.weight.dtype))
 

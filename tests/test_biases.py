@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,12 @@ def qwen() -> nn.Module:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     return Qwen2ForCausalLM(Qwen2Config(vocab_size=128, num_hidden_layers=2, **sizes))
 
 
@@ -90,7 +96,7 @@ def test_what_we_saved(kind: Kind, quant: str, tmp_path: Path) -> None:
     assert float((kind.says(lorakit.merge(ours)) - said).abs().max()) <= 1e-5
 
 
-def peft_saved(kind: Kind, folder: Path, bias: str, targets: object) -> Tensor:
+def peft_saved(kind: Kind, folder: Path, bias: Any, targets: Any) -> Tensor:
     theirs = get_peft_model(kind.base(), LoraConfig(r=2, target_modules=targets, bias=bias)).eval()
     shift(theirs)
     theirs.save_pretrained(str(folder))

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import copy
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from plugged import plugins_of
 from torch import nn
 
 import lorakit
 from lorakit.application.snapshot import unchanged_on_failure
-from lorakit.hooks import Plugins, StartContext, hookimpl
+from lorakit.hooks import StartContext
 from lorakit.layers.lora_linear import LoRALinear
-from lorakit.plugins import load_plugins
-
-
-def plugins_of(**functions: Any) -> Plugins:
-    module = types.SimpleNamespace(**{name: hookimpl(function) for name, function in functions.items()})
-    return load_plugins(modules={"sample 1.0": module})
 
 
 def test_layers_that_are_alike_share_what_is_planned_of_them() -> None:
@@ -41,7 +35,7 @@ def test_a_default_device_of_torch_is_not_where_adapters_start() -> None:
     lorakit.apply("adapt 0 rank 2", twin)
     with torch.device("meta"):
         lorakit.apply("adapt 0 rank 2", model)
-    assert torch.equal(model[0].lora_A, twin[0].lora_A)
+    assert torch.equal(model.get_parameter("0.lora_A"), twin.get_parameter("0.lora_A"))
 
 
 class _Tied(LoRALinear):
@@ -55,7 +49,7 @@ class _Tied(LoRALinear):
 
 @pytest.mark.parametrize("held", ["table", "base", "own"])
 def test_what_an_adapter_holds_is_declared_or_the_layers(held: str) -> None:
-    def lorakit_adapt_module(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> nn.Module:
+    def lorakit_adapt_module(module: Any, parameters: Mapping[str, nn.Parameter]) -> nn.Module:
         own = {"table": parameters["lora_A"], "base": module.weight, "own": nn.Parameter(torch.zeros(1))}[held]
         return _Tied(module, **parameters, scaling=1.0, inner=own)
 
@@ -67,7 +61,7 @@ def test_what_an_adapter_holds_is_declared_or_the_layers(held: str) -> None:
             lorakit.apply(spec, model, plugins=plugins)
         assert type(model[0]) is nn.Linear
     else:
-        assert type(lorakit.apply(spec, model, plugins=plugins)[0]) is _Tied
+        assert type(lorakit.apply(spec, model, plugins=plugins).get_submodule("0")) is _Tied
 
 
 def test_an_initializer_does_not_ask_for_another() -> None:
@@ -93,7 +87,7 @@ def test_what_a_block_did_to_modules_is_undone() -> None:
     class Odd(nn.ReLU):
         pass
 
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())
+    model: Any = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())
     shared = {"one": 1}
     model[0].notes, model[2].notes, model[2].words = shared, shared, {"a", "b"}
     model[0].weight.requires_grad_(False)

@@ -82,7 +82,7 @@ X = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(2))
 )
 def test_a_quantizer_sees_every_input_of_its_layer(batches: Any, plugins: Plugins) -> None:
     spec = lorakit.parse("quantize first,second,idle means", plugins=plugins)
-    model = lorakit.apply(spec, Two().train(), calibration=batches, plugins=plugins)
+    model: Any = lorakit.apply(spec, Two().train(), calibration=batches, plugins=plugins)
     fresh = Two()
     into_second = fresh.first(X).detach()
     torch.testing.assert_close(model.first.weight, fresh.first.weight + X.mean(dim=(0, 1)))

@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,8 +38,8 @@ def adapter(llama_folder: Path, tmp_path: Path) -> Path:
 
 def expected(folder: Path, turns: list[dict[str, str]], tokens: int, adapter: Path | None = None) -> str:
     """What transformers' own greedy search says."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     if adapter is not None:
         model = lorakit.load(adapter, model)
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)

@@ -37,9 +37,8 @@ IDS = torch.arange(24).view(2, 12)
 HALVES = (torch.bfloat16, torch.float16)
 
 
-def half(make: Any = make_llama, **settings: Any) -> nn.Module:
-    model: nn.Module = make(**settings).to(torch.bfloat16)
-    return model
+def half(make: Any = make_llama, **settings: Any) -> Any:
+    return make(**settings).to(torch.bfloat16)
 
 
 class Products(TorchDispatchMode):
@@ -175,7 +174,7 @@ def test_a_widened_model_computes_what_its_weights_in_float32_do() -> None:
 
 
 def test_a_tied_weight_stays_tied() -> None:
-    model = lorakit.apply(QLORA, half(tie_word_embeddings=True), hardware=SLOW)
+    model: Any = lorakit.apply(QLORA, half(tie_word_embeddings=True), hardware=SLOW)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.dtype == torch.float32
 
@@ -193,7 +192,7 @@ def test_the_stored_bits_are_the_same_whatever_is_computed_in(quant: str) -> Non
 
 
 def test_both_kinds_of_hardware_learn_alike() -> None:
-    losses = {}
+    losses: dict[Hardware, list[float]] = {}
     for hardware in (SLOW, QUICK):
         model = lorakit.apply(QLORA, half(), hardware=hardware)
         optimizer = lorakit.optimizer(model, lr=5e-3)
@@ -255,7 +254,7 @@ def test_merging_for_a_while_computes_in_what_the_model_does(make: Any, spec: st
 )
 def test_what_is_saved_is_the_same_whatever_is_computed_in(spec: str, tmp_path: Path) -> None:
     for name, hardware in (("slow", SLOW), ("quick", QUICK)):
-        model = lorakit.apply(spec, half(), hardware=hardware)
+        model: Any = lorakit.apply(spec, half(), hardware=hardware)
         before, config = base_tensors(model), model.config.to_dict()
         lorakit.save(model, tmp_path / name, with_base=True)
         assert_same(base_tensors(model), before)

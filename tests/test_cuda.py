@@ -181,7 +181,8 @@ def test_the_forecast_is_what_the_allocator_sees() -> None:
         vocab_size=32000, tie_word_embeddings=False,
     )  # fmt: skip
     with torch.device("cuda"):
-        model = LlamaForCausalLM(shape).to(torch.bfloat16)
+        model: Any = LlamaForCausalLM(shape)
+        model.to(torch.bfloat16)
     batch, tokens = 2, 1024
     plan = lorakit.plan("adapt @linear rank 16 quant nf4 double", model, batch=batch, tokens=tokens)
     lorakit.apply(plan, model).train()
@@ -244,8 +245,8 @@ def test_one_kernel_for_doubled_scales_gives_the_bits_of_bitsandbytes_two(quant_
     for shape in ((1, 1), (3, 63), (7, 126), (64, 96), (33, 100), (300, 300), (1031, 1033), (4096, 1024), (0, 64)):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             stored = quantizer.quantize(torch.randn(shape, device="cuda").to(dtype))
-            tensors = list(stored.tensors.values())
-            form = (blocksize, quant_type, list(shape), dtype)
+            tensors: list[Any] = list(stored.tensors.values())
+            form: tuple[Any, ...] = (blocksize, quant_type, list(shape), dtype)
             wanted = fourbit._in_two_steps(*tensors, *form)
             assert torch.equal(quantizer.dequantize(stored), wanted), (shape, dtype)
 
@@ -254,7 +255,7 @@ def test_one_kernel_for_doubled_scales_gives_the_bits_of_bitsandbytes_two(quant_
 def test_an_adapted_layer_compiles_to_one_graph_on_cuda(quant: str) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(128, 256)).to("cuda", torch.bfloat16)
+    model: Any = nn.Sequential(nn.Linear(128, 256)).to("cuda", torch.bfloat16)
     model = lorakit.apply(f"adapt 0 rank 16 quant {quant}", model)
     nn.init.normal_(model[0].lora_B, std=0.02)
     x = torch.randn(4, 8, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True)

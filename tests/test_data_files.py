@@ -10,18 +10,21 @@ from typing import Any
 import pytest
 
 import lorakit
-from lorakit.data.formats import FORMATS, read_rows
+from lorakit.data.formats import read_rows
 from lorakit.data.source import read_data
+from lorakit.plugins import load_plugins
+
+PLUGINS = load_plugins()
 
 RECORDS = [{"prompt": 'a, "b"\n; c', "completion": "é 😀"}, {"prompt": "", "completion": "\u2028 d"}]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [dict(row.values) for row in read_rows(path)]
+    return [dict(row.values) for row in read_rows(path, PLUGINS)]
 
 
 def places(path: Path) -> list[str]:
-    return [row.place.removeprefix(str(path)) for row in read_rows(path)]
+    return [row.place.removeprefix(str(path)) for row in read_rows(path, PLUGINS)]
 
 
 def lines(records: list[dict[str, Any]], ascii_only: bool = False) -> str:
@@ -82,7 +85,11 @@ def test_a_text_is_its_paragraphs(tmp_path: Path) -> None:
         ("a.csv", "text,more\na,b\nc\n", r"a\.csv:3: 1 fields, where the first line names 2"),
         ("a.csv", 'text,more\na,"b\n', r"a\.csv:2: no CSV: unexpected end of data"),
         ("a.csv", "text,text\na,b\n", r"a\.csv:1: two columns are called `text`"),
-        ("a.yaml", "text: a\n", r"a\.yaml: what ends in \.yaml is no data that lorakit reads; it reads \.jsonl \.json"),
+        (
+            "a.yaml",
+            "text: a\n",
+            r"a\.yaml: what ends in \.yaml is no data that lorakit reads; it reads \.arrow \.csv \.tsv \.jsonl",
+        ),
         ("a.lora", "adapt q_proj rank 4\n", r"a\.lora: what ends in \.lora is no data"),
         ("a.jsonl", "\n \n", r"a\.jsonl holds no text"),
         ("a.json", "[]", r"a\.json holds no text"),
@@ -92,16 +99,16 @@ def test_a_text_is_its_paragraphs(tmp_path: Path) -> None:
 def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, name: str, text: str, complaint: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(lorakit.DataError, match=complaint):
-        read_data(tmp_path / name)
+        read_data(tmp_path / name, PLUGINS)
 
 
 def test_what_is_no_text_is_said_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes("text\ngood\ncaf\xe9\n".encode("latin-1"))
     with pytest.raises(lorakit.DataError, match=r"a\.csv:3: no UTF-8 text: .* at byte 13"):
-        read_data(path)
+        read_data(path, PLUGINS)
     with pytest.raises(lorakit.DataError, match=r"no such data file: .*none\.jsonl"):
-        read_data(tmp_path / "none.jsonl")
+        read_data(tmp_path / "none.jsonl", PLUGINS)
 
 
 def test_a_field_of_a_table_may_be_long(tmp_path: Path) -> None:
@@ -132,7 +139,7 @@ def test_a_folder_of_which_it_is_unclear_what_to_read_is_refused(
     for name in names:
         (tmp_path / name).write_text("text\n")
     with pytest.raises(lorakit.DataError, match=complaint):
-        read_data(tmp_path)
+        read_data(tmp_path, PLUGINS)
 
 
 def test_reading_tells_how_far_it_is(tmp_path: Path) -> None:
@@ -141,7 +148,7 @@ def test_reading_tells_how_far_it_is(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\n" + "a\n" * 1200)
     for name in ("a.jsonl", "a.csv"):
         told.clear()
-        assert len(list(read_rows(tmp_path / name, lambda done, total: told.append((done, total))))) == 1200
+        assert len(list(read_rows(tmp_path / name, PLUGINS, lambda done, total: told.append((done, total))))) == 1200
         assert len(told) == 2 and 0 < told[0][0] < told[1][0] < told[1][1]
 
 
@@ -215,6 +222,6 @@ def test_every_format_is_in_the_readme() -> None:
     section = (
         Path(__file__).parents[1].joinpath("README.md").read_text().partition("\n## Data\n")[2].partition("\n## ")[0]
     )
-    for form in FORMATS:
+    for form in PLUGINS.data_formats.values():
         for suffix in form.suffixes:
             assert not suffix or f"`{suffix}`" in section, suffix

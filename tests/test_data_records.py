@@ -18,7 +18,9 @@ from lorakit.data.examples import Chat, Completion, Example, Text
 from lorakit.data.shapes import read_columns
 from lorakit.data.source import Data, Reading, read_data
 from lorakit.data.tokens import IGNORED, tokenize
+from lorakit.plugins import load_plugins
 
+PLUGINS = load_plugins()
 Write = Callable[[str, str], Path]
 
 USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "B"}
@@ -32,7 +34,7 @@ def data(tmp_path: Path) -> Callable[..., Data]:
     def reader(*records: dict[str, Any], columns: str = "", max_left_out: float = 0.5) -> Data:
         path = tmp_path / "data.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
-        return read_data(path, Reading(read_columns(columns) if columns else {}, max_left_out))
+        return read_data(path, PLUGINS, Reading(read_columns(columns, PLUGINS) if columns else {}, max_left_out))
 
     return reader
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 import lorakit
 from architectures import ARCHITECTURES
 from helpers import make_llama
-from lorakit.planning.inventory import Inventory, read_inventory
+from lorakit.planning import codec
+from lorakit.planning.inventory import Inventory
 from lorakit.planning.plan import Plan
+from lorakit.planning.reading import read_inventory
 from lorakit.plugins import default_plugins
 
 
-def inventory_of(model: nn.Module, example: object = None) -> Inventory:
-    return read_inventory(model, default_plugins(), example)  # type: ignore[arg-type]
+def inventory_of(model: nn.Module, example: Any = None) -> Inventory:
+    return read_inventory(model, default_plugins(), example)
 
 
 def read_together(model: nn.Module, paths: list[str], inputs: dict[str, Tensor]) -> set[tuple[str, ...]]:
@@ -50,7 +53,7 @@ def test_groups_are_the_layers_that_get_the_same_numbers(name: str) -> None:
     with torch.no_grad():
         # two norms of one tensor agree only as long as they are new
         for value in model.parameters():
-            value += 0.1 * torch.rand_like(value)
+            value.add_(0.1 * torch.rand_like(value))
     inventory = inventory_of(model)
     linear = [path for path, module in inventory.modules.items() if module.shape and module.shape.is_linear]
     assert set(inventory.groups) == read_together(model, linear, ARCHITECTURES[name].inputs())
@@ -104,6 +107,13 @@ def test_a_plain_model_is_run_with_an_example_alone(rate: float, group: tuple[st
     assert inventory_of(Twice(rate), {"x": torch.zeros(2, 8)}).groups == found.groups
     assert lorakit.plan("adapt one rank 2", Twice(rate), example=torch.zeros(2, 8)).groups == found.groups
     assert inventory_of(Twice(rate), [torch.zeros(2, 9)]).groups == ()
+
+
+def test_what_was_observed_goes_to_json_and_back() -> None:
+    inventory = inventory_of(make_llama())
+    assert inventory.kept is not None and inventory.kept.inputs
+    plain = json.loads(json.dumps(codec.to_plain(inventory)))
+    assert codec.from_plain(Inventory, plain) == inventory
 
 
 def test_nothing_of_the_model_changes() -> None:

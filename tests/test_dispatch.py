@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ SPECS = {
 }
 
 
-def dispatched(**changes: object) -> nn.Module:
+def dispatched(**changes: Any) -> nn.Module:
     """Return a Llama with a hook on every module that holds tensors, as if it were split."""
     split: nn.Module = dispatch_model(make_llama(**changes).eval(), {"": "cpu"}, force_hooks=True)
     return split
@@ -45,13 +47,18 @@ def test_hooks_stay_where_their_layers_were(name: str, ids: Tensor, tmp_path: Pa
     lorakit.apply(SPECS[name], model)
     randomize(model)
     assert hooked(model) == held
-    calls = []
+    calls: list[str] = []
+
+    def noted(path: str, do: Callable[..., Any]) -> Callable[..., Any]:
+        def pre_forward(*args: Any, **more: Any) -> Any:
+            calls.append(path)
+            return do(*args, **more)
+
+        return pre_forward
+
     for path, module in model.named_modules():
         if path in held:
-            pre_forward = module._hf_hook.pre_forward
-            module._hf_hook.pre_forward = lambda *args, path=path, do=pre_forward, **more: (
-                calls.append(path) or do(*args, **more)
-            )
+            module._hf_hook.pre_forward = noted(path, module._hf_hook.pre_forward)
     assert torch.equal(model(ids).logits, said)
     decided = {entry.path for entry in lorakit.plan(SPECS[name], make_llama()).entries}
     assert decided <= held and decided <= set(calls)

@@ -40,7 +40,10 @@ def test_an_example_trains_and_is_saved(path: Path, tmp_path: Path) -> None:
     job = Job(spec, ModelReference(str(smollm2())), tmp_path / "adapter")
     settings = Settings(steps=1, batch=1, tokens=64, held_out=0.0)
     outcome = train(
-        job, Training(str(dialogues()), settings), default_plugins(), Display(Console(file=io.StringIO()), str)
+        job,
+        Training(str(dialogues()), settings),
+        default_plugins(),
+        Display(Console(file=io.StringIO()), lambda said: None),
     )
     assert outcome.steps == 1 and not outcome.stopped
     plan = Plan.from_json((job.output / "plan.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 import lorakit
 from helpers import randomize
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -24,16 +25,16 @@ SETTINGS = {
 }
 
 
-def mixtral() -> nn.Module:
+def mixtral() -> Any:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     return MixtralForCausalLM(MixtralConfig(**SETTINGS, intermediate_size=24, num_local_experts=4))
 
 
-def qwen3_moe(**changes: object) -> nn.Module:
+def qwen3_moe(**changes: Any) -> Any:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    more = {
+    more: dict[str, Any] = {
         "intermediate_size": 24,
         "moe_intermediate_size": 20,
         "num_experts": 4,
@@ -43,17 +44,22 @@ def qwen3_moe(**changes: object) -> nn.Module:
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SETTINGS, **more, **changes))
 
 
-def gpt_oss() -> nn.Module:
+def gpt_oss() -> Any:
     from transformers import GptOssConfig, GptOssForCausalLM
 
-    more = {"intermediate_size": 24, "num_local_experts": 4, "head_dim": 8, "layer_types": ["full_attention"] * 2}
+    more: dict[str, Any] = {
+        "intermediate_size": 24,
+        "num_local_experts": 4,
+        "head_dim": 8,
+        "layer_types": ["full_attention"] * 2,
+    }
     return GptOssForCausalLM(GptOssConfig(**SETTINGS, **more))
 
 
-def llama4() -> nn.Module:
+def llama4() -> Any:
     from transformers import Llama4ForCausalLM, Llama4TextConfig
 
-    more = {"intermediate_size": 24, "intermediate_size_mlp": 24, "num_local_experts": 4, "head_dim": 8}
+    more: dict[str, Any] = {"intermediate_size": 24, "intermediate_size_mlp": 24, "num_local_experts": 4, "head_dim": 8}
     more |= {"interleave_moe_layer_step": 1, "pad_token_id": 0}
     return Llama4ForCausalLM(Llama4TextConfig(**SETTINGS, **more))
 

@@ -15,9 +15,10 @@ from peft.tuners.lora import LoraLayer
 import lorakit
 from helpers import make_gpt2, make_llama
 from lorakit.cli.main import command_named
+from lorakit.cli.train import SCHEDULES as OFFERED
 from lorakit.errors import AdapterError
 from lorakit.foreign.optimizers import OPTIMIZERS
-from lorakit.foreign.writing import TRAIN_OPTIONS, foreign_spec
+from lorakit.foreign.writing import SCHEDULES, TRAIN_OPTIONS, foreign_spec
 from lorakit.language.format import format_text
 from lorakit.language.statements import Adapt, Quantize, Train
 
@@ -68,10 +69,9 @@ step batch 2 tokens 2048
 
 # the rest is said to the command that trains:
 #   lorakit train SPEC.lora NousResearch/Llama-3.2-1B DATA -o OUT \\
-#     --held-out 0.1 --epochs 3 --gradient-checkpointing --warmup 10
+#     --schedule cosine --held-out 0.1 --pack --accumulate 4 --epochs 3 --gradient-checkpointing --warmup 10
 
-# no counterpart: sample_packing, lora_mlp_kernel, lora_qkv_kernel, gradient_accumulation_steps,
-# lr_scheduler
+# no counterpart: lora_mlp_kernel, lora_qkv_kernel
 """
 
 
@@ -106,7 +106,7 @@ def test_axolotl_says_all_linear_layers(tmp_path: Path) -> None:
     rule, others = lorakit.parse(written(text, tmp_path)).rules
     assert isinstance(rule, Adapt) and list(map(str, rule.targets)) == ["@linear"]
     assert isinstance(others, Quantize) and rule.quant is not None
-    assert others.quant.name == "int8" == rule.quant.name
+    assert others.quant and rule.quant and others.quant.name == "int8" == rule.quant.name
     both = lorakit.parse(written(text + "lora_target_modules: [lm_head, q_proj]\n", tmp_path)).rules
     assert [(list(map(str, one.targets)), bool(one.quant)) for one in both if isinstance(one, Adapt)] == [
         (["@linear", "q_proj"], True),
@@ -172,7 +172,56 @@ def test_what_has_no_counterpart_is_named_once(tmp_path: Path) -> None:
 
 def test_options_of_train_exist() -> None:
     named = {word for parameter in command_named("train").params for word in parameter.opts}
-    assert {words(1 if words(1) else 0.5).split()[0] for words in TRAIN_OPTIONS.values()} <= named
+    values = (True, 1, 0.5, "cosine")
+    for name, words in TRAIN_OPTIONS.items():
+        assert {words(value).split()[0] for value in values if words(value)} & named, name
+    assert set(SCHEDULES) == set(OFFERED)
+
+
+def test_schedules(tmp_path: Path) -> None:
+    text = "adapter: lora\nlora_r: 8\nlora_alpha: 8\nlora_target_modules: [q_proj]\n"
+    assert "--schedule cosine" in written(text, tmp_path)
+    assert "--schedule constant " in written(text + "lr_scheduler: constant_with_warmup\nmax_steps: 9\n", tmp_path)
+    assert "# no counterpart: lr_scheduler: rex" in written(text + "lr_scheduler: rex\n", tmp_path)
+
+
+def test_absent_fields_are_what_the_tools_take(tmp_path: Path) -> None:
+    """Read in Axolotl's schemas, LLaMA-Factory's arguments, and TRL 1.16's SFTConfig and ModelConfig."""
+    axolotl = written("adapter: lora\nlora_r: 8\nlora_alpha: 8\nlora_target_modules: [q_proj]\n", tmp_path)
+    assert "step batch 1 tokens 512" in axolotl and "optimizer" not in axolotl
+    factory = written("finetuning_type: lora\n", tmp_path)
+    assert "optimizer adamw lr 5e-05" in factory and "step batch 8 tokens 2048" in factory and "--epochs 3" in factory
+    trl = written("use_peft: true\nlora_target_modules: all-linear\n", tmp_path)
+    assert "optimizer adamw lr 2e-05" in trl and "step batch 8 tokens 1024" in trl and "--epochs 3" in trl
+
+
+@pytest.mark.parametrize(
+    "said, quant",
+    [
+        ("adapter: qlora\n", "quant nf4 double"),
+        ("adapter: lora\npeft:\n  backend: bnb\n  weight_dtype: nf4\n", "quant nf4 double"),
+        ("adapter: lora\npeft:\n  backend: bnb\n  weight_dtype: int8\n", "quant int8"),
+        ("adapter: qlora\npeft:\n  backend: torchao\n  weight_dtype: int4\n", "# no counterpart: peft"),
+        ("adapter: lora\npeft:\n  loftq_config:\n    loftq_bits: 4\n", "# no counterpart: peft"),
+    ],
+)
+def test_axolotl_says_bits_in_several_ways(said: str, quant: str, tmp_path: Path) -> None:
+    spec = written(f"{said}lora_r: 8\nlora_alpha: 8\nlora_target_modules: [q_proj]\n", tmp_path)
+    assert quant in spec and ("quant " in spec) == quant.startswith("quant ")
+
+
+def test_llama_factory_names_bits_that_bitsandbytes_has_not(tmp_path: Path) -> None:
+    start = "finetuning_type: lora\nquantization_bit: 4\n"
+    assert "quant nf4 double" in written(start + "quantization_method: bnb\n", tmp_path)
+    other = written(start + "quantization_method: hqq\n", tmp_path)
+    assert "quant " not in other and "# no counterpart: quantization_bit, quantization_method" in other
+
+
+def test_llama_factory_starts_and_packs(tmp_path: Path) -> None:
+    start = "finetuning_type: lora\npissa_init: true\nneat_packing: true\n"
+    assert "init pissa(iterations=16)" in written(start, tmp_path)
+    exact = written(start + "pissa_iter: -1\n", tmp_path)
+    assert "init pissa " in exact and "--pack" in exact and "no counterpart" not in exact
 
 
 def test_the_head_of_a_classifier(tmp_path: Path) -> None:

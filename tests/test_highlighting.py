@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
+from pygments.lexers import get_lexer_by_name, get_lexer_for_filename
 from pygments.token import Error, Keyword, Name
+from specs import right
 
 from lorakit.highlighting import LoraLexer
-from lorakit.language.catalogue import pages
 from lorakit.language.parser import parse_syntax
 from lorakit.language.source import SourceText
 from lorakit.language.words import CLAUSE_TERMINALS, STATEMENT_TERMINALS
 
-ROOT = Path(__file__).parents[1]
-
-
-def specs() -> list[str]:
-    """Return the examples, what the pages call right, and every text in a test of the language that parses."""
-    texts = [path.read_text("utf-8") for path in (ROOT / "examples").glob("*.lora")]
-    texts += [page.right for page in pages().values()]
-    for path in sorted((ROOT / "tests" / "language").glob("test_*.py")):
-        texts += re.findall(r'"""(.*?)"""', path.read_text("utf-8"), re.DOTALL)
-        texts += re.findall(r'"((?:adapt|quantize|train|optimizer|require|let) [^"\\{}]*)"', path.read_text("utf-8"))
-    return [text for text in texts if not parse_syntax(SourceText("spec", text)).diagnostics]
-
 
 def test_there_is_no_error_in_a_valid_spec() -> None:
-    texts = specs()
-    assert len(texts) > 100
-    for text in texts:
+    assert len(right()) > 100
+    for text in right():
         found = list(LoraLexer(ensurenl=False, stripnl=False).get_tokens(text))
         assert "".join(words for _, words in found) == text
         assert [words for kind, words in found if kind is Error] == [], text
 
 
 def test_keywords_are_where_the_parser_sees_them() -> None:
-    for text in specs():
+    for text in right():
         tree = parse_syntax(SourceText("spec", text))
         wanted = {token.start for token in tree.tokens if token.type in STATEMENT_TERMINALS | CLAUSE_TERMINALS}
         found = LoraLexer().get_tokens_unprocessed(text)
@@ -56,3 +41,12 @@ def test_keywords_are_where_the_parser_sees_them() -> None:
 )
 def test_the_place_decides(text: str, word: str, kind: object) -> None:
     assert next(found for found, words in LoraLexer().get_tokens(text) if words == word) is kind
+
+
+@pytest.mark.parametrize("name", ["lora", "lorakit"])
+def test_pygments_finds_it_by_name(name: str) -> None:
+    assert isinstance(get_lexer_by_name(name), LoraLexer)
+
+
+def test_pygments_finds_it_by_file() -> None:
+    assert isinstance(get_lexer_for_filename("spec.lora"), LoraLexer)

@@ -210,8 +210,8 @@ def test_the_whole_plugin_of_the_index(tmp_path: Path, monkeypatch: pytest.Monke
     plugins = load_plugins(importlib.metadata.entry_points(group="lorakit"))
     assert plugins.origin(plugins.quantizers["half"]) == "lorakit-half 1.0"
     model = torch.nn.Sequential(torch.nn.Linear(4, 4))
-    weight = model[0].weight.detach().clone()
-    adapted = lorakit.apply(lorakit.parse("quantize 0 half(scale=2)", plugins=plugins), model, plugins=plugins)
+    weight = model.get_parameter("0.weight").detach().clone()
+    adapted: Any = lorakit.apply(lorakit.parse("quantize 0 half(scale=2)", plugins=plugins), model, plugins=plugins)
     assert torch.equal(adapted[0].weight, (weight / 2).half().float() * 2)
     with pytest.raises(lorakit.SpecError, match="scale must be above 0"):
         lorakit.parse("quantize 0 half(scale=0)", plugins=plugins)

@@ -1,269 +1,28 @@
-"""Every hook, called for real by a plugin that has nothing which a third party lacks; and plugins that misbehave."""
+"""The hook of every moment, called by a plugin with nothing that a third party lacks; and plugins that misbehave."""
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import inspect
+import json
+import re
 import sys
-import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor, nn
+from plugged import one, plugins_of, run
+from safetensors.torch import save_file
+from torch import nn
 
 import lorakit
 from lorakit import plugins as composition
-from lorakit.hooks import (
-    LayerShape,
-    Linear,
-    ModelReference,
-    ParameterPlan,
-    Plan,
-    PlanEntry,
-    Plugins,
-    QuantizedWeight,
-    Quantizer,
-    Settings,
-    StartContext,
-    Storage,
-    hookimpl,
-    specs,
-)
+from lorakit.hooks import LayerShape, LowRankPart, ModelReference, Plan, PlanEntry, Plugins, Renamed, specs
 from lorakit.plugins import load_plugins
-
-
-def plugins_of(**functions: Any) -> Plugins:
-    """Return the built-ins and one plugin made of these functions."""
-    module = types.SimpleNamespace(**{name: hookimpl(function) for name, function in functions.items()})
-    return load_plugins(modules={"sample 1.0": module})
-
-
-def run(text: str, model: nn.Module, plugins: Plugins) -> nn.Module:
-    return lorakit.apply(lorakit.parse(text, plugins=plugins), model, plugins=plugins)
-
-
-def one() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 6))
-
-
-@dataclass(frozen=True)
-class Half:
-    """Stores weights in 16 bits."""
-
-    name: ClassVar[str] = "half"
-    scale: float = field(default=1.0, metadata={"help": "multiplies the weight"})
-
-    def quantize(self, weight: Tensor) -> QuantizedWeight:
-        return QuantizedWeight({"half": (weight * self.scale).half()}, tuple(weight.shape), weight.dtype)  # type: ignore[arg-type]
-
-    def dequantize(self, quantized: QuantizedWeight) -> Tensor:
-        return quantized.tensors["half"].to(quantized.dtype)
-
-    def bits_per_weight(self, shape: tuple[int, int]) -> float:
-        return 16.0
-
-
-def test_lorakit_quantizers() -> None:
-    model = run("adapt 0 rank 2 quant half(scale=2)", one(), plugins_of(lorakit_quantizers=lambda: [Half]))
-    torch.testing.assert_close(model[0].base_layer.weight, 2 * one()[0].weight.detach(), rtol=1e-3, atol=1e-3)
-    assert lorakit.summary(model).modules[0].bits_per_weight == 16
-
-
-def test_a_quantizer_needs_no_product_of_its_own_and_all_else() -> None:
-    @dataclass(frozen=True)
-    class Inherits(Quantizer):
-        """Stores weights as they are."""
-
-        name: ClassVar[str] = "inherits"
-
-        def quantize(self, weight: Tensor) -> QuantizedWeight:
-            return QuantizedWeight({"same": weight.clone()}, (weight.shape[0], weight.shape[1]), weight.dtype)
-
-        def dequantize(self, quantized: QuantizedWeight) -> Tensor:
-            return quantized.tensors["same"]
-
-        def bits_per_weight(self, shape: tuple[int, int]) -> float:
-            return 32.0
-
-    model, x = run("quantize 0 inherits", one(), plugins_of(lorakit_quantizers=lambda: [Inherits])), torch.randn(2, 8)
-    torch.testing.assert_close(model(x), one()(x))
-    # what the protocol leaves empty is missing
-    incomplete = type("Incomplete", (Quantizer,), {"name": "incomplete", "quantize": Inherits.quantize})
-    with pytest.raises(lorakit.PluginError, match=r"`incomplete` has no method `dequantize\(quantized\)`"):
-        plugins_of(lorakit_quantizers=lambda: [dataclass(frozen=True)(incomplete)])
-
-
-def test_lorakit_initializers() -> None:
-    @dataclass(frozen=True)
-    class FromWeight:
-        """Starts A with rows of the base weight."""
-
-        name: ClassVar[str] = "rows"
-
-        def initialize(self, lora_A: Tensor, lora_B: Tensor, context: Any) -> None:
-            lora_A.copy_(context.weight()[: lora_A.shape[0]])
-            lora_B.fill_(context.scaling)
-
-    model = run("adapt 0 rank 2 alpha 6 init rows", one(), plugins_of(lorakit_initializers=lambda: [FromWeight]))
-    assert torch.equal(model[0].lora_A, one()[0].weight[:2]) and bool((model[0].lora_B == 3).all())
-
-
-def test_an_initializer_that_raises_is_named_with_the_module() -> None:
-    @dataclass(frozen=True)
-    class Picky:
-        """Takes even ranks only."""
-
-        name: ClassVar[str] = "picky"
-
-        def initialize(self, lora_A: Tensor, lora_B: Tensor, context: Any) -> None:
-            raise ValueError("the rank must be even")
-
-    model = one()
-    with pytest.raises(
-        lorakit.PluginError,
-        match="initializer `picky` of sample 1.0 failed on `0` at rank 3: ValueError: the rank must be even",
-    ):
-        run("adapt 0 rank 3 init picky", model, plugins_of(lorakit_initializers=lambda: [Picky]))
-    assert type(model[0]) is nn.Linear
-
-
-def test_lorakit_optimizers() -> None:
-    @dataclass(frozen=True)
-    class Rprop:
-        """Resilient backpropagation."""
-
-        name: ClassVar[str] = "rprop"
-        default_lr: ClassVar[float] = 0.125
-
-        def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-            return torch.optim.Rprop([{"params": group["params"], "lr": group["lr"]} for group in groups])
-
-        def state(self, shape: tuple[int, ...], dtype: str) -> Mapping[str, tuple[tuple[int, ...], str]]:
-            return {"odd": ((3,), "float16"), "flags": ((1,), "bool")}
-
-    plugins = plugins_of(lorakit_optimizers=lambda: [Rprop])
-    model = run("adapt 0 rank 2\noptimizer rprop", one(), plugins)
-    optimizer = lorakit.optimizer(model)
-    assert isinstance(optimizer, torch.optim.Rprop) and optimizer.param_groups[0]["lr"] == 0.125
-    assert (
-        lorakit.plan(
-            lorakit.parse("adapt 0 rank 2\noptimizer rprop", plugins=plugins), one(), plugins=plugins
-        ).memory.optimizer
-        == 14
-    )
-
-
-class Scaled(nn.Module):
-    def __init__(self, base_layer: nn.Module, factors: nn.Parameter) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.strength = 1.0
-        self.factors = factors
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base_layer(x) * (1 + self.strength * (self.factors - 1))
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Scales the outputs."""
-
-    name: ClassVar[str] = "scale"
-    clauses: ClassVar[frozenset[str]] = frozenset()
-
-    def parameters(self, layer: LayerShape, settings: Settings) -> tuple[ParameterPlan, ...]:
-        return (ParameterPlan("factors", (layer.out_features,)),)
-
-    def start(self, parameters: Any, context: StartContext) -> None:
-        parameters["factors"].fill_(3)
-
-    def adapt(self, layer: nn.Module, entry: PlanEntry, parameters: Any) -> nn.Module:
-        return Scaled(layer, **parameters)
-
-    def peft(self, entries: Sequence[PlanEntry]) -> None:
-        return None
-
-
-def test_lorakit_methods() -> None:
-    plugins = plugins_of(lorakit_methods=lambda: [Scale])
-    model = run("adapt 0 method scale dtype fp32", one(), plugins)
-    x = torch.randn(2, 8)
-    torch.testing.assert_close(model(x), 3 * one()(x))
-    assert lorakit.summary(model).added_parameters == 6
-
-
-def test_lorakit_roles() -> None:
-    role = types.SimpleNamespace(name="first", select=lambda inventory: frozenset(["0"]))
-    model = run(
-        "adapt @first rank 2", nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), plugins_of(lorakit_roles=lambda: [role])
-    )
-    assert hasattr(model[0], "lora_A") and not hasattr(model[1], "lora_A")
-
-
-@dataclass(frozen=True)
-class Doubling:
-    """Multiplies as the default does, twice as far, where it is told to fit."""
-
-    name: str = "doubling"
-    by: float = 2.0
-    fits: str = "half"
-
-    def linear(self, storage: Storage) -> Linear | None:
-        if storage.quantizer.name != self.fits:
-            return None
-        shape, dtype, quantizer = storage.shape, storage.dtype, storage.quantizer
-
-        def linear(x: Tensor, base: Any, bias: Tensor | None, low_rank: Any) -> Tensor:
-            weight = quantizer.dequantize(QuantizedWeight(base, shape, dtype))
-            result = self.by * nn.functional.linear(x, weight, bias)
-            return result + sum(one.scaling * (x @ one.A.T.to(x)) @ one.B.T.to(x) for one in low_rank)
-
-        return linear
-
-
-def test_lorakit_kernels() -> None:
-    x = torch.randn(3, 8)
-    plain = run("adapt 0 rank 2 quant half", one(), plugins_of(lorakit_quantizers=lambda: [Half]))
-    plugins = plugins_of(
-        lorakit_quantizers=lambda: [Half],
-        # the last that fits multiplies, and one that does not fit is passed over
-        lorakit_kernels=lambda: [Doubling("first", 5.0), Doubling(), Doubling("other", 7.0, "nf4")],
-    )
-    model = run("adapt 0 rank 2 quant half", one(), plugins)
-    torch.testing.assert_close(model(x), 2 * plain(x))
-    for parameters in zip(plain[0].parameters(recurse=False), model[0].parameters(recurse=False), strict=True):
-        with torch.no_grad():
-            for parameter in parameters:
-                parameter.fill_(0.1)
-    base = plain[0].base_layer(x)
-    torch.testing.assert_close(model(x) - 2 * base, plain(x) - base)
-    assert [kernel.name for kernel in plugins.kernels[:3]] == ["other", "doubling", "first"]
-
-
-def test_a_kernel_is_chosen_again_when_a_layer_moves_and_stays_with_its_copies() -> None:
-    asked: list[Storage] = []
-
-    class Asked:
-        """Notes what it is asked and never fits."""
-
-        name = "asked"
-
-        def linear(self, storage: Storage) -> None:
-            asked.append(storage)
-
-    model = run("quantize 0 nf4", one(), plugins_of(lorakit_kernels=lambda: [Asked()]))
-    before = len(asked)
-    model(torch.randn(2, 8)).sum()
-    assert len(asked) == before
-    model.to(torch.bfloat16)
-    assert asked[-1].dtype == torch.bfloat16 and asked[-1].shape == (6, 8)
-    model.to("meta")
-    assert asked[-1].device.type == "meta"
 
 
 def test_lorakit_load_model() -> None:
@@ -281,7 +40,7 @@ class Doubler(nn.Module):
         super().__init__()
         self.matrix = nn.Parameter(torch.eye(4))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * x @ self.matrix.T
 
 
@@ -292,7 +51,7 @@ class DoublerLoRA(nn.Module):
         self.strength = 1.0
         self.lora_A, self.lora_B = lora_A, lora_B
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.base_layer(x) + self.strength * (x @ self.lora_A.T @ self.lora_B.T)
 
 
@@ -346,6 +105,61 @@ def test_lorakit_convert_module() -> None:
     plugins = plugins_of(lorakit_convert_module=convert)
     model = run("adapt 1 rank 2", nn.Sequential(Doubler(), nn.Linear(4, 4)), plugins)
     assert type(model[0]) is nn.Linear
+
+
+@dataclass(frozen=True)
+class Before2:
+    """A library that called `head` what is `1` now, and had two weights one by one where `0` is."""
+
+    weights: frozenset[str]
+
+    def former(self, weight: str) -> str:
+        return weight.replace("1.", "head.")
+
+    def today(self, former: str) -> Renamed | None:
+        if found := re.fullmatch(r"half\.(\d)\.weight", former):
+            return Renamed("0.weight", "half.*.weight", int(found[1]))
+        name = former.replace("head.", "1.")
+        return Renamed(name) if name in self.weights else None
+
+
+class Before2InParts(Before2):
+    def joined(self, parts: Sequence[LowRankPart], stack: int) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+        first, second = sorted(parts, key=lambda part: part.renamed.index)
+        lora_B = torch.block_diag(first.lora_B, second.lora_B)
+        return {"0.weight": (torch.cat([first.lora_A, second.lora_A]), lora_B)}
+
+
+def test_lorakit_former_names(tmp_path: Path) -> None:
+    def named(kind: type[Before2]) -> Plugins:
+        return plugins_of(lorakit_former_names=lambda model, weights: kind(frozenset(weights)))
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4)), torch.randn(3, 8)
+    plugins = named(Before2InParts)
+    plan = lorakit.plan(lorakit.parse("adapt head rank 2", plugins=plugins), model, plugins=plugins)
+    assert [entry.path for entry in plan.entries] == ["1"]
+    # an adapter as PEFT saves it, by the names of the release before
+    halves = [(torch.randn(1, 8), torch.randn(3, 1)) for _ in range(2)]
+    head = (torch.randn(1, 6), torch.randn(4, 1))
+    pairs = {"half.0": halves[0], "half.1": halves[1], "head": head}
+    tensors = {
+        f"base_model.model.{path}.lora_{letter}.weight": tensor
+        for path, pair in pairs.items()
+        for letter, tensor in zip("AB", pair, strict=True)
+    }
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 3, "target_modules": ["half", "head"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with torch.no_grad():
+        weight = model[0].weight + 3 * torch.cat([B @ A for A, B in halves])
+        hidden = nn.functional.linear(x, weight, model[0].bias)
+        right = nn.functional.linear(hidden, model[1].weight + 3 * head[1] @ head[0], model[1].bias)
+    with pytest.raises(lorakit.AdapterError, match=r"does not say how \(`joined`\)"):
+        lorakit.load(folder, copy.deepcopy(model), plugins=named(Before2))
+    torch.testing.assert_close(lorakit.load(folder, model, plugins=plugins)(x), right)
 
 
 def test_lorakit_plan_ready() -> None:
@@ -434,8 +248,9 @@ def test_lorakit_after_load(tmp_path: Path) -> None:
 def test_every_hook_has_a_test_and_a_docstring() -> None:
     hooks = [name for name, value in vars(specs).items() if inspect.isfunction(value) and name.startswith("lorakit_")]
     assert len(hooks) >= 15
+    tests = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     for name in hooks:
-        assert f"test_{name}" in globals(), name
+        assert f"def test_{name}(" in tests, name
         assert inspect.getdoc(getattr(specs, name)), name
 
 

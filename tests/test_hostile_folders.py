@@ -17,6 +17,7 @@ from fuzz_folders import CONFIG, PLAN, WEIGHTS, every_value, faults, folders, fu
 from safetensors.torch import load_file, save_file
 
 import lorakit
+from helpers import make_llama
 from lorakit.artifacts.inspection import inspect_adapter
 from lorakit.artifacts.json_files import MAX_BYTES, MAX_PLAN_BYTES
 from lorakit.artifacts.reading import MAX_NAME, MAX_TENSORS
@@ -87,6 +88,11 @@ def test_every_value_in_every_place(name: str, own: Path) -> None:
         ("alpha_pattern", {"(?:a{9}){9999}": 1}, "more than 10,000 repetitions"),
         ("rank_pattern", {"a": []}, "rank_pattern['a']=a list of 0"),
         ("target_parameters", 7, "target_parameters=7"),
+        ("target_modules", [None], "target_modules=a list of 1; target_modules is a list of names, or an expression"),
+        ("exclude_modules", [["a"]], "exclude_modules=a list of 1"),
+        ("layers_to_transform", [True], "layers_to_transform=a list of 1"),
+        ("layers_to_transform", "0", "layers_to_transform='0'; layers_to_transform is a number of a layer"),
+        ("layers_pattern", 5, "layers_pattern=5"),
         ("peft_type", {"a": 1}, "peft_type=a dict of 1"),
         ("peft_type", "X" * 10**7, "is of PEFT type 'XXXX"),
         ("layer_replication", "y" * 10**7, "sets `layer_replication` to 'yyyy"),
@@ -99,6 +105,39 @@ def test_a_config_with_wrong_values_is_refused_at_its_field(
 ) -> None:
     changed(foreign / CONFIG, lambda config: config.update({field: value}))
     assert complaint in refused(foreign)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"r": 7}, "of rank 2 for `layers.0`, and its config says 7"),
+        ({"r": None, "rank_pattern": {}}, "of rank 2 for `layers.0`, and its config says 8"),
+        ({"rank_pattern": {r"layers\.[01]": 5}}, "of rank 2 for `layers.0`, and its config says 5"),
+        ({"target_modules": ["layers.1"]}, "target_modules='layers.1', which leaves `layers.0` out"),
+        ({"target_modules": []}, "target_modules='', which leaves `layers.0` out"),
+        ({"exclude_modules": ["1", "5"]}, "exclude_modules='1, 5', which leaves `layers.1` out"),
+        ({"modules_to_save": ["norm", "layers.1"]}, "trained `layers.1` in full (modules_to_save), and lacks its"),
+    ],
+    ids=str,
+)
+def test_a_config_that_says_something_else_than_the_tensors(
+    fields: dict[str, object], complaint: str, foreign: Path
+) -> None:
+    """Where PEFT refuses it, or passes over tensors without a word."""
+    changed(foreign / CONFIG, lambda config: config.update(fields))
+    assert complaint in refused(foreign)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"layers_to_transform": [1]}, {"layers_to_transform": 1, "layers_pattern": "layers"}]
+)
+def test_a_config_that_leaves_layers_out(fields: dict[str, object], tmp_path: Path) -> None:
+    folder = lorakit.save(lorakit.apply("adapt q_proj rank 2", make_llama()), tmp_path / "adapter")
+    (folder / PLAN).unlink()
+    lorakit.load(folder, make_llama())
+    changed(folder / CONFIG, lambda config: config.update(fields))
+    with pytest.raises(lorakit.AdapterError, match=r"leaves `model.layers.0.self_attn.q_proj` out, and the file"):
+        lorakit.load(folder, make_llama())
 
 
 @pytest.mark.parametrize("pattern", [r"([a-z0-9_.]+)+!", r"(?:a|aa)+[!?]", r"(?:a+a+)+[!?]", r"(.*a){30}[!?]"])

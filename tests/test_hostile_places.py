@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from fuzz_folders import CONFIG, faults, folders, small
 from torch import nn
 
@@ -16,6 +18,7 @@ import lorakit
 from lorakit.artifacts.folders import check_output, new_file, new_folder
 from lorakit.artifacts.inspection import inspect_adapter
 from lorakit.cli.inputs import read_spec
+from lorakit.cli.main import app
 
 
 @pytest.fixture
@@ -60,6 +63,45 @@ def test_what_may_not_be_read_is_refused(own: Path) -> None:
         with pytest.raises(lorakit.AdapterError, match="Permission denied"):
             lorakit.load(own, small())
         place.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("words", "out", "held"),
+    [
+        (["apply", "s.lora", "llama"], "llama", "llama"),
+        (["apply", "s.lora", "llama"], "s.lora", "s.lora"),
+        (["apply", "inside/s.lora", "llama"], "inside", "inside/s.lora"),
+        (["apply", "net.lora", "net.py:net"], "net.py", "net.py"),
+        (["apply", "s.lora", "link"], "llama", "link"),
+        (["train", "s.lora", "llama", "data.jsonl"], "data.jsonl", "data.jsonl"),
+        (
+            ["train", "s.lora", "llama", "data.jsonl", "--held-out-data", "inside/held.jsonl"],
+            "inside",
+            "inside/held.jsonl",
+        ),
+        (["merge", "adapter", "llama"], "adapter", "adapter"),
+        (["merge", "adapter", "llama"], "llama", "llama"),
+        (["export", "adapter", "llama"], "llama", "llama"),
+        (["init", "llama"], "llama", "llama"),
+    ],
+    ids=str,
+)
+def test_force_replaces_nothing_that_the_run_reads(
+    words: list[str], out: str, held: str, tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(llama_folder.parent)
+    Path("inside").mkdir()
+    for name in ("s.lora", "inside/s.lora", "net.lora"):
+        Path(name).write_text("adapt q_proj rank 2\n")
+    for name in ("data.jsonl", "inside/held.jsonl", "net.py"):
+        Path(name).write_text("")
+    Path("link").symlink_to("llama")
+    Path("adapter").mkdir()
+    before = sorted(map(str, Path().rglob("*")))
+    done = CliRunner().invoke(app, [*words, "-o", out, "--force"])
+    assert isinstance(done.exception, lorakit.OutputError), done.output
+    assert str(done.exception) == f"{out} holds {held}, which is read for it; give another place"
+    assert sorted(map(str, Path().rglob("*"))) == before
 
 
 @pytest.mark.parametrize("kind", ["link to a folder", "link to a file", "link to nothing", "loop", "file", "folder"])
@@ -107,7 +149,7 @@ def test_save_does_not_replace_a_link_that_leads_nowhere(tmp_path: Path) -> None
 
 
 def test_a_base_in_float64_is_adapted_in_float32(tmp_path: Path) -> None:
-    model = lorakit.apply("adapt layers[0] rank 2", small().double())
+    model: Any = lorakit.apply("adapt layers[0] rank 2", small().double())
     assert model.layers[0].lora_A.dtype == torch.float32
     loaded = lorakit.load(lorakit.save(model, tmp_path / "adapter"), small().double())
     x = torch.ones(2, 8, dtype=torch.float64)
@@ -115,7 +157,7 @@ def test_a_base_in_float64_is_adapted_in_float32(tmp_path: Path) -> None:
 
 
 def test_a_start_that_overflows_is_refused_and_the_model_unchanged() -> None:
-    model = small()
+    model: Any = small()
     with pytest.raises(lorakit.PlanError, match=r"the start of `layers.0` gives `lora_A` NaN, or values that float32"):
         lorakit.apply("adapt layers[0] rank 2 init gaussian(sigma=1e39)", model)
     assert type(model.layers[0]) is nn.Linear

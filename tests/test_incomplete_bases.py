@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,19 +51,36 @@ def test_what_the_files_lack_is_named_and_not_drawn(
         lorakit.apply(spec, edited(llama_folder, edit))
 
 
+def test_what_a_model_does_not_take_of_its_files_is_said(llama_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A config that someone cut short gives a model of half its layers."""
+    lorakit.apply("adapt q_proj rank 4", llama_folder)
+    assert not caplog.text
+    path = llama_folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 1}))
+    for spec in ("adapt q_proj rank 4", QLORA):
+        caplog.clear()
+        lorakit.apply(spec, llama_folder)
+        assert caplog.text.count("hold `model.layers.1.input_layernorm.weight`") == 1 and "and 6 more" in caplog.text
+
+
 def test_a_tied_weight_that_is_stored_once_lacks_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "tied"
-    make_llama(tie_word_embeddings=True).save_pretrained(folder)  # type: ignore[operator]
+    make_llama(tie_word_embeddings=True).save_pretrained(folder)
     assert "lm_head.weight" not in load_file(folder / WEIGHTS)
-    model = lorakit.apply("adapt q_proj rank 2", folder)
-    assert torch.equal(model.lm_head.weight, load_file(folder / WEIGHTS)["model.embed_tokens.weight"])  # type: ignore[union-attr]
+    model: Any = lorakit.apply("adapt q_proj rank 2", folder)
+    assert torch.equal(model.lm_head.weight, load_file(folder / WEIGHTS)["model.embed_tokens.weight"])
 
 
 @pytest.fixture
 def headless(tmp_path: Path) -> Path:
     """A classifier's folder without the weights of its head, as a language model's looks to a classifier."""
     folder = tmp_path / "headless"
-    settings = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    settings: dict[str, Any] = {
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+    }
     LlamaForSequenceClassification(LlamaConfig(**settings, vocab_size=64)).save_pretrained(folder)
     return edited(folder, without("score"))
 
@@ -72,7 +91,7 @@ def test_a_head_starts_anew_only_where_train_names_it(headless: Path, caplog: py
     with caplog.at_level(logging.WARNING):
         heads = [lorakit.apply("adapt q_proj rank 2; train @head", headless, seed=seed) for seed in (3, 3, 4)]
     assert "lack `score.weight`: what trains there starts anew" in caplog.text
-    first, again, other = (model.score.weight for model in heads)  # type: ignore[union-attr]
+    first, again, other = (model.get_parameter("score.weight") for model in heads)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -84,7 +103,7 @@ def test_a_base_may_lack_what_the_adapter_holds_whole(headless: Path, tmp_path: 
     if not keep_plan:
         (folder / "plan.json").unlink()
     loaded = lorakit.load(folder, headless)
-    assert torch.equal(loaded.score.weight, ours.score.weight)  # type: ignore[union-attr]
+    assert torch.equal(loaded.get_parameter("score.weight"), ours.get_parameter("score.weight"))
 
 
 def test_a_merge_does_not_write_a_model_that_lacks_a_tensor(llama_folder: Path, tmp_path: Path) -> None:

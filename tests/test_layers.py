@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ ASTRAY_IN_PEFT = {"2d dilated", "2d reflecting"}
 
 
 class Holder(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.layer = layer
 
@@ -40,7 +41,7 @@ def holder(name: str) -> Holder:
     return Holder(CONVOLUTIONS[name]())
 
 
-def pixels(layer: nn.Module) -> torch.Tensor:
+def pixels(layer: Any) -> torch.Tensor:
     space = [12, 11, 9][: layer.weight.ndim - 2]
     return torch.randn(2, 6, *space, generator=torch.Generator().manual_seed(1))
 
@@ -106,7 +107,7 @@ def words() -> Words:
 
 def test_an_embedding_is_one_with_the_changed_rows(tmp_path: Path) -> None:
     tokens = torch.randint(0, 20, (3, 5), generator=torch.Generator().manual_seed(1))
-    model = lorakit.apply("adapt embed rank 3 alpha 6", words())
+    model: Any = lorakit.apply("adapt embed rank 3 alpha 6", words())
     assert torch.equal(model(tokens), words()(tokens))
     # a token picks one column of A: only σ = 1 gives its entries the spread of a normalized input
     assert 0.7 < float(model.embed.lora_A.detach().std()) < 1.3
@@ -151,7 +152,12 @@ def test_a_scaled_embedding_scales_its_adapter() -> None:
 def test_what_looks_up_positions_is_no_lookup_of_tokens() -> None:
     from transformers import BartConfig, BartForConditionalGeneration
 
-    small = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    small: dict[str, Any] = {
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+    }
     model = BartForConditionalGeneration(BartConfig(vocab_size=32, d_model=16, **small)).eval()
     plan = lorakit.plan("adapt @embedding rank 2", model)
     assert not any("positions" in entry.path for entry in plan.entries)
@@ -267,10 +273,10 @@ def attention() -> Attention:
 
 def test_both_projections_of_torchs_attention(tmp_path: Path) -> None:
     x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
-    model = lorakit.apply("adapt in_proj_weight,out_proj rank 3 alpha 6", attention())
+    model: Any = lorakit.apply("adapt in_proj_weight,out_proj rank 3 alpha 6", attention())
     assert torch.equal(model(x), attention()(x))
     randomize(model)
-    changed = attention()
+    changed: Any = attention()
     with torch.no_grad():
         inner = model.attn.parametrizations.in_proj_weight[0]
         changed.attn.in_proj_weight.add_(inner.change(inner.lora_A, inner.lora_B))

@@ -148,7 +148,7 @@ def test_transformers_trainer_saves_the_average(
 ) -> None:
     rows = "".join(json.dumps({"text": f"{letter} is a letter"}) + "\n" for letter in "abcdefghijkl")
     settings = Settings(steps=4, batch=2, tokens=16, held_out=0.2, evaluate_every=3, save_every=2)
-    data = read_data(write("rows.jsonl", rows))
+    data = read_data(write("rows.jsonl", rows), load_plugins())
     task = LanguageTask(ModelReference(str(llama_folder)), make_llama(vocab_size=320), data, settings)
     model = adapted("adapt q_proj rank 2 dtype fp32\noptimizer averaged", make_llama(vocab_size=320), plugins)
     after: dict[int, dict[str, Tensor]] = {}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from plugged import plugins_of
 from torch import Tensor, nn
 
 import lorakit
@@ -43,11 +44,6 @@ def made() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 4), Bank())
 
 
-def plugins_of(**functions: Any) -> Plugins:
-    module = types.SimpleNamespace(**{name: hookimpl(function) for name, function in functions.items()})
-    return load_plugins(modules={ORIGIN: module})
-
-
 def answering(hook: str, answer: Any, seen: list[Any] | None = None) -> Any:
     """Return a function that takes what the hook gives, notes its `plugins`, and answers so."""
     arguments = ", ".join(inspect.signature(getattr(specs, hook)).parameters)
@@ -68,7 +64,7 @@ def life(plugins: Plugins, folder: Path, model: nn.Module | None = None) -> None
 def test_every_hook_but_the_registries_is_a_moment() -> None:
     hooks = {name for name, value in vars(specs).items() if inspect.isfunction(value) and name.startswith("lorakit_")}
     assert hooks - set(MOMENTS) == {f"lorakit_{kind}s" for kind in (
-        "quantizer", "initializer", "optimizer", "method", "role", "kernel",
+        "quantizer", "initializer", "optimizer", "method", "role", "kernel", "data_format", "data_shape",
     )}  # fmt: skip
     assert len(MOMENTS) >= 12
 
@@ -183,7 +179,7 @@ def test_plugins_handed_in_serve_a_hugging_face_model_as_well(tmp_path: Path) ->
     spec = lorakit.parse(
         "adapt q_proj method testing_vector\nadapt v_proj rank 2 method testing_shared", plugins=plugins
     )
-    model = lorakit.apply(spec, small_llama(), plugins=plugins)
+    model: Any = lorakit.apply(spec, small_llama(), plugins=plugins)
     model.save_pretrained(tmp_path / "adapter")
     loaded = lorakit.load(tmp_path / "adapter", small_llama(), plugins=plugins)
     tokens = torch.arange(5)[None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_each_name_answers_as_if_it_were_alone(base: nn.Module, both: nn.Module,
     for name in ("b", "a", "b"):
         adapters.use(name)
         assert torch.equal(logits(both), alone(base, folders[name]))
-    assert adapters.plan("a").entries[0].adapter.settings.rank == 4
+    assert (adapter := adapters.plan("a").entries[0].adapter) and adapter.settings.rank == 4
 
 
 def test_weighted_combination_adds_the_changes(base: nn.Module, both: nn.Module, folders: dict[str, Path]) -> None:
@@ -73,7 +74,7 @@ def test_weighted_combination_adds_the_changes(base: nn.Module, both: nn.Module,
         for name, share in (("a", 0.7), ("b", -0.3)):
             merged = lorakit.merge(lorakit.load(folders[name], copy.deepcopy(base)))
             for path, weight in expected.named_parameters():
-                weight += share * (merged.get_parameter(path) - base.get_parameter(path))
+                weight.add_(share * (merged.get_parameter(path) - base.get_parameter(path)))
     torch.testing.assert_close(logits(both), logits(expected), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits(lorakit.merge(both)), logits(expected), rtol=1e-5, atol=1e-5)
 
@@ -93,7 +94,7 @@ def test_peft_agrees_on_each_and_on_rows(base: nn.Module, both: nn.Module, folde
     assert dict(adapters.used) == {"b": 1.0}
 
 
-def test_rows_generate_each_with_its_own_adapter(both: nn.Module) -> None:
+def test_rows_generate_each_with_its_own_adapter(both: Any) -> None:
     adapters = lorakit.adapters(both)
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
     with adapters.rows(["a", "b", None]):
@@ -103,7 +104,7 @@ def test_rows_generate_each_with_its_own_adapter(both: nn.Module) -> None:
         assert torch.equal(both.generate(TOKENS[row : row + 1], **options)[0], together[row])
 
 
-def test_rows_train_each_its_own_adapter(both: nn.Module) -> None:
+def test_rows_train_each_its_own_adapter(both: Any) -> None:
     with lorakit.adapters(both).rows(["a", "a", None]):
         for parameter in both.parameters():
             parameter.requires_grad_(parameter.dim() == 2)
@@ -170,7 +171,7 @@ def test_what_is_trained_in_full_goes_with_its_adapter(base: nn.Module, quant: s
     assert torch.equal(logits(model), alone(base, folders["a"]))
 
 
-def test_only_what_is_used_trains(both: nn.Module) -> None:
+def test_only_what_is_used_trains(both: Any) -> None:
     adapters = lorakit.adapters(both)
     adapters.use("a")
     before = {name: value.clone() for name, value in both.named_parameters()}
@@ -286,7 +287,7 @@ def test_requantizing_states_what_it_costs(caplog: pytest.LogCaptureFixture) -> 
     model = lorakit.apply("adapt q_proj rank 4 quant nf4 double", make_llama().eval())
     randomize(model)
     path = "model.layers.0.self_attn.q_proj"
-    adapter = model.get_submodule(path)
+    adapter: Any = model.get_submodule(path)
     exact = adapter.exact_weight(adapter.base_layer.weight.float())
     with caplog.at_level("INFO", "lorakit"):
         merged = lorakit.merge(model, requantize=True)
@@ -302,7 +303,7 @@ def test_swapping_changes_no_module_and_compiles_nothing_again(base: nn.Module, 
 
     model = lorakit.apply("adapt q_proj,v_proj rank 8 alpha 8", copy.deepcopy(base)).eval()
     counter = CompileCounter()
-    compiled = torch.compile(model, backend=counter)
+    compiled: Any = torch.compile(model, backend=counter)
     logits(compiled)
     frames = counter.frame_count
     assert frames > 0

@@ -5,18 +5,36 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from itertools import chain
 from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 # what reading a spec takes; torch and transformers are not among it
-LIGHT = ["lark", "packaging", "platformdirs", "pluggy", "rich", "typer"]
+LIGHT = ["click", "lark", "packaging", "pluggy", "rich"]
 
 
 def run(*command: object, cwd: Path) -> str:
     done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize(
+    "project",
+    [ROOT / "pyproject.toml", *sorted(ROOT.glob("plugins/*/pyproject.toml"))],
+    ids=lambda path: path.parent.name,
+)
+def test_what_is_required_has_lower_bounds_alone(project: Path) -> None:
+    # an installed torch stays as it is
+    required = tomllib.loads(project.read_text("utf-8"))["project"]
+    lines = [*required["dependencies"], *chain(*required.get("optional-dependencies", {}).values())]
+    bounds = {line: {one.operator for one in Requirement(line).specifier} for line in lines}
+    assert not [line for line, operators in bounds.items() if operators != {">="}]
 
 
 def test_the_wheel_works_without_torch(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def leaking() -> nn.Module:
     def forgetful(input_ids: Tensor, position_ids: Tensor, **more: object) -> object:
         return forward(input_ids, position_ids=position_ids, attention_mask=torch.ones_like(input_ids), **more)
 
-    model.forward = forgetful  # type: ignore[method-assign]
+    model.forward = forgetful
     return model
 
 

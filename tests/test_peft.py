@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_conv1d(spec: str, tokens: torch.Tensor, tmp_path: Path) -> None:
         {"target_modules": ["q_proj"], "r": 4, "layers_to_transform": [1], "init_lora_weights": "gaussian"},
     ],
 )
-def test_we_compute_what_peft_saved(config: dict[str, object], tokens: torch.Tensor, tmp_path: Path) -> None:
+def test_we_compute_what_peft_saved(config: dict[str, Any], tokens: torch.Tensor, tmp_path: Path) -> None:
     theirs = get_peft_model(make_llama(), LoraConfig(**config)).eval()
     randomize(theirs)
     with torch.no_grad():

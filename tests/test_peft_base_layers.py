@@ -104,20 +104,40 @@ def test_a_resized_vocabulary(tokens: torch.Tensor, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("layers", [True, "auto"])
 @pytest.mark.parametrize("indices", [[3, 100, 7], {"embed_tokens": [5, 6]}], ids=["list", "by module"])
-def test_tokens_that_train_by_themselves(tied: bool, indices: Any, tokens: torch.Tensor, tmp_path: Path) -> None:
+def test_tokens_that_train_by_themselves(
+    tied: bool, layers: bool | str, indices: Any, tokens: torch.Tensor, tmp_path: Path
+) -> None:
     theirs = wrapped(base(tied), target_modules=["q_proj"], trainable_token_indices=copy.deepcopy(indices))
     with torch.no_grad():
         for name, value in theirs.named_parameters():
             if "trainable_tokens_delta" in name:
                 value.normal_(0, 0.5)
-    folder = saved(theirs, tmp_path / "peft")
+    folder = saved(theirs, tmp_path / "peft", save_embedding_layers=layers)
     every = torch.arange(128).reshape(4, 32)
     ours = lorakit.load(folder, base(tied))
     assert off(ours, theirs, every) <= 1e-5
     assert off(ours, base(tied), every) > 1e-2
     again = lorakit.save(ours, tmp_path / "ours")
     assert off(PeftModel.from_pretrained(base(tied), str(again)).eval(), theirs, every) <= 1e-5
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], EMBEDDING], ids="-".join)
+def test_tokens_of_a_head_that_is_tied(targets: list[str], tmp_path: Path) -> None:
+    """PEFT gives the head rows of its own then, which one tensor cannot hold."""
+    folders = {}
+    for tied in (False, True):
+        theirs = wrapped(base(tied), target_modules=targets, trainable_token_indices={"lm_head": [5, 6]})
+        with torch.no_grad():
+            for name, value in theirs.named_parameters():
+                if "trainable_tokens_delta" in name:
+                    value.normal_(0, 0.5)
+        folders[tied] = saved(theirs, tmp_path / str(tied))
+        if not tied:
+            assert off(lorakit.load(folders[tied], base(tied)), theirs, torch.arange(128).reshape(4, 32)) <= 1e-5
+    with pytest.raises(lorakit.AdapterError, match=r"some rows of `lm_head` alone.*`model.embed_tokens.weight`.*untie"):
+        lorakit.load(folders[True], base(True))
 
 
 def test_modules_to_save_with_all_that_is_around_them(tokens: torch.Tensor, tmp_path: Path) -> None:
@@ -132,6 +152,15 @@ def test_modules_to_save_with_all_that_is_around_them(tokens: torch.Tensor, tmp_
     ours = lorakit.load(folder, base())
     assert off(ours, theirs, tokens) <= 1e-5
     assert [entry.path for entry in adapter_of(ours).plan.entries if entry.train] == ["model.embed_tokens", "lm_head"]
+
+
+@pytest.mark.parametrize("change", [0.1, 0.0])
+def test_ends_that_peft_trained_as_one(change: float, tokens: torch.Tensor, tmp_path: Path) -> None:
+    theirs = wrapped(base(True), target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True)
+    with torch.no_grad():
+        theirs.base_model.model.model.embed_tokens.modules_to_save.default.weight += change
+    ours = lorakit.load(saved(theirs, tmp_path / "peft"), base(True))
+    assert off(ours, theirs, tokens) <= 1e-5
 
 
 def _shorter(tensors: dict[str, torch.Tensor]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes as bnb
 import bitsandbytes.functional as bnb_functional
@@ -13,16 +15,15 @@ from torch import nn
 import lorakit
 from helpers import bitsandbytes_weight, make_llama, randomize
 from lorakit.builtin.fourbit import FP4, NF4
-from lorakit.layers.quantized_linear import QuantizedLinear
+from lorakit.layers.kernels.fourbit import dequantize_4bit
+from lorakit.layers.kernels.fourbit_cpu import writer
 
 QUANTIZERS = ["nf4", "nf4 double", "nf4(blocksize=128) double", "fp4", "fp4 double", "int8"]
 # square, wide, and odd enough that the last block and the last byte are not full; the last in more than one piece
 SHAPES = [(64, 64), (96, 160), (63, 65), (1, 1), (130, 33), (1031, 1033)]
 
 
-def quantized(
-    quant: str, shape: tuple[int, int], dtype: torch.dtype = torch.bfloat16
-) -> tuple[nn.Module, QuantizedLinear]:
+def quantized(quant: str, shape: tuple[int, int], dtype: torch.dtype = torch.bfloat16) -> tuple[nn.Module, Any]:
     """Return a model of one quantized layer, and that layer."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(shape[1], shape[0])).to(dtype)
@@ -67,7 +68,7 @@ def test_forward_and_gradient_against_the_dequantized_weight(quant: str) -> None
     gradient = torch.randn_like(out)
     out.backward(gradient)
     exact = gradient.double() @ layer.weight.double()
-    assert float((x.grad.double() - exact).norm() / exact.norm()) < tolerance
+    assert x.grad is not None and float((x.grad.double() - exact).norm() / exact.norm()) < tolerance
 
 
 @pytest.mark.parametrize("quant", QUANTIZERS)
@@ -76,7 +77,7 @@ def test_a_state_dict_goes_back_strictly(quant: str) -> None:
     x = torch.randn(3, 96, dtype=torch.bfloat16)
     before = model(x)
     torch.manual_seed(99)
-    other = nn.Sequential(nn.Linear(96, 64)).to(torch.bfloat16)
+    other: Any = nn.Sequential(nn.Linear(96, 64)).to(torch.bfloat16)
     lorakit.apply(f"quantize 0 {quant}", other)
     assert not torch.equal(other(x), before)
     other.load_state_dict(model.state_dict())
@@ -111,16 +112,19 @@ def test_casting_a_model_leaves_the_scales_alone(quant: str) -> None:
     assert layer.bias.dtype == torch.float16
     assert layer.weight.dtype == torch.float16
     assert model(torch.randn(2, 96, dtype=torch.float16)).dtype == torch.float16
-    assert model.float()[0].weight.dtype == torch.float32
+    assert model.float().get_submodule("0").weight.dtype == torch.float32
 
 
 def test_autograd_keeps_no_dequantized_weight() -> None:
     model, _ = quantized("nf4 double", (256, 512), torch.float32)
     kept: list[int] = []
     x = torch.randn(2, 512, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda value: kept.append(value.numel()) or value, lambda value: value
-    ):
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        kept.append(value.numel())
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         model(x)
     assert sum(kept) < 256 * 512 // 4
 
@@ -154,11 +158,12 @@ def test_a_base_in_bitsandbytes_layers_hands_its_weights_over(kind: str, tokens:
     model = LlamaForCausalLM.from_pretrained(
         tmp_path, quantization_config=config, dtype=torch.bfloat16, device_map="cpu"
     )
-    layer = model.model.layers[0].self_attn.q_proj
+    layer: Any = model.model.layers[0].self_attn.q_proj
     assert isinstance(layer, bnb.nn.Linear8bitLt if kind == "int8" else bnb.nn.Linear4bit)
-    stored = (layer.weight.CB if kind == "int8" else layer.weight.data).clone()
+    weight: Any = layer.weight
+    stored = (weight.CB if kind == "int8" else weight.data).clone()
     lorakit.apply("adapt q_proj rank 4", model)
-    own = model.get_submodule("model.layers.0.self_attn.q_proj.base_layer")
+    own: Any = model.get_submodule("model.layers.0.self_attn.q_proj.base_layer")
     assert torch.equal(own.weight_CB if kind == "int8" else own.weight_packed, stored)
     assert not [module for module in model.modules() if type(module).__module__.startswith("bitsandbytes")]
     model.train()
@@ -253,7 +258,7 @@ def test_an_adapted_layer_compiles_to_one_graph(quant: str) -> None:
 
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = lorakit.apply(f"adapt 0 rank 4 {'quant ' * bool(quant)}{quant}", nn.Sequential(nn.Linear(64, 48)))
+    model: Any = lorakit.apply(f"adapt 0 rank 4 {'quant ' * bool(quant)}{quant}", nn.Sequential(nn.Linear(64, 48)))
     nn.init.normal_(model[0].lora_B)
     x = torch.randn(3, 5, 64, requires_grad=True)
     graphs = CompileCounterWithBackend("aot_eager")
@@ -270,11 +275,16 @@ def test_an_adapted_layer_compiles_to_one_graph(quant: str) -> None:
 
 def test_a_float32_adapter_multiplies_in_the_dtype_of_a_bfloat16_base_and_gets_float32_gradients() -> None:
     torch.manual_seed(0)
-    model = lorakit.apply("adapt 0 rank 4 dtype fp32", nn.Sequential(nn.Linear(64, 48)).to(torch.bfloat16))
+    model: Any = lorakit.apply("adapt 0 rank 4 dtype fp32", nn.Sequential(nn.Linear(64, 48)).to(torch.bfloat16))
     nn.init.normal_(model[0].lora_B)
     x = torch.randn(5, 64).to(torch.bfloat16)
     kept: list[torch.dtype] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value.dtype) or value, lambda value: value):
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        kept.append(value.dtype)
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         y = model(x)
     assert y.dtype == torch.bfloat16 and set(kept) == {torch.bfloat16}
     y.float().sum().backward()
@@ -298,3 +308,38 @@ def test_recomputed_blocks_give_the_same_gradients(use_reentrant: bool, tokens: 
     kept, again = found
     assert kept.keys() == again.keys() and len(kept) == 28
     assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("blocksize", [32, 64, 1024])
+@pytest.mark.parametrize("kind", [NF4, FP4])
+def test_what_is_written_for_a_product_has_the_bits_of_the_op(
+    kind: type[NF4 | FP4], blocksize: int, dtype: torch.dtype
+) -> None:
+    for shape in ((2, 1024), (96, 2048), (1, 4096)):
+        stored = kind(blocksize=blocksize).quantize(torch.randn(shape).to(dtype))  # type: ignore[arg-type]
+        write = writer(shape, blocksize, kind.name, dtype)
+        assert write is not None
+        weight = dequantize_4bit(stored.tensors, blocksize, kind.name, shape, dtype)
+        assert torch.equal(write(stored.tensors["packed"], stored.tensors["absmax"]), weight)
+
+
+def test_a_product_writes_over_no_weight_that_anyone_holds() -> None:
+    (_, layer), (_, other) = quantized("nf4 double", (64, 64)), quantized("nf4", (64, 64))
+    held, x = layer.weight, torch.randn(3, 64).bfloat16()
+    copy, first = held.clone(), layer(x)
+    # another thread has memory of its own
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda one: one(x), [other, layer] * 8))
+    assert torch.equal(held, copy) and torch.equal(layer(x), first)
+    assert all(torch.equal(one, first) for one in results[1::2])
+    with torch.inference_mode():
+        quantized("nf4", (128, 128))[1](torch.randn(3, 128).bfloat16())
+    x.requires_grad_()
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, held.sum(0).expand(3, 64), rtol=0.02, atol=0.02)
+
+
+def test_weights_that_bitsandbytes_has_another_way_for_go_by_its_op() -> None:
+    for shape, blocksize in (((63, 65), 64), ((2, 4096), 2048), ((0, 64), 64), ((8192, 8192), 64)):
+        assert writer(shape, blocksize, "nf4", torch.float32) is None

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import lorakit
 
@@ -89,12 +90,21 @@ def test_the_python_lines(llama_folder: Path, tmp_path: Path, monkeypatch: pytes
     assert lorakit.merge(lorakit.load("adapter", str(llama_folder)))
 
 
+def test_the_lines_of_a_loop_of_ones_own(llama_folder: Path) -> None:
+    model = lorakit.apply("adapt q_proj rank 2", str(llama_folder))
+    ids = torch.randint(0, 300, (2, 8), generator=torch.Generator().manual_seed(0))
+    names = {"lorakit": lorakit, "model": model, "batches": [{"input_ids": ids, "labels": ids}] * 3}
+    exec(compile(blocks("python")[1], "README.md", "exec"), names)
+    first = model(input_ids=ids, labels=ids).loss
+    assert float(first) < names["loss"] and not names["step"].climbs  # type: ignore[operator,attr-defined]
+
+
 def test_the_lines_on_several_adapters(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("poet", "coder", "poet-v2")):
         lorakit.save(lorakit.apply("adapt q_proj rank 2", str(llama_folder), seed=seed), name)
     exec(
-        compile(blocks("python")[1].replace("SmolLM2-135M-Instruct", str(llama_folder)), "README.md", "exec"),
+        compile(blocks("python")[2].replace("SmolLM2-135M-Instruct", str(llama_folder)), "README.md", "exec"),
         {"lorakit": lorakit},
     )
     copied, swapped = (Path(name, "adapter_model.safetensors").read_bytes() for name in ("poet-copy", "poet-v2"))

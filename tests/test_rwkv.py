@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +17,11 @@ from helpers import randomize
 TOLERANCE = 1e-5
 
 
-def rwkv(rescale_every: int = 1) -> nn.Module:
+def rwkv(rescale_every: int = 1) -> Any:
     from transformers import RwkvConfig, RwkvForCausalLM
 
     torch.manual_seed(0)
-    shape = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 3, "context_length": 64}
+    shape: dict[str, Any] = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 3, "context_length": 64}
     model = RwkvForCausalLM(RwkvConfig(**shape, rescale_every=rescale_every))
     # a halved input would show against the epsilon
     for part in model.modules():
@@ -53,7 +54,7 @@ def test_training_and_evaluation_agree(ids: Tensor, quant: str, passes: str) -> 
     if not quant:
         inner = {name.replace(".base_layer", ""): value for name, value in frozen.items() if "lora_" not in name}
         assert all(torch.equal(value, weights[name]) for name, value in inner.items())
-    merged = lorakit.merge(model)
+    merged: Any = lorakit.merge(model)
     assert merged.config.rescale_every == 1
     assert float((merged(ids).logits - evaluation).abs().max()) <= TOLERANCE
     assert float((merged.train()(ids).logits - evaluation).abs().max()) <= TOLERANCE

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.utils import spectral_norm as old_spectral_norm
+from torch.nn.utils.parametrizations import spectral_norm
 
 import lorakit
 from helpers import make_llama, randomize
@@ -27,7 +31,7 @@ class Net(nn.Module):
         self.body, self.norm, self.head = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(self.norm(self.body(x))))  # type: ignore[no-any-return]
+        return self.head(torch.relu(self.norm(self.body(x))))
 
 
 def trained(model: nn.Module, steps: int = 5) -> nn.Module:
@@ -38,6 +42,43 @@ def trained(model: nn.Module, steps: int = 5) -> nn.Module:
         model(X).square().mean().backward()
         optimizer.step()
     return model.eval()
+
+
+NORMS = "adapt q_proj rank 2\ntrain @norm"
+
+
+def test_steps_that_bf16_does_not_hold_are_said_and_fp32_holds_them(caplog: pytest.LogCaptureFixture) -> None:
+    def notes(spec: str, dtype: torch.dtype = torch.bfloat16) -> str:
+        return "\n".join(lorakit.plan(spec, make_llama().to(dtype)).notes)
+
+    words = "5 modules, first `model.layers.0.input_layernorm`, train in bf16, where a step of 0.0002 is lost on every"
+    assert f"{words} weight above 0.1" in notes(f"{NORMS}\noptimizer adamw lr 2e-4")
+    assert "0.001 is lost on every weight above 0.51" in notes(f"{NORMS} lr 1e-3")
+    for spec in (f"{NORMS}\nstep compute fp32", f"{NORMS} lr 1e-2", "adapt q_proj rank 2"):
+        assert "is lost" not in notes(spec)
+    assert "is lost" not in notes(NORMS, torch.float32)
+
+    lorakit.optimizer(lorakit.apply(NORMS, make_llama().to(torch.bfloat16)), lr=2e-4)
+    assert "5 parameters that train in bf16, first `model.layers.0.input_layernorm.weight`, lose most" in caplog.text
+    caplog.clear()
+    # small weights have numbers for small steps
+    lorakit.optimizer(lorakit.apply("train embed_tokens", make_llama().to(torch.bfloat16)), lr=2e-4)
+    assert not caplog.text
+
+    runs = [
+        lorakit.apply(f"{NORMS}\nstep compute fp32", make_llama().to(torch.bfloat16)),
+        lorakit.apply(f"{NORMS} \n", make_llama().to(torch.bfloat16).float()),
+    ]
+    for model in runs:
+        optimizer = lorakit.optimizer(model, lr=2e-4)
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(input_ids=torch.arange(24)[None], labels=torch.arange(24)[None]).loss.backward()
+            optimizer.step()
+    assert not caplog.text
+    ends = [model.get_submodule("model.norm").get_parameter("weight").detach() for model in runs]
+    assert not torch.equal(ends[0], torch.ones(64))
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
 
 
 def test_the_row_of_the_padding_stays_as_peft_leaves_it() -> None:
@@ -54,6 +95,86 @@ def test_the_row_of_the_padding_stays_as_peft_leaves_it() -> None:
     assert torch.equal(changed[2], base[2])
     assert not torch.equal(changed[[0, 1, 5]], base[[0, 1, 5]])
     assert torch.equal(changed[2], model(tokens).new_zeros(4) + base[2])
+
+
+class Average(nn.Module):
+    """Takes off the mean of what it saw, whatever the mode."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x - self.mean
+
+
+KEEPERS = {
+    "batch norm": lambda: nn.BatchNorm1d(8),
+    "batch norm without weights": lambda: nn.BatchNorm1d(8, affine=False),
+    "batch norm of all batches": lambda: nn.BatchNorm1d(8, momentum=None),
+    "instance norm": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten()
+    ),
+    "spectral norm": lambda: spectral_norm(nn.Linear(8, 8)),
+    "spectral norm of old": lambda: old_spectral_norm(nn.Linear(8, 8)),
+}
+
+
+@pytest.mark.parametrize("kind", KEEPERS)
+def test_what_a_frozen_base_counts_stays_as_it_was(kind: str, tmp_path: Path) -> None:
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(OrderedDict(body=nn.Linear(8, 8), keeper=KEEPERS[kind](), head=nn.Linear(8, 3)))
+
+    base = net().eval()
+    model = trained(lorakit.apply("adapt body,head rank 2", net()))
+    assert all(torch.equal(value, base[1].state_dict()[name]) for name, value in model[1].state_dict().items())  # type: ignore[index]
+    lorakit.save(model, tmp_path / "adapter")
+    torch.testing.assert_close(lorakit.load(tmp_path / "adapter", net())(X), model(X), rtol=0, atol=1e-6)
+    with lorakit.adapters(model).disabled():
+        torch.testing.assert_close(model(X), base(X), rtol=0, atol=0)
+    # merged it is a plain model, that keeps count again
+    merged = lorakit.merge(model).train()
+    assert all(module.training for module in merged.modules())
+    merged(X)
+    assert not all(torch.equal(value, base[1].state_dict()[name]) for name, value in merged[1].state_dict().items())  # type: ignore[index]
+
+
+def test_adapters_take_turns_with_a_norm_that_one_of_them_trains() -> None:
+    model = lorakit.apply("adapt body rank 2; train norm", Net())
+    model = lorakit.apply("adapt head rank 2", model, name="second").train()
+    norm: Any = model.get_submodule("norm")
+    assert not norm.training
+    before = norm.running_mean.clone()
+    model(X)
+    assert torch.equal(norm.running_mean, before)
+    lorakit.adapters(model).use("default")
+    assert norm.training and not norm.eval().training and model.train().norm.training
+    model(X)
+    assert not torch.equal(norm.running_mean, before)
+    with pytest.raises(lorakit.ModelError):
+        lorakit.adapters(model).use("third")
+    assert "train" not in vars(norm)
+
+
+def test_the_plan_says_what_keeps_still() -> None:
+    assert "1 modules, first `norm`, keep running means" in "\n".join(lorakit.plan("adapt body rank 2", Net()).notes)
+    assert not any("running means" in note for note in lorakit.plan("adapt body rank 2; train norm", Net()).notes)
+
+
+def test_a_base_that_changes_as_it_runs_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    net = nn.Sequential(nn.Linear(8, 8), Average(), nn.Linear(8, 3))
+    model = lorakit.apply("adapt 0,2 rank 2", net)
+    lorakit.save(model, tmp_path / "before")
+    assert not caplog.text
+    trained(model)
+    for _ in range(2):
+        lorakit.save(model, tmp_path / "after")
+    assert caplog.text.count("the base changed as it ran, in `1.mean`, which no adapter holds") == 1
 
 
 @pytest.mark.parametrize("reader", ["lorakit", "lorakit of PEFT's"])
@@ -138,11 +259,11 @@ def test_what_was_wrapped_before_is_saved_under_the_names_of_the_plain_model(
         return torch.compile(module, backend="eager") if kind == "compiled" else checkpoint_wrapper(module)  # type: ignore[return-value]
 
     model = make_llama()
-    for index, layer in enumerate(model.model.layers):  # type: ignore[arg-type, union-attr]
+    for index, layer in enumerate(model.model.layers):
         if at == "layer":
-            model.model.layers[index] = wrapped(layer)  # type: ignore[index, union-attr]
+            model.model.layers[index] = wrapped(layer)
         else:
-            layer.self_attn.q_proj = wrapped(layer.self_attn.q_proj)  # type: ignore[union-attr]
+            layer.self_attn.q_proj = wrapped(layer.self_attn.q_proj)
     plan = lorakit.plan("adapt q_proj,v_proj rank 2; train model.norm", model)
     assert plan.entries == lorakit.plan("adapt q_proj,v_proj rank 2; train model.norm", make_llama()).entries
     lorakit.apply(plan, model).eval()
@@ -216,14 +337,14 @@ def test_names_that_end_each_other_are_told_apart_for_peft(tmp_path: Path) -> No
         folder = lorakit.save(model, tmp_path / str(at))
         expected = nested_forward(model, x)
         torch.testing.assert_close(nested_forward(lorakit.load(folder, nested()), x), expected)
-        theirs = PeftModel.from_pretrained(nested(), str(folder)).eval()
+        theirs: Any = PeftModel.from_pretrained(nested(), str(folder)).eval()
         torch.testing.assert_close(nested_forward(theirs.base_model.model, x), expected)
         (folder / "plan.json").unlink()
         torch.testing.assert_close(nested_forward(lorakit.load(folder, nested()), x), expected)
 
 
 def nested_forward(model: nn.Module, x: Tensor) -> Tensor:
-    return model["x_b"](model["a"]["b"](model["b"](x)))  # type: ignore[index, no-any-return]
+    return model["x_b"](model["a"]["b"](model["b"](x)))  # type: ignore[index]
 
 
 @pytest.mark.parametrize("more", ["", "; train @norm", " bias adapter", "; train @head", "; train @embedding"])
@@ -249,11 +370,18 @@ def test_reentrant_checkpointing_over_pixels_leaves_no_adapter_without_its_gradi
 
     def gradients(checkpointed: str) -> dict[str, Tensor | None]:
         torch.manual_seed(0)
-        settings = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        settings: dict[str, Any] = {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        }
         model = ViTForImageClassification(ViTConfig(**settings, image_size=8, patch_size=4))
         for moment in ("before", "apply", "after"):
             if moment == "apply":
-                lorakit.apply("adapt q_proj,v_proj rank 2; train @head", model).train()
+                # transformers called them query and value before 5.10
+                names = "q_proj,v_proj" if "q_proj" in str(model) else "query,value"
+                lorakit.apply(f"adapt {names} rank 2; train @head", model).train()
             elif moment == checkpointed:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
         pixels = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -276,7 +404,7 @@ class Attending(nn.Module):
         self.mha, self.head = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.mha(x, x, x, need_weights=False)[0])  # type: ignore[no-any-return]
+        return self.head(self.mha(x, x, x, need_weights=False)[0])
 
 
 @pytest.mark.parametrize(
@@ -308,3 +436,43 @@ def test_peft_reads_the_projections_of_an_attention_and_refuses_what_it_would_no
             continue
         with pytest.raises(Exception, match="LORAKIT_LORA"):
             PeftModel.from_pretrained(Attending(), str(folder))
+
+
+def test_a_layer_that_was_replaced_after_apply_is_named(tmp_path: Path) -> None:
+    for change in (
+        lambda model: setattr(model.model.layers[0].self_attn, "q_proj", nn.Linear(64, 64)),
+        lambda model: setattr(model.model, "layers", model.model.layers[1:][:0]),
+    ):
+        model = lorakit.apply("adapt q_proj rank 2", make_llama())
+        change(model)
+        with pytest.raises(lorakit.ModelError, match="layers.0.self_attn.q_proj` of this model holds its adapter"):
+            lorakit.save(model, tmp_path / "adapter")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_vocabulary_that_grew_after_apply_trains_and_comes_back(tmp_path: Path) -> None:
+    model = lorakit.apply("adapt q_proj rank 2; train embed_tokens", make_llama())
+    model.resize_token_embeddings(140)  # type: ignore[operator]
+    with torch.no_grad():
+        model.get_input_embeddings().weight += 0.1  # type: ignore[operator]
+    adapter = lorakit.save(model, tmp_path / "adapter")
+    with pytest.raises(lorakit.AdapterError, match=r"resize_token_embeddings\(140\)"):
+        lorakit.load(adapter, make_llama())
+    other = make_llama()
+    other.resize_token_embeddings(140)
+    found = lorakit.load(adapter, other).get_input_embeddings().weight  # type: ignore[operator]
+    assert torch.equal(found, model.get_input_embeddings().weight)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("lr", [0, -1e-4, float("nan"), float("inf"), "1e-4"])
+def test_a_rate_that_is_none_is_refused(lr: object) -> None:
+    model = lorakit.apply("adapt q_proj rank 2", make_llama())
+    with pytest.raises(lorakit.ModelError, match="lr is a number above 0, such as 2e-4, not "):
+        lorakit.optimizer(model, lr=lr)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spec", [None, b"adapt q_proj rank 2", ["adapt q_proj rank 2"]])
+def test_a_spec_that_is_none_is_refused(spec: Any) -> None:
+    for use in (lorakit.plan, lorakit.apply):
+        with pytest.raises(lorakit.PlanError, match="a spec is text, a path, a Spec or a Plan, not a "):
+            use(spec, make_llama())

@@ -7,12 +7,15 @@ import json
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import spawn
 
 import lorakit
 from helpers import make_llama
@@ -112,16 +115,17 @@ def check_sharded(quant: str, folder: Path) -> None:
     theirs = dict(plain.named_parameters())
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            assert isinstance(parameter.grad, DTensor)
             torch.testing.assert_close(parameter.grad.full_tensor(), theirs[name].grad)
     for module in model.modules():
         if hasattr(module, "unshard"):
-            module.unshard()
+            module.unshard()  # type: ignore[operator]
     for name, layer in layers_of(model).items():
         for own, value in layer.tensors.items():
             assert same(value, stored[f"{name}.{own}"]), f"{name} gathers other bits of {own}"
     for module in model.modules():
         if hasattr(module, "reshard"):
-            module.reshard()
+            module.reshard()  # type: ignore[operator]
     lorakit.save(model, folder / "sharded")
     assert_same_files(folder / "sharded", folder / f"plain{dist.get_rank()}")
     with lorakit.adapters(model).disabled():
@@ -138,7 +142,7 @@ def check_base(quant: str, folder: Path) -> None:
     data = [torch.ones(1, 4, dtype=torch.long)]
     plain = lorakit.apply(spec, copy.deepcopy(source), calibration=data)
     lorakit.save(plain, folder / f"plain{dist.get_rank()}", with_base=True)
-    model = lorakit.apply(spec, source, calibration=data)
+    model: Any = lorakit.apply(spec, source, calibration=data)
     from torch.distributed.fsdp import fully_shard
 
     for layer in model.model.layers:
@@ -156,8 +160,8 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def assert_same_files(one: Path, other: Path) -> None:
-    names, theirs = ({path.name for path in folder.iterdir()} for folder in (one, other))
-    assert names == theirs, f"{one} holds {names} and {other} {theirs}"
+    names, others = ({path.name for path in folder.iterdir()} for folder in (one, other))
+    assert names == others, f"{one} holds {names} and {other} {others}"
     for path in one.glob("*.safetensors"):
         mine, theirs = load_file(path), load_file(other / path.name)
         assert mine.keys() == theirs.keys(), f"{path.name} holds {sorted(mine.keys() ^ theirs.keys())}"
@@ -197,7 +201,7 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(worker, (str(folder),), nprocs=WORLD)
+    spawn(worker, (str(folder),), nprocs=WORLD)
     yield json.loads((folder / "results.json").read_text())
 
 

@@ -137,7 +137,7 @@ def test_a_command_has_the_options_that_it_is_given(line: str) -> None:
 
 
 KNOWN = (
-    {*FOREIGN_WORDS, *RULES, *TRAIN_OPTIONS, "lr_scheduler_type", "gradient_accumulation_steps"}
+    {*FOREIGN_WORDS, *RULES, *TRAIN_OPTIONS}
     | {word for dialect in DIALECTS for word in (*dialect.names, *dialect.names.values())}
 )  # fmt: skip
 

@@ -12,6 +12,7 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import bitsandbytes
@@ -104,7 +105,8 @@ def in_memory(adapter: Path, base: Path) -> nn.Module:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_merge_in_memory_bit_for_bit(architecture: str, spec: str, dtype: torch.dtype, tmp_path: Path) -> None:
     base = tmp_path / "base"
-    ARCHITECTURES[architecture].build().to(dtype).save_pretrained(base, max_shard_size=SHARD)
+    model: Any = ARCHITECTURES[architecture].build()
+    model.to(dtype).save_pretrained(base, max_shard_size=SHARD)
     adapter = adapted(base, spec, tmp_path / "adapter")
     done = command(adapter, base, "-o", tmp_path / "merged")
     assert "through memory" not in done.stdout and "relative (Frobenius)" in done.stdout
@@ -118,18 +120,62 @@ def test_the_merge_in_memory_bit_for_bit(architecture: str, spec: str, dtype: to
 
 
 def test_peft_merges_alike(tmp_path: Path) -> None:
-    make_llama().save_pretrained(tmp_path / "base", max_shard_size=SHARD)  # type: ignore[operator]
+    make_llama().save_pretrained(tmp_path / "base", max_shard_size=SHARD)
     model = get_peft_model(
         reloaded(tmp_path / "base"),
         LoraConfig(r=4, lora_alpha=12, use_rslora=True, target_modules="all-linear", modules_to_save=["norm"]),
     )
     randomize(model)
-    model.save_pretrained(tmp_path / "adapter")
+    model.save_pretrained(str(tmp_path / "adapter"))
     command(tmp_path / "adapter", tmp_path / "base", "-o", tmp_path / "merged")
     theirs = PeftModel.from_pretrained(reloaded(tmp_path / "base"), tmp_path / "adapter").merge_and_unload()
     mine = reloaded(tmp_path / "merged").state_dict()
     for name, value in theirs.state_dict().items():
         torch.testing.assert_close(mine[name], value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "tied", "dtype"),
+    [
+        ({"trainable_token_indices": [3, 100, 7]}, False, "fp32"),
+        ({"trainable_token_indices": {"embed_tokens": [5, 6], "lm_head": [1]}}, False, "bf16"),
+        ({"trainable_token_indices": [3, 100, 7]}, True, "bf16"),
+        ({"modules_to_save": ["embed_tokens", "lm_head"]}, False, "bf16"),
+        ({"modules_to_save": ["self_attn"], "target_modules": ["down_proj"]}, False, "fp32"),
+        ({"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, True, "fp32"),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, False, "bf16"),
+        ({"target_modules": ["lm_head"]}, True, "fp32"),
+        ({"bias": "lora_only"}, False, "bf16"),
+    ],
+    ids=str,
+)
+def test_what_peft_saves_of_the_base_comes_along(
+    config: dict[str, Any], tied: bool, dtype: str, tmp_path: Path
+) -> None:
+    """Rows of embeddings, whole modules, biases, and ends of another base than the one that is merged into."""
+    base = tmp_path / "base"
+    make_llama(tie_word_embeddings=tied, attention_bias=True).save_pretrained(base, max_shard_size=SHARD)
+    changed = reloaded(base)
+    if {"embed_tokens", "lm_head"} & set(config.get("target_modules", ())):
+        with torch.no_grad():
+            changed.get_input_embeddings().weight.add_(0.1)  # type: ignore[operator]
+    theirs = get_peft_model(changed, LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": ["q_proj"], **config}))
+    draw = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for value in theirs.parameters():
+            if value.requires_grad:
+                value += torch.randn(value.shape, generator=draw) * 0.1
+    theirs.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=True)
+    right = theirs.eval()(**INPUTS).logits.detach()
+    command(tmp_path / "adapter", base, "-o", tmp_path / "merged", "--dtype", dtype)
+    merged = reloaded(tmp_path / "merged")
+    in_fp32 = lorakit.merge(lorakit.load(tmp_path / "adapter", reloaded(base)))
+    torch.testing.assert_close(output_of(in_fp32, INPUTS), right, rtol=1e-5, atol=1e-5)
+    for name, value in in_fp32.state_dict().items():
+        found = merged.state_dict()[name]
+        # rounded once
+        assert found.dtype == (torch.bfloat16 if dtype == "bf16" else torch.float32)
+        assert torch.equal(found, value.to(found.dtype)), name
 
 
 @pytest.mark.parametrize("architecture", ["llama", "t5", "bart"])
@@ -139,7 +185,7 @@ def test_one_end_of_a_tie(architecture: str, spec: str, tmp_path: Path) -> None:
         (lambda: make_llama(tie_word_embeddings=True)) if architecture == "llama" else ARCHITECTURES[architecture].build
     )
     base = tmp_path / "base"
-    build().save_pretrained(base)  # type: ignore[operator]
+    build().save_pretrained(base)
     adapter = adapted(base, spec, tmp_path / "adapter")
     done = command(adapter, base, "-o", tmp_path / "merged")
     assert "shared its weight and now has its own" in done.stdout
@@ -152,7 +198,7 @@ def test_one_end_of_a_tie(architecture: str, spec: str, tmp_path: Path) -> None:
 
 def test_training_a_tie_leaves_it_tied(tmp_path: Path) -> None:
     base = tmp_path / "base"
-    make_llama(tie_word_embeddings=True).save_pretrained(base)  # type: ignore[operator]
+    make_llama(tie_word_embeddings=True).save_pretrained(base)
     adapter = adapted(base, "train lm_head\nadapt q_proj rank 2", tmp_path / "adapter")
     command(adapter, base, "-o", tmp_path / "merged")
     merged = reloaded(tmp_path / "merged")
@@ -215,14 +261,14 @@ def test_a_base_that_bitsandbytes_packed(kind: str, architecture: str, tmp_path:
                 weight = bitsandbytes.functional.int8_vectorwise_dequant(held[name].weight, held[name].weight.SCB)
             else:
                 continue
-            module.weight.copy_(weight if isinstance(module, nn.Linear) else weight.T)  # type: ignore[operator]
+            module.weight.copy_(weight if isinstance(module, nn.Linear) else weight.T)
     assert not torch.equal(output_of(dequantized, INPUTS), output_of(reloaded(plain), INPUTS))
     same_weights(tmp_path / "merged", lorakit.merge(lorakit.load(adapter, dequantized, quantize=False)))
 
 
 def test_a_chosen_dtype_is_rounded_to_once(tmp_path: Path) -> None:
     base = tmp_path / "base"
-    make_llama().save_pretrained(base, max_shard_size=SHARD)  # type: ignore[operator]
+    make_llama().save_pretrained(base, max_shard_size=SHARD)
     adapter = adapted(base, "adapt q_proj rank 4 dtype fp32", tmp_path / "adapter")
     done = command(adapter, base, "-o", tmp_path / "merged", "--dtype", "bf16")
     assert "rounding to bfloat16" in done.stdout
@@ -260,7 +306,7 @@ def test_a_method_that_cannot_be_merged(tmp_path: Path, monkeypatch: pytest.Monk
     from lorakit.layers.lora_layer import LoRALayer
 
     base = tmp_path / "base"
-    make_llama().save_pretrained(base)  # type: ignore[operator]
+    make_llama().save_pretrained(base)
     adapter = adapted(base, "adapt q_proj rank 2", tmp_path / "adapter")
     monkeypatch.delattr(LoRALayer, "exact_weight")
     done = command(adapter, base, "-o", tmp_path / "merged", code=2)
@@ -282,7 +328,7 @@ def test_a_plain_model_in_a_chosen_dtype(tmp_path: Path) -> None:
 
 def test_values_that_are_not_finite_leave_nothing(tmp_path: Path) -> None:
     base = tmp_path / "base"
-    make_llama().to(torch.float16).save_pretrained(base, max_shard_size=SHARD)  # type: ignore[operator]
+    make_llama().to(torch.float16).save_pretrained(base, max_shard_size=SHARD)
     model = lorakit.apply("adapt q_proj rank 4 alpha 100000000", reloaded(base))
     randomize(model)
     adapter = lorakit.save(model, tmp_path / "adapter")
@@ -293,7 +339,7 @@ def test_values_that_are_not_finite_leave_nothing(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "merged"
-    make_llama().save_pretrained(base)  # type: ignore[operator]
+    make_llama().save_pretrained(base)
     adapter = adapted(base, "adapt q_proj rank 4", tmp_path / "adapter")
     out.mkdir()
     (out / "mine.txt").write_text("mine")
@@ -310,9 +356,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_what_is_refused(tmp_path: Path) -> None:
     base = tmp_path / "base"
-    make_llama().save_pretrained(base, max_shard_size=SHARD)  # type: ignore[operator]
+    make_llama().save_pretrained(base, max_shard_size=SHARD)
     adapter = adapted(base, "adapt q_proj rank 4", tmp_path / "adapter")
-    make_llama(hidden_size=32).save_pretrained(tmp_path / "small")  # type: ignore[operator]
+    make_llama(hidden_size=32).save_pretrained(tmp_path / "small")
     done = command(adapter, tmp_path / "small", "-o", tmp_path / "out", code=2)
     assert "is for another model: `model.layers.0.self_attn.q_proj` is 64 × 64 there" in done.stderr
     index = json.loads((base / "model.safetensors.index.json").read_text())
@@ -336,7 +382,7 @@ def test_many_shards_and_what_lies_beside_them(tmp_path: Path, monkeypatch: pyte
     from lorakit.artifacts import merge_layout
 
     base, out = tmp_path / "base", tmp_path / "merged"
-    make_llama().save_pretrained(base)  # type: ignore[operator]
+    make_llama().save_pretrained(base)
     byte_tokenizer().save_pretrained(base)
     adapter = adapted(base, "adapt q_proj rank 4", tmp_path / "adapter")
     monkeypatch.setattr(merge_layout, "SHARD_BYTES", 40_000)
@@ -352,7 +398,7 @@ def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A model by its id, in a cache as huggingface_hub lays it out."""
     place = tmp_path / "hub" / "models--someone--tiny"
     snapshot = place / "snapshots" / ("0" * 40)
-    make_llama().save_pretrained(snapshot, max_shard_size=SHARD)  # type: ignore[operator]
+    make_llama().save_pretrained(snapshot, max_shard_size=SHARD)
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text("0" * 40)
     adapter = adapted(snapshot, "adapt q_proj rank 4", tmp_path / "adapter")

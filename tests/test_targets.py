@@ -14,7 +14,7 @@ from torch import nn
 
 import lorakit
 from helpers import make_gpt2, make_llama
-from lorakit.planning.inventory import read_inventory
+from lorakit.planning.reading import read_inventory
 from lorakit.planning.targets import Selection
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
+import json
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import Nursery
 from rich.console import Console
 from torch import nn
 
@@ -56,7 +62,7 @@ def rendered(view: object, width: int, encoding: str = "utf-8") -> str:
     stream = io.TextIOWrapper(io.BytesIO(), encoding, errors=ERRORS)
     Console(file=stream, width=width, color_system=None, legacy_windows=False).print(view)
     stream.flush()
-    return stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    return stream.buffer.getvalue().decode(encoding)
 
 
 def in_a_terminal(words: list[str], **environment: str) -> str:
@@ -68,15 +74,19 @@ def in_a_terminal(words: list[str], **environment: str) -> str:
         env={**clean, "TERM": "xterm", **environment},
     )  # fmt: skip
     os.close(theirs)
-    written = b""
-    try:
-        while chunk := os.read(ours, 65536):
-            written += chunk
-    except OSError:
-        # how Linux says that the other end is closed
-        pass
-    os.close(ours)
+    written = read_terminal(ours)
     process.wait()
+    return written
+
+
+def read_terminal(end: int) -> str:
+    """Return what is written to the other end of a terminal until that is closed."""
+    written = b""
+    # how Linux says that the other end is closed
+    with contextlib.suppress(OSError):
+        while chunk := os.read(end, 65536):
+            written += chunk
+    os.close(end)
     return written.decode("utf-8", "replace")
 
 
@@ -86,8 +96,22 @@ def test_help_keeps_every_word_whole_at_every_width(words: list[str], run: Calla
     for width in (60, 80, 200):
         code, shown[width], _ = run(*words, "--help", width=width)
         assert code == 0 and max(map(len, shown[width].splitlines())) <= width
-        assert "…" not in shown[width].replace("COLUMN,…", "") and not re.search(r"<\w|\[\[|\{|\.\.\.\.", shown[width])
+        assert "…" not in shown[width] and not re.search(r"<\w|\[\[|\{|\.\.\.\.", shown[width])
     assert shown[60].split() == shown[80].split() == shown[200].split()
+
+
+def test_help_says_what_has_to_be_given(run: Callable[..., tuple[int, str, str]]) -> None:
+    assert "Usage: lorakit train [OPTIONS] SPEC MODEL DATA -o OUT\n" in run("train", "--help")[1]
+    assert "Usage: lorakit chat [OPTIONS] [ADAPTER] MODEL\n" in run("chat", "--help")[1]
+    assert "Usage: lorakit plugins [OPTIONS] [COMMAND ...]\n" in run("plugins", "--help")[1]
+    shown = " ".join(run("train", "--help")[1].split())
+    assert "Passes over the data, where --steps is not given. [default: 1.0; X>=0.01]" in shown
+
+
+def test_help_is_written_in_what_the_terminal_has() -> None:
+    command = [sys.executable, "-m", "lorakit", "plan", "--help"]
+    done = subprocess.run(command, env={**os.environ, **PLAIN["ascii"]}, capture_output=True, check=True)
+    assert b"--batch x" in done.stdout and done.stdout.isascii()
 
 
 def test_help_names_every_command(run: Callable[..., tuple[int, str, str]]) -> None:
@@ -237,6 +261,71 @@ def test_quiet_prints_errors_alone(llama_folder: Path, write: Write, run: Callab
     assert run("check", "-q", good) == (0, "", "")
 
 
+def test_quiet_lets_through_what_was_asked_for_as_data(
+    llama_folder: Path, write: Write, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    good, warned = write("good.lora", "adapt q_proj rank 4"), write("warned.lora", "let r = 4\nadapt q_proj rank 4")
+    code, out, err = run("plan", "-q", good, llama_folder, "--format", "json")
+    assert (code, err) == (0, "") and json.loads(out)["entries"]
+    assert run("diff", "-q", good, good, llama_folder) == (0, "", "")
+    assert run("check", "-q", warned) == (0, "", "") and "warning" in run("check", warned)[1]
+    assert "error" not in run("check", "-q", warned, "--format", "github")[1]
+    code, out, err = run("init", "-q", llama_folder)
+    assert code == 0 and out.startswith("#") and not err
+    assert run("init", "-q", llama_folder, "-o", tmp_path / "starter.lora") == (0, "", "")
+    ugly = write("ugly.lora", "adapt   q_proj rank 4")
+    assert run("fmt", "-q", "--check", ugly) == (1, "", "") and "+adapt q_proj" in run("fmt", "-q", "--diff", ugly)[1]
+    assert run("fmt", "-q", ugly) == (0, "", "") and ugly.read_text() == "adapt q_proj rank 4\n"
+
+
+TRAINED = """
+import torch
+
+def make():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 8))
+
+def data():
+    rows = torch.randn(160, 8, generator=torch.Generator().manual_seed(0))
+    return [(row, row) for row in rows]
+"""
+IN_A_TERMINAL = """
+import os
+os.environ.pop("COLUMNS", None)
+os.environ.pop("NO_COLOR", None)
+os.environ["TERM"] = "xterm"
+end = os.open({name!r}, os.O_RDWR)
+for stream in (0, 1, 2):
+    os.dup2(end, stream)
+os.close(end)
+os.write(1, b"begun")
+"""
+
+
+@pytest.mark.parametrize(("width", "more"), [(60, []), (80, []), (200, []), (80, ["-q"])])
+def test_the_bar_of_a_training_run_fits_its_terminal(
+    width: int, more: list[str], nursery: Nursery, write: Write, tmp_path: Path
+) -> None:
+    net, spec = write("net.py", TRAINED), write("a.lora", "adapt 0 rank 2")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    words = ["train", spec, f"{net}:make", f"{net}:data", "-o", tmp_path / "out", "--steps", "40", *more]
+    child = nursery.command(*words, before=IN_A_TERMINAL.format(name=os.ttyname(theirs)))
+    # until then nobody but this process holds it open
+    assert os.read(ours, len("begun")) == b"begun"
+    os.close(theirs)
+    written = read_terminal(ours)
+    assert child.wait() == 0, child.err
+    if more:
+        assert written == ""
+        return
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written))]
+    bars = [line for line in lines if "elapsed" in line and "/40" in line]
+    assert bars and not any("…" in line or len(line) > width for line in bars)
+    assert re.search(r"40/40 loss \d+\.\d+ (.* )?elapsed \d:\d\d:\d\d left \d:\d\d:\d\d$", bars[-1]), bars
+    assert ("training" in bars[-1]) == ("rows/s" in bars[-1]) == (width > 60)
+
+
 def test_a_plan_is_made_of_standard_input(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -249,17 +338,55 @@ def test_a_plan_is_made_of_standard_input(
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("lorakit plan a", {"a.lora"}),
-        ("lorakit explain L10", {f"L10{n}" for n in range(1, 9)}),
-        ("lorakit help mer", {"merge"}),
+        ("lorakit plan a", {"plain,a.lora"}),
+        ("lorakit plan m", {"file,m"}),
+        ("lorakit explain L10", {f"plain,L10{n}" for n in range(1, 9)}),
+        ("lorakit help mer", {"plain,merge"}),
+        ("lorakit plan --form", {"plain,--format"}),
     ],
 )
 def test_shells_complete_what_is_cheap_to_know(words: str, offered: set[str], folders: Path) -> None:
-    ask = {"_LORAKIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "2"}
+    ask = {"_LORAKIT_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": "2"}
     done = subprocess.run(
         [sys.executable, "-m", "lorakit"], env={**os.environ, **ask}, capture_output=True, text=True, check=True
     )
     assert set(done.stdout.split()) == offered
+
+
+@pytest.mark.parametrize(
+    ("shell", "script", "startup"),
+    [
+        ("bash", ".bash_completions/lorakit.sh", ".bashrc"),
+        ("zsh", ".zfunc/_lorakit", ".zshrc"),
+        ("fish", ".config/fish/completions/lorakit.fish", None),
+    ],
+)
+def test_completion_is_installed_once(
+    shell: str, script: str, startup: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., tuple[int, str, str]],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHELL", f"/usr/bin/{shell}")
+    if startup is not None:
+        (tmp_path / startup).write_text("alias l=ls")
+    for words in (["--install-completion"], ["--install-completion", shell]):
+        code, out, _ = run(*words)
+        assert code == 0 and str(tmp_path / script) in out
+    assert (tmp_path / script).read_text() == run("--show-completion")[1] == run("--show-completion", shell)[1]
+    assert f"_LORAKIT_COMPLETE={shell}_complete" in (tmp_path / script).read_text()
+    if startup is not None:
+        alias, line = (tmp_path / startup).read_text().splitlines()
+        assert alias == "alias l=ls" and Path(script).parent.name in line
+
+
+def test_a_shell_that_is_not_known_is_told(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, err = run("--show-completion", "csh")
+    assert code == 2 and "`csh` is none" in err and "bash, zsh, fish, powershell" in err
+    monkeypatch.delenv("SHELL", raising=False)
+    code, _, err = run("--install-completion")
+    assert code == 2 and "$SHELL names none" in err
 
 
 def test_what_is_no_language_model_sees_rows_and_no_tokens(llama: nn.Module) -> None:

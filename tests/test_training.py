@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import lorakit
 from helpers import QLORA, adapters, make_llama
 
 
-class Rows(torch.utils.data.Dataset):
+class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """The same row again and again is learned fast."""
 
     def __init__(self, count: int = 32) -> None:
@@ -29,7 +30,9 @@ class Rows(torch.utils.data.Dataset):
         return {"input_ids": self.rows[index], "labels": self.rows[index]}
 
 
-def trainer(model: nn.Module, folder: Path, steps: int = 20, **options: object) -> Trainer:
+def trainer(
+    model: nn.Module, folder: Path, steps: int = 20, kind: type[Trainer] = Trainer, **options: object
+) -> Trainer:
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -41,7 +44,7 @@ def trainer(model: nn.Module, folder: Path, steps: int = 20, **options: object) 
         lr_scheduler_type="constant",
         **{"save_strategy": "no", **options},  # type: ignore[arg-type]
     )
-    return Trainer(
+    return kind(
         model=model,
         args=arguments,
         train_dataset=Rows(),
@@ -88,6 +91,43 @@ def test_checkpoints_hold_adapters_alone_and_resume_exactly(tmp_path: Path, capl
     assert all(torch.equal(value, ends[name]) for name, value in loaded.named_parameters() if name in ends)
 
 
+def test_a_checkpoint_that_was_never_finished_is_refused_with_the_last_whole_one(tmp_path: Path) -> None:
+    def run(kind: type[Trainer] = Trainer) -> Trainer:
+        model = lorakit.apply("adapt q_proj,v_proj rank 4", make_llama())
+        return trainer(model, tmp_path / "run", steps=6, kind=kind, save_strategy="steps", save_steps=2)
+
+    class Ended(Trainer):
+        """Ends, as a kill has it, between the weights and the state of a checkpoint."""
+
+        last = 0
+
+        def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+            if self.state.global_step > self.last:
+                raise KeyboardInterrupt
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Ended).train()
+    assert lorakit.last_checkpoint(tmp_path / "run") is None
+    with pytest.raises(TypeError, match="checkpoint-2 is not whole.*start without resume_from_checkpoint"):
+        run().train(resume_from_checkpoint=True)
+    Ended.last = 2
+    with pytest.raises(KeyboardInterrupt):
+        run(Ended).train()
+    whole = str(tmp_path / "run" / "checkpoint-2")
+    with pytest.raises(TypeError, match=f"checkpoint-4 is not whole.*give resume_from_checkpoint='{whole}'"):
+        run().train(resume_from_checkpoint=True)
+    assert lorakit.last_checkpoint(tmp_path / "run") == whole
+    resumed = run()
+    resumed.train(resume_from_checkpoint=whole)
+    assert lorakit.last_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-6")
+    unbroken = lorakit.apply("adapt q_proj,v_proj rank 4", make_llama())
+    trainer(unbroken, tmp_path / "unbroken", steps=6).train()
+    assert isinstance(resumed.model, nn.Module)
+    ends = adapters(resumed.model)
+    assert ends and all(torch.equal(value, ends[name]) for name, value in adapters(unbroken).items())
+
+
 def test_a_second_adapter_trains_and_resumes_alone(tmp_path: Path) -> None:
     def both() -> nn.Module:
         model = lorakit.apply("adapt q_proj,k_proj rank 2", make_llama())
@@ -108,7 +148,7 @@ def test_a_second_adapter_trains_and_resumes_alone(tmp_path: Path) -> None:
 
 def test_the_best_checkpoint_comes_back(tmp_path: Path) -> None:
     model = lorakit.apply("adapt q_proj,v_proj rank 4", make_llama())
-    options = {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4}
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4}
     run = trainer(model, tmp_path, steps=12, load_best_model_at_end=True, **options)
     run.train()
     best = load_file(Path(str(run.state.best_model_checkpoint)) / "adapter_model.safetensors")
@@ -136,7 +176,9 @@ def test_gradients_survive_checkpointing(reentrant: bool, order: str, tokens: to
             gradient = model.get_parameter(name).grad
             assert gradient is not None
             torch.testing.assert_close(gradient, value.grad)
-    assert any(value.grad.any() for name, value in model.named_parameters() if "lora_B" in name)
+    assert any(
+        value.grad is not None and value.grad.any() for name, value in model.named_parameters() if "lora_B" in name
+    )
 
 
 def test_a_quantized_checkpoint_of_transformers_trains(tmp_path: Path) -> None:
@@ -160,7 +202,7 @@ def test_merging_gives_the_model_its_own_save_back(tmp_path: Path, tokens: torch
     model = lorakit.apply("adapt q_proj rank 4", make_llama())
     trainer(model, tmp_path / "run", steps=3).train()
     expected = model.eval()(tokens).logits
-    merged = lorakit.merge(model)
+    merged: Any = lorakit.merge(model)
     merged.save_pretrained(tmp_path / "merged")
     plain = LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()
     torch.testing.assert_close(plain(tokens).logits, expected, rtol=0, atol=1e-5)

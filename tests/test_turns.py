@@ -14,7 +14,9 @@ from lorakit.data.examples import LeftOut
 from lorakit.data.rows import Row
 from lorakit.data.shapes import example_of, shape_of
 from lorakit.data.tokens import IGNORED, TokenRow, tokenize
+from lorakit.plugins import load_plugins
 
+PLUGINS = load_plugins()
 CHATML = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -40,14 +42,14 @@ TALK = [("user", "aaaa"), ("assistant", "BBBB"), ("user", "cccc"), ("assistant",
 
 def row_of(tokenizer: Any, record: dict[str, Any]) -> TokenRow:
     row = Row("data.jsonl:1", record)
-    example = example_of(row, shape_of(row, {}), {})
+    example = example_of(row, shape_of(row, {}, PLUGINS), {}, PLUGINS)
     assert not isinstance(example, LeftOut), example
     (made,) = tokenize([example], tokenizer, 512).rows
     return made
 
 
 def said(tokenizer: Any, row: TokenRow) -> str:
-    return tokenizer.decode([label for label in row.labels if label != IGNORED])  # type: ignore[no-any-return]
+    return tokenizer.decode([label for label in row.labels if label != IGNORED])
 
 
 def learned(template: str, talk: list[tuple[str, str]]) -> str:
@@ -119,7 +121,12 @@ def test_only_models_that_predict_the_next_token_train_on_text() -> None:
     from lorakit.trainers.tasks import make_task
     from lorakit.values import ModelReference
 
-    small = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 1}
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+    }
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
     for model in (t5, BertForSequenceClassification(BertConfig(vocab_size=64, **small))):
         with pytest.raises(lorakit.ModelError, match=f"causal language model, and {type(model).__name__} is none"):
@@ -130,7 +137,7 @@ def test_only_models_that_predict_the_next_token_train_on_text() -> None:
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"place": "Oslo"}}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {}}}
-CALLED = [
+CALLED: list[dict[str, Any]] = [
     {"role": "user", "content": "aaaa"},
     {"role": "assistant", "content": None, "tool_calls": [CALL]},
     {"role": "tool", "name": "weather", "content": "rain"},

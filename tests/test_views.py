@@ -6,6 +6,7 @@ import io
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -16,7 +17,7 @@ import lorakit
 from helpers import make_gpt2, make_llama
 from lorakit.language.format import format_text
 from lorakit.planning.difference import difference, difference_view
-from lorakit.planning.inventory import read_inventory
+from lorakit.planning.reading import read_inventory
 from lorakit.planning.report import plan_view, show_bytes
 from lorakit.planning.starter import starter_spec
 from lorakit.plugins import default_plugins
@@ -127,7 +128,8 @@ def test_a_large_model_starts_with_qlora() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=32, vocab_size=1000)).to(torch.bfloat16)
+        model: Any = LlamaForCausalLM(LlamaConfig(num_hidden_layers=32, vocab_size=1000))
+        model.to(torch.bfloat16)
     plugins = default_plugins()
     text = starter_spec(read_inventory(model, plugins), plugins)
     plan = lorakit.plan(text, model)

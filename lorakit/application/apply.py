@@ -25,6 +25,7 @@ from lorakit.application.resting import original_weight
 from lorakit.application.snapshot import unchanged_on_failure
 from lorakit.application.starting import Pair, Started, Starter
 from lorakit.application.state import DEFAULT, Adapted, NamedAdapter, adapted_state, attach
+from lorakit.application.statistics import small_buffers
 from lorakit.application.storing import check_stored, layer_weight, quantized_layer, with_weight
 from lorakit.application.switching import disabled, remember_base, use
 from lorakit.errors import ModelError, PlanError
@@ -32,10 +33,11 @@ from lorakit.hooks.manager import Plugins
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.entries import completed
 from lorakit.planning.figures import finished
-from lorakit.planning.inventory import Inventory, read_inventory, with_quantizers
+from lorakit.planning.inventory import Inventory
 from lorakit.planning.moving import moved
 from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan, PlanEntry, check_once
+from lorakit.planning.reading import read_inventory, with_quantizers
 from lorakit.planning.wrappers import plain_modules
 
 Progress = Callable[[Sequence[PlanEntry]], Iterable[PlanEntry]]
@@ -84,9 +86,11 @@ def apply_plan(
             if initialize and (after := moved(plan, observed, plugins)) is not plan:
                 plan = finished(after, inventory, plugins)
             starter = Starter(plan, plugins, seed, initialize, observed, taken or {}, dict(started or {}))
+            # with what the adapters before it give back while they are out of use
+            modules = modules if state is None else plain_modules(model.named_modules())
             built = _build(plan, model, modules, converted, state, starter, progress)
             if state is None:
-                state = Adapted(inventory, plugins)
+                state = Adapted(inventory, plugins, buffers=small_buffers(model))
             _commit(model, state, NamedAdapter(name, plan, seed, built.adapters, taken=built.taken), built)
             plugins.model_ready(model, plan)
         except BaseException:

@@ -8,42 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from lorakit.dtypes import dtype_of, name_of, short_name
+from lorakit.application.state import Adapted, Cast, Kept
+from lorakit.dtypes import short_name
 from lorakit.errors import ModelError
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.hardware import Compute
 
 if TYPE_CHECKING:
-    from lorakit.application.state import Adapted
     from lorakit.planning.plan import Plan
-
-
-@dataclass(eq=False, slots=True)
-class Kept:
-    """The values of a tensor, by their places in it, that casting it rounds."""
-
-    places: Tensor
-    values: Tensor
-
-
-@dataclass(eq=False, slots=True)
-class Cast:
-    """What was cast in a model, each with the dtype that it had: parameters, buffers by module and name, layers."""
-
-    compute: Compute
-    parameters: list[tuple[nn.Parameter, torch.dtype, Kept | None]] = field(default_factory=list)
-    buffers: list[tuple[nn.Module, str, torch.dtype]] = field(default_factory=list)
-    layers: list[tuple[QuantizedLinear, torch.dtype]] = field(default_factory=list)
-
-    def target(self, dtype: torch.dtype) -> torch.dtype:
-        """Return what a tensor of this dtype is cast to; the same where it stays."""
-        return dtype_of(self.compute.dtype_for(name_of(dtype)))
 
 
 def check_compute(model: nn.Module, state: Adapted | None, plan: Plan) -> None:

@@ -13,7 +13,7 @@ def move_hook(original: nn.Module, replacement: nn.Module) -> None:
         replacement.__dict__.pop(name, None)
     if hook is None:
         return
-    from accelerate.hooks import add_hook_to_module, remove_hook_from_module  # type: ignore[import-untyped]
+    from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 
     remove_hook_from_module(original)
     add_hook_to_module(replacement, hook)

@@ -38,8 +38,8 @@ def effective(adapters: Iterable[nn.Module], weight: Tensor, entry: PlanEntry, b
 def merged_layer(module: nn.Module, entry: PlanEntry) -> tuple[nn.Module, Tensor]:
     """Return a plain layer of the same function without dropout, and its weight before rounding, in float32.
 
-    What lies under the adapters stays as it is. A quantized weight comes back as a Linear in the dtype that it computes
-    in, so that the model around it still runs. Shapes: the weight as adapters see it.
+    What lies under the adapters stays as it is. A quantized weight comes back in the dtype that it computes in, so that
+    the model around it still runs. Shapes: the weight as adapters see it.
     """
     base, shape = base_layer_of(module), entry.shape
     assert shape is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,10 +12,15 @@ from torch import nn
 
 from lorakit.application.places import full_parameters, own_parameters
 from lorakit.application.state import NamedAdapter, state_of, unwrapped
-from lorakit.dtypes import name_of
+from lorakit.dtypes import BF16_STEPS, name_of
 from lorakit.errors import ModelError
 from lorakit.hooks.protocols import OptimizerFactory
 from lorakit.paging import Paged
+from lorakit.planning.place import Place
+
+logger = logging.getLogger(__name__)
+# of a parameter's weights, those that no step moves
+MOST = 0.5
 
 
 def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Optimizer:
@@ -24,7 +31,11 @@ def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Op
     Raises: ModelError if the model is not adapted, the adapters in use name different optimizers, or the one that they
     name cannot page.
     """
+    # a config's 1e-4 may come as a string, and a rate of nought or below trains nothing or the opposite
+    if lr is not None and not (isinstance(lr, int | float) and 0 < lr < math.inf):
+        raise ModelError(f"lr is a number above 0, such as 2e-4, not {lr!r}")
     factory, groups = _factory(model), parameter_groups(model, lr)
+    _say_if_lost(model, groups)
     paged = {parameter for group in groups if group.pop("paged") for parameter in group["params"]}
     optimizer = factory.build(groups)
     if not paged:
@@ -34,6 +45,32 @@ def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Op
         return factory.state(tuple(parameter.shape), name_of(parameter.dtype))
 
     return Paged(optimizer, parameters=paged, state=state, shared=getattr(factory, "shared_state", ()))
+
+
+def _say_if_lost(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> None:
+    """Say which of the model's own parameters bfloat16 keeps where they are, for most steps of this learning rate."""
+    rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    lost = {
+        Place(entry.path).inside(name): rates[parameter]
+        for adapter in state_of(model).used
+        for entry in adapter.plan.entries
+        for name, parameter in full_parameters(unwrapped(model), entry).items()
+        if parameter.dtype == torch.bfloat16 and parameter in rates and not parameter.is_meta
+        and bool((_local(parameter).abs() > rates[parameter] * BF16_STEPS).float().mean() > MOST)
+    }  # fmt: skip
+    if lost:
+        name, rate = next(iter(lost.items()))
+        logger.warning(
+            "%d parameters that train in bf16, first `%s`, lose most steps of lr %g, which is less than half of what "
+            "lies between two such numbers: write `step compute fp32`, and they train in fp32",
+            len(lost), name, rate,
+        )  # fmt: skip
+
+
+def _local(parameter: nn.Parameter) -> torch.Tensor:
+    """Return a parameter's values, of a sharded one those that lie here."""
+    values = parameter.detach()
+    return values.to_local() if hasattr(values, "to_local") else values
 
 
 def keeps_lr(model: nn.Module) -> bool:

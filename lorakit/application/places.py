@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lorakit.application.dispatch import move_hook
+from lorakit.errors import ModelError
 from lorakit.planning.place import Place
 from lorakit.planning.plan import PlanEntry
 from lorakit.planning.wrappers import WRAPPERS, plain_path
@@ -61,15 +62,24 @@ def bare_parameter(holder: nn.Module, name: str) -> nn.Parameter:
 
 
 def adapter_path(model: nn.Module, entry: PlanEntry, adapter: nn.Module) -> str:
-    """Return the path of an adapter in a model: a later adapter of the same layer stands around it."""
-    if entry.is_parameter:
-        holder, name = holder_of(model, entry)
-        index = list(holder.get_submodule(f"{PARAMETRIZATIONS}.{name}").children()).index(adapter)
-        return Place(Place.of(entry).module).inside(f"{PARAMETRIZATIONS}.{name}.{index}")
-    path, module = entry.path, module_at(model, entry.path)
-    while module is not adapter:
-        path, module = f"{path}.base_layer", module.get_submodule("base_layer")
-    return path
+    """Return the path of an adapter in a model: a later adapter of the same layer stands around it.
+
+    Raises: ModelError if it is there no more.
+    """
+    try:
+        if entry.is_parameter:
+            holder, name = holder_of(model, entry)
+            index = list(holder.get_submodule(f"{PARAMETRIZATIONS}.{name}").children()).index(adapter)
+            return Place(Place.of(entry).module).inside(f"{PARAMETRIZATIONS}.{name}.{index}")
+        path, module = entry.path, module_at(model, entry.path)
+        while module is not adapter:
+            path, module = f"{path}.base_layer", module.get_submodule("base_layer")
+        return path
+    except (AttributeError, ValueError) as error:
+        raise ModelError(
+            f"`{entry.path}` of this model holds its adapter no more: the layer was replaced or taken out; change a "
+            "model before `lorakit.apply`"
+        ) from error
 
 
 def own_parameters(adapter: nn.Module, entry: PlanEntry) -> dict[str, nn.Parameter]:

@@ -1,7 +1,8 @@
 """What a start took from the base weight, given back as far as its adapter is out of use.
 
-Such an adapter answers W₀ − s·B₀A₀ + s·BA, with s its scaling and B₀, A₀ its start. Under it goes a frozen LoRA of B₀
-and A₀ whose strength is what the adapter's own lacks of 1: out of use the model answers as it did before, W₀.
+The base of such an adapter holds W₀ − s·B₀A₀, with s its scaling and B₀, A₀ its start. Around the adapter goes a frozen
+low-rank change of B₀ and A₀ whose strength is what the adapter's own lacks of 1. Whatever a method makes of its base,
+f(W₀ − s·B₀A₀), the two answer with (1 − t)·W₀ + t·f(W₀ − s·B₀A₀) at a strength of t.
 """
 
 from __future__ import annotations
@@ -11,53 +12,45 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from lorakit.application.building import build_adapter
+from lorakit.application.places import adapters_on, module_at, replace_modules
+from lorakit.application.starting import Pair
 from lorakit.application.state import NamedAdapter
 from lorakit.application.storing import as_matrix, as_weight
-from lorakit.errors import ModelError
+from lorakit.dtypes import name_of
 from lorakit.hooks.manager import Plugins
-from lorakit.language.statements import PluginCall
-from lorakit.layers.lora_layer import LoRALayer
-from lorakit.layers.strength import Strength
+from lorakit.language.statements import Adapt
 from lorakit.planning.plan import PlanEntry
 
-_LORA = PluginCall("lora")
+# a product of two matrices is what the method makes that needs no word
+LOW_RANK = Adapt(targets=()).method
 
 
-def check_resting(adapter: NamedAdapter, strength: Strength) -> None:
-    """Raise ModelError if an adapter whose start was taken from the base cannot be in use as far as that."""
-    if not adapter.taken or (isinstance(strength, float) and strength in (0.0, 1.0)):
-        return
+def give_back(model: nn.Module, adapter: NamedAdapter, plugins: Plugins) -> None:
+    """Put what an adapter's start took around the adapter, unless it stands there already."""
+    around: dict[nn.Module, nn.Module] = {}
     for entry, module in adapter.entries():
-        if entry.path in adapter.taken and not isinstance(module, LoRALayer):
-            assert entry.adapter is not None
-            raise ModelError(
-                f"`{adapter.name}` took its start from the base weight of `{entry.path}`, and a part of "
-                f"`{entry.adapter.method.name}` is no part of that: use it with the factor 1 or 0, and not by row"
-            )
-
-
-def give_back(adapter: NamedAdapter, plugins: Plugins) -> None:
-    """Put what an adapter's start took under the adapter, unless it is there already."""
-    for entry, module in adapter.entries():
-        pair, below = adapter.taken.get(entry.path), module._modules.get("base_layer")
-        # what failed since may have put back the layer that was there before
-        if pair is None or adapter.resting.get(entry.path) is below:
+        pair = adapter.taken.get(entry.path)
+        # what failed since may have put back the layers that were there before
+        if pair is None or adapter.resting.get(entry.path) in adapters_on(module_at(model, entry.path)):
             continue
-        assert entry.adapter is not None
-        own = next(module.parameters(recurse=False))
-        # a convolution's hold a kernel
-        shapes = {one.name: one.shape for one in entry.adapter.parameters}
-        matrices = {
-            name: nn.Parameter(value.to(own).view(shapes[name]), requires_grad=False)
-            for name, value in zip(("lora_A", "lora_B"), pair, strict=True)
-        }
-        settings = replace(entry.adapter.settings, dropout=0.0)
-        plain = replace(entry, adapter=replace(entry.adapter, method=_LORA, settings=settings))
-        assert below is not None
-        layer = plugins.method(_LORA).adapt(below, plain, matrices)
-        assert isinstance(layer, LoRALayer)
-        layer.gives_back, layer.strength = True, 1.0 - adapter.strength
-        adapter.resting[entry.path] = module.base_layer = layer.train(module.training)
+        around[module] = adapter.resting[entry.path] = _given_back(module, entry, pair, plugins)
+    replace_modules(model, around)
+
+
+def _given_back(module: nn.Module, entry: PlanEntry, pair: Pair, plugins: Plugins) -> nn.Module:
+    """Return the frozen layer around an adapter that adds what its start took."""
+    assert entry.adapter is not None and entry.shape is not None
+    settings = replace(entry.adapter.settings, dropout=0.0)
+    dtype = name_of(next(module.parameters(recurse=False)).dtype)
+    table = plugins.method(LOW_RANK).parameters(entry.shape, settings)
+    # a convolution's hold a kernel
+    values = {one.name: value.view(one.shape) for one, value in zip(table, pair, strict=True)}
+    frozen = tuple(replace(one, trains=False, dtype=dtype) for one in table)
+    plain = replace(entry.adapter, method=LOW_RANK, settings=settings, parameters=frozen)
+    layer = build_adapter(module, replace(entry, adapter=plain), values, {}, plugins)
+    layer.gives_back = True  # type: ignore[assignment]
+    return layer
 
 
 def original_weight(adapters: Iterable[NamedAdapter], entry: PlanEntry, weight: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ adapter is built around what was stored, so that whoever multiplies is chosen on
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from lorakit.hooks.starting import StartContext
 from lorakit.planning.plan import Plan, PlanEntry
 from lorakit.values import QuantizedWeight
 
+logger = logging.getLogger(__name__)
 Pair = tuple[Tensor, Tensor]
 Weight = Callable[[], Tensor]
 
@@ -108,7 +110,8 @@ class _Start:
             if self.entry.adapter is not None and self.starter.initialize:
                 self._fill(values)
             elif (pair := self.starter.taken.get(self.entry.path)) is not None:
-                self._take(*pair)
+                change = self._take(*pair)
+                say_if_other_base(self.entry.path, self.starter.taken, change, self._original_matrix())
             if self.stores and self.entry.quant is not None:
                 self._store()
         # one that is stored is needed as it is stored alone
@@ -177,8 +180,8 @@ class _Start:
             # as the adapter will hold them, so that nothing is lost between what goes and what comes
             self._take(lora_A.to(dtype), lora_B.to(dtype))
 
-    def _take(self, lora_A: Tensor, lora_B: Tensor) -> None:
-        """Take scaling · B·A from the base weight."""
+    def _take(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
+        """Take scaling · B·A from the base weight, and return it."""
         assert self.entry.adapter is not None and self.entry.shape is not None
         if not self.stores:
             raise PlanError(
@@ -190,6 +193,7 @@ class _Start:
         left = self._matrix(original) - change.to(original.device)
         self.base = as_weight(left, self.entry.shape).to(original.dtype)
         self.taken = (lora_A.clone(), lora_B.clone())
+        return change
 
     def _store(self) -> QuantizedWeight:
         if self.quantized is None:
@@ -222,6 +226,19 @@ class _Start:
     def _matrix(self, weight: Tensor) -> Tensor:
         assert self.entry.shape is not None
         return as_matrix(weight, self.entry.shape).float()
+
+
+def say_if_other_base(path: str, taken: Mapping[str, Pair], change: Tensor, weight: Tensor) -> None:
+    """Say where a weight, as a matrix, does not hold what an earlier start took from it; the first that it took tells.
+
+    Without a part of it a weight is smaller, and without anything else it is larger.
+    """
+    change, weight = change.float().to(weight.device), weight.float()
+    if path == next(iter(taken)) and bool((change * weight).sum() < (change * change).sum() / 2):
+        logger.warning(
+            "`%s` of this base does not hold what the start of its adapter took from it: the adapter was trained on "
+            "another base, or this one was changed since", path,
+        )  # fmt: skip
 
 
 def _initialized_already(lora_A: Tensor, lora_B: Tensor) -> None:

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from lorakit.application.compute import Cast
+from lorakit.dtypes import dtype_of, name_of
 from lorakit.errors import ModelError
 from lorakit.hooks.manager import Plugins
+from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.layers.strength import Strength
+from lorakit.planning.hardware import Compute
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.plan import Plan, PlanEntry
 
@@ -25,8 +28,8 @@ class NamedAdapter:
     """One plan on a model: the adapters that it put there, by the path of their entry.
 
     `kept` are its own values of what it trains in full, by path, while another's stand in the model. `taken` are lora_A
-    and lora_B of a start that was taken from the base weight, by path, on the CPU, and `resting` the layers under the
-    adapters that give it back, once it was needed. `is_told` is set once a user was told that PEFT cannot load it.
+    and lora_B of a start that was taken from the base weight, by path, on the CPU, and `resting` the layers around
+    the adapters that give it back, once it was needed. `is_told` is set once a user was told that PEFT cannot load it.
     """
 
     name: str
@@ -79,12 +82,35 @@ def _beside(module: nn.Module, strength: Strength) -> Strength:
 
 
 @dataclass(eq=False, slots=True)
+class Kept:
+    """The values of a tensor, by their places in it, that casting it rounds."""
+
+    places: Tensor
+    values: Tensor
+
+
+@dataclass(eq=False, slots=True)
+class Cast:
+    """What was cast in a model, each with the dtype that it had: parameters, buffers by module and name, layers."""
+
+    compute: Compute
+    parameters: list[tuple[nn.Parameter, torch.dtype, Kept | None]] = field(default_factory=list)
+    buffers: list[tuple[nn.Module, str, torch.dtype]] = field(default_factory=list)
+    layers: list[tuple[QuantizedLinear, torch.dtype]] = field(default_factory=list)
+
+    def target(self, dtype: torch.dtype) -> torch.dtype:
+        """Return what a tensor of this dtype is cast to; the same where it stays."""
+        return dtype_of(self.compute.dtype_for(name_of(dtype)))
+
+
+@dataclass(eq=False, slots=True)
 class Adapted:
     """The adapters of a model in the order in which they came, what made them, and what the model was without them.
 
     `base` are the base model's own values of what any adapter trains in full, on the CPU; `standing` names the adapter
     whose values stand in the model instead. `merged` holds the base's own layers and parameters, by path, while the
-    adapters are folded into others in their place. `cast` is what the model holds in another dtype than its own.
+    adapters are folded into others in their place. `cast` is what the model holds in another dtype than its own, and
+    `buffers` copies of what its modules may count in; `told` are those of which it was said that they changed.
     """
 
     inventory: Inventory
@@ -94,6 +120,8 @@ class Adapted:
     standing: dict[str, str] = field(default_factory=dict)
     merged: dict[str, nn.Module | nn.Parameter] = field(default_factory=dict)
     cast: Cast | None = None
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
 
     def copied(self) -> dict[str, Any]:
         """Return what this state holds now, for `restore`."""

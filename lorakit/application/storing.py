@@ -12,6 +12,7 @@ from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import call_of
 from lorakit.hooks.protocols import CalibratedQuantizer
 from lorakit.language.printer import call_text
+from lorakit.layers.plain_form import PlainForm
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.plan import PlanEntry
 from lorakit.values import LayerShape, QuantizedWeight
@@ -56,8 +57,10 @@ def with_weight(layer: nn.Module, weight: Tensor, shape: LayerShape) -> nn.Modul
 
 def quantized_layer(layer: nn.Module, entry: PlanEntry, quantized: QuantizedWeight, plugins: Plugins) -> nn.Module:
     """Return the layer of the same function that holds a quantized weight in place of its own."""
-    assert entry.quant is not None
-    result = QuantizedLinear(quantized, plugins.quantizer(entry.quant), getattr(layer, "bias", None), plugins.kernels)
+    assert entry.quant is not None and entry.shape is not None
+    form = PlainForm.of(layer, transposed=entry.shape.kind == "linear_transposed")
+    quantizer, bias = plugins.quantizer(entry.quant), getattr(layer, "bias", None)
+    result = QuantizedLinear(quantized, quantizer, bias, plugins.kernels, form)
     result.train(layer.training)
     return result
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.application.places import full_parameters, full_tensors, own_parameters
-from lorakit.application.resting import check_resting, give_back
+from lorakit.application.resting import give_back
 from lorakit.application.sharding import fill, whole
 from lorakit.application.state import Adapted, NamedAdapter
+from lorakit.application.statistics import hold_still
 from lorakit.errors import ModelError
 from lorakit.layers.strength import RowsError, Strength
 from lorakit.planning.place import Place
@@ -34,6 +35,7 @@ def use(model: nn.Module, state: Adapted, strengths: Mapping[str, float]) -> Non
         _require_gradients(model, adapter, False)
     for adapter in state.used:
         _require_gradients(model, adapter, True)
+    hold_still(model, state)
 
 
 def _require_gradients(model: nn.Module, adapter: NamedAdapter, trains: bool) -> None:
@@ -111,11 +113,8 @@ def _switch(model: nn.Module, state: Adapted, strengths: Mapping[str, Strength])
             standing[path] = name
     for adapter in state.named.values():
         strength = strengths.get(adapter.name, 0.0)
-        check_resting(adapter, strength)
-    for adapter in state.named.values():
-        strength = strengths.get(adapter.name, 0.0)
         if isinstance(strength, Tensor) or strength != 1.0:
-            give_back(adapter, state.plugins)
+            give_back(model, adapter, state.plugins)
     _stand(model, state, standing)
     for adapter in state.named.values():
         adapter.strength = strengths.get(adapter.name, 0.0)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from lorakit.application.compute import own_value
 from lorakit.application.sharding import meet, whole, writes
-from lorakit.application.state import NamedAdapter, adapter_of, state_of, unwrapped
+from lorakit.application.state import Adapted, NamedAdapter, adapter_of, state_of, unwrapped
+from lorakit.application.statistics import moved_buffers
 from lorakit.artifacts.folders import new_folder
 from lorakit.artifacts.model_card import CARD, keep_card
 from lorakit.artifacts.peft_config import FOREIGN_TYPE, peft_config
@@ -99,6 +100,7 @@ def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins, name: 
     ready = {one.file_name: _ready(one.tensor) for one in tensors}
     fields = peft_config(plan, model, plugins, changes_base=bool(adapter.taken))
     _say_if_foreign(adapter, str(fields["peft_type"]))
+    _say_if_moved(model, state)
     config = json.dumps(fields, indent=2) + "\n"
     writers: dict[str, Callable[[Path], object]] = {
         WEIGHTS: lambda path: save_file(_unshared(ready), path, metadata={"format": "pt"}),
@@ -129,6 +131,18 @@ def _say_if_foreign(adapter: NamedAdapter, peft_type: str) -> None:
         "`lorakit.merge` makes a plain model of it",
         adapter.name, why, peft_type,
     )  # fmt: skip
+
+
+def _say_if_moved(model: nn.Module, state: Adapted) -> None:
+    """Say once of what the base's modules counted in, and no adapter holds, that it is lost with the model."""
+    new = [name for name in moved_buffers(model, state) if name not in state.told]
+    if new:
+        state.told.update(new)
+        logger.warning(
+            "the base changed as it ran, in %s, which no adapter holds: loaded on the base as it was, this one "
+            "answers otherwise; `train` these modules, or keep them in evaluation mode",
+            ", ".join(f"`{name}`" for name in new[:3]) + f" and {len(new) - 3} more" * (len(new) > 3),
+        )  # fmt: skip
 
 
 def _refuse_foreign(folder: Path, known: set[str]) -> None:

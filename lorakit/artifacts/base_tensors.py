@@ -57,11 +57,14 @@ def base_tensors(files: AdapterFiles, inventory: Inventory, model: nn.Module) ->
             held.setdefault(path, {})[place.leaf] = tensor
     if files.config.get("trainable_token_indices") and not rows:
         raise AdapterError(f"{files.folder} trained some tokens (trainable_token_indices), and lacks their rows")
+    _check_saved(files, inventory)
     carried: dict[str, Tensor] = {}
     for path in dict.fromkeys((*held, *rows)):
         now = _now(model, path, inventory)
         own = held.get(path, {})
         if path in rows:
+            if _follows(path, rows, inventory, files):
+                continue
             own = own | {"weight": _with_rows(path, rows[path], own.get("weight", now.get("weight")), files)}
         elif all(leaf in now and _equal(value, now[leaf]) for leaf, value in own.items()):
             continue
@@ -75,6 +78,20 @@ def base_tensors(files: AdapterFiles, inventory: Inventory, model: nn.Module) ->
         carried |= {f"{names}.{leaf}": value for leaf, value in (now | own).items()}
     paths = tuple(dict.fromkeys(_bare(Place(name.removeprefix(PREFIX), is_parameter=True).holder) for name in carried))
     return BaseTensors(others, carried, paths, bool(held or rows))
+
+
+def _check_saved(files: AdapterFiles, inventory: Inventory) -> None:
+    """Refuse a file without the tensors of a module that its config says was trained in full."""
+    if not files.config.get("modules_to_save"):
+        return
+    held = {_bare(Place(name.removeprefix(PREFIX), is_parameter=True).holder) for name in files.tensors}
+    for path, module in inventory.modules.items():
+        lacks = path not in held and not module.is_parameter and module.parameters
+        if lacks and _is_trained(path, files.config):
+            raise AdapterError(
+                f"{files.folder} trained `{path}` in full (modules_to_save), and lacks its weights: leave it out of "
+                "modules_to_save if it was not trained"
+            )
 
 
 def _bare(path: str) -> str:
@@ -119,6 +136,25 @@ def _equal(stored: Tensor, now: Tensor) -> bool:
         return False
     stored = stored.to(now.device)
     return torch.equal(stored.to(now.dtype), now) or torch.equal(now.to(stored.dtype), stored)
+
+
+def _follows(path: str, rows: Mapping[str, Tensor], inventory: Inventory, files: AdapterFiles) -> bool:
+    """Whether the rows of a tied end are those of the embeddings, which PEFT may write with them.
+
+    Raises: AdapterError for rows of their own, which one tensor cannot hold.
+    """
+    weight = inventory.modules[path].weight
+    ends = inventory.owners[weight.weight_id] if weight else ()
+    if len(ends) < 2 or path == inventory.input_path:
+        return False
+    leading = rows.get(inventory.input_path or "")
+    if leading is not None and leading.shape == rows[path].shape and torch.equal(leading, rows[path]):
+        return True
+    other = next(end for end in ends if end != Place(path).inside("weight"))
+    raise AdapterError(
+        f"{files.folder} trained some rows of `{path}` alone, and this model holds it and `{other}` as one tensor: "
+        "untie them first (tie_word_embeddings=False, with a copy of the weight)"
+    )
 
 
 def _with_rows(path: str, rows: Tensor, weight: Tensor | None, files: AdapterFiles) -> Tensor:

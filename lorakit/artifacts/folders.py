@@ -47,17 +47,23 @@ def write_text(target: Path, text: str) -> None:
 
 
 @contextmanager
-def claimed(target: Path, force: bool) -> Iterator[None]:
-    """Hold an output place for the length of a run. Raises: OutputError, as `check_output` and `owned` do."""
-    check_output(target, force)
+def claimed(target: Path, force: bool, *reads: str | None) -> Iterator[None]:
+    """Hold an output place for the length of a run, which reads these files, folders or references.
+
+    Raises: OutputError, as `check_output` and `owned` do.
+    """
+    check_output(target, force, *reads)
     with owned(target):
         # a run that ended, or was killed, while this one came
         check_output(target, force)
         yield
 
 
-def check_output(target: Path, force: bool) -> None:
-    """Raise OutputError if a folder exists and may not be replaced, or cannot be made where it should be."""
+def check_output(target: Path, force: bool, *reads: str | None) -> None:
+    """Raise OutputError if a folder exists and may not be replaced, or cannot be made where it should be.
+
+    What a run reads may never be replaced by it.
+    """
     try:
         if os.path.lexists(target) and not force:
             raise OutputError(f"{target} exists; give another place, or --force to replace it")
@@ -65,6 +71,11 @@ def check_output(target: Path, force: bool) -> None:
         whole = Path(os.path.realpath(target))
         if not target.is_symlink() and (Path.cwd().is_relative_to(whole) or Path.home().is_relative_to(whole)):
             raise OutputError(f"{target} holds the folder you work in; give a place of its own")
+        for one in filter(None, reads if os.path.lexists(target) and not target.is_symlink() else ()):
+            # a reference may be file.py:factory
+            path = next((name for name in (one, one.rpartition(":")[0]) if name and os.path.lexists(name)), None)
+            if path is not None and Path(os.path.realpath(path)).is_relative_to(whole):
+                raise OutputError(f"{target} holds {path}, which is read for it; give another place")
         place = _standing_place(target)
         writable = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
     except (OSError, ValueError) as error:

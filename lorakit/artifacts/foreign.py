@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorakit.artifacts.base_tensors import BaseTensors, base_tensors
+from lorakit.artifacts.chosen import Chosen
 from lorakit.artifacts.moved_names import Moved, moved
 from lorakit.artifacts.peft_names import BASE, FIRST, LORA, PREFIX, file_names
 from lorakit.artifacts.reading import AdapterFiles
@@ -37,7 +38,7 @@ def plan_of_files(
 
     Raises: AdapterError naming the first tensor that no module of this model takes.
     """
-    here = moved(files, inventory, model)
+    here = moved(files, inventory, model, plugins)
     base = base_tensors(here.files, inventory, model)
     files = replace(here.files, tensors=base.others)
     plan, problems = plan_decisions(_decisions(files, here, base, inventory), inventory, plugins)
@@ -51,7 +52,7 @@ def _decisions(files: AdapterFiles, here: Moved, base: BaseTensors, inventory: I
     """Return the rules that would have made this adapter, each for one module."""
     adapt: dict[str, Adapt] = {}
     train: dict[str, Train] = {}
-    scales = Scales(files.folder, files.config)
+    scales, chosen = Scales(files.folder, files.config), Chosen(files.folder, files.config)
     for name, tensor in files.tensors.items():
         inner = name.removeprefix(PREFIX)
         if found := LORA.fullmatch(inner):
@@ -64,10 +65,13 @@ def _decisions(files: AdapterFiles, here: Moved, base: BaseTensors, inventory: I
                 dtype = SHORT.get(name_of(tensor.dtype), "fp32")
                 where = _decided_at(path, inventory, files)
                 where = found["path"] if where == f"{found['path']}.weight" else where
-                alpha = here.alphas.get(path)
+                alpha, rank = here.alphas.get(path), _rank(name, tensor, module.shape, files)
                 if alpha is None:
-                    alpha = scales.alpha(here.former.get(found["path"], where))
-                adapt[path] = _rule(_rank(name, tensor, module.shape, files), alpha, dtype, files.config)
+                    called = here.former.get(found["path"], where)
+                    alpha = scales.alpha(called)
+                    chosen.check((found["path"], called))
+                    _check_rank(path, rank, scales.rank(called), files)
+                adapt[path] = _rule(rank, alpha, dtype, files.config)
                 if where != path and path.endswith(".out_proj"):
                     # PEFT adds the change of this one twice, as it merges (peft 0.21, MultiheadAttention.merge)
                     adapt[path] = replace(adapt[path], alpha=2 * alpha)
@@ -119,6 +123,15 @@ def _rank(name: str, lora_A: Tensor, shape: LayerShape, files: AdapterFiles) -> 
     if lora_A.ndim < 2 or not lora_A.shape[0] or lora_A.shape[0] % stack:
         raise AdapterError(f"{files.folder}: `{name}` is {tuple(lora_A.shape)}, which is no lora_A of any rank")
     return lora_A.shape[0] // stack
+
+
+def _check_rank(path: str, rank: int, said: int, files: AdapterFiles) -> None:
+    """Refuse a rank that is not the config's, by which the update would be scaled to another size."""
+    if rank != said:
+        raise AdapterError(
+            f"{files.folder} holds an adapter of rank {rank} for `{path}`, and its config says {said} (r, "
+            "rank_pattern): one of the two was changed by hand"
+        )
 
 
 def _target(path: str, inventory: Inventory, files: AdapterFiles) -> str:

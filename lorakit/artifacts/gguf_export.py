@@ -18,9 +18,10 @@ from lorakit.artifacts.peft_names import file_names
 from lorakit.artifacts.reading import AdapterFiles
 from lorakit.errors import AdapterError, PluginError, WriteError
 from lorakit.hooks.manager import Plugins
-from lorakit.planning.inventory import Inventory, read_inventory
+from lorakit.planning.inventory import Inventory
 from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan, PlanEntry
+from lorakit.planning.reading import read_inventory
 
 KINDS = ("linear", "linear_transposed", "embedding", "stack")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -21,7 +21,10 @@ from lorakit.planning.sheet import Sheet
 
 @dataclass(frozen=True, slots=True)
 class AdapterRow:
-    """One adapted module: `update_norm` is the Frobenius norm of scaling · B · A, 0 if it never trained."""
+    """One adapted module: `update_norm` is the Frobenius norm of scaling · B · A, 0 if it never trained.
+
+    None where the change of the weight takes more than the two matrices.
+    """
 
     path: str
     rank: int
@@ -29,7 +32,7 @@ class AdapterRow:
     in_features: int
     scaling: float
     dtype: str
-    update_norm: float
+    update_norm: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ def inspect_adapter(folder: Path, allow_pickle: bool = False) -> Inspection:
     scales = Scales(folder, files.config)
     planned = _planned(files.plan) if files.plan else {}
     factors = _factors(files.plan) if files.plan else {}
+    beyond = _beyond_two(files.plan) if files.plan else frozenset()
     methods: dict[str, int] = {}
     for name in files.tensors:
         found = LORA.fullmatch(name.removeprefix(PREFIX))
@@ -68,7 +72,8 @@ def inspect_adapter(folder: Path, allow_pickle: bool = False) -> Inspection:
             lora_A, lora_B = _matrices(name, other, files)
             # beside a method that PEFT does not know, the config says nothing of scaling
             factor = factors[name] if name in factors else scales.scaling(found["path"], lora_A.shape[0])
-            rows.append(_row(found["path"], lora_A, lora_B, factor))
+            row = _row(found["path"], lora_A, lora_B, factor)
+            rows.append(replace(row, update_norm=None) if name in beyond else row)
     return Inspection(
         folder=str(folder),
         base_model=files.config.get("base_model_name_or_path") or "",
@@ -90,6 +95,13 @@ def _planned(plan: Plan) -> dict[str, str]:
         if entry.adapter is not None
         for name in names(entry).values()
     }
+
+
+def _beyond_two(plan: Plan) -> frozenset[str]:
+    """Return the tensors, by their names in the file, of adapters that are more than two thin matrices."""
+    names = file_names(plan)
+    tables = [list(names(entry).values()) for entry in plan.entries if entry.adapter is not None]
+    return frozenset(name for table in tables if len(table) > 2 for name in table)
 
 
 def _factors(plan: Plan) -> dict[str, float]:
@@ -130,21 +142,22 @@ def adapter_view(found: Inspection, *, every_module: bool = False) -> Renderable
     groups: dict[tuple[object, ...], list[AdapterRow]] = {}
     for row in found.adapters:
         pattern = row.path if every_module else layers_alike(row.path)
-        key = (pattern, row.out_features, row.in_features, row.rank, row.scaling, row.dtype)
+        key = (pattern, row.out_features, row.in_features, row.rank, row.scaling, row.dtype, row.update_norm is None)
         groups.setdefault(key, []).append(row)
     for rows in groups.values():
-        row = rows[0]
+        row, norms = rows[0], [one.update_norm for one in rows]
         table.add_row(
-            row.path if every_module else layers_alike(row.path),
+            # one alone is called by its name
+            row.path if every_module or len(rows) == 1 else layers_alike(row.path),
             str(len(rows)),
             f"{row.out_features} × {row.in_features}",
             str(row.rank),
             f"{row.scaling:g}",
             short_name(row.dtype),
-            f"{sum(one.update_norm for one in rows) / len(rows):.4g}",
+            "" if None in norms else f"{sum(filter(None, norms)) / len(rows):.4g}",
         )
     head = f"{found.folder}: {found.parameters:,} parameters, {show_bytes(found.bytes)}, written by {found.written_by}"
     base = f", for {found.base_model}" if found.base_model else ""
     others = [Text(f"trained in full: {', '.join(found.trained_in_full)}")] if found.trained_in_full else []
-    other = [Text(f"{count} tensors of the method {name}") for name, count in found.other_methods]
+    other = [Text(f"{count} tensor{'s' * (count > 1)} of the method {name}") for name, count in found.other_methods]
     return Group(Text(head + base), Text(), *([table] if found.adapters else []), *other, *others)

@@ -26,8 +26,9 @@ from lorakit.hooks.manager import Plugins
 from lorakit.planning.computing import compute_again
 from lorakit.planning.entries import UnfitError, completed, unlike
 from lorakit.planning.hardware import Hardware
-from lorakit.planning.inventory import Inventory, read_inventory
+from lorakit.planning.inventory import Inventory
 from lorakit.planning.plan import Plan
+from lorakit.planning.reading import read_inventory
 from lorakit.quoting import named
 
 
@@ -169,7 +170,8 @@ def _check_model(plan: Plan, inventory: Inventory, files: AdapterFiles) -> None:
             )
         if entry.adapter and module.shape is None:
             raise AdapterError(f"{files.folder} adapts `{entry.path}`, which here is a {module.class_name}")
-        if difference := unlike(entry, module):
+        # what is held in full has tensors of its own shape, which may be that of a vocabulary resized since
+        if (entry.adapter or entry.quant) and (difference := unlike(entry, module)):
             raise AdapterError(f"{files.folder} is for another model: {difference}")
         has_bias = any(parameter.name == "bias" for parameter in module.parameters)
         if entry.adapter and entry.adapter.bias_parameters and not (has_bias and entry.adapter.bias == "adapter"):

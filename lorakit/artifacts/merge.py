@@ -21,7 +21,7 @@ from lorakit.application.places import (
 from lorakit.application.sharding import gathered
 from lorakit.application.snapshot import unchanged_on_failure
 from lorakit.application.state import Adapted, detach, state_of, unwrapped
-from lorakit.application.storing import canonical
+from lorakit.application.statistics import let_go
 from lorakit.artifacts.rounding import Rounding
 from lorakit.errors import AdapterError, ModelError
 from lorakit.layers.quantized_linear import QuantizedLinear
@@ -97,6 +97,7 @@ def _put(model: nn.Module, state: Adapted, folded: _Folded, plain: dict[nn.Modul
             holder._parameters[name] = weight
         if folded.untied and hasattr(model, "config"):
             model.config.tie_word_embeddings = False  # type: ignore[union-attr]
+        let_go(model)
         detach(model)
         state.plugins.model_merged(model)
         model.eval()
@@ -171,15 +172,17 @@ def _fold(model: nn.Module, state: Adapted, requantize: bool) -> _Folded:
 
 
 def _merged(module: nn.Module, entry: PlanEntry, rounding: Rounding, requantize: bool) -> nn.Module:
-    assert entry.shape is not None
     base = base_layer_of(module)
     with torch.no_grad():
         layer, exact = merged_layer(module, entry)
-        _check_finite(layer.weight, entry)  # type: ignore[arg-type]
+        # as adapters see it, however the layer holds its own
+        rounded = exact.to(layer.weight.dtype)  # type: ignore[arg-type]
+        _check_finite(rounded, entry)
         if requantize and isinstance(base, QuantizedLinear):
-            layer = QuantizedLinear(base.quantizer.quantize(layer.weight), base.quantizer, layer.bias, base.kernels)  # type: ignore[arg-type]
-        rounded: Tensor = layer.weight  # type: ignore[assignment]
-        rounding.add(exact, rounded if isinstance(base, QuantizedLinear) else canonical(rounded, entry.shape))
+            stored, bias = base.quantizer.quantize(rounded), layer.bias
+            layer = QuantizedLinear(stored, base.quantizer, bias, base.kernels, base.form)  # type: ignore[arg-type]
+            rounded = layer.weight
+        rounding.add(exact, rounded)
     layer.train(module.training)
     return layer
 

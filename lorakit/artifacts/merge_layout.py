@@ -21,8 +21,8 @@ from lorakit.artifacts.packed_weights import packed_weights
 from lorakit.artifacts.peft_names import file_names
 from lorakit.artifacts.reading import AdapterFiles
 from lorakit.hooks.manager import Plugins
-from lorakit.planning.inventory import read_inventory
 from lorakit.planning.plan import Plan, PlanEntry
+from lorakit.planning.reading import read_inventory
 from lorakit.values import ModelReference
 
 # a shard is in memory whole until it is written

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -17,11 +15,13 @@ from lorakit.artifacts.peft_names import BASE, LORA, PREFIX
 from lorakit.artifacts.reading import AdapterFiles
 from lorakit.artifacts.scales import Scales
 from lorakit.errors import AdapterError
+from lorakit.hooks.protocols import FormerNames, FormerParts
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.place import Place
+from lorakit.values import LowRankPart, Renamed
 
 if TYPE_CHECKING:
-    from lorakit.huggingface.former_names import FormerNames, LowRankPart, Renamed
+    from lorakit.hooks.manager import Plugins
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Moved:
     alphas: Mapping[str, float] = field(default_factory=dict)
 
 
-def moved(files: AdapterFiles, inventory: Inventory, model: nn.Module) -> Moved:
+def moved(files: AdapterFiles, inventory: Inventory, model: nn.Module, plugins: Plugins) -> Moved:
     """Return an adapter's files by the names of this model.
 
-    A file may come from a release of transformers in which its modules lay elsewhere, or where experts that are one
-    stack now were modules of their own; and it may lack PEFT's prefix, or have it twice.
+    A file may come from a release of the model's library in which its modules lay elsewhere, or where experts that are
+    one stack now were modules of their own; and it may lack PEFT's prefix, or have it twice.
     Raises: AdapterError naming tensors that cannot be brought together.
     """
-    return _Mover(files, inventory, model).moved()
+    return _Mover(files, inventory, model, plugins).moved()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,8 @@ class _Name:
 
 
 class _Mover:
-    def __init__(self, files: AdapterFiles, inventory: Inventory, model: nn.Module) -> None:
-        self._files, self._inventory, self._model = files, inventory, model
+    def __init__(self, files: AdapterFiles, inventory: Inventory, model: nn.Module, plugins: Plugins) -> None:
+        self._files, self._inventory, self._model, self._plugins = files, inventory, model, plugins
         self._scales = Scales(files.folder, files.config)
         self._tensors: dict[str, Tensor] = {}
         self._former: dict[str, str] = {}
@@ -93,12 +93,7 @@ class _Mover:
 
     @cached_property
     def _names(self) -> FormerNames | None:
-        """The tables of former names; a model that is none of transformers' is there without it."""
-        if "transformers" not in sys.modules:
-            return None
-        former: type[FormerNames] = importlib.import_module("lorakit.huggingface.former_names").FormerNames
-        modules = self._inventory.modules.values()
-        return former(self._model, [Place(one.path).inside(own.name) for one in modules for own in one.parameters])
+        return self._plugins.former_names(self._model, self._inventory.weights)
 
     def _place(self, name: str, tensor: Tensor) -> None:
         names = [_Name.of(inner) for inner in inner_names(name)]
@@ -106,7 +101,7 @@ class _Mover:
             if one.bare in self._inventory.modules:
                 return self._put(one.path, one.end, tensor)
         for one in names:
-            if self._names and (renamed := self._names.of(one.weight)):
+            if self._names and (renamed := self._names.today(one.weight)):
                 return self._rename(one, renamed, tensor)
         # which module it is that is not there, is said where the plan is made
         return self._put(names[0].path, names[0].end, tensor)
@@ -137,11 +132,9 @@ class _Mover:
         scalings = {path: self._scaling(path, pair) for path, (_, pair) in parts.items()}
         common = next(iter(scalings.values())) if len(set(scalings.values())) == 1 else None
         low_rank = list(self._low_rank(parts, scalings if common is None else {}))
-        names = self._names
-        assert names is not None
         alphas: dict[str, float] = {}
         try:
-            for name, (lora_A, lora_B) in names.joined(low_rank, stack).items():
+            for name, (lora_A, lora_B) in self._joined(low_rank, stack).items():
                 path, rank = self._own(name, lora_A, lora_B)
                 factor = 1.0 if common is None else common
                 alphas[path] = factor * (math.sqrt(rank) if self._files.config.get("use_rslora") else rank)
@@ -166,12 +159,16 @@ class _Mover:
     def _low_rank(
         self, parts: Mapping[str, tuple[Renamed, Mapping[str, Tensor]]], scalings: Mapping[str, float]
     ) -> Iterable[LowRankPart]:
-        part: type[LowRankPart] = importlib.import_module("lorakit.huggingface.former_names").LowRankPart
         for path, (renamed, pair) in parts.items():
             lora_A, lora_B = pair[".lora_A.weight"], pair[".lora_B.weight"]
             # where they are scaled apart, in a dtype that takes the factor in
             scaled = lora_B.float() * scalings[path] if path in scalings else lora_B
-            yield part(renamed, lora_A, scaled)
+            yield LowRankPart(renamed, lora_A, scaled)
+
+    def _joined(self, parts: Sequence[LowRankPart], stack: int) -> Mapping[str, tuple[Tensor, Tensor]]:
+        if not isinstance(self._names, FormerParts):
+            raise ValueError("the plugin that knows these former names does not say how (`joined`)")
+        return self._names.joined(parts, stack)
 
     def _own(self, name: str, lora_A: Tensor, lora_B: Tensor) -> tuple[str, int]:
         """Take in a pair as PEFT saves it, and return the path and the rank that it has here. Raises: ValueError."""

@@ -61,9 +61,17 @@ def is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
+def _names(value: Any) -> bool:
+    return is_text(value) or is_texts(value)
+
+
 def is_indices(value: Any) -> bool:
     """Return whether a value is a list of indices that a 32-bit integer holds."""
     return isinstance(value, list) and all(type(one) is int and 0 <= one < 2**31 for one in value)
+
+
+def _layers(value: Any) -> bool:
+    return is_indices([value]) or is_indices(value)
 
 
 def _tokens(value: Any) -> bool:
@@ -85,6 +93,10 @@ FIELDS: Mapping[str, tuple[Check, str]] = {
     "rank_pattern": (_numbers, "an object of numbers by pattern"),
     "alpha_pattern": (_numbers, "an object of numbers by pattern"),
     "modules_to_save": (is_texts, "a list of names"),
+    "target_modules": (_names, "a list of names, or an expression"),
+    "exclude_modules": (_names, "a list of names, or an expression"),
+    "layers_to_transform": (_layers, "a number of a layer, or a list of such"),
+    "layers_pattern": (_names, "a name, or a list of such"),
     "trainable_token_indices": (_tokens, "a list of tokens, or an object of such by module"),
     "target_parameters": (is_texts, "a list of names"),
     "base_model_name_or_path": (is_text, "the name of a model"),

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from lorakit.application.building import build_adapter
 from lorakit.application.effective import effective
-from lorakit.application.storing import as_weight, canonical, layer_weight
+from lorakit.application.starting import say_if_other_base
+from lorakit.application.storing import as_matrix, as_weight, canonical, layer_weight
 from lorakit.artifacts.checkpoint import INDEX, MODEL_WEIGHTS
 from lorakit.artifacts.merge_layout import Layout
 from lorakit.artifacts.merge_pieces import Piece
@@ -115,7 +116,9 @@ def _merged(base: Tensor | QuantizedLinear, entry: PlanEntry, layout: Layout, pl
     weight = layer_weight(layer, entry.shape).float()
     if (pair := layout.files.taken.get(entry.path)) is not None:
         lora_A, lora_B = (one.float() for one in pair)
-        weight = weight - as_weight(entry.adapter.settings.factor * (lora_B @ lora_A), entry.shape)
+        change = entry.adapter.settings.factor * (lora_B @ lora_A)
+        say_if_other_base(entry.path, layout.files.taken, change, as_matrix(weight, entry.shape))
+        weight = weight - as_weight(change, entry.shape)
         weight = weight.to(layer_weight(layer, entry.shape).dtype)
     exact, _ = effective([adapter], weight, entry)
     return exact if isinstance(base, nn.Module) else canonical(exact, entry.shape)

@@ -41,8 +41,9 @@ def check_ties(ties: Sequence[Tie], files: AdapterFiles) -> None:
     for tie in ties:
         for other in tie.others:
             here, there = files.tensors.get(tie.name), files.tensors.get(other)
-            # lorakit itself trains both ends at once, and what is frozen is that of both
-            alone = there is None and files.plan is None and tie.trained
+            # lorakit trains both ends at once, and PEFT where it ensures ties; what is frozen is that of both
+            apart = files.plan is None and not files.config.get("ensure_weight_tying")
+            alone = there is None and apart and tie.trained
             if alone or (here is not None and there is not None and not torch.equal(here, there)):
                 what = f"`{other}` as it was" if alone else f"other values for `{other}`"
                 raise AdapterError(

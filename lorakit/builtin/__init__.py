@@ -9,6 +9,8 @@ def plugins() -> dict[str, ModuleType]:
     """Return the built-in plugin modules by name. None of them imports torch when it is loaded."""
     from lorakit.builtin import (
         bitsandbytes_layers,
+        data_formats,
+        data_shapes,
         dispatched_models,
         factory_models,
         initializers,
@@ -22,11 +24,11 @@ def plugins() -> dict[str, ModuleType]:
         rwkv,
         stacked_parameters,
     )
-    from lorakit.huggingface import models, own_layers, recomputing, saving
+    from lorakit.huggingface import former_names, models, own_layers, recomputing, saving
 
     modules = (
         quantizers, kernels, initializers, optimizers, lora, roles, linear_layers, other_layers, bitsandbytes_layers,
         stacked_parameters, rwkv, dispatched_models, factory_models, models, saving,
-        recomputing, own_layers,
+        recomputing, own_layers, former_names, data_formats, data_shapes,
     )  # fmt: skip
     return {f"lorakit ({module.__name__.rpartition('.')[2]})": module for module in modules}

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from lorakit.cli import options
+from lorakit.cli.help import command
 from lorakit.pipeline import CALIBRATION_ROWS
 
 
+@command("apply")
+@options.spec
+@options.model
+@options.output
+@options.variables
+@options.with_base
+@options.force
+@options.calibration
+@options.calibration_rows(default=CALIBRATION_ROWS)
+@options.seed
+@options.every_module
+@options.trust_remote_code
+@options.allow_pickle
+@options.quiet
 def apply(
-    spec: options.Spec,
-    model: options.Model,
-    output: options.Output,
-    set_: options.Set = [],  # noqa: B006
-    with_base: options.WithBase = False,
-    force: options.Force = False,
-    calibration: options.Calibration = None,
-    calibration_rows: options.CalibrationRows = CALIBRATION_ROWS,
-    seed: options.Seed = 0,
-    every_module: options.EveryModule = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    allow_pickle: options.AllowPickle = False,
-    quiet: options.Quiet = False,
+    spec: str,
+    model: str,
+    output: str,
+    variables: tuple[str, ...],
+    with_base: bool,
+    force: bool,
+    calibration: str | None,
+    calibration_rows: int,
+    seed: int,
+    every_module: bool,
+    trust_remote_code: bool,
+    allow_pickle: bool,
 ) -> None:
     """Adapt a model and write the fresh adapter: adapter_model.safetensors, adapter_config.json and plan.json.
 
@@ -36,5 +50,5 @@ def apply(
     from lorakit.values import ModelReference
 
     reference = ModelReference(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    job = Job(read_spec(spec, set_), reference, Path(output), with_base, force, calibration, calibration_rows)
+    job = Job(read_spec(spec, variables), reference, Path(output), with_base, force, calibration, calibration_rows)
     adapt(job, default_plugins(), reporter(every_module), seed=seed)

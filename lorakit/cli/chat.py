@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from lorakit.cli import options
+from lorakit.cli.help import command
 
 if TYPE_CHECKING:
     from lorakit.conversation import Conversation
@@ -16,28 +17,36 @@ if TYPE_CHECKING:
 RESET, MARK = "/reset", "> "
 
 
+@command("chat")
+@click.argument(
+    "places",
+    metavar="[ADAPTER] MODEL",
+    nargs=-1,
+    required=True,
+    type=options.ANY_PATH,
+    help="An adapter folder, lorakit's or PEFT's, and its base model; or a model alone.",
+)
+@click.option("--prompt", metavar="TEXT", help="Answer this one and leave.")
+@click.option("--compare", is_flag=True, help="Answer with the base model and with the adapter, side by side.")
+@click.option("--max-tokens", type=options.FROM_ONE, default=256, help="Tokens of an answer at most.")
+@click.option(
+    "--temperature",
+    type=options.NOT_NEGATIVE,
+    default=0.0,
+    help="0 takes the likeliest token; higher draws more freely.",
+)
+@click.option("--seed", type=options.FROM_ZERO, default=0, help="The seed of each draw.")
+@options.trust_remote_code
+@options.allow_pickle
 def chat(
-    places: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[ADAPTER] MODEL",
-            help="An adapter folder, lorakit's or PEFT's, and its base model; or a model alone.",
-            show_default=False,
-        ),
-    ],
-    prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Answer this one and leave.", show_default=False)
-    ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Answer with the base model and with the adapter, side by side.")
-    ] = False,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 256,
-    temperature: Annotated[
-        float, typer.Option(min=0, help="0 takes the likeliest token; higher draws more freely.")
-    ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="The seed of each draw.")] = 0,
-    trust_remote_code: options.TrustRemoteCode = False,
-    allow_pickle: options.AllowPickle = False,
+    places: tuple[str, ...],
+    prompt: str | None,
+    compare: bool,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    trust_remote_code: bool,
+    allow_pickle: bool,
 ) -> None:
     """Talk to a language model, with an adapter on it or without.
 
@@ -45,7 +54,7 @@ def chat(
     are messages too. /reset forgets the conversation, Ctrl-C ends an answer, Ctrl-D or Ctrl-C at the prompt the chat.
     With --compare each side remembers its own answers.
 
-    Example: lorakit chat adapter ./SmolLM2-135M --compare --prompt "Do you like science fiction?"
+    Example: lorakit chat adapter ./SmolLM2-135M --compare --prompt "Who are you?"
     """
     from lorakit.cli.terminal import say, working
     from lorakit.conversation import Places, read_conversation

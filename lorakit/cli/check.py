@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from lorakit.cli import complete, options
+from lorakit.cli.help import command
 from lorakit.cli.inputs import analysis_of
-from lorakit.cli.terminal import colored
+from lorakit.cli.terminal import BAD_INPUT, colored, is_quiet, print_data, say
 
 if TYPE_CHECKING:
     from lorakit.language.analysis import Analysis
 
 
-class Form(StrEnum):
-    """How diagnostics are printed."""
-
-    text = "text"
-    json = "json"
-    github = "github"
-
-
-def check(
-    specs: Annotated[
-        list[str],
-        typer.Argument(metavar="SPEC", autocompletion=complete.specs, help="Spec files; `-` reads standard input."),
-    ],
-    set_: options.Set = [],  # noqa: B006
-    format_: Annotated[Form, typer.Option("--format", help="How to print what is found.")] = Form.text,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing of specs without errors.")] = False,
-) -> None:
+@command("check")
+@click.argument(
+    "specs",
+    metavar="SPEC",
+    nargs=-1,
+    required=True,
+    shell_complete=complete.specs,
+    help="Spec files; `-` reads standard input.",
+)
+@options.variables
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "github"]),
+    default="text",
+    help="How to print what is found.",
+)
+@options.quiet
+def check(specs: tuple[str, ...], variables: tuple[str, ...], form: str) -> None:
     """Check specs without a model: syntax, names, plugins and their options, values.
 
     Exits 0 where there are at most warnings and 2 where a spec is at fault.
@@ -43,22 +45,23 @@ def check(
     from lorakit.language.render import ON_A_LIST, RENDERERS, render_text
     from lorakit.language.settings import variables_of
 
-    variables = variables_of(set_)
-    analyses = [analysis_of(spec, variables) for spec in specs]
+    given = variables_of(variables)
+    analyses = [analysis_of(spec, given) for spec in specs]
     found = tuple(dict.fromkeys(diagnostic for analysis in analyses for diagnostic in analysis.diagnostics))
     sources = {name: text for analysis in analyses for name, text in analysis.sources.items()}
-    if format_ is Form.text:
-        shown = render_text(found, sources, color=colored(sys.stdout), most=ON_A_LIST) if found else ""
+    errors = errors_among(found)
+    if form == "text":
+        shown = errors if is_quiet() else found
+        _write(render_text(shown, sources, color=colored(sys.stdout), most=ON_A_LIST) if shown else "")
+        if found:
+            say(f"\n{_counted(len(errors), len(found) - len(errors))}")
     else:
-        shown = RENDERERS[format_.value](found)
-    _write(shown)
-    errors = len(errors_among(found))
-    if found and format_ is Form.text:
-        _write(f"\n{_counted(errors, len(found) - errors)}")
+        _write(RENDERERS[form](found))
     if errors:
-        raise typer.Exit(2)
-    if format_ is Form.text and not quiet:
-        _write("\n".join(f"{spec}: {_count(analysis)}" for spec, analysis in zip(specs, analyses, strict=True)))
+        raise SystemExit(BAD_INPUT)
+    if form == "text":
+        for spec, analysis in zip(specs, analyses, strict=True):
+            say(f"{spec}: {_count(analysis)}")
 
 
 def _count(analysis: Analysis) -> str:
@@ -74,4 +77,4 @@ def _counted(errors: int, warnings: int) -> str:
 
 def _write(text: str) -> None:
     if text:
-        sys.stdout.write(f"{text}\n")
+        print_data(text)

@@ -1,35 +1,46 @@
-"""What a shell offers where a word is begun; where it is nothing, shells offer files."""
+"""What a shell offers where a word is begun; where that is nothing, it offers files."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import typer
+if TYPE_CHECKING:
+    from click import Context, Parameter
+    from click.shell_completion import CompletionItem
 
 
-def specs(incomplete: str) -> list[str]:
+def specs(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem[str]]:
     """Return the specs that a path may become."""
+    from click.shell_completion import CompletionItem
+
     folder, slash, begun = incomplete.rpartition("/")
-    found = (one.name for one in Path(folder or slash or ".").glob("*.lora"))
-    return sorted(f"{folder}{slash}{name}" for name in found if name.startswith(begun))
+    found = _begun((one.name for one in Path(folder or slash or ".").glob("*.lora")), begun)
+    return [CompletionItem(f"{folder}{slash}{name}") for name in sorted(found)] or [
+        CompletionItem(incomplete, type="file")
+    ]
 
 
-def codes(incomplete: str) -> list[str]:
+def codes(context: Context, parameter: Parameter, incomplete: str) -> list[str]:
     """Return the codes of errors that begin so."""
     from lorakit.diagnostics import Code
 
-    return [code for code in Code if code.startswith(incomplete.upper())]
+    return _begun(Code, incomplete.upper())
 
 
-def distributions(incomplete: str) -> list[str]:
+def distributions(context: Context, parameter: Parameter, incomplete: str) -> list[str]:
     """Return the distributions with plugins that begin so."""
     from lorakit.plugins import default_plugins
 
-    names = ("lorakit", *(name for name, _ in default_plugins().distributions()))
-    return [name for name in names if name.startswith(incomplete)]
+    return _begun(("lorakit", *(name for name, _ in default_plugins().distributions())), incomplete)
 
 
-def commands(context: typer.Context, incomplete: str) -> list[str]:
+def commands(context: Context, parameter: Parameter, incomplete: str) -> list[str]:
     """Return the commands that begin so."""
     root = context.find_root()
-    return [name for name in root.command.list_commands(root) if name.startswith(incomplete)]  # type: ignore[attr-defined]
+    return _begun(root.command.list_commands(root), incomplete)  # type: ignore[attr-defined]
+
+
+def _begun(names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]

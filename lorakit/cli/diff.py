@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+import click
 
 from lorakit.cli import complete, options
+from lorakit.cli.help import command
 
 
+@command("diff")
+@click.argument("before", metavar="A", shell_complete=complete.specs, help="The spec, or a plan.json, to start from.")
+@click.argument("after", metavar="B", shell_complete=complete.specs, help="The spec, or a plan.json, to go to.")
+@options.model
+@options.variables
+@options.every_module
+@options.form
+@options.trust_remote_code
+@options.quiet
 def diff(
-    before: Annotated[
-        str, typer.Argument(metavar="A", autocompletion=complete.specs, help="The spec, or a plan.json, to start from.")
-    ],
-    after: Annotated[
-        str, typer.Argument(metavar="B", autocompletion=complete.specs, help="The spec, or a plan.json, to go to.")
-    ],
-    model: options.Model,
-    set_: options.Set = [],  # noqa: B006
-    every_module: options.EveryModule = False,
-    format_: options.Format = options.OutputFormat.text,
-    trust_remote_code: options.TrustRemoteCode = False,
+    before: str,
+    after: str,
+    model: str,
+    variables: tuple[str, ...],
+    every_module: bool,
+    form: str,
+    trust_remote_code: bool,
 ) -> None:
     """Show what changes from spec A to spec B on a model, module by module: + to add, - to remove, ~ to change.
 
@@ -34,7 +38,7 @@ def diff(
     from lorakit.planning import codec
     from lorakit.planning.difference import difference, difference_view
 
-    specs = [read_spec(path, set_) for path in (before, after)]
+    specs = [read_spec(path, variables) for path in (before, after)]
     structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
     plans, broken = [], []
     for spec in specs:
@@ -45,7 +49,7 @@ def diff(
             plans.append(error.plan)
             broken.append(error)
     found = difference(*plans)
-    if format_ is options.OutputFormat.json:
+    if form == "json":
         print_json(codec.to_plain(found))
     else:
         show(difference_view(found, every_module=every_module))

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 
-import typer
+import click
 
 from lorakit.cli import complete
+from lorakit.cli.help import command
 
 
-def explain(
-    code: Annotated[
-        str,
-        typer.Argument(
-            metavar="CODE",
-            autocompletion=complete.codes,
-            help="A code such as L042, or a word of the language such as quantize; without one, all codes are listed.",
-        ),
-    ] = "",
-) -> None:
+@command("explain")
+@click.argument(
+    "code",
+    metavar="CODE",
+    required=False,
+    shell_complete=complete.codes,
+    help="A code such as L042, or a word of the language such as quantize; without one, all codes are listed.",
+)
+def explain(code: str | None) -> None:
     """Explain an error by its code, or a word of the language.
 
     Example: lorakit explain L042
@@ -39,7 +38,7 @@ def explain(
         near = nearest(code.upper(), Code) or nearest(code, KEYWORDS)
         hint = f"did you mean {near}?" if near else "`lorakit explain` lists all codes"
         sys.stderr.write(f"error: there is no code `{code}`; {hint}\n")
-        raise typer.Exit(2) from None
+        raise SystemExit(2) from None
     from lorakit.cli.terminal import colored, console
 
     if not colored(sys.stdout):

@@ -5,25 +5,26 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from lorakit.cli import complete
+from lorakit.cli import complete, options
+from lorakit.cli.help import command
 
 
-def fmt(
-    specs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SPEC",
-            autocompletion=complete.specs,
-            help="Spec files; `-` reads standard input, writes to output.",
-        ),
-    ],
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 where a file would change.")] = False,
-    diff: Annotated[bool, typer.Option("--diff", help="Change nothing; print what would change.")] = False,
-) -> None:
+@command("fmt")
+@click.argument(
+    "specs",
+    metavar="SPEC",
+    nargs=-1,
+    required=True,
+    shell_complete=complete.specs,
+    help="Spec files; `-` reads standard input, writes to output.",
+)
+@click.option("--check", is_flag=True, help="Change nothing; exit 1 where a file would change.")
+@click.option("--diff", is_flag=True, help="Change nothing; print what would change.")
+@options.quiet
+def fmt(specs: tuple[str, ...], check: bool, diff: bool) -> None:
     """Write specs in their one canonical form, comments kept in place; what they mean never changes.
 
     Exits 0 when done, 1 where --check or --diff finds a file that would change, and 2 where a spec cannot be read.
@@ -40,11 +41,12 @@ def fmt(
             sys.stderr.write(f"{error}\n")
             outcomes.append(2)
     if any(outcomes):
-        raise typer.Exit(max(outcomes))
+        raise SystemExit(max(outcomes))
 
 
 def _format(spec: str, *, check: bool, diff: bool) -> int:
     """Format one spec and return its exit code. Raises: SpecError."""
+    from lorakit.cli.terminal import say
     from lorakit.language.files import decoded, read_spec
     from lorakit.language.format import format_text
 
@@ -60,13 +62,13 @@ def _format(spec: str, *, check: bool, diff: bool) -> int:
         sys.stdout.writelines(lines)
     elif check:
         if changes:
-            sys.stdout.write(f"{name} would change\n")
+            say(f"{name} would change")
     elif spec == "-":
         # a file through a pipe: its encoding is that of every spec
         sys.stdout.buffer.write(after.encode())
     elif changes:
         _replace(Path(os.path.realpath(spec)), after)
-        sys.stdout.write(f"{name} changed\n")
+        say(f"{name} changed")
     return int((check or diff) and changes)
 
 

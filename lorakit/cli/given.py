@@ -71,6 +71,8 @@ def check_adapter(text: str) -> None:
     """Raise AdapterError for an adapter folder that is not there."""
     if not Path(text).is_dir():
         raise AdapterError(f"no such adapter folder: {text}")
+    if _is_model(text):
+        raise AdapterError(f"`{text}` is a model; an adapter stands here, a folder that `lorakit train` or PEFT wrote")
 
 
 def _kind(text: str, wanted: str) -> str:

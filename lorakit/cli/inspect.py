@@ -3,62 +3,77 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from lorakit.cli import options
+from lorakit.cli import complete, options
+from lorakit.cli.help import command
 
-WITH_QUANT = "With --quant"
 # what only `--quant` understands, by parameter and by option
 OF_QUANT = {
-    "loss": "--loss", "tokens": "--tokens", "rows": "--rows", "plot": "--plot", "set_": "--set",
+    "loss": "--loss", "tokens": "--tokens", "rows": "--rows", "plot": "--plot", "variables": "--set",
     "trust_remote_code": "--trust-remote-code",
 }  # fmt: skip
 
 
+class WithQuant(click.Option):
+    """An option that says something beside --quant alone."""
+
+    section = "With --quant"
+
+
+@command("inspect")
+@click.argument(
+    "folder",
+    metavar="ADAPTER|MODEL",
+    type=options.ANY_PATH,
+    help="An adapter folder, lorakit's or PEFT's; with --quant a model: a Hugging Face folder or hub id, or "
+    "FILE.py:FACTORY.",
+)
+@click.option(
+    "--quant",
+    metavar="SPEC",
+    shell_complete=complete.specs,
+    help="Quantize MODEL as this .lora file or plan.json says, and show the error.",
+)
+@click.option(
+    "--loss",
+    cls=WithQuant,
+    metavar="TEXT",
+    type=options.ANY_PATH,
+    help="The model's loss on this .jsonl or text file, before and after.",
+)
+@click.option(
+    "--tokens", cls=WithQuant, type=options.Whole(min=2), default=512, help="Tokens of a row of TEXT at most."
+)
+@click.option("--rows", cls=WithQuant, type=options.FROM_ZERO, default=0, help="Rows of TEXT at most; 0 takes all.")
+@click.option(
+    "--plot",
+    cls=WithQuant,
+    metavar="FILE",
+    type=options.ANY_PATH,
+    help="Draw the error of every module into this .png, .svg or .pdf.",
+)
+@options.variables
+@options.form
+@options.every_module
+@options.trust_remote_code
+@options.allow_pickle
+@options.quiet
+@click.pass_context
 def inspect(
-    context: typer.Context,
-    folder: Annotated[
-        str,
-        typer.Argument(
-            metavar="ADAPTER|MODEL",
-            help="An adapter folder, lorakit's or PEFT's; with --quant a model: a Hugging Face folder or hub id, "
-            "or FILE.py:FACTORY.",
-            show_default=False,
-        ),
-    ],
-    quant: Annotated[
-        str | None,
-        typer.Option(metavar="SPEC", help="Quantize MODEL as this .lora file or plan.json says, and show the error."),
-    ] = None,
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="The model's loss on this .jsonl or text file, before and after.",
-            rich_help_panel=WITH_QUANT,
-        ),
-    ] = None,
-    tokens: Annotated[
-        int, typer.Option("--tokens", min=2, help="Tokens of a row of TEXT at most.", rich_help_panel=WITH_QUANT)
-    ] = 512,
-    rows: Annotated[
-        int, typer.Option("--rows", min=0, help="Rows of TEXT at most; 0 takes all.", rich_help_panel=WITH_QUANT)
-    ] = 0,
-    plot: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Draw the error of every module into this .png, .svg or .pdf.",
-            rich_help_panel=WITH_QUANT,
-        ),
-    ] = None,
-    set_: options.Set = [],  # noqa: B006
-    format_: options.Format = options.OutputFormat.text,
-    every_module: options.EveryModule = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    allow_pickle: options.AllowPickle = False,
+    context: click.Context,
+    folder: str,
+    quant: str | None,
+    loss: str | None,
+    tokens: int,
+    rows: int,
+    plot: str | None,
+    variables: tuple[str, ...],
+    form: str,
+    every_module: bool,
+    trust_remote_code: bool,
+    allow_pickle: bool,
 ) -> None:
     """Show what an adapter folder holds, or with --quant what quantizing costs each weight of a model.
 
@@ -69,7 +84,7 @@ def inspect(
 
     Example: lorakit inspect adapter
 
-    Example: lorakit inspect --quant qlora.lora ./SmolLM2-135M --loss book.txt --plot error.png
+    Example: lorakit inspect --quant qlora.lora ./SmolLM2-135M --loss book.txt
     """
     from lorakit.cli.given import check_adapter, check_given
     from lorakit.cli.terminal import print_json, show
@@ -102,10 +117,10 @@ def inspect(
         text = Path(loss) if loss else None
         model = ModelReference(folder, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
         found = report = measure(
-            read_spec(quant, set_), model, default_plugins(), reporter(), text=text, tokens=tokens, rows=rows
+            read_spec(quant, variables), model, default_plugins(), reporter(), text=text, tokens=tokens, rows=rows
         )
         view = quantization_view(report, every_module=every_module)
-    if format_ is options.OutputFormat.json:
+    if form == "json":
         print_json(codec.to_plain(found))
     else:
         show(view)
@@ -130,9 +145,9 @@ def _refuse_model(folder: Path) -> None:
         )
 
 
-def _refuse(context: typer.Context, names: dict[str, str], belongs_to: str) -> None:
+def _refuse(context: click.Context, names: dict[str, str], belongs_to: str) -> None:
     """Raise BadParameter for an option that was given and means nothing here."""
     for name, option in names.items():
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(f"it belongs to {belongs_to}", param_hint=f"'{option}'")
+            raise click.BadParameter(f"it belongs to {belongs_to}", param_hint=f"'{option}'")

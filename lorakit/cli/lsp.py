@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
+from lorakit.cli.help import command
 
 
-def lsp(
-    models: Annotated[
-        bool,
-        typer.Option(
-            "--models/--no-models",
-            help="Read the model that a comment `# model: PATH` names; FILE.py:FACTORY runs that file's code.",
-        ),
-    ] = True,
-) -> None:
+@command("lsp")
+@click.option(
+    "--models/--no-models",
+    default=True,
+    help="Read the model that a comment `# model: PATH` names; FILE.py:FACTORY runs that file's code.",
+)
+def lsp(models: bool) -> None:
     """Serve an editor on standard input and output: errors, meanings and names while a spec is written.
 
     Example: lorakit lsp

@@ -11,15 +11,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated, Any
+from typing import cast
 
-import typer
+import click
 
-from lorakit.cli import complete
-from lorakit.cli.help import Command, Group, help_of
+from lorakit.cli import complete, shells
+from lorakit.cli.help import Group, command, group
 from lorakit.cli.terminal import BAD_INPUT, INTERRUPTED, SIGNALLED, WORK_FAILED, fail
 from lorakit.encoding import ERRORS
 from lorakit.errors import LorakitError, TrainingError, WriteError
+from lorakit.version import __version__
 
 # in the order in which help shows them
 COMMANDS = (
@@ -28,24 +29,18 @@ COMMANDS = (
 )  # fmt: skip
 
 
-def command_named(name: str) -> Any:
-    """Return a command of the module of its name, which loads now; a group of commands stands there as `app`."""
-    module = importlib.import_module(f"lorakit.cli.{name}")
-    if (group := getattr(module, "app", None)) is not None:
-        return typer.main.get_command(group)
-    function = getattr(module, name)
-    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    alone.command(name, cls=Command, help=help_of(function))(function)
-    return typer.main.get_command(alone)
+def command_named(name: str) -> click.Command:
+    """Return a command out of the module of its name, which loads now."""
+    return cast(click.Command, getattr(importlib.import_module(f"lorakit.cli.{name}"), name))
 
 
 class Commands(Group):
     """The commands, of which only that loads which is called: they are many, and each takes its time."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        return [*COMMANDS, *(name for name in super().list_commands(ctx) if name not in COMMANDS)]
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*COMMANDS, *self.commands.keys() - set(COMMANDS)]
 
-    def get_command(self, ctx: Any, name: str) -> Any:
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         # what stands for a name that there is not is looked for among them all
         for one in (name,) if name in self.list_commands(ctx) else COMMANDS:
             if one not in self.commands:
@@ -53,50 +48,53 @@ class Commands(Group):
         return self.commands.get(name)
 
 
-app = typer.Typer(
-    name="lorakit",
+def _choose_plugins(context: click.Context, parameter: click.Parameter, none: bool) -> None:
+    if none:
+        # in the environment, so that processes which a command starts choose alike
+        os.environ["LORAKIT_PLUGINS"] = ""
+
+
+@group(
+    "lorakit",
     cls=Commands,
-    help="A small language for low-rank fine-tuning: check it, see the plan, apply it, train, merge.",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
+@click.version_option(
+    __version__, "-V", "--version", message="lorakit %(version)s", help="Print the version and leave."
+)
+@click.option(
+    "--no-plugins",
+    is_flag=True,
+    expose_value=False,
+    callback=_choose_plugins,
+    help="Load the built-ins alone; LORAKIT_PLUGINS=a,b chooses distributions.",
+)
+@shells.options
+def app() -> None:
+    """A small language for low-rank fine-tuning: check it, see the plan, apply it, train, merge.
+
+    Example: lorakit demo
+    """
 
 
-@app.command("help", cls=Command)
-def help_(
-    command: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="COMMAND",
-            help="A command, such as plan, or two, such as plugins new.",
-            autocompletion=complete.commands,
-        ),
-    ] = [],  # noqa: B006
-) -> None:
+@command("help")
+@click.argument(
+    "words",
+    metavar="COMMAND",
+    nargs=-1,
+    shell_complete=complete.commands,
+    help="A command, such as plan, or two, such as plugins new.",
+)
+def help_(words: tuple[str, ...]) -> None:
     """Show what a command does and takes, as its --help does.
 
     Example: lorakit help plan
     """
-    app([*command, "--help"], prog_name="lorakit")
+    app.main([*words, "--help"], prog_name="lorakit", standalone_mode=False)
 
 
-@app.callback(invoke_without_command=True)
-def everywhere(
-    version: bool = typer.Option(False, "--version", "-V", help="Print the version and leave."),
-    no_plugins: bool = typer.Option(
-        False, "--no-plugins", help="Load the built-ins alone; LORAKIT_PLUGINS=a,b chooses distributions."
-    ),
-) -> None:
-    if no_plugins:
-        # in the environment, so that processes which a command starts choose alike
-        os.environ["LORAKIT_PLUGINS"] = ""
-    if version:
-        import lorakit
-
-        sys.stdout.write(f"lorakit {lorakit.__version__}\n")
-        raise typer.Exit
+app.add_command(help_)
 
 
 class Terminated(BaseException):
@@ -136,12 +134,15 @@ def main() -> None:
             stream.reconfigure(errors=ERRORS)
     try:
         with _terminable():
-            app(prog_name="lorakit")
+            raise SystemExit(app.main(prog_name="lorakit", standalone_mode=False))
     except LorakitError as error:
         fail(str(error), BAD_INPUT)
     except (TrainingError, WriteError) as error:
         fail(str(error), WORK_FAILED)
-    except KeyboardInterrupt:
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from None
+    except (click.Abort, KeyboardInterrupt):
         fail("interrupted", INTERRUPTED)
     except Terminated as end:
         fail(f"ended by {end.signal.name}", SIGNALLED + end.signal)

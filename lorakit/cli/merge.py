@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from lorakit.cli import options
+from lorakit.cli.help import command
 
 if TYPE_CHECKING:
     from lorakit.artifacts.merge_layout import Layout
 
 
-class Dtype(StrEnum):
-    """What merged weights are written in."""
-
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp32 = "fp32"
-
-
+@command("merge")
+@options.adapter
+@options.model
+@options.output
+@click.option(
+    "--dtype",
+    type=click.Choice(["bf16", "fp16", "fp32"]),
+    help="Write weights in it; as the base holds them if not given.",
+)
+@options.force
+@options.trust_remote_code
+@options.allow_pickle
+@options.quiet
 def merge(
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="An adapter folder, lorakit's or PEFT's.")],
-    model: options.Model,
-    output: options.Output,
-    dtype: Annotated[
-        Dtype | None, typer.Option("--dtype", help="Write weights in it; as the base holds them if not given.")
-    ] = None,
-    force: options.Force = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    allow_pickle: options.AllowPickle = False,
-    quiet: options.Quiet = False,
+    adapter: str,
+    model: str,
+    output: str,
+    dtype: str | None,
+    force: bool,
+    trust_remote_code: bool,
+    allow_pickle: bool,
 ) -> None:
     """Fold an adapter into its base model and write the result, not quantized, as a plain model folder.
 
@@ -44,12 +46,12 @@ def merge(
 
     from lorakit.artifacts.folders import claimed
 
-    with claimed(Path(output), force):
+    with claimed(Path(output), force, adapter, model):
         _merge(adapter, model, Path(output), dtype, trust_remote_code, allow_pickle)
 
 
 def _merge(
-    adapter: str, model: str, folder: Path, dtype: Dtype | None, trust_remote_code: bool, allow_pickle: bool
+    adapter: str, model: str, folder: Path, dtype: str | None, trust_remote_code: bool, allow_pickle: bool
 ) -> None:
     from lorakit.artifacts.checkpoint import local_folder
     from lorakit.artifacts.merge_layout import merge_layout

@@ -2,83 +2,72 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import redirect_stdout
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+from functools import partial
 
-import typer
+import click
 
 from lorakit.cli import complete
+from lorakit.cli.terminal import be_quiet
 
 
-class OutputFormat(StrEnum):
-    """How a command prints its data."""
+class Whole(click.IntRange):
+    """A whole number within bounds, which help calls N."""
 
-    text = "text"
-    json = "json"
+    name = "whole number"
 
-
-def _silence(context: typer.Context, quiet: bool) -> bool:
-    """Send what a command prints nowhere until it ends; errors have a stream of their own."""
-    if quiet:
-        nowhere = context.with_resource(Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
-        context.with_resource(redirect_stdout(nowhere))
-    return quiet
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "N"
 
 
-Quiet = Annotated[
-    bool, typer.Option("-q", "--quiet", callback=_silence, help="Print nothing but errors.", show_default=False)
-]
-Spec = Annotated[
-    str,
-    typer.Argument(
-        metavar="SPEC",
-        help="A .lora file, a plan.json, or `-` for a spec on standard input.",
-        show_default=False,
-        autocompletion=complete.specs,
-    ),
-]
-Model = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="A Hugging Face folder or hub id, or FILE.py:FACTORY.", show_default=False),
-]
-Set = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="Give a `let` name another value.")]
-Output = Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The folder to write.", show_default=False)]
-Force = Annotated[bool, typer.Option("--force", help="Replace what stands at the output place.")]
-WithBase = Annotated[bool, typer.Option("--with-base", help="Write the quantized base too, as a model folder `base`.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="The seed that adapters are drawn with.")]
-Format = Annotated[OutputFormat, typer.Option("--format", help="How to print.")]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let the model's own Python code run.", show_default=False)
-]
-AllowPickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="Read weights from pickle files, which can run code.", show_default=False)
-]
-EveryModule = Annotated[bool, typer.Option("--modules", help="A row for every module instead of one for each kind.")]
-Calibration = Annotated[
-    str | None,
-    typer.Option(
-        "--calibration",
-        metavar="DATA",
-        help="For quantizers that see a layer's inputs first: data as `lorakit train` takes it.",
-        show_default=False,
-    ),
-]
-CalibrationRows = Annotated[int, typer.Option("--calibration-rows", min=1, help="Rows of that data to run over.")]
-Batch = Annotated[
-    int | None,
-    typer.Option(
-        "--batch", min=1, help="Rows of a training step; the spec's `step batch` unless given.", show_default=False
-    ),
-]
-GradientCheckpointing = Annotated[
-    bool, typer.Option("--gradient-checkpointing", help="Recompute activations: less memory, more time.")
-]
-Tokens = Annotated[
-    int | None,
-    typer.Option(
-        "--tokens", min=1, help="Tokens of a row at most; the spec's `step tokens` unless given.", show_default=False
-    ),
-]
+class Number(click.FloatRange):
+    """A number within bounds, which help calls X."""
+
+    name = "number"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "X"
+
+
+ANY_PATH = click.Path()
+FROM_ZERO, FROM_ONE, NOT_NEGATIVE = Whole(min=0), Whole(min=1), Number(min=0)
+
+quiet = click.option(
+    "-q", "--quiet", is_flag=True, expose_value=False, callback=be_quiet, help="Print nothing but errors."
+)
+spec = click.argument(
+    "spec",
+    metavar="SPEC",
+    shell_complete=complete.specs,
+    help="A .lora file, a plan.json, or `-` for a spec on standard input.",
+)
+model = click.argument(
+    "model", metavar="MODEL", type=ANY_PATH, help="A Hugging Face folder or hub id, or FILE.py:FACTORY."
+)
+adapter = click.argument("adapter", metavar="ADAPTER", type=ANY_PATH, help="An adapter folder, lorakit's or PEFT's.")
+variables = click.option(
+    "--set", "variables", multiple=True, metavar="NAME=VALUE", help="Give a `let` name another value."
+)
+output = click.option("-o", "--output", type=ANY_PATH, required=True, metavar="OUT", help="The folder to write.")
+force = click.option("--force", is_flag=True, help="Replace what stands at the output place.")
+with_base = click.option("--with-base", is_flag=True, help="Write the quantized base too, as a model folder `base`.")
+seed = click.option(
+    "--seed", type=FROM_ZERO, default=0, help="The seed of every draw, such as of an adapter's first values."
+)
+form = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="How to print.")
+trust_remote_code = click.option("--trust-remote-code", is_flag=True, help="Let the model's own Python code run.")
+allow_pickle = click.option("--allow-pickle", is_flag=True, help="Read weights from pickle files, which can run code.")
+every_module = click.option(
+    "--modules", "every_module", is_flag=True, help="A row for every module instead of one for each kind."
+)
+calibration = click.option(
+    "--calibration",
+    metavar="DATA",
+    type=ANY_PATH,
+    help="For quantizers that see a layer's inputs first: data as `lorakit train` takes it.",
+)
+calibration_rows = partial(click.option, "--calibration-rows", type=FROM_ONE, help="Rows of that data to run over.")
+batch = click.option("--batch", type=FROM_ONE, help="Rows of a training step; the spec's `step batch` unless given.")
+gradient_checkpointing = click.option(
+    "--gradient-checkpointing", is_flag=True, help="Recompute activations: less memory, more time."
+)
+tokens = click.option("--tokens", type=FROM_ONE, help="Tokens of a row at most; the spec's `step tokens` unless given.")

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from lorakit.cli import options
+from lorakit.cli.help import command
 
 if TYPE_CHECKING:
     from lorakit.planning.plan import Plan
 
 
-class Form(StrEnum):
-    """How a plan is printed."""
-
-    text = "text"
-    json = "json"
-    md = "md"
-
-
+@command("plan")
+@options.spec
+@options.model
+@options.variables
+@options.every_module
+@options.batch
+@options.tokens
+@options.gradient_checkpointing
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "md"]),
+    default="text",
+    help="How to print; md is Markdown.",
+)
+@options.trust_remote_code
+@options.quiet
 def plan(
-    spec: options.Spec,
-    model: options.Model,
-    set_: options.Set = [],  # noqa: B006
-    every_module: options.EveryModule = False,
-    batch: options.Batch = None,
-    tokens: options.Tokens = None,
-    gradient_checkpointing: options.GradientCheckpointing = False,
-    format_: Annotated[Form, typer.Option("--format", help="How to print; md is Markdown.")] = Form.text,
-    quiet: options.Quiet = False,
-    trust_remote_code: options.TrustRemoteCode = False,
+    spec: str,
+    model: str,
+    variables: tuple[str, ...],
+    every_module: bool,
+    batch: int | None,
+    tokens: int | None,
+    gradient_checkpointing: bool,
+    form: str,
+    trust_remote_code: bool,
 ) -> None:
     """Show what a spec makes of a model: modules, parameters, bytes before and after, memory of a training step.
 
@@ -45,23 +53,23 @@ def plan(
     from lorakit.cli.inputs import decide, load_model, read_spec
     from lorakit.errors import PromiseError
 
-    parsed = read_spec(spec, set_)
+    parsed = read_spec(spec, variables)
     structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
     try:
         decided = decide(parsed, structure, batch=batch, tokens=tokens, recompute=gradient_checkpointing)
     except PromiseError as broken:
-        _print(broken.plan, format_, every_module)
+        _print(broken.plan, form, every_module)
         raise
-    _print(decided, format_, every_module)
+    _print(decided, form, every_module)
 
 
-def _print(plan: Plan, form: Form, every_module: bool) -> None:
-    from lorakit.cli.terminal import say, show
+def _print(plan: Plan, form: str, every_module: bool) -> None:
+    from lorakit.cli.terminal import print_data, show
     from lorakit.planning.report import plan_markdown, plan_view
 
-    if form is Form.json:
-        say(plan.to_json())
-    elif form is Form.md:
-        say(plan_markdown(plan, every_module=every_module))
+    if form == "json":
+        print_data(plan.to_json())
+    elif form == "md":
+        print_data(plan_markdown(plan, every_module=every_module))
     else:
         show(plan_view(plan, every_module=every_module))

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from lorakit.cli import options, plugins_new, plugins_test
-from lorakit.cli.help import Command, Group, help_of
+from lorakit.cli.help import group
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from lorakit.hooks.listing import DistributionInfo
 
-app = typer.Typer(
-    cls=Group,
-    rich_markup_mode=None,
-    add_completion=False,
-    invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("new", cls=Command, help=help_of(plugins_new.new))(plugins_new.new)
-app.command("test", cls=Command, help=help_of(plugins_test.test))(plugins_test.test)
 
-
-@app.callback()
-def plugins(context: typer.Context, format_: options.Format = options.OutputFormat.text) -> None:
+@group("plugins", invoke_without_command=True)
+@options.form
+@click.pass_context
+def plugins(context: click.Context, form: str) -> None:
     """List the plugins that are installed, with their options, and those that failed and why.
 
     Exits 1 where a distribution was left out; other commands mention it only where a spec misses a name.
@@ -42,7 +34,7 @@ def plugins(context: typer.Context, format_: options.Format = options.OutputForm
     from lorakit.plugins import default_plugins
 
     listing = list_plugins(default_plugins())
-    if format_ is options.OutputFormat.json:
+    if form == "json":
         print_json(asdict(listing))
     else:
         for one in listing.distributions:
@@ -52,7 +44,11 @@ def plugins(context: typer.Context, format_: options.Format = options.OutputForm
         if listing.switched_off:
             say(f"switched off: {', '.join(listing.switched_off)}")
     if listing.failures:
-        raise typer.Exit(WORK_FAILED)
+        raise SystemExit(WORK_FAILED)
+
+
+plugins.add_command(plugins_new.new)
+plugins.add_command(plugins_test.test)
 
 
 def _distribution(one: DistributionInfo) -> list[RenderableType]:

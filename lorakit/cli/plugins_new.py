@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
-
-import typer
+import click
 
 from lorakit.cli import options
+from lorakit.cli.help import command
 
 
-class Kind(StrEnum):
-    """What a plugin can be."""
-
-    quantizer = "quantizer"
-    initializer = "initializer"
-    optimizer = "optimizer"
-    method = "method"
-    role = "role"
-
-
-def new(
-    kind: Annotated[Kind, typer.Argument(metavar="KIND", help="quantizer, initializer, optimizer, method or role.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What specs will call it.")],
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="OUT", help="The folder to write; ./lorakit-NAME unless given.")
-    ] = "",
-    like: Annotated[
-        str, typer.Option("--like", metavar="KNOWN", help="What a method starts from: lora, or ia3, which has no rank.")
-    ] = "",
-    force: options.Force = False,
-) -> None:
+@command("new")
+@click.argument(
+    "kind",
+    metavar="KIND",
+    type=click.Choice(["quantizer", "initializer", "optimizer", "method", "role"]),
+    help="quantizer, initializer, optimizer, method or role.",
+)
+@click.argument("name", metavar="NAME", help="What specs will call it.")
+@click.option(
+    "-o", "--output", metavar="OUT", type=options.ANY_PATH, help="The folder to write; ./lorakit-NAME unless given."
+)
+@click.option("--like", metavar="KNOWN", help="What a method starts from: lora, or ia3, which has no rank.")
+@options.force
+@options.quiet
+def new(kind: str, name: str, output: str | None, like: str | None, force: bool) -> None:
     """Write a plugin that works: a distribution with its entry point, a real example of its kind, and its tests.
 
     Example: lorakit plugins new quantizer rounded
@@ -43,10 +35,10 @@ def new(
     from lorakit.plugins import default_plugins
     from lorakit.scaffold import files_of, names_of
 
-    names = names_of(kind.value, name, like)
-    claims = default_plugins().claims.get((kind.value, name), ())
+    names = names_of(kind, name, like or "")
+    claims = default_plugins().claims.get((kind, name), ())
     if claims:
-        raise PluginError(f"the {kind.value} `{name}` is there already, in {' and '.join(claims)}; choose another name")
+        raise PluginError(f"the {kind} `{name}` is there already, in {' and '.join(claims)}; choose another name")
     folder = Path(output or names.distribution)
     with claimed(folder, force), new_folder(folder) as aside:
         for path, text in files_of(names).items():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from lorakit.cli import complete
+from lorakit.cli import complete, options
+from lorakit.cli.help import command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,16 +19,15 @@ if TYPE_CHECKING:
 Outcome = tuple["Check", str]
 
 
-def test(
-    distribution: Annotated[
-        str,
-        typer.Argument(
-            metavar="DIST",
-            autocompletion=complete.distributions,
-            help="An installed distribution; `lorakit` is the built-ins.",
-        ),
-    ],
-) -> None:
+@command("test")
+@click.argument(
+    "distribution",
+    metavar="DIST",
+    shell_complete=complete.distributions,
+    help="An installed distribution; `lorakit` is the built-ins.",
+)
+@options.quiet
+def test(distribution: str) -> None:
     """Run the checks that every plugin must pass on all that a distribution adds, and print a table of them.
 
     Exits 0 where all pass, 1 where one fails, and 2 for a distribution that is not installed.
@@ -63,7 +63,7 @@ def test(
         say(text)
     say(f"{len(every) - len(failed)} of {len(every)} checks passed")
     if failed:
-        raise typer.Exit(WORK_FAILED)
+        raise SystemExit(WORK_FAILED)
 
 
 def _origins(plugins: Plugins, distribution: str) -> tuple[str, ...]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
+import click
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.progress import ProgressColumn
 
     from lorakit.planning.plan import Plan
     from lorakit.reporter import Reporter
@@ -29,20 +32,37 @@ def colored(stream: IO[str]) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
+def be_quiet(context: click.Context, parameter: click.Parameter, quiet: bool) -> None:
+    """Have a command print nothing but errors, and what it is asked for as data; libraries do as it does."""
+    context.meta[__name__] = quiet
+    if quiet:
+        os.environ["TQDM_DISABLE"] = "1"
+        context.with_resource(warnings.catch_warnings(action="ignore"))
+        logging.disable(logging.WARNING)
+        context.call_on_close(lambda: logging.disable(logging.NOTSET))
+
+
+def is_quiet() -> bool:
+    """Return whether the command at work prints nothing but errors."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.meta.get(__name__, False)
+
+
 def console(stderr: bool = False) -> Console:
     """Return a rich console on standard output, or on standard error."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
     return Console(
-        stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else PIPE_WIDTH,
+        stderr=stderr, quiet=is_quiet(), highlight=False, soft_wrap=False,
+        width=None if stream.isatty() else PIPE_WIDTH,
         # bold is an escape code too, and rich keeps it under NO_COLOR
         color_system="auto" if colored(stream) else None,
     )  # fmt: skip
 
 
 def show(*parts: RenderableType) -> None:
-    """Print to standard output; in a pipe without the blanks that fill a table's lines."""
+    """Print to standard output, unless quiet; in a pipe without the blanks that fill a table's lines."""
     terminal = console()
     if terminal.is_terminal:
         terminal.print(*parts)
@@ -53,8 +73,14 @@ def show(*parts: RenderableType) -> None:
 
 
 def say(line: str) -> None:
-    """Print a plain line to standard output, whatever brackets are in it."""
-    sys.stdout.write(f"{line}\n")
+    """Print a plain line to standard output, whatever brackets are in it, unless quiet."""
+    if not is_quiet():
+        print_data(line)
+
+
+def print_data(text: str) -> None:
+    """Print what was asked for as data to standard output, quiet or not."""
+    sys.stdout.write(f"{text}\n")
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -72,9 +98,11 @@ def working(what: str) -> Iterator[None]:
     if not colored(sys.stderr):
         yield
         return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress
 
-    with Progress(SpinnerColumn(), TextColumn(what), TimeElapsedColumn(), console=terminal, transient=True) as progress:
+    from lorakit.bars import spinner
+
+    with Progress(spinner(what), console=terminal, transient=True) as progress:
         progress.add_task(what, total=None)
         yield
 
@@ -86,10 +114,11 @@ def measured(what: str) -> Iterator[Callable[[int, int], None]]:
     if not terminal.is_terminal:
         yield lambda done, total: None
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+    from rich.progress import DownloadColumn, Progress, TextColumn
 
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), *_times())
-    with Progress(*columns, console=terminal, transient=True) as progress:
+    from lorakit.bars import bar
+
+    with Progress(bar(TextColumn(what), DownloadColumn()), console=terminal, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -99,21 +128,15 @@ def tracked(items: Sequence[Item], what: str) -> Iterable[Item]:
     terminal = console(stderr=True)
     if not terminal.is_terminal:
         return iter(items)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
-    def bar() -> Iterator[Item]:
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), *_times())
-        with Progress(*columns, console=terminal, transient=True) as progress:
+    from lorakit.bars import bar
+
+    def behind_a_bar() -> Iterator[Item]:
+        with Progress(bar(TextColumn(what), MofNCompleteColumn()), console=terminal, transient=True) as progress:
             yield from progress.track(items, description=what)
 
-    return bar()
-
-
-def _times() -> Iterable[ProgressColumn]:
-    """Return the columns of a bar that say how long it has taken and may take yet."""
-    from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    return (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))
+    return behind_a_bar()
 
 
 def reporter(every_module: bool = False) -> Reporter:
@@ -129,7 +152,7 @@ def reporter(every_module: bool = False) -> Reporter:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON to standard output."""
+    """Print a value as JSON to standard output, quiet or not."""
     import json
 
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    print_data(json.dumps(value, indent=2))

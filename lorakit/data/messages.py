@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorakit.data.examples import Message
+from lorakit.data.examples import Chat, LeftOut, Message
 from lorakit.errors import DataError
 from lorakit.quoting import shown
 
@@ -46,6 +46,18 @@ def read_messages(value: Any, place: str, column: str) -> tuple[tuple[Message, .
         messages.append(message)
         learned.append(message["role"] == ASSISTANT and weight != 0)
     return tuple(messages), tuple(learned)
+
+
+def chat_of(
+    place: str, messages: Sequence[Message], learned: Sequence[bool], tools: Sequence[Mapping[str, Any]] = ()
+) -> Chat | LeftOut:
+    """Return a chat, `learned` saying of each message whether it is; left out where none of the assistant's is."""
+    if not any(message["role"] == ASSISTANT for message in messages):
+        roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
+        return LeftOut(place, f"without a turn of the assistant (roles: {roles})")
+    if not any(learned):
+        return LeftOut(place, "with no turn of the assistant that is learned")
+    return Chat(place, tuple(messages), tuple(learned), tuple(tools))
 
 
 def read_list(value: Any, place: str, column: str) -> Sequence[Any]:

@@ -6,14 +6,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorakit.data.examples import Example, LeftOut, require_kept
+from lorakit.data.fields import Columns
 from lorakit.data.formats import read_rows
-from lorakit.data.shapes import Columns, example_of, shape_of
+from lorakit.data.shapes import example_of, shape_of
 from lorakit.errors import DataError
 from lorakit.language.suggestions import listed
 from lorakit.quoting import named
 from lorakit.reporter import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from lorakit.hooks.manager import Plugins
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +31,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What a file holds: examples and records left out in order, records by form, and columns that no form has."""
+    """What a file holds: examples and records left out in order, records by shape, and columns that no shape has."""
 
     name: str
     examples: tuple[Example, ...]
@@ -43,10 +48,11 @@ class Data:
         return f"{self.name}: {forms}{unread}"
 
 
-def read_data(path: Path, reading: Reading = Reading(), reporter: Reporter = SILENT) -> Data:
+def read_data(path: Path, plugins: Plugins, reading: Reading = Reading(), reporter: Reporter = SILENT) -> Data:
     """Return the examples in a file or folder.
 
-    Raises: DataError naming file and line, or where more records hold nothing than `reading` lets pass.
+    Raises: DataError naming file and line, or where more records hold nothing than `reading` lets pass,
+    PluginError naming the plugin of a format or shape that fails.
     """
     examples: list[Example] = []
     left_out: list[LeftOut] = []
@@ -54,12 +60,12 @@ def read_data(path: Path, reading: Reading = Reading(), reporter: Reporter = SIL
     names: dict[str, None] = {}
     used: set[str] = set(reading.columns.values())
     with reporter.measured(f"reading {path}") as progress:
-        for row in read_rows(path, progress or (lambda done, total: None)):
-            shape = shape_of(row, reading.columns)
+        for row in read_rows(path, plugins, progress or (lambda done, total: None)):
+            shape = shape_of(row, reading.columns, plugins)
             forms[shape.name] += 1
             names.update(dict.fromkeys(row.values))
             used.update(reading.columns.get(name, name) for name in (*shape.needs, *shape.may))
-            made = example_of(row, shape, reading.columns)
+            made = example_of(row, shape, reading.columns, plugins)
             if isinstance(made, LeftOut):
                 left_out.append(made)
             else:

@@ -32,6 +32,9 @@ class Dialect:
 # what every tool that loads a base in four bits says of it, by bitsandbytes' names
 BITS = {"load_in_4bit": False, "load_in_8bit": False, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False}
 ALL_LINEAR = "all-linear"
+# what transformers' TrainingArguments take where nothing is said
+TRAINER = {"per_device_train_batch_size": 8, "num_train_epochs": 3.0, "learning_rate": 5e-5}
+_AXOLOTL_BITS = {"nf4": "load_in_4bit", "int8": "load_in_8bit"}
 
 
 def _not_lora(config: Fields) -> str:
@@ -51,14 +54,18 @@ def _full_axolotl(config: Fields) -> str:
 
 
 def _axolotl(config: Fields) -> Fields:
-    """Return a config with `lora_target_linear` among its targets, and with what `bnb_config_kwargs` says."""
+    """Return a config with `lora_target_linear` among its targets, and with what `peft` and `bnb_config_kwargs` say."""
     settled = {**config, **(config.get("bnb_config_kwargs") or {})}
     settled.pop("bnb_config_kwargs", None)
+    backend = settled["peft"] if isinstance(settled.get("peft"), dict) else {}
+    if backend.get("backend") == "bnb" and (flag := _AXOLOTL_BITS.get(str(backend.get("weight_dtype")))):
+        settled[flag] = True
+        settled["peft"] = {name: one for name, one in backend.items() if name not in ("backend", "weight_dtype")}
     if settled.pop("lora_target_linear", None):
         named = settled.get("target_modules") or []
         settled["target_modules"] = [ALL_LINEAR, *([named] if isinstance(named, str) else named)]
-    if settled.get("adapter") == "qlora":
-        settled.setdefault("load_in_4bit", True)
+    if settled.get("adapter") == "qlora" and backend.get("backend") != "torchao":
+        settled["load_in_4bit"] = True
     if settled.get("gptq"):
         settled["load_in_4bit"] = False
     for name in ("train_on_inputs", "adapter"):
@@ -76,6 +83,10 @@ def _full_factory(config: Fields) -> str:
     return "" if kind == "lora" else f"says finetuning_type: {str(kind)[:40]}, which is no LoRA"
 
 
+# what LLaMA-Factory calls it, and called it before
+_BITSANDBYTES = ("bnb", "bitsandbytes")
+
+
 def _factory(config: Fields) -> Fields:
     """Return a config with lists for what stands as text with commas, and with bits as bitsandbytes calls them."""
     settled = dict(config)
@@ -84,12 +95,14 @@ def _factory(config: Fields) -> Fields:
             settled[name] = [part.strip() for part in value.split(",") if part.strip()]
     if settled.get("target_modules") == ["all"]:
         settled["target_modules"] = ALL_LINEAR
-    bits = settled.pop("quantization_bit", None)
-    settled |= {"load_in_4bit": bits == 4, "load_in_8bit": bits == 8}
-    if bits not in (None, 4, 8):
-        settled["quantization_bit"] = bits
+    if settled.get("quantization_method", "bnb") in _BITSANDBYTES and settled.get("quantization_bit") in (4, 8):
+        settled[f"load_in_{settled.pop('quantization_bit')}bit"] = True
+        settled.pop("quantization_method", None)
     if settled.pop("pissa_init", False):
-        settled["init_lora_weights"] = f"pissa_niter_{settled.pop('pissa_iter', 16)}"
+        steps = settled.pop("pissa_iter", 16)
+        settled["init_lora_weights"] = "pissa" if steps == -1 else f"pissa_niter_{steps}"
+    if settled.pop("neat_packing", False):
+        settled["packing"] = True
     if settled.get("lora_alpha") is None and isinstance(settled.get("r"), int):
         settled["lora_alpha"] = 2 * settled["r"]
     settled.pop("finetuning_type", None)
@@ -117,7 +130,6 @@ DIALECTS = (
             "lora_target_parameters": "target_parameters",
             "lora_modules_to_save": "modules_to_save",
             "lora_fan_in_fan_out": "fan_in_fan_out",
-            "lora_exclude_modules": "exclude_modules",
             "peft_use_dora": "use_dora",
             "peft_use_rslora": "use_rslora",
             "peft_layers_to_transform": "layers_to_transform",
@@ -130,10 +142,18 @@ DIALECTS = (
             "optimizer": "optim",
             "lr_scheduler": "lr_scheduler_type",
             "val_set_size": "held_out",
+            "sample_packing": "packing",
             "loraplus_lr_ratio": "lr_ratio",
             "datasets": "data",
         },
-        {**BITS, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+        {
+            **BITS,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "per_device_train_batch_size": 1,
+            "max_length": 512,
+            "lr_scheduler_type": "cosine",
+        },
         _full_axolotl,
         _axolotl,
     ),
@@ -152,7 +172,15 @@ DIALECTS = (
             "loraplus_lr_ratio": "lr_ratio",
             "dataset": "data",
         },
-        {"r": 8, "target_modules": "all", **BITS, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+        {
+            "r": 8,
+            "target_modules": "all",
+            **BITS,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            **TRAINER,
+            "max_length": 2048,
+        },
         _full_factory,
         _factory,
     ),
@@ -170,7 +198,16 @@ DIALECTS = (
             "use_bnb_nested_quant": "bnb_4bit_use_double_quant",
             "max_seq_length": "max_length",
         },
-        {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, **BITS, "bnb_4bit_quant_type": "nf4"},
+        {
+            "r": 16,
+            "lora_alpha": 32,
+            "lora_dropout": 0.05,
+            **BITS,
+            "bnb_4bit_quant_type": "nf4",
+            **TRAINER,
+            "learning_rate": 2e-5,
+            "max_length": 1024,
+        },
         _not_peft,
         _trl,
     ),

@@ -32,7 +32,14 @@ def _whole(value: float) -> bool:
     return value >= 1 and value == int(value)
 
 
+def _schedule(value: Any) -> str:
+    # one that is constant behind its warm-up is how lorakit has it
+    name = str(value).removesuffix("_with_warmup") if str(value).startswith("constant") else str(value)
+    return f"--schedule {name}" if name in SCHEDULES else ""
+
+
 # what `lorakit train` takes, by the fields that say it elsewhere
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "inverse_sqrt")
 TRAIN_OPTIONS: Mapping[str, Callable[[Any], str]] = MappingProxyType({
     "num_train_epochs": _with("--epochs"),
     "max_steps": _with("--steps", _whole),
@@ -41,8 +48,14 @@ TRAIN_OPTIONS: Mapping[str, Callable[[Any], str]] = MappingProxyType({
     "eval_steps": _with("--evaluate-every", _whole),
     "save_steps": _with("--save-every", _whole),
     "seed": _with("--seed", lambda value: value >= 0),
+    "gradient_accumulation_steps": _with("--accumulate", _whole),
+    "lr_scheduler_type": _schedule,
+    "max_grad_norm": _with("--max-grad-norm", lambda value: value >= 0),
+    "packing": lambda value: "--pack" if value is True else "",
     "gradient_checkpointing": lambda value: "--gradient-checkpointing" if value else "",
 })  # fmt: skip
+# of these it is said what they were set to, where lorakit has no such value
+_WITH_VALUE = ("eval_steps", "save_steps", "held_out", "lr_scheduler_type", "gradient_accumulation_steps", "packing")
 # what is the same without being said, or said by the command itself
 _SILENT = INERT | RULES | {"base_model", "data", "output_dir", "peft_type", "strict"}
 
@@ -84,7 +97,7 @@ def _left(config: ForeignConfig, made: Statements, reference: str, output: str) 
             options.append(words)
         elif name not in _SILENT and name not in TRAIN_OPTIONS and value not in (None, False, "", [], {}):
             missing.append(config.called.get(name, name))
-        elif name in ("eval_steps", "save_steps", "held_out") and value:
+        elif name in _WITH_VALUE and value:
             missing.append(f"{config.called.get(name, name)}: {_line(str(value)[:20])}")
     if options:
         data = _data(config.fields.get("data"))

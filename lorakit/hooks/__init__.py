@@ -11,6 +11,10 @@ from lorakit.hooks.protocols import (
     Adapter,
     CalibratedQuantizer,
     Checkpointed,
+    DataFormat,
+    DataShape,
+    FormerNames,
+    FormerParts,
     Initializer,
     Kernel,
     Linear,
@@ -24,9 +28,13 @@ from lorakit.hooks.protocols import (
 from lorakit.hooks.specs import hookimpl, hookspec
 from lorakit.hooks.starting import StartContext
 from lorakit.language.statements import PluginCall
-from lorakit.values import LayerShape, LowRank, ModelReference, QuantizedWeight, Storage
+from lorakit.values import LayerShape, LowRank, LowRankPart, ModelReference, QuantizedWeight, Renamed, Storage
 
 if TYPE_CHECKING:
+    from lorakit.data.examples import Chat, Completion, Example, LeftOut, Text
+    from lorakit.data.fields import Fields
+    from lorakit.data.messages import chat_of, read_messages, read_tools
+    from lorakit.data.rows import Row, read_text
     from lorakit.planning.inventory import Inventory, ModuleInfo, ParameterInfo
     from lorakit.planning.plan import (
         AdapterPlan,
@@ -46,13 +54,23 @@ __all__ = [
     "AdapterPlan",
     "Bytes",
     "CalibratedQuantizer",
+    "Chat",
     "Checkpointed",
+    "Completion",
+    "DataFormat",
+    "DataShape",
+    "Example",
+    "Fields",
+    "FormerNames",
+    "FormerParts",
     "Initializer",
     "Inventory",
     "Kernel",
     "LayerShape",
+    "LeftOut",
     "Linear",
     "LowRank",
+    "LowRankPart",
     "Memory",
     "Method",
     "ModelReference",
@@ -69,24 +87,35 @@ __all__ = [
     "QuantizedWeight",
     "Quantizer",
     "RankMover",
+    "Renamed",
     "Role",
+    "Row",
     "RuleSummary",
     "SelectorCount",
     "Settings",
     "StartContext",
     "Storage",
+    "Text",
+    "chat_of",
     "hookimpl",
     "hookspec",
     "low_rank_fields",
     "low_rank_table",
+    "read_messages",
+    "read_text",
+    "read_tools",
     "require_finite",
     "start_low_rank",
 ]
 
-# These load when they are asked for: whoever reads a spec plans nothing
+# These load when they are asked for: whoever reads a spec plans nothing and reads no data
 _LATER = {
-    "inventory": ("Inventory", "ModuleInfo", "ParameterInfo"),
-    "plan": (
+    "data.examples": ("Chat", "Completion", "Example", "LeftOut", "Text"),
+    "data.fields": ("Fields",),
+    "data.messages": ("chat_of", "read_messages", "read_tools"),
+    "data.rows": ("Row", "read_text"),
+    "planning.inventory": ("Inventory", "ModuleInfo", "ParameterInfo"),
+    "planning.plan": (
         "AdapterPlan",
         "Bytes",
         "Memory",
@@ -106,7 +135,7 @@ def __getattr__(name: str) -> object:
         if name in names:
             from importlib import import_module
 
-            return getattr(import_module(f"lorakit.planning.{module}"), name)
+            return getattr(import_module(f"lorakit.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -12,8 +12,17 @@ import pluggy
 from lorakit.errors import PluginError
 from lorakit.hooks.moments import Moments
 from lorakit.hooks.options import OptionError, configure
-from lorakit.hooks.protocols import Initializer, Kernel, Method, OptimizerFactory, Quantizer, Role
-from lorakit.hooks.registration import Added
+from lorakit.hooks.protocols import (
+    DataFormat,
+    DataShape,
+    Initializer,
+    Kernel,
+    Method,
+    OptimizerFactory,
+    Quantizer,
+    Role,
+)
+from lorakit.hooks.registration import Added, claimed
 
 if TYPE_CHECKING:
     from lorakit.language.statements import PluginCall
@@ -53,6 +62,8 @@ class Plugins(Moments):
         self.methods: Mapping[str, type[Method]] = self._registry("method")
         self.roles: Mapping[str, Role] = self._registry("role")
         self.kernels: tuple[Kernel, ...] = self._in_order_of_asking("kernel")
+        self.data_formats: Mapping[str, DataFormat] = self._registry("data format")
+        self.data_shapes: tuple[DataShape, ...] = self._in_order_of_asking("data shape")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plugins:
         # a value that no copy changes; a copy of a model keeps the very plugins that adapted it
@@ -109,7 +120,7 @@ class Plugins(Moments):
         for added in self.added:
             for name, item in added.plugins.get(kind, {}).items():
                 self._origins[id(item)] = added.origin
-                if len(self.claims[kind, name]) == 1:
+                if all(len(self.claims[kind, word]) == 1 for word in claimed(kind, item)):
                     found[name] = item
         return dict(sorted(found.items()))
 
@@ -145,10 +156,9 @@ def normal_name(distribution: str) -> str:
 
 
 def _claims(added: Sequence[Added]) -> Mapping[tuple[str, str], tuple[str, ...]]:
-    """Return where each plugin comes from, by kind and name; what comes from two places is nobody's."""
+    """Return where each plugin comes from, by kind and what it claims; what comes from two places is nobody's."""
     found: dict[tuple[str, str], list[str]] = {}
     for one in added:
-        for kind, plugins in one.plugins.items():
-            for name in plugins:
-                found.setdefault((kind, name), []).append(one.origin)
+        for claim in one.claims():
+            found.setdefault(claim, []).append(one.origin)
     return {key: tuple(origins) for key, origins in found.items()}

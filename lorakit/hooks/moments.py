@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 
 from lorakit.errors import LorakitError, ModelError, PluginError
+from lorakit.hooks.protocols import FormerNames
 from lorakit.values import LayerShape, ModelReference
 
 if TYPE_CHECKING:
@@ -47,6 +49,10 @@ class Moments:
     def describe_parameter(self, module: nn.Module, name: str) -> LayerShape | None:
         """Return the shape of a parameter that an adapter fits by itself, or None."""
         return self._first("lorakit_describe_parameter", LayerShape, module=module, name=name)
+
+    def former_names(self, model: nn.Module, weights: Collection[str]) -> FormerNames | None:
+        """Return what earlier releases of the model's library called its weights, or None where nothing moved."""
+        return self._first("lorakit_former_names", FormerNames, model=model, weights=weights)  # type: ignore[type-abstract]
 
     def plan_ready(self, plan: Plan) -> Plan:
         """Return the plan as the plugins, each in turn, have changed it."""

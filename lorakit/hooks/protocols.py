@@ -10,15 +10,19 @@ Nothing here imports torch, and a plugin should import it only inside its method
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from lorakit.values import LayerShape, LowRank, QuantizedWeight, Storage
+from lorakit.values import LayerShape, LowRank, LowRankPart, QuantizedWeight, Renamed, Storage
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from lorakit.data.examples import Example, LeftOut
+    from lorakit.data.fields import Fields
+    from lorakit.data.rows import Row
     from lorakit.hooks.starting import StartContext
     from lorakit.planning.inventory import Inventory
     from lorakit.planning.plan import ParameterPlan, PlanEntry, Settings
@@ -252,3 +256,75 @@ class Role(Protocol):
 
     def select(self, inventory: Inventory) -> frozenset[str]:
         """Return the paths of the modules that play this role."""
+
+
+@runtime_checkable
+class FormerNames(Protocol):
+    """What earlier releases of a library called the weights of one of its models, which files and specs still say."""
+
+    def former(self, weight: str) -> str:
+        """Return what a weight of today was called: the very name, if nothing changed.
+
+        Every module is asked for as if it had a weight, `PATH.weight`.
+        """
+
+    def today(self, former: str) -> Renamed | None:
+        """Return the weight of the model that was called so, or None."""
+
+
+@runtime_checkable
+class FormerParts(FormerNames, Protocol):
+    """Former names of weights that are more or fewer today, such as experts that are one stack now."""
+
+    def joined(self, parts: Sequence[LowRankPart], stack: int) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Return the changes of today's weights that those of former ones make together, by the weights' names.
+
+        The parts are all that are known of one weight, of `stack` matrices. Each change is a pair A (rank, inputs) and
+        B (outputs, rank), or for a stack of weights A (stack, rank, inputs) and B (stack, outputs, rank).
+        Raises: ValueError with the reason where two low-rank matrices cannot express it.
+        """
+
+
+class DataFormat(Protocol):
+    """A kind of file that holds records. A format is an instance, since it has no options.
+
+    Every suffix and every mark belongs to one format. A class variable `named_only = True` says that folders are not
+    searched for its files, as for text: a README is text.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages and the lists of plugins call it."""
+
+    @property
+    def suffixes(self) -> Sequence[str]:
+        """How the names of its files end, in small letters, such as `.jsonl`."""
+
+    @property
+    def marks(self) -> Sequence[str]:
+        """Files that make the folder that holds them one thing of this format, such as `state.json`."""
+
+    def rows(self, path: Path, progress: Callable[[int, int], None]) -> Iterator[Row]:
+        """Yield the records of a file, or of a folder that holds a mark; `progress` is told what is read, and of what.
+
+        Raises: DataError naming the file, and the line where it has lines.
+        """
+
+
+class DataShape(Protocol):
+    """A form of records, told by their columns. A shape is an instance, since it has no options."""
+
+    @property
+    def name(self) -> str:
+        """What many of its records are called, such as `chats`."""
+
+    @property
+    def needs(self) -> Sequence[str]:
+        """The columns that tell it; a record in which one is empty is left out, but for `prompt`."""
+
+    @property
+    def may(self) -> Sequence[str]:
+        """The other columns that it reads."""
+
+    def example(self, fields: Fields) -> Example | LeftOut:
+        """Return what is learned from a record, or why nothing is. Raises: DataError naming `fields.place`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,16 @@ import pluggy
 from lorakit.errors import PluginError
 from lorakit.hooks import specs
 from lorakit.hooks.options import options_of
-from lorakit.hooks.protocols import Initializer, Kernel, Method, OptimizerFactory, Quantizer, Role
+from lorakit.hooks.protocols import (
+    DataFormat,
+    DataShape,
+    Initializer,
+    Kernel,
+    Method,
+    OptimizerFactory,
+    Quantizer,
+    Role,
+)
 
 # what a plugin can add, by kind
 PROTOCOLS: Mapping[str, type] = {
@@ -22,9 +32,15 @@ PROTOCOLS: Mapping[str, type] = {
     "method": Method,
     "role": Role,
     "kernel": Kernel,
+    "data format": DataFormat,
+    "data shape": DataShape,
 }
 # kinds without options, registered as instances; all others are classes, which a spec configures
-INSTANCES = ("role", "kernel")
+INSTANCES = ("role", "kernel", "data format", "data shape")
+# what is a list of words in an item of a kind
+LISTS: Mapping[str, tuple[str, ...]] = {"data format": ("suffixes", "marks"), "data shape": ("needs", "may")}
+# the kinds whose words belong to one item alone, as its name does
+OWNERS = ("data format",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +54,19 @@ class Added:
     plugins: Mapping[str, Mapping[str, Any]]
     moments: tuple[str, ...]
     distribution: str = ""
+
+    def claims(self) -> Iterator[tuple[str, str]]:
+        """Yield what it takes for itself: names of plugins, and what else belongs to one alone, each by its kind."""
+        for kind, items in self.plugins.items():
+            for item in items.values():
+                for word in claimed(kind, item):
+                    yield kind, word
+
+
+def claimed(kind: str, item: Any) -> tuple[str, ...]:
+    """Return an item's name, and the words that no other of its kind may have."""
+    lists = LISTS[kind] if kind in OWNERS else ()
+    return (item.name, *(word for words in lists for word in getattr(item, words)))
 
 
 def register(
@@ -105,27 +134,35 @@ def _read(
     manager: pluggy.PluginManager, plugin: Any, origin: str, taken: Mapping[tuple[str, str], str] | None
 ) -> Added:
     plugins: dict[str, dict[str, Any]] = {}
-    registries = {f"lorakit_{kind}s": kind for kind in PROTOCOLS}
+    registries = {f"lorakit_{kind.replace(' ', '_')}s": kind for kind in PROTOCOLS}
     callers = manager.get_hookcallers(plugin) or []
     for caller in callers:
         if caller.name not in registries:
             continue
         kind = registries[caller.name]
         found: dict[str, Any] = {}
+        own: set[str] = set()
         for name, item in _items(caller, plugin, kind):
-            if name in found:
-                raise PluginError(f"it adds the {kind} `{name}` twice")
-            if taken is not None and (kind, name) in taken:
-                raise PluginError(
-                    f"two plugins add `{name}` as {kind}: {taken[kind, name]} and {origin}; "
-                    "a built-in cannot be replaced"
-                )
             if taken is not None:
+                _check_taken(name, kind, origin, taken)
                 _check_kind(name, item, kind)
+            for word in claimed(kind, item):
+                if word in own:
+                    raise PluginError(f"it adds the {kind} `{word}` twice")
+                if taken is not None:
+                    _check_taken(word, kind, origin, taken)
+                own.add(word)
             found[name] = item
         plugins[kind] = found
     moments = tuple(sorted(caller.name for caller in callers if caller.name not in registries))
     return Added(origin, plugins, moments)
+
+
+def _check_taken(word: str, kind: str, origin: str, taken: Mapping[tuple[str, str], str]) -> None:
+    if (kind, word) in taken:
+        raise PluginError(
+            f"two plugins add `{word}` as {kind}: {taken[kind, word]} and {origin}; a built-in cannot be replaced"
+        )
 
 
 def _items(caller: pluggy.HookCaller, plugin: Any, kind: str) -> Iterator[tuple[str, Any]]:
@@ -159,9 +196,12 @@ def _check_kind(name: str, item: Any, kind: str) -> None:
     for attribute in vars(protocol).get("__annotations__", {}):
         if not hasattr(item, attribute):
             raise PluginError(f"the {kind} `{name}` has no `{attribute}`")
-    for method, function in _methods(protocol):
+    for attribute in LISTS.get(kind, ()):
+        words = getattr(item, attribute, None)
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+            raise PluginError(f"`{attribute}` of the {kind} `{name}` is {words!r}; it is a tuple of texts, or ()")
+    for method, function, parameters in _methods(protocol):
         own = getattr(item, method, None)
-        parameters = [word for word in inspect.signature(function).parameters if word != "self"]
         # whoever inherits from the protocol inherits its empty methods
         if own is None or getattr(own, "__func__", own) is function or not callable(own):
             raise PluginError(f"the {kind} `{name}` has no method `{method}({', '.join(parameters)})`")
@@ -169,11 +209,14 @@ def _check_kind(name: str, item: Any, kind: str) -> None:
             raise PluginError(f"`{method}` of the {kind} `{name}` does not take ({', '.join(parameters)})")
 
 
-def _methods(protocol: type) -> Iterator[tuple[str, Any]]:
-    """Yield the methods of a protocol; `_is_protocol` and its like are typing's own."""
-    for name, value in vars(protocol).items():
-        if inspect.isfunction(value) and not name.startswith("_"):
-            yield name, value
+@functools.cache
+def _methods(protocol: type) -> list[tuple[str, Any, list[str]]]:
+    """Return the methods of a protocol, with what they take; `_is_protocol` and its like are typing's own."""
+    return [
+        (name, value, [word for word in inspect.signature(value).parameters if word != "self"])
+        for name, value in vars(protocol).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    ]
 
 
 def _takes(function: Any, count: int) -> bool:

@@ -9,21 +9,31 @@ version.
 
 A module may state the protocol that it was written for, `lorakit_protocol = 2`; one that states none is taken to speak
 this one. A distribution that does not import, states another protocol, has a hook or an argument that is not here,
-adds a name of a built-in, or a class that lacks what `lorakit.hooks.protocols` asks for, is left out whole: `lorakit
-plugins` says why, and so does a spec that misses what it would have added. A name that two distributions add belongs to
-neither.
+adds a name or a file's suffix of a built-in, or a class that lacks what `lorakit.hooks.protocols` asks for, is left out
+whole: `lorakit plugins` says why, and so does a spec that misses what it would have added. A name that two
+distributions add belongs to neither.
 `lorakit.testing` checks what a plugin does, and `lorakit plugins new` writes one to start from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pluggy
 
-from lorakit.hooks.protocols import Initializer, Kernel, Method, OptimizerFactory, Quantizer, Role
+from lorakit.hooks.protocols import (
+    DataFormat,
+    DataShape,
+    FormerNames,
+    Initializer,
+    Kernel,
+    Method,
+    OptimizerFactory,
+    Quantizer,
+    Role,
+)
 from lorakit.values import LayerShape, ModelReference
 
 if TYPE_CHECKING:
@@ -76,6 +86,19 @@ def lorakit_kernels() -> Sequence[Kernel]:  # type: ignore[empty-body]
     """
 
 
+@hookspec
+def lorakit_data_formats() -> Sequence[DataFormat]:  # type: ignore[empty-body]
+    """Return kinds of files that DATA may be, told by the end of a name or by a file in a folder."""
+
+
+@hookspec
+def lorakit_data_shapes() -> Sequence[DataShape]:  # type: ignore[empty-body]
+    """Return forms that records may have, told by their columns; `--columns` takes their names.
+
+    A record is of the first whose columns it has: the last registered is asked first and the built-ins last.
+    """
+
+
 # Moments: before a model changes
 
 
@@ -98,6 +121,15 @@ def lorakit_describe_parameter(module: nn.Module, name: str, plugins: Plugins) -
 
     Called for the parameters of two and three dimensions of every module that `lorakit_describe_module` does not know.
     What is described becomes a target by its path, such as `experts.down_proj`.
+    """
+
+
+@hookspec(firstresult=True)
+def lorakit_former_names(model: nn.Module, weights: Collection[str], plugins: Plugins) -> FormerNames | None:
+    """Return what earlier releases of the model's library called its weights, or None. First result.
+
+    Called when a model is read, on meta tensors too, and when an adapter is put on it that PEFT saved; `weights` are
+    the names of the model's parameters as a plan has them, without wrappers, quantized or not.
     """
 
 

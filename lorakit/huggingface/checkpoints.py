@@ -87,6 +87,11 @@ def check_complete(found: Mapping[str, Any], reference: ModelReference) -> None:
             f"the files of {reference.text} lack {_first(lacking)}, which its model needs{hint}. Only what a spec "
             "trains in full may start anew, such as a new head: `train @head`"
         )
+    if left := sorted(found["unexpected_keys"]):
+        logger.warning(
+            "the files of %s hold %s, which the model that their config.json describes does not take: what they are "
+            "is left out", reference.text, _first(left),
+        )  # fmt: skip
     if missing and reference.starter is not None and reference.starter.initialize:
         logger.warning("the files of %s lack %s: what trains there starts anew", reference.text, _first(missing))
 

@@ -4,58 +4,55 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, WeightTransform, rename_source_key
+from lorakit.hooks.specs import hookimpl
+from lorakit.values import LowRankPart, Renamed
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, WeightTransform
 
 # in a table's pattern: whichever of the modules that lie one by one
 ANY = "*."
 
 
-@dataclass(frozen=True, slots=True)
-class Renamed:
-    """A weight's name today; `pattern` is what its former name fits where several weights became one, or one several.
+@hookimpl
+def lorakit_former_names(model: nn.Module, weights: Collection[str]) -> TransformersNames | None:
+    # a model that is none of transformers' is there without it
+    if "transformers" not in sys.modules:
+        return None
+    from transformers import PreTrainedModel
 
-    `index` is its place among modules that lay one by one.
-    """
-
-    name: str
-    pattern: str | None = None
-    index: int = 0
+    return TransformersNames(model, weights) if isinstance(model, PreTrainedModel) else None
 
 
-@dataclass(frozen=True, slots=True)
-class LowRankPart:
-    """The change B·A of one former weight, A (rank, inputs) and B (outputs, rank), and what its former name fits."""
+class TransformersNames:
+    """The former names of the weights of one of transformers' models."""
 
-    renamed: Renamed
-    lora_A: Tensor
-    lora_B: Tensor
-
-
-class FormerNames:
-    """Finds the names of today for those of earlier releases; of any model that is not transformers' own, none."""
-
-    def __init__(self, model: nn.Module, weights: Collection[str]) -> None:
+    def __init__(self, model: PreTrainedModel, weights: Collection[str]) -> None:
         self._model, self._held = model, dict.fromkeys(weights, True)
-        transforms = get_model_conversion_mapping(model) if isinstance(model, PreTrainedModel) else []
-        self._renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
-        self._converters = [one for one in transforms if isinstance(one, WeightConverter)]
-        self._prefix = getattr(model, "base_model_prefix", "") if transforms else None
 
-    def of(self, name: str) -> Renamed | None:
-        """Return what a weight is called today, or None where no table says so."""
-        if self._prefix is None:
+    def former(self, weight: str) -> str:
+        """Return what a weight of today was called."""
+        return _renamed(weight, self._backwards)
+
+    def today(self, former: str) -> Renamed | None:
+        """Return the weight of the model that was called so, or None where no table says."""
+        from transformers.core_model_loading import rename_source_key
+
+        renamings, converters = self._forwards
+        if not (renamings or converters):
             return None
-        now, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self._held)
+        prefix = self._model.base_model_prefix
+        now, pattern = rename_source_key(former, renamings, converters, prefix, self._held)
         if pattern is None:
             return Renamed(now) if now in self._held else None
-        place = re.search(pattern.replace(ANY, r"(?P<index>\d+)\."), _renamed(name, self._renamings))
+        place = re.search(pattern.replace(ANY, r"(?P<index>\d+)\."), _renamed(former, renamings))
         index = int(place["index"]) if place and "index" in place.re.groupindex else 0
         return Renamed(now, pattern, index)
 
@@ -68,7 +65,7 @@ class FormerNames:
         Raises: ValueError where transformers does something else to them than that.
         """
         name, first = parts[0].renamed.name, parts[0].renamed.pattern
-        converter = copy.deepcopy(next(one for one in self._converters if first in one.source_patterns))
+        converter = copy.deepcopy(next(one for one in self._forwards[1] if first in one.source_patterns))
         patterns = list(converter.source_patterns)
         widths = [_widest(parts, pattern) for pattern in patterns]
         starts = dict(zip(patterns, (sum(widths[:place]) for place in range(len(widths))), strict=True))
@@ -98,6 +95,25 @@ class FormerNames:
         joined = {name: value[0] if isinstance(value, list) else value for name, value in found.items()}
         return {name: (lora_A if value.ndim == 3 else lora_A[0], value) for name, value in joined.items()}
 
+    @cached_property
+    def _forwards(self) -> tuple[list[WeightRenaming], list[WeightConverter]]:
+        """The tables that read former names: those of weights that were called otherwise, and those of parts."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        transforms = get_model_conversion_mapping(self._model)
+        renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+        return renamings, [one for one in transforms if isinstance(one, WeightConverter)]
+
+    @cached_property
+    def _backwards(self) -> list[WeightTransform]:
+        """The tables that give former names."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+
+        transforms = get_model_conversion_mapping(self._model, add_legacy=False)
+        return [one.reverse_transform() for one in reversed(transforms) if isinstance(one, WeightRenaming)]
+
 
 def _widest(parts: Iterable[LowRankPart], pattern: str) -> int:
     return max((part.lora_A.shape[0] for part in parts if part.renamed.pattern == pattern), default=0)
@@ -106,19 +122,6 @@ def _widest(parts: Iterable[LowRankPart], pattern: str) -> int:
 def _rows(parts: Sequence[LowRankPart], pattern: str) -> int:
     """Return how many outputs a former weight has; one without a change is like its neighbours."""
     return next((part for part in parts if part.renamed.pattern == pattern), parts[0]).lora_B.shape[0]
-
-
-def former_paths(model: nn.Module, paths: Iterable[str]) -> Mapping[str, str]:
-    """Return what modules were called in earlier releases, by their paths, where it was something else."""
-    if not isinstance(model, PreTrainedModel):
-        return {}
-    transforms = get_model_conversion_mapping(model, add_legacy=False)
-    renamings = [one.reverse_transform() for one in reversed(transforms) if isinstance(one, WeightRenaming)]
-    if not renamings:
-        return {}
-    # tables speak of weights, and what is at the end of a path may be cut off at a dot
-    former = {path: _renamed(f"{path}.weight", renamings).removesuffix(".weight") for path in paths if path}
-    return {path: name for path, name in former.items() if name != path}
 
 
 def _renamed(name: str, renamings: Iterable[WeightTransform]) -> str:

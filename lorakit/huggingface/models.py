@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +22,7 @@ from lorakit.values import ModelReference
 if TYPE_CHECKING:
     from torch import nn
 
+HUB = "https://huggingface.co"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 
 
@@ -55,11 +59,27 @@ def check_reference(reference: ModelReference) -> None:
         )
     elif not HUB_ID.fullmatch(reference.text):
         raise ModelError(f"no such model folder: {reference.text}{_hint(folder)}")
-    elif (hint := _hint(folder)) and not _is_cached(reference.text):
+    elif _is_cached(reference.text):
+        return
+    elif hint := _hint(folder):
         raise ModelError(
             f"no such model folder: {reference.text}{hint} (a model of that name on the hub is taken once it is "
             f"downloaded: hf download {reference.text})"
         )
+    elif host := _out_of_reach():
+        raise ModelError(f"no such model folder: {reference.text}; nor can it be fetched, since {host} is out of reach")
+
+
+def _out_of_reach() -> str:
+    """Return the hub's host where its name leads nowhere, which the hub's library would try again and again."""
+    if os.environ.get("HF_HUB_OFFLINE") or urllib.request.getproxies():
+        return ""
+    host = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or HUB).hostname or ""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return host
+    return ""
 
 
 def _hint(folder: Path) -> str:

@@ -21,8 +21,8 @@ from lorakit.hooks.protocols import Checkpointed
 from lorakit.huggingface import marks
 from lorakit.huggingface.base_manifest import manifest
 from lorakit.layers.quantized_linear import QuantizedLinear
-from lorakit.planning.inventory import read_inventory
 from lorakit.planning.place import Place
+from lorakit.planning.reading import read_inventory
 from lorakit.values import ModelReference
 
 BASE = "base"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lorakit.planning.plan import Plan
-
-# transformers.trainer_utils.PREFIX_CHECKPOINT_DIR
-CHECKPOINT_PREFIX = "checkpoint-"
 
 
 @hookimpl
@@ -56,18 +52,17 @@ def _save_adapter(model: nn.Module, save_directory: str | Path, is_main_process:
     """Write the adapter into a folder that Trainer may have made already."""
     from lorakit.application.state import state_of
     from lorakit.artifacts.adapter_folder import WEIGHTS, write_adapter_files
-    from lorakit.trainers.checkpoints import STATE
+    from lorakit.trainers.checkpoints import begin, is_checkpoint
 
     if not is_main_process:
         return
     folder = Path(save_directory)
-    is_checkpoint = folder.name.startswith(CHECKPOINT_PREFIX)
     folder.mkdir(parents=True, exist_ok=True)
-    if is_checkpoint:
-        # what stands here from another run is no whole checkpoint from now on, until Trainer writes this last of all
-        (folder / STATE).unlink(missing_ok=True)
+    if is_checkpoint(folder):
+        # also what stands here from another run is no whole checkpoint from now on
+        begin(folder)
     write_adapter_files(model, folder, state_of(model).plugins)
-    if is_checkpoint:
+    if is_checkpoint(folder):
         _name_twice(folder / WEIGHTS, folder / MODEL_WEIGHTS)
 
 
@@ -77,6 +72,8 @@ def _name_twice(file: Path, other: Path) -> None:
         os.link(file, other)
     except OSError:
         # a file system without hard links
+        import shutil
+
         shutil.copyfile(file, other)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
@@ -14,11 +15,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lorakit.application.places import parents_of
 from lorakit.application.starting import Starter
-from lorakit.application.storing import canonical
+from lorakit.application.storing import canonical, quantized_layer
 from lorakit.errors import LorakitError, ModelError
-from lorakit.hooks.protocols import Observer, Quantizer
+from lorakit.hooks.protocols import Observer
 from lorakit.huggingface import marks
-from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.planning.place import Place
 from lorakit.planning.plan import PlanEntry
 from lorakit.values import ModelReference, QuantizedWeight
@@ -44,9 +44,21 @@ class LayersQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         return True
 
+    def preprocess_model(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        super().preprocess_model(model, *args, **kwargs)
+        self.shapes = _shapes(model)
+
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        # where there is a quantizer, transformers before 5.23 lets a tensor of any shape in
+        for name, found in _shapes(model).items():
+            if found != (needed := self.shapes.get(name, found)):
+                raise ModelError(f"`{name}` is {tuple(found)} in the files and {tuple(needed)} in the model")
         marks.clear(model)
         return model
+
+
+def _shapes(model: PreTrainedModel) -> dict[str, Size]:
+    return {name: value.shape for name, value in chain(model.named_parameters(), model.named_buffers())}
 
 
 @register_quantization_config(METHOD)
@@ -56,12 +68,6 @@ class PlanConfig(QuantizationConfigMixin):
     def __init__(self, entries: Mapping[str, PlanEntry], starter: Starter, device: str | None) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
         self.entries, self.starter, self.device = entries, starter, device
-
-    def quantizer(self, path: str) -> Quantizer:
-        """Return the quantizer of the layer at a path."""
-        call = self.entries[path].quant
-        assert call is not None
-        return self.starter.plugins.quantizer(call)
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": METHOD}
@@ -109,13 +115,10 @@ class PlanQuantizer(LayersQuantizer):
         return weight.new_empty(1).expand(weight.shape)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        held = parents_of(model)
+        held, config = parents_of(model), self.quantization_config
         for path, quantized in self.quantized.items():
             original = model.get_submodule(path)
-            quantizer = self.quantization_config.quantizer(path)
-            bias, kernels = getattr(original, "bias", None), self.quantization_config.starter.plugins.kernels
-            layer = QuantizedLinear(quantized, quantizer, bias, kernels)
-            layer.train(original.training)
+            layer = quantized_layer(original, config.entries[path], quantized, config.starter.plugins)
             for parent, name in held[original]:
                 setattr(parent, name, layer)
         return super()._process_model_after_weight_loading(model, **kwargs)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 from lorakit.diagnostics import Code
 from lorakit.hooks.options import OptionError, configure, options_of, supports_double
 from lorakit.language.amounts import LimitError
-from lorakit.language.foreign_words import ELSEWHERE, advice_on
 from lorakit.language.names import Scope, evaluate
 from lorakit.language.place import Place
 from lorakit.language.statements import PluginCall, Value
@@ -69,6 +68,8 @@ def _report_unknown(name: Word, kind: str, registry: Mapping[str, type], scope: 
         message = f"no clause says `{name}`: an `adapt` rule without `quant` leaves its modules as they are"
         place.report(Code.UNKNOWN_PLUGIN, message, name, None, f"help: leave out `quant {name}`")
     elif not scope.lacks_plugins:
+        from lorakit.language.foreign_words import ELSEWHERE, advice_on
+
         distribution = ELSEWHERE.get((kind, name), "")
         is_missing = distribution and not (
             scope.plugins.is_switched_off(distribution) or scope.plugins.failure_of(distribution)
@@ -92,6 +93,8 @@ def _options(node: Call, plugin: type, scope: Scope, place: Place) -> dict[str, 
     for option in node.options:
         name = str(option.name)
         if name not in known:
+            from lorakit.language.foreign_words import advice_on
+
             note = f"it takes {listed(known, 'and')}" if known else "it takes no options"
             if name == "double" or name in CLAUSES:
                 note = f"help: `{name}` stands behind the parentheses, as in `{node.name} {name}`"

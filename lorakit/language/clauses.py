@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from lorakit.diagnostics import Code
 from lorakit.language.amounts import Amount, LimitError
 from lorakit.language.calls import read_call
-from lorakit.language.foreign_words import advice_on
 from lorakit.language.names import Scope, evaluate
 from lorakit.language.place import Place, Words
 from lorakit.language.suggestions import listed
@@ -120,6 +119,8 @@ def _choice(clause: Clause, keyword: Keyword, scope: Scope, place: Place) -> str
     if f"{keyword.word} {word}" in NOT_YET:
         _refuse(f"{keyword.word} {word}", word, place)
     else:
+        from lorakit.language.foreign_words import advice_on
+
         message = f"`{keyword.word}` is {listed(keyword.choices)}, not `{word}`"
         if advice := advice_on(word):
             place.report(Code.UNKNOWN_CHOICE, message, word, None, advice)

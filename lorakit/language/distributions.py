@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import TYPE_CHECKING
 
 from lorakit.diagnostics import Code
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
 
 def is_installed(node: UseNode, place: Place, plugins: Plugins) -> bool:
     """Return whether a distribution is installed, new enough, and its plugins load; if not, report what to do."""
+    import importlib.metadata
+
     from packaging.version import InvalidVersion, Version
 
     name, wanted = str(node.distribution), None

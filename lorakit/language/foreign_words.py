@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from lorakit.diagnostics import HELP
+from lorakit.language.targets import ALL_LINEAR
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,6 @@ _NO_ACCUMULATION = ForeignWord("", advice="leave it out: `step batch N` is how m
 
 # what is a quantizer, wherever it stands
 QUANTIZERS = ("nf4", "fp4", "int8")
-# what others call all linear layers
-ALL_LINEAR = ("all-linear", "all_linear")
 
 FOREIGN_WORDS: Mapping[str, ForeignWord] = MappingProxyType({
     **dict.fromkeys(("r", "lora_r", "lora_rank", "lora_dim"), _RANK),

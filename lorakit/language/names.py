@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from lorakit.diagnostics import Code, Span
+from lorakit.diagnostics import HELP, Code, Span
 from lorakit.language.amounts import Amount, LimitError, UnitError, combine, literal
 from lorakit.language.place import Place
 from lorakit.language.statements import Target
@@ -15,6 +15,9 @@ from lorakit.language.syntax import Binary, Group, Negative, ValueNode, Word
 
 if TYPE_CHECKING:
     from lorakit.hooks import Plugins
+
+# what helps where a name is missing
+DEFINE = "define it above"
 
 # None stands for a value whose fault was reported where it is defined
 LetValue: TypeAlias = "Amount | str | tuple[Target, ...] | None"
@@ -66,7 +69,7 @@ class Scope:
             notes = () if near else (f"the quantities are {', '.join(self.quantities)}",)
             place.report(Code.UNKNOWN_QUANTITY, f"there is no quantity and no name `{word}`", word, near, *notes)
             return
-        notes = () if near else (f"help: define it above: `let {word} = …`",)
+        notes = () if near else (f"{HELP}{DEFINE}: `let {word} = …`",)
         if word == "rank":
             notes = ("`rank` has a value inside a rule that gives one, in clauses other than `rank` itself",)
         place.report(Code.UNKNOWN_NAME, f"there is no name `{word}` here", word, near, *notes)

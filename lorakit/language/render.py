@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 
 from lorakit.diagnostics import HELP, Diagnostic
-from lorakit.language.source import SourceText
+from lorakit.language.source import OPTION, SourceText
 
 # what an error shows; a command that lists what is wrong shows more
 ON_A_SCREEN, ON_A_LIST = 8, 200
@@ -53,17 +53,21 @@ def _one(diagnostic: Diagnostic, source: SourceText | None, color: bool) -> str:
     def paint(style: str, text: str) -> str:
         return f"{style}{text}{_RESET}" if color and text else text
 
-    gutter, style = " " * len(str(diagnostic.line)), _BY_SEVERITY[diagnostic.severity]
+    # an option of the command line has no lines
+    is_option = diagnostic.file.startswith(OPTION)
+    number = " " if is_option else str(diagnostic.line)
+    place = "" if is_option else f":{diagnostic.line}:{diagnostic.column}"
+    gutter, style = " " * len(number), _BY_SEVERITY[diagnostic.severity]
     bar = paint(_BLUE, "|")
     lines = [
         paint(style, f"{diagnostic.severity}[{diagnostic.code}]") + paint(_BOLD, f": {visible(diagnostic.message)}"),
-        f"{gutter}{paint(_BLUE, '-->')} {visible(diagnostic.file)}:{diagnostic.line}:{diagnostic.column}",
+        f"{gutter}{paint(_BLUE, '-->')} {visible(diagnostic.file)}{place}",
     ]
     if source is not None:
         text, indent, carets = _excerpt(source.line(diagnostic.line), diagnostic)
         lines += [
             f"{gutter} {bar}",
-            f"{paint(_BLUE, str(diagnostic.line))} {bar} {text}".rstrip(),
+            f"{paint(_BLUE, number)} {bar} {text}".rstrip(),
             f"{gutter} {bar} {indent}{paint(style, carets)}",
         ]
     lines += [f"{gutter} {paint(_BLUE, '=')} {visible(advice)}" for advice in _advice(diagnostic)]

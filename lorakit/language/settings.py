@@ -8,11 +8,11 @@ from typing import Any
 
 from lorakit.diagnostics import Code, Diagnostic
 from lorakit.errors import SpecError
-from lorakit.language.names import LetValue, Scope
+from lorakit.language.names import DEFINE, LetValue, Scope
 from lorakit.language.parser import parse_syntax
 from lorakit.language.place import Extent, Place
 from lorakit.language.render import render_text
-from lorakit.language.source import SourceText
+from lorakit.language.source import OPTION, SourceText
 from lorakit.language.suggestions import listed, nearest
 
 _VALUE_FORMS = "a value is a number, a string in double quotes, or a list of targets in brackets"
@@ -27,22 +27,26 @@ class Settings:
 
     @property
     def sources(self) -> dict[str, str]:
-        """The texts that diagnostics about variables point into."""
-        return {source.name: source.text for source in map(self._source, self.values)}
-
-    def _source(self, name: str) -> SourceText:
-        return SourceText(f"--set {name}", _written(self.values[name]))
+        """The options as they are typed, by the names that diagnostics about variables have for files."""
+        return {OPTION + name: f"{OPTION}{name}={_written(value)}" for name, value in self.values.items()}
 
     def read(self, name: str, evaluate: Callable[[Any, Place], LetValue]) -> LetValue:
         """Return what a variable is worth, or None where its fault has been reported."""
-        source = self._source(name)
-        tree = parse_syntax(source, "value")
-        place = Place(source, [*tree.diagnostics])
+        written = _written(self.values[name])
+        # blanks where the option has its name, so that a place in the value is one in the option
+        tree = parse_syntax(SourceText(OPTION + name, " " * len(f"{OPTION}{name}=") + written), "value")
+        place = Place(tree.source, [*tree.diagnostics])
         value = evaluate(tree.statements[0], place) if tree.statements else None
         for found in place.problems[:1]:
-            message = f"`--set {name}={source.text}` gives `{name}` no value: {found.message}"
+            message = f"`{OPTION}{name}={written}` gives `{name}` no value: {found.message}"
             notes = found.notes if tree.statements else (*found.notes, _VALUE_FORMS)
-            self.problems.append(replace(found, code=str(Code.BAD_VARIABLE), message=message, notes=notes))
+            suggestion = found.suggestion
+            if suggestion is not None and suggestion.startswith(DEFINE):
+                # that helps in a file, and not on the command line
+                suggestion, notes = None, (_VALUE_FORMS,)
+            self.problems.append(
+                replace(found, code=str(Code.BAD_VARIABLE), message=message, suggestion=suggestion, notes=notes)
+            )
         return value
 
     def report_unknown(self, scope: Scope) -> None:
@@ -50,10 +54,16 @@ class Settings:
         for name in self.values if scope.complete else ():
             if name not in scope.later:
                 near = nearest(name, scope.later)
-                names = f"the names are {listed(scope.later, 'and')}" if scope.later else "it has no `let`"
-                place, notes = Place(self._source(name), self.problems), () if near else (names,)
-                message = f"`--set {name}`: the spec has no `let {name}`"
-                place.report(Code.UNKNOWN_VARIABLE, message, Extent(0, len(place.source.text)), near, *notes)
+                names = (
+                    f"the names are {listed(scope.later, 'and')}"
+                    if scope.later
+                    else f"it has no `let`; `let {name} = …` gives a value the name that `--set` takes"
+                )
+                option = OPTION + name
+                place = Place(SourceText(option, self.sources[option]), self.problems)
+                message = f"`{option}`: the spec has no `let {name}`"
+                words = Extent(len(OPTION), len(option))
+                place.report(Code.UNKNOWN_VARIABLE, message, words, near, *(() if near else (names,)))
 
 
 def _written(value: object) -> str:
@@ -69,9 +79,11 @@ def variables_of(settings: Iterable[str]) -> dict[str, str]:
     for setting in settings:
         name, equal, value = setting.partition("=")
         if not equal or not name.strip().isidentifier():
-            place = Place(SourceText(f"--set {setting}", setting))
-            message = f"`--set {setting}`: expected NAME=VALUE"
-            place.report(Code.BAD_VARIABLE, message, Extent(0, len(setting)))
-            raise SpecError(tuple(place.problems), render_text(place.problems, {place.source.name: setting}))
+            option = OPTION + setting
+            place, words = Place(SourceText(option, option)), Extent(len(OPTION), len(option))
+            known = name.strip() if name.strip().isidentifier() else "r"
+            advice = f"help: write the name of a `let` and its value, as in `{OPTION}{known}=8`"
+            place.report(Code.BAD_VARIABLE, f"`{option}`: expected NAME=VALUE", words, None, advice)
+            raise SpecError(tuple(place.problems), render_text(place.problems, {option: option}))
         variables[name.strip()] = value.strip()
     return variables

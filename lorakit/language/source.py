@@ -11,6 +11,8 @@ from functools import cached_property
 
 from lorakit.diagnostics import Code, Diagnostic, Span, advised, diagnostic_at
 
+# how the command line takes a variable; what its text is called begins so
+OPTION = "--set "
 # Whatever is larger is no spec, and reading it would take long
 MAX_SIZE = 2**20
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lorakit.language.printer import to_text
 from lorakit.language.statements import Optimizer, Require, Rule, Step
 
 
@@ -29,4 +28,6 @@ class Spec:
 
     def __str__(self) -> str:
         """Return the Spec as text that parses to an equal Spec. Raises: SpecError for what cannot be written."""
+        from lorakit.language.printer import to_text
+
         return to_text(self)

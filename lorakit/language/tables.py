@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import re
-from importlib import resources
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from lorakit.caching import cache_folder
 
 STARTS = ("start", "value")
 
@@ -55,7 +56,9 @@ class Tables(NamedTuple):
 def grammar_text() -> str:
     """Return the grammar of the language, as it is installed or, in a source checkout, beside the package."""
     try:
-        return (resources.files("lorakit.grammar") / "lorakit.lark").read_text("utf-8")
+        import lorakit.grammar as installed
+
+        return Path(installed.__path__[0], "lorakit.lark").read_text("utf-8")
     except (ModuleNotFoundError, FileNotFoundError):
         return (Path(__file__).parents[2] / "grammar" / "lorakit.lark").read_text("utf-8")
 
@@ -64,14 +67,19 @@ def grammar_text() -> str:
 def tables() -> Tables:
     """Return the tables of the language: the cached ones of this grammar, or new ones, which are then cached."""
     grammar = grammar_text()
-    cache = _cache_file(hashlib.sha256(f"{_FORM}\n{grammar}".encode()).hexdigest()[:16])
+    origin = f"{_FORM}\n{grammar}"
+    # a checksum keeps those of several versions apart; whose they are they say themselves
+    cache = cache_folder() / f"grammar-{zlib.crc32(origin.encode()):08x}.json"
     try:
-        kept = Tables(*json.loads(cache.read_bytes()))
-        return kept._replace(reductions=[Reduction(*reduction) for reduction in kept.reductions])
-    except (OSError, ValueError, TypeError):
-        made = compile_tables(grammar)
-        _keep(made, cache)
-        return made
+        kept = json.loads(cache.read_bytes())
+        made = Tables(*kept["tables"])
+        if kept["origin"] == origin:
+            return made._replace(reductions=[Reduction(*reduction) for reduction in made.reductions])
+    except (OSError, ValueError, TypeError, LookupError):
+        pass
+    made = compile_tables(grammar)
+    _keep(made, origin, cache)
+    return made
 
 
 @functools.cache
@@ -138,18 +146,12 @@ def _reduction(rule: Any) -> Reduction:
     return Reduction(origin, node, len(rule.expansion), kept, spliced)
 
 
-def _cache_file(digest: str) -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("lorakit")) / f"grammar-{digest}.json"
-
-
-def _keep(made: Tables, cache: Path) -> None:
+def _keep(made: Tables, origin: str, cache: Path) -> None:
     """Write tables to the cache in one step; where that is not possible the next run compiles again."""
     aside = cache.with_suffix(f".{os.getpid()}")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(made))
+        aside.write_text(json.dumps({"origin": origin, "tables": made}))
         aside.replace(cache)
     except OSError:
         with contextlib.suppress(OSError):

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from lorakit.diagnostics import Code
-from lorakit.language.foreign_words import ALL_LINEAR
 from lorakit.language.names import Scope
 from lorakit.language.place import Extent, Place, Words
 from lorakit.language.regexes import RegexError, check_regex
@@ -17,6 +16,8 @@ from lorakit.language.syntax import RangeNode, Word
 
 # Lists of lists grow fast; this many selectors are more than any model has modules by hand
 MAX_TARGETS = 10_000
+# what others call all linear layers
+ALL_LINEAR = ("all-linear", "all_linear")
 
 _Item = TypeVar("_Item")
 

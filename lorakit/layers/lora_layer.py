@@ -20,7 +20,8 @@ class LoRALayer(nn.Module, ABC):
     Shapes: both matrices as their adapter says; flattened from the second dimension on, lora_A is (rank, inputs) and
     lora_B is (outputs, rank).
 
-    One that `gives_back` holds what another's start took from the base weight, for rows that the other does not serve.
+    One that `gives_back` holds what the start of the adapter in it took from the base weight, for rows that it does not
+    serve.
     """
 
     gives_back = False

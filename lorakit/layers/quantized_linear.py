@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lorakit.layers.kernels.dequantized import dequantizing
 from lorakit.layers.plain_calls import parameter
+from lorakit.layers.plain_form import PlainForm
 from lorakit.values import LowRank, QuantizedWeight, Storage
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class QuantizedLinear(nn.Module):
 
     What is stored are parameters that never train, each in its own dtype: they shard, and nothing sends them around as
     it does buffers. `kernels` are asked in turn which one multiplies; without one that fits, the weight is dequantized
-    for each product.
+    for each product. `form` is that of the layer whose place it takes, a Linear's unless given.
     """
 
     def __init__(
@@ -30,12 +31,14 @@ class QuantizedLinear(nn.Module):
         quantizer: Quantizer,
         bias: Tensor | None,
         kernels: Sequence[Kernel] = (),
+        form: PlainForm | None = None,
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = quantized.shape
         self.dequantized_dtype = quantized.dtype
         self.quantizer = quantizer
         self.kernels = tuple(kernels)
+        self.form = form
         # the prefix keeps a quantizer's names apart from a module's own attributes
         self._stored = {name: f"weight_{name}" for name in quantized.tensors}
         for name, tensor in quantized.tensors.items():
@@ -71,13 +74,10 @@ class QuantizedLinear(nn.Module):
         """Return y (..., out_features) from x (..., in_features), and with it what adapters add."""
         return self._linear(x, self.tensors, parameter(self, "bias"), low_rank)
 
-    def plain(self, weight: Tensor) -> nn.Linear:
-        """Return a plain Linear with this weight (out_features, in_features) and this bias, in the weight's dtype."""
-        layer = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
-        if self.bias is not None:
-            layer.bias = nn.Parameter(self.bias.detach().to(weight.dtype), requires_grad=False)
-        return layer
+    def plain(self, weight: Tensor) -> nn.Module:
+        """Return the layer whose place this one takes, with this weight (out_features, in_features), in its dtype."""
+        form = self.form or PlainForm(nn.Linear(self.in_features, self.out_features, device="meta"))
+        return form.filled(weight.detach(), None if self.bias is None else self.bias.detach().to(weight.dtype))
 
     def dequantize_to(self, dtype: torch.dtype) -> None:
         """Multiply in another dtype from now on; what is stored stays as it is."""

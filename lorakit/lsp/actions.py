@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorakit.diagnostics import Code, Diagnostic
@@ -117,13 +117,53 @@ def _no_brackets(fault: _Fault) -> Fix:
 
 
 def _no_sign(fault: _Fault) -> Fix:
-    return fault.fix(fault.start, fault.end, "", f"Leave out `{fault.match[2]}`")
+    around = fault.text[fault.start - 1 : fault.start] + fault.text[fault.end : fault.end + 1]
+    # it may be all that parts a clause from its value
+    return fault.fix(fault.start, fault.end, "" if " " in around else " ", f"Leave out `{fault.match[2]}`")
 
 
 def _behind(fault: _Fault) -> Fix | None:
     word = fault.match[1]
-    inside = re.compile(rf"\(\s*{re.escape(word)}\s*\)").search(fault.text, max(0, fault.start - 80), fault.end + 80)
+    alone = re.compile(r"\(\s*\w+(?:\s*=\s*true)?\s*\)")
+    inside = alone.search(fault.text, fault.text.rfind("(", 0, fault.end), fault.end + 80)
     return fault.fix(*inside.span(), f" {word}", f"Put `{word}` behind its quantizer") if inside else None
+
+
+def _back(fault: _Fault) -> Fix | None:
+    call, word = fault.match[1], fault.match[2]
+    place = fault.text.rfind(call, 0, fault.start) + len(call)
+    if place < len(call) or "\n" in fault.text[place : fault.start]:
+        return None
+    between = fault.text[place : fault.start].rstrip()
+    return fault.fix(place, fault.end, f" {word}{between}", f"Put `{word}` behind its quantizer")
+
+
+def _instead(fault: _Fault) -> Fix:
+    words = fault.match[1]
+    first, _, value = words.partition(" ")
+    # its value, or that it is so, may stand there already, and so may the word that it begins with
+    given = re.compile(rf"\s*=?\s*(?:{re.escape(value)}|true)(?!\S)").match(fault.text, fault.end)
+    begun = re.compile(rf"\b{re.escape(first)}\s+$").search(fault.text[: fault.start])
+    start, end = begun.start() if begun else fault.start, given.end() if given else fault.end
+    return fault.fix(start, end, words, f"Replace with `{words}`", given is not None)
+
+
+def _without(fault: _Fault) -> Fix | None:
+    words, end = fault.match[1], fault.end
+    start = end - len(words)
+    if fault.text[start:end] != words:
+        return None
+    before = len(fault.text[:start].rstrip(" \t"))
+    return fault.fix(before, end, "", f"Leave out `{words}`")
+
+
+def _ordered(fault: _Fault) -> Fix | None:
+    for node in fault.document.tree.statements:
+        if node.start <= fault.start < node.end:
+            words = fault.text[node.start : node.end]
+            same = sorted(words.split()) == sorted(fault.match[1].split())
+            return fault.fix(node.start, node.end, fault.match[1], f"Write `{fault.match[1]}`") if same else None
+    return None
 
 
 def _line(fault: _Fault) -> Fix | None:
@@ -141,6 +181,11 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[_Fault], Fix | None]], ...] = tup
     for form, make in (
         (r"did you mean `(.+)`\?", _meant),
         (r"write `\w+ (double)`", _behind),
+        (r"write `\w+ \w+ (double)`, .+ stands behind its quantizer", _behind),
+        (r"write it there: `(.+) (double)`", _back),
+        (r"write `(.+?)`, (?:a clause of|in) `.+", _instead),
+        (r"write `(@\w+)`, .+", _meant),
+        (r"write `compute (\w+)`", _meant),
         (r"(?:for a module of that name )?write `([^`]+)`", _meant),
         (r"write a plain blank", _blank),
         (r"close it with `(.)`", _close),
@@ -150,6 +195,8 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[_Fault], Fix | None]], ...] = tup
         (r"leave out the brackets: .+", _no_brackets),
         (r"write `(\w+)` and its value without `(.)`", _no_sign),
         (r"`(\w+)` stands behind the parentheses, .+", _behind),
+        (r"leave out `([^`]+)`(?:: .+)?", _without),
+        (r"the targets come first: `(.+)`", _ordered),
         (r"remove the line, or .+", _line),
     )
 )
@@ -160,4 +207,10 @@ def _helps(fix: Fix, document: Document) -> bool:
     changed = (text[: fix.start] + fix.words + text[fix.end :]).encode("utf-8", "replace")
     after = analyse(changed, plugins=document.plugins, name=document.source.name, path=document.path)
     known = fix.found in document.analysis.diagnostics
-    return len(after.diagnostics) < len(document.analysis.diagnostics) + (not known)
+    before = document.analysis.diagnostics if known else (*document.analysis.diagnostics, fix.found)
+    return _weight(after.diagnostics) < _weight(before)
+
+
+def _weight(found: Sequence[Diagnostic]) -> tuple[int, int]:
+    """Return how much there is to complain of: what is not used shows only where nothing is at fault."""
+    return sum(one.severity == "error" for one in found), len(found)

@@ -14,7 +14,7 @@ from lorakit.errors import LorakitError
 from lorakit.hooks import ModelReference
 from lorakit.lsp.model import Unreadable
 from lorakit.planning import codec
-from lorakit.planning.inventory import read_inventory
+from lorakit.planning.reading import read_inventory
 from lorakit.plugins import default_plugins
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from lorakit.lsp.document import Document
 from lorakit.lsp.hover import hover
 from lorakit.lsp.model import Model, Unreadable, model_comment
 from lorakit.lsp.models import Models
+from lorakit.lsp.occurrences import RenameError
 from lorakit.lsp.offers import Offer
 from lorakit.lsp.positions import Positions
 from lorakit.lsp.requests import REQUESTS
@@ -68,10 +70,17 @@ def serve(read_models: bool) -> None:
     # whatever else prints goes to standard error: a stray line would end the conversation
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    logging.getLogger("pygls.protocol.json_rpc").addFilter(_is_fault)
     server = Server(default_plugins(), read_models)
     for feature, (handler, options) in {**_FEATURES, **REQUESTS}.items():
         server.feature(feature, options)(handler)
     server.start_io(sys.stdin.buffer, answers)
+
+
+def _is_fault(record: logging.LogRecord) -> bool:
+    """Return whether a record tells of a fault, and not of what the client is told: why a name cannot be called so."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or not isinstance(error.__cause__, RenameError)
 
 
 def _opened(ls: Server, params: types.DidOpenTextDocumentParams) -> None:

@@ -126,6 +126,11 @@ class Session:
             self.publish(types.PublishDiagnosticsParams(uri, []))
         for other in including:
             self._follow(other)
+        self._keep_models()
+
+    def _keep_models(self) -> None:
+        """End reading models that no open document names any more. Raises: PluginError."""
+        self.models.keep([self.document(uri) for uri in self.workspace.text_documents])
 
     def _including(self, uri: str) -> set[str]:
         """Return the documents that hold the text of this one."""
@@ -149,6 +154,7 @@ class Session:
             self._publish(uri)
             await asyncio.sleep(LATER)
             document = self.document(uri)
+            self._keep_models()
             known = self.models.known(document)
             model = await self.models.read(document)
             if model is None:

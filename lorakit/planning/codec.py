@@ -22,6 +22,8 @@ def to_plain(value: Any) -> Any:
         }  # fmt: skip
     if isinstance(value, tuple):
         return [to_plain(item) for item in value]
+    if isinstance(value, frozenset):
+        return sorted(map(to_plain, value))
     if isinstance(value, Mapping):
         return {name: to_plain(item) for name, item in value.items()}
     return value
@@ -50,6 +52,8 @@ def _reader(wanted: Any) -> Callable[[Any], Any]:
         return _same
     if origin is Mapping:
         return partial(_mapping, _reader(arguments[1]))
+    if origin is frozenset:
+        return partial(_set, _reader(arguments[0]))
     if origin is tuple and arguments[-1] is Ellipsis:
         return partial(_list, _reader(arguments[0]))
     if origin is tuple:
@@ -81,6 +85,10 @@ def _list(inner: Callable[[Any], Any], plain: Any) -> Any:
     if not isinstance(plain, list):
         raise ValueError(f"expected a list, found {shown(plain)}")
     return tuple(map(inner, plain))
+
+
+def _set(inner: Callable[[Any], Any], plain: Any) -> Any:
+    return frozenset(_list(inner, plain))
 
 
 def _tuple(inner: tuple[Callable[[Any], Any], ...], plain: Any) -> Any:

@@ -87,7 +87,7 @@ class _Counter:
     def counted(self, entry: PlanEntry) -> PlanEntry:
         """Return an entry with its figures. Raises: PlanError if the model has no such module."""
         module = self._module(entry)
-        adapter, full = entry.adapter, _in_full(entry, module, self.compute)
+        adapter, full = entry.adapter, in_full(entry, module, self.compute)
         biases = sum(numel(shape) for shape, _ in full)
         if adapter is not None and adapter.bias_parameters != biases:
             adapter = replace(adapter, bias_parameters=biases)
@@ -136,7 +136,7 @@ class _Counter:
         return self._states[tensor]
 
 
-def _in_full(entry: PlanEntry, module: ModuleInfo, compute: Compute | None) -> list[Tensor]:
+def in_full(entry: PlanEntry, module: ModuleInfo, compute: Compute | None) -> list[Tensor]:
     """Return what trains of the module's own: all of it by `train`, its biases by `bias adapter`."""
     own: Iterable[ParameterInfo] = ()
     if entry.adapter is not None and entry.adapter.bias == "adapter":

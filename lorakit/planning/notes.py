@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from lorakit.dtypes import BF16_STEPS
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.protocols import Observer
 from lorakit.language.spec import Spec
 from lorakit.language.statements import Adapt, Quantize
 from lorakit.planning.cascade import Decisions
+from lorakit.planning.figures import in_full
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.place import Place
+from lorakit.planning.plan import Plan
 
 
 def notes_of(spec: Spec, inventory: Inventory, decisions: Decisions, plugins: Plugins) -> Iterable[str]:
@@ -20,6 +23,24 @@ def notes_of(spec: Spec, inventory: Inventory, decisions: Decisions, plugins: Pl
     yield from _calibration(spec, plugins)
     yield from _experts(inventory, decisions)
     yield from _ties(inventory, decisions)
+    yield from _statistics(inventory, decisions)
+
+
+def rounding_notes(plan: Plan, inventory: Inventory) -> Iterable[str]:
+    """Yield what is lost where a model's own parameters train in bfloat16, whose numbers lie further apart than steps.
+
+    Steps are about as large as the learning rate.
+    """
+    rates = {
+        entry.path: (entry.adapter.lr if entry.adapter else entry.train_lr) or plan.optimizer.lr
+        for entry in plan.entries
+        if any(dtype == "bfloat16" for _, dtype in in_full(entry, inventory.modules[entry.path], plan.compute))
+    }
+    if rates and (rate := min(rates.values())) * BF16_STEPS < 1:
+        yield (
+            f"{len(rates)} modules, first `{next(iter(rates))}`, train in bf16, where a step of {rate:g} is lost on "
+            f"every weight above {rate * BF16_STEPS:.2g}, such as a norm's: `step compute fp32` trains them in fp32"
+        )
 
 
 def _rules(spec: Spec, decisions: Decisions, plugins: Plugins) -> Iterable[str]:
@@ -55,6 +76,15 @@ def _experts(inventory: Inventory, decisions: Decisions) -> Iterable[str]:
         count = sum(parameter.numel for path in outside for parameter in inventory.modules[path].parameters)
         share = count / inventory.total_parameters
         yield f"{count:,} parameters ({share:.0%}) lie in expert stacks that no rule adapts; `adapt @experts` would"
+
+
+def _statistics(inventory: Inventory, decisions: Decisions) -> Iterable[str]:
+    modules = ((path, module) for path, module in inventory.modules.items() if path not in decisions.train)
+    if still := [path for path, module in modules if any(one.name == "running_mean" for one in module.buffers)]:
+        yield (
+            f"{len(still)} modules, first `{still[0]}`, keep running means, which no rule trains: in training too they "
+            "stay as they are, and are what is computed with; `train` lets them move"
+        )
 
 
 def _ties(inventory: Inventory, decisions: Decisions) -> Iterable[str]:

@@ -19,7 +19,7 @@ from lorakit.planning.entries import EntryMaker, UnfitError, with_shared
 from lorakit.planning.figures import finished
 from lorakit.planning.hardware import Compute, Hardware
 from lorakit.planning.inventory import Inventory
-from lorakit.planning.notes import notes_of
+from lorakit.planning.notes import notes_of, rounding_notes
 from lorakit.planning.paging import fitting_notes, paged_out, paging_notes
 from lorakit.planning.plan import Memory, OptimizerPlan, Plan, PlanEntry
 from lorakit.planning.reach import with_reach
@@ -62,7 +62,7 @@ def make_plan(
     )
     plan = replace(plan, notes=tuple(notes_of(spec, inventory, decisions, plugins)), source=spec.source)
     plan = finished(plugins.plan_ready(plan), inventory, plugins)
-    plan = replace(plan, notes=(*paging_notes(plan, plugins), *plan.notes))
+    plan = replace(plan, notes=(*paging_notes(plan, plugins), *rounding_notes(plan, inventory), *plan.notes))
     broken = tuple(requirements.broken(spec, plan))
     if broken and plan.memory.paged and not (broken := tuple(requirements.broken(spec, paged_out(plan)))):
         plan = replace(plan, notes=(*fitting_notes(plan), *plan.notes))

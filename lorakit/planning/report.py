@@ -145,7 +145,11 @@ def grouped(entries: Iterable[PlanEntry], every_module: bool) -> list[Row]:
             entry.decided_by,
         )
         groups.setdefault(key, []).append(entry)
-    return [Row(str(key[0]), members) for key, members in groups.items()]  # type: ignore[index]
+    # one alone is called by its name
+    return [
+        Row(str(key[0]) if len(members) > 1 else members[0].path, members)  # type: ignore[index]
+        for key, members in groups.items()
+    ]
 
 
 def _modules(plan: Plan, every_module: bool) -> Sheet:

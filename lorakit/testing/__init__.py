@@ -1,4 +1,4 @@
-"""What every quantizer, initializer, optimizer, method, role and kernel must keep, as checks for a plugin's tests.
+"""What every plugin of a kind must keep, as checks for its tests.
 
     import pytest
     from lorakit.testing import quantizer_checks
@@ -14,6 +14,7 @@ distribution adds. CUDA is checked where there is one.
 """
 
 from lorakit.testing.checks import Check, CheckError
+from lorakit.testing.data import check_data_format, check_data_shape, data_format_checks, data_shape_checks
 from lorakit.testing.initializers import check_initializer, initializer_checks
 from lorakit.testing.kernels import check_kernel, kernel_checks
 from lorakit.testing.methods import check_method, method_checks
@@ -24,12 +25,16 @@ from lorakit.testing.roles import check_role, role_checks
 __all__ = [
     "Check",
     "CheckError",
+    "check_data_format",
+    "check_data_shape",
     "check_initializer",
     "check_kernel",
     "check_method",
     "check_optimizer",
     "check_quantizer",
     "check_role",
+    "data_format_checks",
+    "data_shape_checks",
     "initializer_checks",
     "kernel_checks",
     "method_checks",

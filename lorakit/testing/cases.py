@@ -15,8 +15,8 @@ from lorakit.application.state import NamedAdapter, adapter_of
 from lorakit.hooks.manager import Plugins
 from lorakit.language.printer import call_text
 from lorakit.language.statements import PluginCall
-from lorakit.planning.inventory import read_inventory
 from lorakit.planning.plan import ParameterPlan, PlanEntry, Settings
+from lorakit.planning.reading import read_inventory
 from lorakit.testing.layers import SAMPLES, Sample
 from lorakit.testing.subjects import Subject
 from lorakit.values import LayerShape

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lorakit.testing.checks import Check
+from lorakit.testing.checks import Check, CheckError
 
 # the checks that are named where many fail by one cause
 SHOWN = 3
@@ -82,3 +82,15 @@ def staged(checks: Iterable[Check], stages: Sequence[Sequence[str]]) -> list[Che
     """
     order: Mapping[str, int] = {name: number for number, names in enumerate(stages) for name in names}
     return [check.at_stage(order.get(check.name)) for check in checks]
+
+
+def require_all(what: str, checks: Iterable[Check]) -> None:
+    """Run checks to the end. Raises: CheckError naming every one that failed, by cause."""
+    failures = []
+    for check in checks:
+        try:
+            check()
+        except CheckError as error:
+            failures.append(Failure(what, check, str(error)))
+    if failures:
+        raise CheckError(f"{what} fails {len(failures)} checks:\n" + "\n".join(causes(failures)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -77,17 +77,3 @@ def variants_of(function: Callable[..., None], subject: Any, variants: Variants 
     name = function.__name__.replace("_", "-")
     for variant, arguments in (variants or {"": ()}).items():
         yield Check(f"{name}[{variant}]" if variant else name, question, partial(function, subject, *arguments))
-
-
-def require_all(what: str, checks: Iterable[Check]) -> None:
-    """Run checks to the end. Raises: CheckError naming every one that failed, by cause."""
-    from lorakit.testing.causes import Failure, causes
-
-    failures = []
-    for check in checks:
-        try:
-            check()
-        except CheckError as error:
-            failures.append(Failure(what, check, str(error)))
-    if failures:
-        raise CheckError(f"{what} fails {len(failures)} checks:\n" + "\n".join(causes(failures)))

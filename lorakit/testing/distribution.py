@@ -7,8 +7,10 @@ from typing import Any
 
 from lorakit.hooks.manager import Plugins
 from lorakit.hooks.options import options_of, supports_double
+from lorakit.hooks.registration import INSTANCES
 from lorakit.testing.checks import Check
 from lorakit.testing.configured import options
+from lorakit.testing.data import data_format_checks, data_shape_checks
 from lorakit.testing.initializers import initializer_checks
 from lorakit.testing.kernels import fits, kernel_checks
 from lorakit.testing.methods import method_checks
@@ -23,6 +25,8 @@ SUITES: Mapping[str, Callable[..., list[Check]]] = {
     "optimizer": optimizer_checks,
     "method": method_checks,
     "role": role_checks,
+    "data format": data_format_checks,
+    "data shape": data_shape_checks,
 }
 
 
@@ -53,8 +57,8 @@ def _kernel_checks(title: str, kernel: Any, plugins: Plugins) -> dict[str, list[
 
 
 def _checks(title: str, kind: str, item: Any) -> dict[str, list[Check]]:
-    if kind == "role":
-        return {title: role_checks(item)}
+    if kind in INSTANCES:
+        return {title: SUITES[kind](item)}
     required = {option.name for option in options_of(item) if option.required}
     if required - examples_of(item).keys():
         # without values for its options nothing else can be asked

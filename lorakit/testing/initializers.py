@@ -12,8 +12,8 @@ import lorakit
 from lorakit.hooks.starting import StartContext
 from lorakit.language.printer import call_text
 from lorakit.planning.plan import Settings
-from lorakit.testing.causes import staged
-from lorakit.testing.checks import Check, CheckError, expect, require_all, variants_of
+from lorakit.testing.causes import require_all, staged
+from lorakit.testing.checks import Check, CheckError, expect, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.subjects import Subject, random_matrix, relative_error, same_bits, subject_of
 from lorakit.values import LayerShape

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from lorakit.language.printer import call_text
-from lorakit.testing.causes import staged
-from lorakit.testing.checks import Check, expect, require_all, variants_of
+from lorakit.testing.causes import require_all, staged
+from lorakit.testing.checks import Check, expect, variants_of
 from lorakit.testing.quantized_layers import LAYER_STAGES, layer_checks
 from lorakit.testing.subjects import Subject, random_matrix, subject_of
 from lorakit.values import Storage

@@ -20,6 +20,9 @@ from lorakit.testing.layers import Sample
 from lorakit.testing.slopes import expect_input_gradient, expect_parameter_gradients
 from lorakit.testing.subjects import Subject, relative_error, same_bits
 
+# inputs of a single row; a model in bfloat16, and one in float32 that computes in it; what that may cost a gradient
+ONE_ROW, CAST, AUTOCAST = "one-row", "bf16", "autocast"
+ROUNDED = 0.05
 # rows of one input, by which chance is told from a rule
 DRAWS = 400
 
@@ -28,7 +31,14 @@ def training_checks(subject: Subject, each: Mapping[str, tuple[Sample]]) -> Iter
     """Yield the checks of one layer of every kind."""
     modes = {f"{kind}{'-training' * mode}": (*one, mode) for kind, one in each.items() for mode in (False, True)}
     floating = {kind: one for kind, one in modes.items() if one[0].inputs(3).is_floating_point()}
-    yield from variants_of(input_gradient, subject, floating)
+    ways = {kind: (sample, "training" if training else "") for kind, (sample, training) in floating.items()}
+    low = {
+        f"{kind}-{way}": (*one, way)
+        for kind, one in each.items()
+        for way in (ONE_ROW, CAST, AUTOCAST)
+        if kind.startswith("linear")
+    }
+    yield from variants_of(input_gradient, subject, {**ways, **low})
     yield from variants_of(parameter_gradients, subject, modes)
     yield from variants_of(training_step, subject, each)
     yield from variants_of(half_strength, subject, each)
@@ -36,12 +46,12 @@ def training_checks(subject: Subject, each: Mapping[str, tuple[Sample]]) -> Iter
     yield from variants_of(base_untouched, subject, each)
     yield from variants_of(peft, subject, each)
     first = dict(list(each.items())[:1])
+    stored = {f"{kind}-nf4": (*one, "quant nf4") for kind, one in first.items() if kind == "linear"}
     for clause in (alpha, scaling):
         if clause.__name__ in subject.plugin.clauses:
-            yield from variants_of(clause, subject, each)
+            yield from variants_of(clause, subject, {**{kind: (*one, "") for kind, one in each.items()}, **stored})
     if "dropout" in subject.plugin.clauses:
         dropping = {kind: (*one, "") for kind, one in each.items() if _can_drop(*one)}
-        stored = {f"{kind}-nf4": (*one, "quant nf4") for kind, one in first.items() if kind == "linear"}
         yield from variants_of(dropout, subject, {**dropping, **stored})
     if "init" in subject.plugin.clauses:
         yield from variants_of(init, subject, first)
@@ -49,11 +59,27 @@ def training_checks(subject: Subject, each: Mapping[str, tuple[Sample]]) -> Iter
         yield from variants_of(learning_rates, subject, first)
 
 
-def input_gradient(subject: Subject, sample: Sample, training: bool) -> None:
-    """The gradient of the inputs is the one that the outputs show, so that layers below learn from the whole change."""
+def input_gradient(subject: Subject, sample: Sample, way: str) -> None:
+    """The gradient of the inputs is the one that the outputs show, so that layers below learn from the whole change.
+
+    In bfloat16, and under autocast, it is that of float32 but for its rounding.
+    """
     case = Case(subject, sample)
     case.randomize()
-    expect_input_gradient(case.model.train(training), sample.inputs(3))
+    if way not in (CAST, AUTOCAST):
+        x = sample.inputs(3)[: 1 if way == ONE_ROW else None]
+        expect_input_gradient(case.model.train(way == "training"), x)
+        return
+    model, x = case.model.eval(), sample.inputs(3).requires_grad_()
+    (wanted,) = torch.autograd.grad(model(x).square().sum(), x)
+    if way == CAST:
+        model, x = model.to(torch.bfloat16), x.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == AUTOCAST):
+        outputs = model(x)
+    (found,) = torch.autograd.grad(outputs.float().square().sum(), x)
+    error = relative_error(found.float(), wanted)
+    where = "in bfloat16" if way == CAST else "under autocast"
+    expect(error < ROUNDED, f"{where} the gradient of the inputs is off by {error:.2g} from that of float32")
 
 
 def parameter_gradients(subject: Subject, sample: Sample, training: bool) -> None:
@@ -95,13 +121,15 @@ def training_step(subject: Subject, sample: Sample) -> None:
 
 
 def half_strength(subject: Subject, sample: Sample) -> None:
-    """At half the strength the change of the outputs is half of it, and a merge takes half of it too."""
+    """At half the strength the change of the outputs is half of it, in gradients and in a merge too."""
     case = Case(subject, sample)
     case.randomize()
     case.model.eval()
     x = sample.inputs(3)
     plain, full = sample.model()(x), case.model(x)
     lorakit.adapters(case.model).use({"default": 0.5})
+    if x.is_floating_point():
+        expect_input_gradient(case.model, x, " at half the strength")
     half = case.model(x)
     error = relative_error(half - plain, (full - plain) / 2)
     expect(error < 1e-3, f"with `strength` 0.5 the change of the outputs is off by {error:.2g} from half of it")
@@ -171,14 +199,15 @@ def peft(subject: Subject, sample: Sample) -> None:
     )
 
 
-def alpha(subject: Subject, sample: Sample) -> None:
+def alpha(subject: Subject, sample: Sample, stored: str) -> None:
     """`alpha` has an effect on what a trained adapter computes."""
-    _expect_effect(subject, sample, "alpha", "alpha 2", "alpha 8")
+    _expect_effect(subject, sample, stored, "alpha", "alpha 2", "alpha 8")
 
 
-def scaling(subject: Subject, sample: Sample) -> None:
+def scaling(subject: Subject, sample: Sample, stored: str) -> None:
     """`scaling` has an effect on what a trained adapter computes: rsLoRA divides alpha by the root of the rank."""
-    _expect_effect(subject, sample, "scaling", "rank 3 alpha 3 scaling standard", "rank 3 alpha 3 scaling rslora")
+    ways = (f"rank 3 alpha 3 scaling {name}" for name in ("standard", "rslora"))
+    _expect_effect(subject, sample, stored, "scaling", *ways)
 
 
 def dropout(subject: Subject, sample: Sample, stored: str) -> None:
@@ -230,10 +259,10 @@ def _everything(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _expect_effect(subject: Subject, sample: Sample, clause: str, *values: str) -> None:
+def _expect_effect(subject: Subject, sample: Sample, stored: str, clause: str, *values: str) -> None:
     found = []
     for clauses in values:
-        case = Case(subject, sample, clauses=clauses)
+        case = Case(subject, sample, clauses=f"{clauses} {stored}")
         drawn = torch.Generator().manual_seed(9)
         with torch.no_grad():
             for parameter in case.own.values():

@@ -14,8 +14,8 @@ import lorakit
 from lorakit.dtypes import dtype_of
 from lorakit.planning.plan import Settings
 from lorakit.testing.cases import TOLERANCE, Case, fitting
-from lorakit.testing.causes import staged
-from lorakit.testing.checks import Check, expect, require_all, variants_of
+from lorakit.testing.causes import require_all, staged
+from lorakit.testing.checks import Check, expect, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.layers import SAMPLES, Sample
 from lorakit.testing.method_models import model_checks

@@ -14,8 +14,8 @@ from lorakit.dtypes import dtype_of, name_of
 from lorakit.errors import LorakitError
 from lorakit.paging import Paged
 from lorakit.planning.figures import size
-from lorakit.testing.causes import staged
-from lorakit.testing.checks import Check, CheckError, expect, require_all, variants_of
+from lorakit.testing.causes import require_all, staged
+from lorakit.testing.checks import Check, CheckError, expect, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.optimizer_runs import run_checks
 from lorakit.testing.subjects import Subject, on_devices, same_bits, subject_of

@@ -16,8 +16,8 @@ from lorakit.testing.checks import Check, expect, variants_of
 from lorakit.testing.subjects import Subject, on_devices, random_matrix, relative_error, same_bits
 from lorakit.values import QuantizedWeight
 
-# rows longer than any block, odd widths, one column, a few inputs, and more weights than 16 bits and then 19 count
-LARGE = ((2, 5003), (3, 4097), (1, 20011), (20011, 1), (67, 3), (700, 131), (1031, 517))
+# rows longer than any block and than 16 bits count, odd widths, one column, a few inputs, and more weights than 20 bits
+LARGE = ((2, 5003), (3, 4097), (1, 70001), (70001, 1), (67, 3), (700, 131), (1031, 1031))
 # a part has to have so many weights for its error to say something
 ENOUGH = 64
 # normal values cost 1.65 · 2^-b of their norm at b bits a code (Panter and Dite 1951); twice that is far off, and

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lorakit.hooks.protocols import CalibratedQuantizer
-from lorakit.testing.causes import staged
-from lorakit.testing.checks import Check, CheckError, expect, require_all, variants_of
+from lorakit.testing.causes import require_all, staged
+from lorakit.testing.checks import Check, CheckError, expect, variants_of
 from lorakit.testing.configured import configured_checks
 from lorakit.testing.quantized_layers import LAYER_STAGES, layer_checks
 from lorakit.testing.quantizer_storage import storage_checks

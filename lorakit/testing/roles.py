@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from lorakit.language.words import name_fault
-from lorakit.planning.inventory import Inventory, read_inventory
+from lorakit.planning.inventory import Inventory
+from lorakit.planning.reading import read_inventory
 from lorakit.plugins import load_plugins
-from lorakit.testing.checks import Check, expect, require_all, variants_of
+from lorakit.testing.causes import require_all
+from lorakit.testing.checks import Check, expect, variants_of
 
 
 def role_checks(role: Any) -> list[Check]:

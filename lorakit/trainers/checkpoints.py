@@ -17,6 +17,8 @@ from lorakit.errors import OutputError, WriteError
 STATE = "trainer_state.json"
 KEPT = 2
 _NAME = re.compile(r"checkpoint-(\d+)")
+# what stands in STATE until all else of a checkpoint is written
+_UNFINISHED = " is not whole: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,28 @@ def last_whole(work: Path, before: int | None = None) -> Path | None:
     return next((folder for folder in found if before is None or step_of(folder) < before), None)
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, by its name."""
+    return _NAME.fullmatch(folder.name) is not None
+
+
+def begin(checkpoint: Path) -> None:
+    """Mark a checkpoint that somebody else writes as not whole, until they write STATE, the last of it.
+
+    transformers' Trainer resumes from the highest number, whole or not; it refuses a state with a field that it does
+    not know by that field's name, which so is what the user is told.
+    """
+    standing = last_whole(checkpoint.parent, step_of(checkpoint))
+    advice = (
+        f"give resume_from_checkpoint={str(standing)!r}, the last whole one" if standing
+        else "no whole one is there, so start without resume_from_checkpoint"
+    )  # fmt: skip
+    text = f"{checkpoint}{_UNFINISHED}its run ended while it was written; {advice}"
+    aside = checkpoint / f".{STATE}.new"
+    aside.write_text(json.dumps({text: True}), encoding="utf-8")
+    aside.replace(checkpoint / STATE)
+
+
 def step_of(checkpoint: Path) -> int:
     """Return the step after which a checkpoint was written, by its name."""
     return int(checkpoint.name.rpartition("-")[2])
@@ -93,7 +117,9 @@ def why_not_whole(folder: Path) -> str:
             _CHECKS.get(file.suffix, lambda _: None)(file)
         except Exception:
             return f"{file.name} is cut short"
-    return ""
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    unfinished = isinstance(state, dict) and any(_UNFINISHED in name for name in state)
+    return "its run ended while it was written" if unfinished else ""
 
 
 def _newest_first(work: Path) -> list[tuple[Path, str]]:

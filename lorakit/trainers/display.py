@@ -11,15 +11,9 @@ from datetime import timedelta
 from types import FrameType
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
+
+from lorakit.bars import bar, spinner
 
 # between two lines, where there is no terminal
 SECONDS = 5.0
@@ -52,28 +46,22 @@ class Display:
         """
         self._pace = Pace(steps, done, unit)
         self._said = 0.0
-        columns = (
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
-            TextColumn("{task.fields[rate]}"), TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"),
-            TimeRemainingColumn(),
-        )  # fmt: skip
+        name, loss, rate = map(TextColumn, ("training", "{task.fields[loss]}", "{task.fields[rate]}"))
+        line = bar(name, MofNCompleteColumn(), loss, rate, spare=(name, rate))
         with (
             _interrupts(self.stop, self._say),
-            Progress(
-                *columns, console=self._terminal, transient=True, disable=not self._terminal.is_terminal
-            ) as progress,
+            Progress(line, console=self._terminal, transient=True, disable=not self._terminal.is_terminal) as progress,
         ):
             self._progress = progress
-            progress.add_task("training", total=steps, completed=done, loss="…", rate="")
+            progress.add_task("training", total=steps, completed=done, loss="", rate="")
             yield self.stop
         self._progress = None
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
         """Show a spinner with the elapsed time while something of unknown length runs."""
-        columns = (SpinnerColumn(), TextColumn(what), TextColumn("elapsed"), TimeElapsedColumn())
         shown = self._terminal.is_terminal and self._progress is None
-        with Progress(*columns, console=self._terminal, transient=True, disable=not shown) as progress:
+        with Progress(spinner(what), console=self._terminal, transient=True, disable=not shown) as progress:
             progress.add_task(what, total=None)
             yield
 
@@ -86,7 +74,7 @@ class Display:
         pace = self._pace
         if self._progress is not None and self._terminal.is_terminal:
             rate = pace.rate(count)
-            self._progress.update(self._progress.task_ids[0], completed=number, loss=f"{loss:.4f}", rate=rate)
+            self._progress.update(self._progress.task_ids[0], completed=number, loss=f"loss {loss:.4f}", rate=rate)
             return
         now = time.monotonic()
         if self._said and now - self._said < self._every and number < pace.steps:

@@ -20,15 +20,20 @@ from lorakit.data.examples import reasons, require_kept
 from lorakit.data.language_model import read_tokenizer, row_limit, vocabulary_of
 from lorakit.data.source import Data
 from lorakit.data.tokens import Tokenized, split, tokenize
+from lorakit.huggingface.record_attention import attention_by_record
 from lorakit.reporter import SILENT, Reporter
+from lorakit.stepping.shortage import in_words
+from lorakit.stepping.step import resumable
 from lorakit.trainers.answering import answer
 from lorakit.trainers.checkpoints import STATE, Checkpoints, step_of
+from lorakit.trainers.condensed import exact_for
 from lorakit.trainers.display import Display
 from lorakit.trainers.finite import Finite
 from lorakit.trainers.packing import check_apart, check_signature, features, packed
 from lorakit.trainers.reports import NO_REPORTS, PLAIN, Reports, logs_of
 from lorakit.trainers.schedules import SCHEDULES, chosen
 from lorakit.trainers.settings import Outcome, Settings, steps_of
+from lorakit.trainers.surviving import survive
 from lorakit.trainers.watched_trainer import Collator, FiniteState, Logs, Watch, WatchedTrainer, WeightsToUse
 from lorakit.values import ModelReference
 
@@ -105,6 +110,7 @@ class LanguageTask:
         rows = self.rows.rows[:count]
         return [{"input_ids": torch.tensor([row.input_ids])} for row in rows]
 
+    @attention_by_record()
     def train(
         self, model: nn.Module, work: Path, display: Display, *, resume: bool, reports: Reports = NO_REPORTS
     ) -> Outcome:
@@ -118,12 +124,13 @@ class LanguageTask:
             check_apart(model, self.rows.rows, self._tokenizer.pad_token_id, settings.batch)
         checkpoints = Checkpoints(work, settings.goes_on, display.warn)
         checkpoint = checkpoints.last() if resume else None
-        optimizer = build_optimizer(model)
+        optimizer = resumable(build_optimizer(model))
         finite = Finite(model, optimizer)
         trainer = WatchedTrainer(
             finite,
             checkpoints,
             display.stop,
+            exact_for(model, self._vocabulary, self._limit),
             model=model,
             args=_arguments(
                 settings,
@@ -139,6 +146,7 @@ class LanguageTask:
             data_collator=Collator(self._tokenizer),
             optimizers=(optimizer, None),
         )
+        survive(trainer, say=display.warn)
         # it prints raw dictionaries
         trainer.remove_callback(PrinterCallback)
         done = step_of(checkpoint) if checkpoint else 0
@@ -160,7 +168,7 @@ class LanguageTask:
                 trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
                 told.on_train_begin(trainer.args, trainer.state, trainer.control)
             else:
-                with finite.watching(done):
+                with finite.watching(done), in_words():
                     done = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).global_step
         seconds = time.monotonic() - begun
         stopped = stop.signal if done < settings.steps else 0

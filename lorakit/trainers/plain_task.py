@@ -6,7 +6,8 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from lorakit.application.batches import moved
 from lorakit.application.optimizer import build_optimizer, keeps_lr
 from lorakit.errors import DataError
 from lorakit.named_objects import named_object
+from lorakit.stepping.batches import elements_of
+from lorakit.stepping.losses import PairLoss
+from lorakit.stepping.shortage import in_words, is_shortage
+from lorakit.stepping.step import Step, resumable
 from lorakit.trainers.checkpoints import Checkpoints
 from lorakit.trainers.display import Display
 from lorakit.trainers.finite import Finite
@@ -29,7 +34,7 @@ from lorakit.trainers.plain_checkpoints import Start, read_checkpoint, write_che
 from lorakit.trainers.plain_settings import check_settings
 from lorakit.trainers.reports import NO_REPORTS, Reports, check_reports, logs_of
 from lorakit.trainers.schedules import chosen, share
-from lorakit.trainers.settings import Outcome, Settings, steps_of
+from lorakit.trainers.settings import Outcome, Settings, climbed, steps_of
 
 # what is counted
 UNIT = "rows"
@@ -90,8 +95,7 @@ class PairsTask:
         """
         check_reports(reports.names, is_plain=True)
         settings = self.settings
-        optimizer = build_optimizer(model)
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        optimizer = resumable(build_optimizer(model))
         base_rates = [group["lr"] for group in optimizer.param_groups]
         schedule = chosen(settings.schedule, keeps_lr(model))
         # what dropout draws is the seed's, and goes on after a checkpoint where it stood
@@ -106,7 +110,14 @@ class PairsTask:
             display.held_out(0, before, is_text=False)
             history.add(0, eval_loss=before)
         model.train()
-        with display.running(settings.steps, UNIT, done) as stop, Finite(model, optimizer).watching(done) as finite:
+        finite = Finite(model, optimizer)
+        step = Step(
+            model, optimizer, Checked(self._loss_of), max_grad_norm=settings.max_grad_norm, watch=finite.check_loss,
+            say=display.warn,
+        )  # fmt: skip
+        with display.running(settings.steps, UNIT, done) as stop, finite.watching(done), in_words():
+            if done < settings.steps:
+                step.rehearse(self._longest())
             steps = _steps(self._pairs, settings, done, start.drawn) if done < settings.steps else ()
             for batches in steps:
                 factor = share(schedule, done, settings.steps, settings.warmup)
@@ -114,13 +125,14 @@ class PairsTask:
                     group["lr"] = rate * factor
                 to_training(optimizer)
                 optimizer.zero_grad(set_to_none=True)
-                loss = self._learn(model, batches, finite)
-                norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm or math.inf)
-                optimizer.step()
+                climbs = len(step.climbs)
+                loss = step.learn(*batches)
+                norm = step.update()
                 done += 1
                 count += sum(map(_size, batches))
                 lr = optimizer.param_groups[0]["lr"]
-                history.add(done, loss=loss, grad_norm=float(norm), learning_rate=lr)
+                needed = climbed(step.climbs[climbs:])
+                history.add(done, loss=loss, grad_norm=norm, learning_rate=lr, **needed)
                 display.step(done, loss, lr, count)
                 if _due(done, settings.evaluate_every, settings):
                     to_evaluation(optimizer)
@@ -146,17 +158,6 @@ class PairsTask:
         model.eval()
         return Outcome(before, after, done, stopped, tuple(history.records), count, UNIT, seconds)
 
-    def _learn(self, model: nn.Module, batches: Sequence[Pair], finite: Finite) -> float:
-        """Leave the gradient of the mean loss over several batches, and return that loss."""
-        total = sum(map(_size, batches))
-        mean = 0.0
-        for inputs, targets in batches:
-            loss = self._loss(model, inputs, targets) * (_size((inputs, targets)) / total)
-            loss.backward()
-            finite.check_loss(loss)
-            mean += float(loss.detach())
-        return mean
-
     @property
     def _pace(self) -> float:
         """Epochs a step."""
@@ -169,25 +170,57 @@ class PairsTask:
     def save_beside(self, folder: Path) -> None:
         """A plain model has nothing to put beside its adapter."""
 
-    def _loss(self, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
-        device = next(model.parameters()).device
-        try:
-            return self._loss_of(model(moved(inputs, device)), moved(targets, device))
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise DataError(f"a batch does not fit the model or the loss: {error}") from error
+    def _longest(self) -> Pair:
+        """Return the batch of pairs that has the most elements."""
+        sizes = [elements_of(pair) for pair in self._pairs]
+        order = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
+        rows = [self._pairs[index] for index in order[: self.settings.batch]]
+        batch: Pair = next(iter(DataLoader(rows, len(rows))))  # type: ignore[arg-type]
+        return batch
 
     def _held_out_loss(self, model: nn.Module) -> float | None:
         if not self._held_out:
             return None
         was_training = model.training
         model.eval()
-        total = 0.0
+        loss_of, total = Checked(self._loss_of), 0.0
         with torch.no_grad():
             for inputs, targets in DataLoader(self._held_out, self.settings.batch):  # type: ignore[arg-type]
-                total += float(self._loss(model, inputs, targets)) * _size((inputs, targets))
+                total += float(loss_of.loss(model, (inputs, targets))) * _size((inputs, targets))
         model.train(was_training)
         mean = total / len(self._held_out)
         return mean if math.isfinite(mean) else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Checked(PairLoss):
+    """The loss of pairs, which says what is wrong with one that does not fit. Raises: DataError."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        inputs, targets = batch
+        device = next(model.parameters()).device
+        with _blamed("the model does not take a batch of inputs"):
+            prediction = model(moved(inputs, device))
+        with _blamed("the loss does not take (prediction, target), the model's answer to a batch and its targets"):
+            loss: Any = self.of(prediction, moved(targets, device))
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise DataError(f"the loss returned {found}; return a tensor of one number, the mean over the batch")
+        return loss
+
+    def count(self, batch: Any) -> int:
+        return _size(batch)
+
+
+@contextmanager
+def _blamed(what: str) -> Iterator[None]:
+    """Turn what code of the user's raises into a DataError that says what was asked of it."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if is_shortage(error):
+            raise
+        raise DataError(f"{what}: {error}") from error
 
 
 def _pairs(data: str) -> Sequence[Pair]:

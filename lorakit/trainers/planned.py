@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import DataError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.plan import Plan
 from lorakit.trainers.schedules import chosen
 from lorakit.trainers.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def optimized(plan: Plan, plugins: Plugins, *, lr: float | None, weight_decay: float | None) -> Plan:
@@ -45,3 +48,22 @@ def training_words(plan: Plan, plugins: Plugins, settings: Settings) -> str:
         f"seed {settings.seed}",
     )
     return f"training: {', '.join(words)}"
+
+
+def shortage_words(structure: nn.Module, plan: Plan, *, is_text: bool) -> str:
+    """Return what steps do where memory runs out, and why they do not split a batch, if they cannot."""
+    from lorakit.stepping.losses import OwnLoss, PairLoss, refused, several_processes
+
+    if why := several_processes():
+        return f"where memory runs out: nothing is tried again, for {why}"
+    dropping = next((entry.path for entry in plan.entries if entry.adapter and entry.adapter.settings.dropout), None)
+    if dropping is None:
+        why = refused(
+            structure, OwnLoss(structure) if is_text else PairLoss(lambda output, target: output), training=True
+        )
+    else:
+        why = f"the dropout of `{dropping}` draws otherwise for parts of a batch than for the whole"
+    last = f"not in parts, for {why}" if why else "and last in parts of the batch, with its gradients up to rounding"
+    return (
+        f"where memory runs out: a step is done again, then with saved tensors in CPU memory, to the same bits; {last}"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any, Protocol
 from lorakit.errors import DataError
 from lorakit.trainers.settings import Record
 
-CSV, TENSORBOARD = "csv", "tensorboard"
+CSV, TENSORBOARD, WANDB = "csv", "tensorboard", "wandb"
 HISTORY_CSV = "history.csv"
 # every report, and the package that it needs
-REPORTS: Mapping[str, str | None] = {CSV: None, TENSORBOARD: "tensorboard", "trackio": "trackio", "wandb": "wandb"}
+REPORTS: Mapping[str, str | None] = {CSV: None, TENSORBOARD: "tensorboard", "trackio": "trackio", WANDB: "wandb"}
 # those that need no Trainer
 PLAIN = (CSV, TENSORBOARD)
 COLUMNS = (
@@ -58,16 +59,29 @@ def chosen_reports(text: str) -> tuple[str, ...]:
 
 
 def check_reports(names: Sequence[str], *, is_plain: bool) -> None:
-    """Raise DataError for a report whose package is missing, or that a PyTorch model's loop does not have."""
+    """Raise DataError where a report lacks its package or account, or is none of a PyTorch model's."""
     for name in names:
         package = REPORTS[name]
         if is_plain and name not in PLAIN:
             raise DataError(f"--report {name} is for Hugging Face models; a PyTorch model takes {', '.join(PLAIN)}")
         if package is not None:
             try:
-                importlib.import_module(package)
+                module = importlib.import_module(package)
             except ImportError as error:
                 raise DataError(f"--report {name} needs {package}: pip install {package} ({error})") from error
+            if name == WANDB:
+                _log_in(module)
+
+
+def _log_in(wandb: Any) -> None:
+    """Have the account asked for now: Trainer would fail for want of it once the model is read."""
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return
+    try:
+        wandb.login()
+    # its errors are classes of its own
+    except Exception as error:
+        raise DataError(f"--report {WANDB}: {error} WANDB_MODE=offline writes to this disk alone.") from error
 
 
 def logs_of(reports: Reports) -> list[Log]:

@@ -13,6 +13,7 @@ from lorakit.values import ModelReference
 if TYPE_CHECKING:
     from torch import nn
 
+    from lorakit.hooks.manager import Plugins
     from lorakit.trainers.huggingface_task import LanguageTask
     from lorakit.trainers.plain_task import PairsTask
     from lorakit.trainers.settings import Settings
@@ -22,16 +23,16 @@ Task: TypeAlias = "LanguageTask | PairsTask"
 Source: TypeAlias = Data | str
 
 
-def read_source(data: str, reading: Reading, reporter: Reporter = SILENT) -> Source:
+def read_source(data: str, plugins: Plugins, reading: Reading, reporter: Reporter = SILENT) -> Source:
     """Return what a file holds, which needs no model; the name of code, `FILE.py:FACTORY`, is left as it is.
 
-    Raises: DataError.
+    Raises: DataError, PluginError.
     """
     path = Path(data)
     if ":" in path.name and not path.exists():
         check_file(data)
         return data
-    return read_data(path, reading, reporter)
+    return read_data(path, plugins, reading, reporter)
 
 
 def check_file(code: str) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from lorakit.data.language_model import check_causal, read_tokenizer, row_limit,
 from lorakit.data.source import read_data
 from lorakit.data.tokens import IGNORED, Tokenized, TokenRow, tokenize
 from lorakit.errors import ModelError
+
+if TYPE_CHECKING:
+    from lorakit.hooks.manager import Plugins
 
 Progress = Callable[[Sequence[TokenRow]], Iterable[TokenRow]]
 
@@ -30,7 +33,14 @@ class LossText:
 
 
 def read_loss_text(
-    path: Path, structure: nn.Module, reference: str, *, tokens: int, rows: int = 0, trust_remote_code: bool = False
+    path: Path,
+    structure: nn.Module,
+    reference: str,
+    plugins: Plugins,
+    *,
+    tokens: int,
+    rows: int = 0,
+    trust_remote_code: bool = False,
 ) -> LossText:
     """Return a text as rows of at most so many tokens, as `train` reads it; the first `rows` records, or all if 0.
 
@@ -38,7 +48,7 @@ def read_loss_text(
     """
     model: Any = structure
     check_causal(model, "the loss on a text")
-    data = read_data(path)
+    data = read_data(path, plugins)
     examples = data.examples[:rows] if rows else data.examples
     tokenizer = read_tokenizer(reference, trust_remote_code)
     limit = row_limit(model, tokens)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback
 
 from lorakit.trainers.checkpoints import Checkpoints
+from lorakit.trainers.condensed import Condense, as_it_is
 from lorakit.trainers.display import Display, StopAsked
 from lorakit.trainers.finite import Finite
 from lorakit.trainers.modes import to_evaluation
@@ -19,10 +20,19 @@ from lorakit.trainers.settings import Record
 
 
 class WatchedTrainer(Trainer):
-    """transformers' Trainer, but that it looks at each loss and its gradients, and writes checkpoints aside first."""
+    """transformers' Trainer, but that it looks at each loss and its gradients, and writes checkpoints aside first.
 
-    def __init__(self, finite: Finite, checkpoints: Checkpoints, stop: StopAsked, **arguments: Any) -> None:
+    A model gets its batches condensed.
+    """
+
+    loss_is_summed = True
+
+    def __init__(
+        self, finite: Finite, checkpoints: Checkpoints, stop: StopAsked, condense: Condense, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
+        # DataParallel sends a share of the rows to each device
+        self._condense = condense if self.args.n_gpu <= 1 else as_it_is
         self._finite = finite
         self._checkpoints = checkpoints
         self._stop = stop
@@ -32,6 +42,9 @@ class WatchedTrainer(Trainer):
         loss: Tensor = super().training_step(*args, **kwargs)
         self._finite.check_loss(loss)
         return loss
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return super().compute_loss(model, self._condense(inputs), *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         def fill(folder: Path) -> None:

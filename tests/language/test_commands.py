@@ -67,8 +67,28 @@ def test_check_set(folder: Path) -> None:
     assert code == 2 and "error[L043]" in out
     code, out, _ = lorakit("check", "good.lora", "--set", "r=x", "--set", "s=1", folder=folder)
     assert code == 2 and "`--set r=x` gives `r` no value" in out and "`--set s`: the spec has no `let s`" in out
-    code, _, err = lorakit("check", "good.lora", "--set", "r", folder=folder)
-    assert code == 2 and "expected NAME=VALUE" in err
+
+
+@pytest.mark.parametrize(
+    ("setting", "words", "advice"),
+    [
+        ("r", "r", "help: write the name of a `let` and its value, as in `--set r=8`"),
+        ("=3", "=3", "help: write the name of a `let` and its value, as in `--set r=8`"),
+        ("r=1 2", "2", "note: a value is a number, a string in double quotes, or a list of targets in brackets"),
+        ("s=4", "s", "note: the names are `r`"),
+        ("r=x", "x", "note: a value is a number, a string in double quotes, or a list of targets in brackets"),
+    ],
+)
+def test_what_is_wrong_with_a_setting_is_shown_in_the_option(
+    setting: str, words: str, advice: str, folder: Path
+) -> None:
+    code, out, err = lorakit("check", "good.lora", "--set", setting, folder=folder)
+    name = setting.partition("=")[0]
+    lines = (out + err).splitlines()
+    place = lines.index(f" --> --set {name if name else setting}")
+    assert code == 2 and lines[place + 1 : place + 3] == ["  |", f"  | --set {setting}"]
+    assert lines[place + 3] == "  | " + " " * f"--set {setting}".rindex(words) + "^" * len(words)
+    assert lines[place + 4].strip() == f"= {advice}"
 
 
 def test_fmt(folder: Path) -> None:

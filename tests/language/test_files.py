@@ -184,7 +184,8 @@ def test_set_of_another_kind() -> None:
 
 def test_set_of_an_unknown_name() -> None:
     assert only("let rank_ = 4", rnk_="8") == "`--set rnk_`: the spec has no `let rnk_` | did you mean `rank_`?"
-    assert only("", x="8") == "`--set x`: the spec has no `let x` | it has no `let`"
+    missing = "it has no `let`; `let x = …` gives a value the name that `--set` takes"
+    assert only("", x="8") == f"`--set x`: the spec has no `let x` | {missing}"
     assert codes("let = 4", x="8") == ["L004", "L023"]
     assert codes('include "nowhere.lora"', x="8") == ["L060"]
     assert codes("let x = ", x="8") == ["L004"]

@@ -12,7 +12,14 @@ from language_helpers import look
 
 ROOT = Path(__file__).parents[2]
 # what a model is needed for, and other commands
-UNUSED = ("lorakit.api", "lorakit.pipeline", "lorakit.planning.plan", "lorakit.planning.inventory", "lorakit.cli.train")
+UNUSED = (
+    "lorakit.api",
+    "lorakit.pipeline",
+    "lorakit.planning.plan",
+    "lorakit.planning.inventory",
+    "lorakit.planning.reading",
+    "lorakit.cli.train",
+)
 HEAVY = ("torch", "transformers", "bitsandbytes", "numpy", "safetensors", "lark", "rich")
 
 

@@ -31,6 +31,9 @@ from lorakit.language.statements import (
     Target,
 )
 
+# hundreds of texts take the paths that a few take, and a tracer nearly doubles their time
+pytestmark = pytest.mark.no_cover
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SLOW = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]

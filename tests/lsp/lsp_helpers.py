@@ -47,6 +47,9 @@ def broken():
 """
 
 
+# Seconds until a test gives up: a model's process needs many of them to start on a busy machine
+PATIENCE = 300
+
 # Names and versions are never used twice, whatever editor uses them
 _COUNT = itertools.count(1)
 
@@ -127,7 +130,7 @@ class Editor:
 
     async def published(self, uri: str) -> types.PublishDiagnosticsParams:
         """Return what the server publishes next of a document, with its version."""
-        return await asyncio.wait_for(self.client.published[uri].get(), 60)
+        return await asyncio.wait_for(self.client.published[uri].get(), PATIENCE)
 
     async def found_in(self, text: str) -> Sequence[types.Diagnostic]:
         """Return the diagnostics of a text."""
@@ -142,7 +145,10 @@ class Editor:
         """Return what the server says of the word at a position."""
         asked = types.HoverParams(types.TextDocumentIdentifier(uri), position)
         hint = await self.client.text_document_hover_async(asked)
-        return hint.contents.value if hint is not None else ""
+        if hint is None:
+            return ""
+        assert isinstance(hint.contents, types.MarkupContent)
+        return hint.contents.value
 
     async def complete(self, text: str) -> list[types.CompletionItem]:
         """Return what the server offers at the mark."""

@@ -128,4 +128,5 @@ async def test_columns_are_in_units_of_utf16(editor: Editor) -> None:
     uri = editor.open('let s = "🦙ｆ"; adapt q rank 4 quant n')
     items = await editor.complete_at(uri, types.Position(0, 37))
     assert [item.label for item in items] == QUANTIZERS
+    assert isinstance(items[0].text_edit, types.TextEdit)
     assert items[0].text_edit.range == types.Range(types.Position(0, 36), types.Position(0, 37))

@@ -85,6 +85,7 @@ async def test_columns_are_in_the_clients_units(
 ) -> None:
     editor = Editor(encoded_client, tmp_path)
     encoding = encoded_client.encoding
+    assert encoding is not None
     (found,) = await editor.found_in(f"# 🦙\n{before}adapt q_proj rnak 16\n")
     start = units[encoding] + len("adapt q_proj ")
     assert columns(found) == (1, start, start + len("rnak"))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import pytest
+from npm import installed
 
 from lorakit.language.amounts import UNITS
 from lorakit.language.parser import parse_syntax
@@ -24,7 +23,6 @@ from lorakit.lsp.slots import ChoiceSlot, NewNameSlot, OptionSlot, PluginSlot, V
 
 ROOT = Path(__file__).parents[2]
 GRAMMAR = ROOT / "grammar" / "lorakit.tmLanguage.json"
-VSCODE = ROOT / "grammar" / "vscode"
 TESTER = "vscode-tmgrammar-test@0.1.3"
 KEYWORD, CLAUSE = "keyword.control.statement.lora", "keyword.other.clause.lora"
 
@@ -164,8 +162,8 @@ def asserted(text: str) -> str:
                 line, column = tree.source.position(word.start)
                 expected.setdefault(line, []).append(assertion(column - 1, len(word), scope))
     lines = ['# SYNTAX TEST "source.lora"']
-    for number, line in enumerate(text.split("\n"), 1):
-        lines += [line, *expected.get(number, [])]
+    for number, written in enumerate(text.split("\n"), 1):
+        lines += [written, *expected.get(number, [])]
     return "\n".join(lines) + "\n"
 
 
@@ -176,20 +174,8 @@ def assertion(column: int, width: int, scope: str) -> str:
 
 @pytest.fixture(scope="module")
 def tester() -> list[str]:
-    """The command that tests grammars, from npm; it is kept in the user's cache."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("node and npm are not installed")
-    folder = Path(platformdirs.user_cache_dir("lorakit")) / TESTER.replace("@", "-")
-    script = folder / "node_modules" / "vscode-tmgrammar-test" / "dist" / "unit.js"
-    if not script.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), TESTER]
-        try:
-            done = subprocess.run(install, capture_output=True, text=True, timeout=120, check=False)
-        except subprocess.TimeoutExpired:
-            pytest.skip(f"npm did not install {TESTER} in two minutes")
-        if done.returncode != 0:
-            pytest.skip(f"npm cannot install {TESTER}: {done.stderr.strip()[-200:]}")
+    """The command that tests grammars."""
+    script = installed("tmgrammar", TESTER) / "node_modules" / "vscode-tmgrammar-test" / "dist" / "unit.js"
     return ["node", str(script), "--grammar", str(GRAMMAR)]
 
 
@@ -203,47 +189,3 @@ def test_it_sees_what_the_parser_sees(tester: list[str], tmp_path: Path) -> None
         [*tester, str(tmp_path / "*.lora")], capture_output=True, text=True, timeout=60, check=False
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_the_extension_starts_the_server_of_its_settings(tmp_path: Path) -> None:
-    if shutil.which("node") is None:
-        pytest.skip("node is not installed")
-    package = json.loads((VSCODE / "package.json").read_text(encoding="utf-8"))
-    command = package["contributes"]["configuration"]["properties"]["lorakit.command"]["default"]
-    (tmp_path / "run.js").write_text(RUN)
-    done = subprocess.run(
-        ["node", str(tmp_path / "run.js"), str(VSCODE / package["main"]), json.dumps(command)],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [{"command": "lorakit", "args": ["lsp"]}, "lora", "stopped"]
-    (language,) = package["contributes"]["languages"]
-    assert (language["id"], language["extensions"]) == ("lora", [".lora"])
-    assert (VSCODE / language["configuration"]).is_file()
-
-
-# Stands in for the editor: untrusted first, trusted later
-RUN = """
-const [, , extension, command] = process.argv, said = [];
-let trust;
-const vscode = { workspace: {
-  isTrusted: false,
-  onDidGrantWorkspaceTrust: (start) => { trust = start; return {}; },
-  getConfiguration: () => ({ get: () => JSON.parse(command) }),
-  createFileSystemWatcher: () => ({}),
-} };
-class LanguageClient {
-  constructor(id, server, options) { said.push(server, options.documentSelector[0].language); }
-  start() { return Promise.resolve(); }
-  stop() { said.push("stopped"); }
-}
-const load = require("module")._load;
-require("module")._load = (name, ...rest) =>
-  ({ vscode, "vscode-languageclient/node": { LanguageClient } })[name] ?? load(name, ...rest);
-const { activate, deactivate } = require(extension);
-activate({ subscriptions: [] });
-if (said.length) process.exit(1);
-trust();
-deactivate();
-console.log(JSON.stringify(said));
-"""

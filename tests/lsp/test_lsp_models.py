@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from lsp_helpers import FACTORY, Editor, marked
+from lsp_helpers import FACTORY, PATIENCE, SERVER, Client, Editor, marked
 from lsprotocol import types
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -159,12 +159,84 @@ async def test_a_changed_model_is_read_anew(editor: Editor) -> None:
     await editor.diagnostics(uri, lambda found: not found)
 
 
+# What never ends says who it is
+ENDLESS = "import os, time\ndef model():\n    open('reader', 'w').write(str(os.getpid()))\n    time.sleep(600)\n"
+
+
+async def reader(editor: Editor) -> int:
+    """Return the process that reads the endless model, once it does."""
+    path = editor.folder / "reader"
+    while not path.is_file() or not path.read_text():
+        await asyncio.sleep(0.02)
+    return int(path.read_text())
+
+
+async def ended(process: int) -> None:
+    """Return when a process is gone."""
+    while is_running(process):
+        await asyncio.sleep(0.02)
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 async def test_typing_never_waits_for_a_model(editor: Editor) -> None:
-    (editor.folder / "slow.py").write_text("import time\ndef model():\n    time.sleep(600)\n")
+    (editor.folder / "slow.py").write_text(ENDLESS)
     text = "# model: slow.py:model\nadapt q_proj rank 2"
     uri = editor.open(text)
     await editor.diagnostics(uri)
-    await asyncio.sleep(0.5)
+    await asyncio.wait_for(reader(editor), PATIENCE)
     editor.change(uri, f"{text} alpha")
     assert [one.code for one in await editor.diagnostics(uri)] == ["L004"]
     assert "being read" in await editor.hover_at(uri, types.Position(0, 12))
+
+
+async def test_no_model_waits_for_one_that_never_ends(editor: Editor) -> None:
+    (editor.folder / "slow.py").write_text(ENDLESS)
+    (editor.folder / "tiny.py").write_text(FACTORY)
+    editor.open("# model: slow.py:model\nadapt q_proj rank 2")
+    process = await asyncio.wait_for(reader(editor), PATIENCE)
+    assert [one.code for one in await eventually(editor, f"{MODEL}adapt nowhere rank 2")] == ["L101"]
+    assert is_running(process)
+
+
+@pytest.mark.parametrize("end", ["close", "change"])
+async def test_reading_ends_when_no_document_names_the_model(editor: Editor, end: str) -> None:
+    (editor.folder / "slow.py").write_text(ENDLESS)
+    uri = editor.open("# model: slow.py:model\nadapt q_proj rank 2")
+    process = await asyncio.wait_for(reader(editor), PATIENCE)
+    if end == "close":
+        editor.close(uri)
+    else:
+        editor.change(uri, "adapt q_proj rank 2")
+    await asyncio.wait_for(ended(process), PATIENCE)
+
+
+async def test_a_model_that_changes_while_it_is_read_is_read_anew(editor: Editor) -> None:
+    path = editor.folder / "slow.py"
+    path.write_text(ENDLESS)
+    uri = editor.open("# model: slow.py:model\nadapt nowhere rank 2")
+    process = await asyncio.wait_for(reader(editor), PATIENCE)
+    path.write_text(FACTORY.replace("tiny()", "model()"))
+    os.utime(path, (1, 1))
+    editor.client.text_document_did_save(types.DidSaveTextDocumentParams(types.TextDocumentIdentifier(uri)))
+    assert [one.code for one in await editor.diagnostics(uri, bool)] == ["L101"]
+    await asyncio.wait_for(ended(process), PATIENCE)
+
+
+async def test_reading_ends_with_the_server(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(ENDLESS)
+    client = Client()
+    await client.start_io(*SERVER)
+    await client.initialize_session(types.InitializeParams(types.ClientCapabilities()))
+    editor = Editor(client, tmp_path)
+    editor.open("# model: slow.py:model\nadapt q_proj rank 2")
+    process = await asyncio.wait_for(reader(editor), PATIENCE)
+    await client.shutdown_session()
+    await client.stop()
+    await asyncio.wait_for(ended(process), PATIENCE)

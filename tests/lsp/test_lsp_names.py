@@ -29,8 +29,8 @@ async def test_a_name_has_its_uses_and_its_definition(editor: Editor) -> None:
         context = types.ReferenceContext(declared)
         asked = types.ReferenceParams(context, types.TextDocumentIdentifier(uri), position)
         assert len(await editor.client.text_document_references_async(asked) or ()) == count
-    asked = types.DocumentHighlightParams(types.TextDocumentIdentifier(uri), position)
-    found = await editor.client.text_document_document_highlight_async(asked) or ()
+    lit = types.DocumentHighlightParams(types.TextDocumentIdentifier(uri), position)
+    found = await editor.client.text_document_document_highlight_async(lit) or ()
     assert [one.kind for one in found] == [types.DocumentHighlightKind.Write] + [types.DocumentHighlightKind.Read] * 3
 
 
@@ -80,5 +80,5 @@ async def test_other_words_have_no_name(editor: Editor, text: str) -> None:
     uri = editor.open(text)
     asked = types.PrepareRenameParams(types.TextDocumentIdentifier(uri), position)
     assert await editor.client.text_document_prepare_rename_async(asked) is None
-    asked = types.DocumentHighlightParams(types.TextDocumentIdentifier(uri), position)
-    assert await editor.client.text_document_document_highlight_async(asked) is None
+    lit = types.DocumentHighlightParams(types.TextDocumentIdentifier(uri), position)
+    assert await editor.client.text_document_document_highlight_async(lit) is None

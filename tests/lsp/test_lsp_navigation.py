@@ -55,6 +55,7 @@ async def test_the_outline_has_an_entry_a_statement(editor: Editor) -> None:
     asked = types.DocumentSymbolParams(types.TextDocumentIdentifier(uri))
     found = await editor.client.text_document_document_symbol_async(asked)
     assert [one.name for one in found or ()] == ["let r = 4", "adapt @mlp, q_proj", "quantize v nf4 double"]
+    assert found is not None and isinstance(found[1], types.DocumentSymbol)
     assert found[1].range == types.Range(types.Position(1, 0), types.Position(4, 1))
 
 
@@ -106,6 +107,20 @@ async def fixes(editor: Editor, text: str, *only: str) -> list[str]:
         ("adapt q, rank |4", "adapt q rank 4"),
         ("adapt q k|v rank 4", "adapt q,kv rank 4"),
         ("adapt q rank 4 quant nf4(dou|ble)", "adapt q rank 4 quant nf4 double"),
+        ("adapt q rank 4 quant nf4(dou|ble=true)", "adapt q rank 4 quant nf4 double"),
+        ("adapt q rank 4 quant nf4 paged do|uble", "adapt q rank 4 quant nf4 double paged"),
+        ("adapt q rank 4 quant n|one", "adapt q rank 4"),
+        ("adapt q |r 8 paged", "adapt q rank 8 paged"),
+        ("adapt q lo|ra_r=16", "adapt q rank 16"),
+        ("adapt q rank 8 use_rs|lora true", "adapt q rank 8 scaling rslora"),
+        ("adapt q rank 8 lo|ad_in_4bit", "adapt q rank 8 quant nf4 double"),
+        ("adapt q rank 8 quant 4|bit", "adapt q rank 8 quant nf4 double"),
+        ("adapt q rank|=16", "adapt q rank 16"),
+        ("adapt all-lin|ear rank 8", "adapt @linear rank 8"),
+        ("quantize nf4 double |@linear", "quantize @linear nf4 double"),
+        ("step batch 2 compute f|p8", "step batch 2 compute bf16"),
+        # what it leaves unused is no new error
+        ("let t = |[q\n", "let t = [q]\n"),
         ("let u|nused = 4\nadapt q rank 4", "adapt q rank 4"),
     ],
 )

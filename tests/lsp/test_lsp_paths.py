@@ -33,7 +33,7 @@ async def test_the_models_nearby_are_offered(near: Editor) -> None:
     assert {"tiny", "net.py:tiny", "net.py:broken"} <= words
     assert not {"net.py:sized", "tool.py:unrelated"} & words
     (item,) = [item for item in await near.complete("# model: net.p|") if item.label == "net.py:tiny"]
-    assert item.text_edit is not None and item.text_edit.range.start.character == len("# model: ")
+    assert isinstance(item.text_edit, types.TextEdit) and item.text_edit.range.start.character == len("# model: ")
     assert await near.words("# a comment |") == []
 
 

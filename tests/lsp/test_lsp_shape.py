@@ -119,7 +119,7 @@ async def test_targets_show_how_many_modules_they_match(modeled: Editor) -> None
     ]  # fmt: skip
 
 
-@pytest_lsp.fixture(config=ClientServerConfig(SERVER, Client), scope="session")
+@pytest_lsp.fixture(config=ClientServerConfig(SERVER, Client), scope="session")  # type: ignore[untyped-decorator]
 async def pulling(lsp_client: Client):  # type: ignore[no-untyped-def]
     asks = types.TextDocumentClientCapabilities(diagnostic=types.DiagnosticClientCapabilities())
     await lsp_client.initialize_session(types.InitializeParams(types.ClientCapabilities(text_document=asks)))
@@ -135,6 +135,7 @@ async def test_diagnostics_are_there_for_the_asking_and_then_not_sent(pulling: C
     assert [one.code for one in report.items] == ["L003"]
     editor.change(uri, "let r = 4\nadapt q rank 4\n")
     report = await pulling.text_document_diagnostic_async(types.DocumentDiagnosticParams(whole(uri)))
+    assert isinstance(report, types.RelatedFullDocumentDiagnosticReport)
     (found,) = report.items
     assert (found.code, found.severity) == ("L026", types.DiagnosticSeverity.Warning)
     assert list(found.tags or ()) == [types.DiagnosticTag.Unnecessary]

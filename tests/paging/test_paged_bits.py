@@ -65,11 +65,11 @@ def test_copies_that_are_late_are_waited_for(pages: int) -> None:
 
 
 def test_a_step_waits_for_no_copy() -> None:
-    members, made = parameters(shapes=SMALL), []
-    optimizer = Paged(ADAMW(groups(members)), 4 * PAGE, page_size=PAGE, link=lambda _: made.append(Late()) or made[-1])
+    members, link = parameters(shapes=SMALL), Late()
+    optimizer = Paged(ADAMW(groups(members)), 4 * PAGE, page_size=PAGE, link=lambda _: link)
     run(optimizer, members, range(6))
-    assert optimizer.traffic.pages_in > 10 and made[0].waits == 0
-    assert optimizer.state and made[0].waits > 0
+    assert optimizer.traffic.pages_in > 10 and link.waits == 0
+    assert optimizer.state and link.waits > 0
 
 
 def test_half_the_state_moves_where_half_of_it_fits() -> None:

@@ -218,7 +218,7 @@ class Clipping:
 
 @pytest.mark.parametrize("declared", [False, True])
 def test_an_optimizer_that_takes_parameters_together_is_refused(declared: bool) -> None:
-    factory = dataclasses.dataclass(frozen=True)(
+    factory: Any = dataclasses.dataclass(frozen=True)(
         type("Factory", (Clipping,), {"couples_parameters": declared, "__doc__": "Clips."})
     )
     plugin: Any = types.ModuleType("clipping")

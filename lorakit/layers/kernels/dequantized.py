@@ -44,22 +44,43 @@ def dequantized_linear(
     Autograd keeps the quantized weight alone, never the dequantized one.
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device):
-        x = x.to(torch.get_autocast_dtype(device))
-    rows = as_rows(x)
-    if all(one.dropout == 0.0 and isinstance(one.scaling, float) for one in low_rank):
-        scalings = tuple(one.scaling for one in low_rank)
-        pairs = [matrix.to(x.dtype) for one in low_rank for matrix in (one.A, one.B)]
-        result: Tensor = _Product.apply(rows, bias, base, dequantize, scalings, *pairs)
+    if not torch.is_autocast_enabled(device):
+        return _dequantized_linear(x, base, bias, low_rank, dequantize)
+    x = x.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        return _dequantized_linear(x, base, bias, low_rank, dequantize)
+
+
+def _dequantized_linear(
+    x: Tensor, base: Mapping[str, Tensor], bias: Tensor | None, low_rank: Sequence[LowRank], dequantize: Dequantize
+) -> Tensor:
+    rows, dtype = as_rows(x), x.dtype
+    scalings: list[float] = []
+    pairs: list[Tensor] = []
+    for lora_A, lora_B, scaling, dropout in low_rank:
+        if dropout or isinstance(scaling, Tensor):
+            product = _Product.apply(rows, bias, dequantize(base, dtype), base, dequantize, ())
+            result: Tensor = add_low_rank_(product, rows, low_rank)
+            break
+        scalings.append(scaling)
+        pairs += (
+            lora_A if lora_A.dtype == dtype else lora_A.to(dtype),
+            lora_B if lora_B.dtype == dtype else lora_B.to(dtype),
+        )
     else:
-        result = add_low_rank_(_Product.apply(rows, bias, base, dequantize, ()), rows, low_rank)
+        result = _Product.apply(rows, bias, dequantize(base, dtype), base, dequantize, scalings, *pairs)
     return result if x.ndim == 2 else result.view(*x.shape[:-1], result.shape[1])
+
+
+# where the pairs begin among what the product is given
+PAIRS = 6
 
 
 class _Product(torch.autograd.Function):
     """y = x Wᵀ + bias + Σ scaling · (x Aᵀ) Bᵀ, where both sums over the wide side are added in place.
 
     Shapes: x (rows, in_features); A (rank, in_features), B (out_features, rank); y (rows, out_features).
+    The first weight is given, since ops take less time on the host out here than inside; it is gone with the call.
     """
 
     @staticmethod
@@ -67,6 +88,7 @@ class _Product(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         bias: Tensor | None,
+        weight: Tensor,
         tensors: Mapping[str, Tensor],
         dequantize: Dequantize,
         scalings: Sequence[float],
@@ -75,12 +97,10 @@ class _Product(torch.autograd.Function):
         # held as they are and not saved: what packs saved tensors away is to leave weights in their place
         ctx.tensors, ctx.dequantize, ctx.scalings = tensors, dequantize, scalings
         ctx.bias_dtype = None if bias is None else bias.dtype
-        with _exactly(x.device.type):
-            weight = dequantize(tensors, x.dtype)
-            result = functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
-            thin = [functional.linear(x, lora_A) for lora_A in pairs[::2]]
-            for one, lora_B, scaling in zip(thin, pairs[1::2], scalings, strict=True):
-                add_product_(result, one, lora_B.t(), scaling)
+        result = functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        thin = [functional.linear(x, lora_A) for lora_A in pairs[::2]]
+        for one, lora_B, scaling in zip(thin, pairs[1::2], scalings, strict=True):
+            add_product_(result, one, lora_B.t(), scaling)
         # x is there for the gradient of A alone
         ctx.save_for_backward(*([x, *thin, *pairs] if pairs else []))
         return result
@@ -90,6 +110,8 @@ class _Product(torch.autograd.Function):
         (gradient,) = grad_outputs
         of_x = of_bias = None
         of_pairs: list[Tensor | None] = []
+        # a tuple made anew at each look
+        needed = ctx.needs_input_grad
         with _exactly(gradient.device.type):
             narrow: list[tuple[Tensor, Tensor]] = []
             if ctx.scalings:
@@ -105,16 +127,16 @@ class _Product(torch.autograd.Function):
                     lora_A, lora_B = pairs[2 * index : 2 * index + 2]
                     of_thin = (gradient @ lora_B) * scaling
                     narrow.append((of_thin, lora_A))
-                    needed = ctx.needs_input_grad[5 + 2 * index :][:2]
-                    of_pairs.append(of_thin.t() @ x if needed[0] else None)
-                    of_pairs.append((gradient.t() @ thin[index]) * scaling if needed[1] else None)
-            if ctx.needs_input_grad[0]:
+                    first = PAIRS + 2 * index
+                    of_pairs.append(of_thin.t() @ x if needed[first] else None)
+                    of_pairs.append((gradient.t() @ thin[index]) * scaling if needed[first + 1] else None)
+            if needed[0]:
                 of_x = gradient @ ctx.dequantize(_anew(ctx.tensors, gradient), gradient.dtype)
                 for of_thin, lora_A in narrow:
                     add_product_(of_x, of_thin, lora_A, 1.0)
-        if ctx.needs_input_grad[1]:
+        if needed[1]:
             of_bias = gradient.sum(0, dtype=ctx.bias_dtype)
-        return of_x, of_bias, None, None, None, *of_pairs
+        return of_x, of_bias, None, None, None, None, *of_pairs
 
 
 def _anew(tensors: Mapping[str, Tensor], gradient: Tensor) -> Mapping[str, Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lorakit.layers.kernels.dequantized import dequantized_linear
+from lorakit.layers.kernels.fourbit_cpu import writer
 from lorakit.values import Storage
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ NESTED_BLOCKSIZE = 256
 # module has to hold them, move them and send them around
 _LEVELS: dict[tuple[str, torch.device], Tensor] = {}
 DOUBLE = "double"
+
+_IN_MEMORY = (torch.nn.Parameter, Tensor)
 
 _LIBRARY = torch.library.Library("lorakit", "FRAGMENT")
 _LIBRARY.define(
@@ -54,8 +57,15 @@ def four_bit(storage: Storage) -> Linear:
         levels(quantizer.name, storage.device)
     form = (quantizer.blocksize, quantizer.name, list(storage.shape), storage.dtype)
 
+    write = writer(storage.shape, *form[:2], storage.dtype) if storage.device.type == "cpu" else None
+
     def dequantize(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        weight = dequantize_4bit(tensors, *form)
+        packed = tensors["packed"]
+        # compilers, and what stands for tensors without memory, know the ops alone
+        if write is None or torch.compiler.is_compiling() or type(packed) not in _IN_MEMORY or not packed.is_cpu:
+            weight = dequantize_4bit(tensors, *form)
+        else:
+            weight = write(packed, _scales(tensors) if quantizer.double else tensors["absmax"])
         return weight if weight.dtype == dtype else weight.to(dtype)
 
     return functools.partial(dequantized_linear, dequantize=dequantize)
@@ -87,10 +97,17 @@ def _in_two_steps(
 ) -> Tensor:
     if not absmax.numel():
         return packed.new_empty(shape, dtype=dtype)
-    scales = torch.ops.bitsandbytes.dequantize_blockwise.default(
-        absmax, nested_absmax, levels(DOUBLE, absmax.device), NESTED_BLOCKSIZE, torch.float32
+    doubled = {"absmax": absmax, "nested_absmax": nested_absmax, "nested_offset": nested_offset}
+    return _dequantized(packed, _scales(doubled), blocksize, quant_type, shape, dtype)
+
+
+def _scales(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the scales (blocks,) that are doubled."""
+    absmax = tensors["absmax"]
+    scales: Tensor = torch.ops.bitsandbytes.dequantize_blockwise.default(
+        absmax, tensors["nested_absmax"], levels(DOUBLE, absmax.device), NESTED_BLOCKSIZE, torch.float32
     )
-    return _dequantized(packed, scales.add_(nested_offset), blocksize, quant_type, shape, dtype)
+    return scales.add_(tensors["nested_offset"])
 
 
 def _dequantized(

@@ -14,6 +14,7 @@ from unittest import mock
 import torch
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import eva
+from peft.utils.incremental_pca import IncrementalPCA
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -69,11 +70,11 @@ def base_for_peft(kind: str, ours: nn.Module, weight: Tensor | None = None) -> n
 
 def original(layer: nn.Module) -> Tensor:
     """Return a layer's weight as quantizers see it: (out_features, in_features) for a linear one."""
-    weight: Tensor = layer.weight.detach()  # type: ignore[assignment, operator]
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     return weight if isinstance(layer, nn.Linear) or weight.ndim != 2 else weight.T
 
 
-def stored_for_peft(core: nn.Module, plain: nn.Module, weight: Tensor) -> nn.Module:
+def stored_for_peft(core: nn.Module, plain: Any, weight: Tensor) -> Any:
     """Return what stands for a layer of lorakit's in PEFT's model: a bitsandbytes layer, a plain one, or itself."""
     if not isinstance(core, QuantizedLinear):
         return plain
@@ -82,9 +83,12 @@ def stored_for_peft(core: nn.Module, plain: nn.Module, weight: Tensor) -> nn.Mod
     import bitsandbytes as bnb
 
     rows, columns = weight.shape
-    packed = bnb.nn.Linear4bit(columns, rows, compute_dtype=torch.float32, compress_statistics=True, quant_type="nf4")
+    packed: Any = bnb.nn.Linear4bit(
+        columns, rows, compute_dtype=torch.float32, compress_statistics=True, quant_type="nf4"
+    )
     packed.support_avx512bf16_for_cpu = False
-    packed.weight = bnb.nn.Params4bit(weight.contiguous(), requires_grad=False, quant_type="nf4").to("cpu")
+    stored: Any = bnb.nn.Params4bit(weight.contiguous(), requires_grad=False, quant_type="nf4")
+    packed.weight = stored.to("cpu")
     packed.bias = plain.bias
     assert torch.equal(packed.weight.data.flatten(), core.quantized.tensors["packed"].flatten().view(torch.uint8))
     return packed
@@ -119,7 +123,7 @@ def start_eva(theirs: Any, inputs: Tensor, observed: nn.Module | None = None) ->
         "prepare_layer_inputs_fn": None,
         "show_progress_bar": False,
     }
-    exact = eva.IncrementalPCA
+    exact = IncrementalPCA
     with mock.patch.object(eva, "IncrementalPCA", lambda **given: exact(**{**given, "lowrank": False})):
         if observed is None:
             eva.initialize_lora_eva_weights(theirs, [inputs], **how)
@@ -132,7 +136,7 @@ def start_eva(theirs: Any, inputs: Tensor, observed: nn.Module | None = None) ->
 
 def copied(ours: nn.Module, theirs: Any) -> None:
     """Give PEFT's adapter the values of ours; every tensor of the file has its place."""
-    result = set_peft_model_state_dict(theirs, tensors_of(ours))
+    result: Any = set_peft_model_state_dict(theirs, tensors_of(ours))
     assert not result.unexpected_keys
 
 

@@ -77,7 +77,7 @@ class Bare(nn.Module):
         self.base_layer, self.strength, self.ia3_l = base_layer, 1.0, parameters["ia3_l"]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base_layer(x) * (1 + self.strength * (self.ia3_l.flatten() - 1))  # type: ignore[no-any-return]
+        return self.base_layer(x) * (1 + self.strength * (self.ia3_l.flatten() - 1))
 
 
 def plugins_of(method: type) -> Plugins:

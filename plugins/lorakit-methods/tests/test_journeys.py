@@ -193,16 +193,26 @@ def test_what_is_given_back_stays_so_where_another_adapter_fails(monkeypatch: py
     assert torch.equal(logits(model), used)
 
 
-def test_a_part_of_another_method_on_a_changed_base_is_refused() -> None:
-    model = trained(DORA_PISSA)
-    adapters = lorakit.adapters(model)
+def test_a_part_of_another_method_gives_back_as_much_of_a_changed_base() -> None:
+    model, base = trained(DORA_PISSA), llama()
+    adapters, used = lorakit.adapters(model), logits(model)
+    with adapters.rows(["default", None, "default"]):
+        rows = logits(model)
     with adapters.disabled():
-        same(logits(model), logits(llama()))
-    used = logits(model)
-    for refused in (lambda: adapters.use({"default": 0.5}), lambda: adapters.rows(["default", None, None]).__enter__()):
-        with pytest.raises(lorakit.ModelError, match="use it with the factor 1 or 0, and not by row"):
-            refused()
-        assert torch.equal(logits(model), used)
+        same(logits(model), logits(base))
+    for row, wanted in enumerate((used, logits(base), used)):
+        same(rows[row], wanted[row])
+    adapters.use({"default": 0.25})
+    part = logits(model)
+    with adapters.merged():
+        same(logits(model), part)
+    adapters.use("default")
+    assert torch.equal(logits(model), used)
+    merged = lorakit.merge(model)
+    with torch.no_grad():
+        for own, whole in zip(base.parameters(), merged.parameters(), strict=True):
+            own.lerp_(whole, 0.25)
+    same(part, logits(base))
 
 
 def _copy(source: nn.Module, target: nn.Module, name: str) -> None:

@@ -28,10 +28,10 @@ class Unrolled(nn.Module):
         """Return what the model of this kind returns."""
         if self.kind == "embedding":
             tokens = functional.one_hot(x, self.layer.in_features)
-            return self.after(self.layer(tokens.float()))  # type: ignore[no-any-return]
+            return self.after(self.layer(tokens.float()))
         patches = functional.unfold(x, **self.patches)  # type: ignore[arg-type]
         side = round(patches.shape[-1] ** 0.5)
-        return self.after(self.layer(patches.mT).mT.unflatten(-1, (side, side)))  # type: ignore[no-any-return]
+        return self.after(self.layer(patches.mT).mT.unflatten(-1, (side, side)))
 
 
 def as_linear(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

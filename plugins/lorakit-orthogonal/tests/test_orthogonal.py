@@ -70,7 +70,9 @@ def test_orthogonal_is_distributed_as_in_peft() -> None:
 
     torch.manual_seed(0)
     config = LoraConfig(r=16, target_modules=["0"], init_lora_weights="orthogonal")
-    theirs = get_peft_model(nn.Sequential(nn.Linear(512, 384, bias=False)), config).base_model.model[0]
+    theirs: Any = get_peft_model(nn.Sequential(nn.Linear(512, 384, bias=False)), config).get_submodule(
+        "base_model.model.0"
+    )
     lora_A, lora_B = started(Orthogonal(), torch.empty(384, 512), 16)
     for ours, other in ((lora_A, theirs.lora_A["default"].weight), (lora_B, theirs.lora_B["default"].weight)):
         assert ours.shape == other.shape
@@ -114,7 +116,7 @@ def test_bad_scales_are_refused(options: dict[str, float]) -> None:
         lorakit.parse("adapt q rank 2 init spectral(iterations=-1)")
 
 
-def make_llama() -> nn.Module:
+def make_llama() -> Any:
     """Return a random two-layer Llama."""
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -96,7 +96,7 @@ def test_a_paged_run_has_the_bits_of_an_unpaged_one() -> None:
     assert all(map(torch.equal, *weights))
 
 
-def make_llama() -> nn.Module:
+def make_llama() -> Any:
     """Return a random two-layer Llama."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -177,7 +177,14 @@ def test_train_on_the_command_line_with_a_checkpoint_to_resume_from(tmp_path: Pa
     (tmp_path / "net.py").write_text(NET)
     spec = tmp_path / "spec.lora"
     spec.write_text("adapt 0,2 rank 4\noptimizer schedulefree lr 2e-2\n")
-    common = ["train", spec, f"{tmp_path / 'net.py'}:net", f"{tmp_path / 'net.py'}:pairs", "-o", tmp_path / "out"]
+    common: list[str | Path] = [
+        "train",
+        spec,
+        f"{tmp_path / 'net.py'}:net",
+        f"{tmp_path / 'net.py'}:pairs",
+        "-o",
+        tmp_path / "out",
+    ]
     trained = lorakit_command(*common, "--steps", "12", "--save-every", "6", "--held-out", "0.25")
     assert trained.returncode == 0, trained.stderr
     measured = [

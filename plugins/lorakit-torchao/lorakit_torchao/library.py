@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 from typing import Any
 
 NEEDED = "0.18"
@@ -13,10 +12,12 @@ NEEDED = "0.18"
 @functools.cache
 def module(name: str) -> Any:
     """Return a module of torchao. Raises: ValueError if torchao is missing, too old or does not import."""
+    from importlib.metadata import version
+
     from packaging.version import Version
 
     try:
-        found = importlib.metadata.version("torchao")
+        found = version("torchao")
         if Version(found) < Version(NEEDED):
             raise ImportError(f"version {found} is installed")
         return importlib.import_module(name)

@@ -32,10 +32,11 @@ def configurations() -> Iterator[tuple[Any, Any]]:
     ao = library.module("torchao.quantization")
     group = ao.PerGroup(32)
     symmetric, asymmetric = ao.MappingType.SYMMETRIC, ao.MappingType.ASYMMETRIC
-    yield Int4(32), ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=group, mapping_type=asymmetric)
+    int4 = torch.int4  # type: ignore[attr-defined]
+    yield Int4(32), ao.IntxWeightOnlyConfig(weight_dtype=int4, granularity=group, mapping_type=asymmetric)
     yield (
         Int4(32, symmetric=True),
-        ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=group, mapping_type=symmetric),
+        ao.IntxWeightOnlyConfig(weight_dtype=int4, granularity=group, mapping_type=symmetric),
     )
     yield Int8(), ao.Int8WeightOnlyConfig(set_inductor_config=False)
     yield Int8(32), ao.Int8WeightOnlyConfig(granularity=group, set_inductor_config=False)
@@ -67,7 +68,7 @@ def test_rows_of_zeros_stay_zeros(quantizer: Any) -> None:
     assert not quantizer.dequantize(quantizer.quantize(weight))[1:].any()
 
 
-def make_llama() -> nn.Module:
+def make_llama() -> Any:
     """Return a random two-layer Llama."""
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,0 +1,1 @@
+[(block) (options) (target_list)] @fold

@@ -1,0 +1,105 @@
+"""transformers' Trainer, and those made of it, with steps that are finished where memory runs out on the way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+from lorakit.stepping.ladder import Climb, Ladder
+from lorakit.stepping.losses import OwnLoss, refused, several_processes
+from lorakit.stepping.step import ADVICE, undone
+from lorakit.trainers.settings import climbed
+
+logger = logging.getLogger("lorakit")
+# what a trainer with a `compute_loss` of its own says where that is still a sum over tokens
+SUMS = "loss_is_summed"
+
+
+class Survivor(TrainerCallback):
+    """Stands around the steps of one trainer, tries the longest rows before the first, and logs what steps needed."""
+
+    def __init__(self, trainer: Trainer, *, longest_first: bool, say: Callable[[str], None]) -> None:
+        self._trainer: Any = trainer
+        model: Any = trainer.model
+        self._longest_first = longest_first
+        self._say = say
+        self._step = trainer.training_step
+        self._learning = OwnLoss(model)
+        self._items: Any = None
+        self._logged = 0
+        self._ladder = Ladder(
+            model,
+            self._whole,
+            refused=several_processes(),
+            page_out=lambda: _page_out(trainer.optimizer),
+            advice=ADVICE,
+            say=say,
+        )
+
+    @property
+    def climbs(self) -> Sequence[Climb]:
+        """What was needed so far where memory ran out, in order."""
+        return self._ladder.climbs
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Do what the trainer's own does, as often as it takes."""
+        self._items = num_items_in_batch
+
+        def run(batch: Any, share: float) -> Tensor:
+            # each part is divided by what the whole holds already
+            loss: Tensor = self._step(model, dict(batch), num_items_in_batch)
+            return loss
+
+        loss: Tensor = self._ladder.take(inputs, run, self._learning.count)
+        return loss
+
+    def _whole(self) -> str:
+        trainer: Any = self._trainer
+        if type(trainer).compute_loss is not Trainer.compute_loss and not getattr(trainer, SUMS, False):
+            return f"{type(trainer).__name__} computes a loss of its own"
+        divided = self._items is not None and (trainer.model_accepts_loss_kwargs or trainer.compute_loss_func)
+        if not divided or trainer.label_smoother is not None:
+            return "the loss is not a sum over tokens, divided by those of all batches"
+        return refused(trainer.model, self._learning)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._longest_first and (rows := longest(self._trainer.train_dataset, state.train_batch_size)):
+            with undone(self._trainer.model):
+                batch = self._trainer.data_collator(rows)
+                _, items = self._trainer.get_batch_samples(iter([batch]), 1, args.device)
+                self._trainer.training_step(self._trainer.model_wrapped, batch, items)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs is not None and "loss" in logs:
+            record = climbed(self.climbs[self._logged :])
+            self._logged = len(self.climbs)
+            logs |= record
+            state.log_history[-1] |= record
+
+
+def survive(trainer: Trainer, *, longest_first: bool = True, say: Callable[[str], None] = logger.warning) -> Survivor:
+    """Have a trainer finish the steps in which memory runs out, and try its longest rows before the first step."""
+    survivor = Survivor(trainer, longest_first=longest_first, say=say)
+    trainer.training_step = survivor.training_step  # type: ignore[method-assign]
+    # before those that hand records on
+    trainer.callback_handler.callbacks.insert(0, survivor)
+    return survivor
+
+
+def longest(rows: Any, count: int) -> list[Any]:
+    """Return so many of the rows that have the most tokens, the longest first; none where rows have no `input_ids`."""
+    if not hasattr(rows, "__len__") or not len(rows) or "input_ids" not in rows[0]:
+        return []
+    lengths = [len(row["input_ids"]) for row in rows]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    return [rows[index] for index in order[:count]]
+
+
+def _page_out(optimizer: Any) -> int:
+    """Have an optimizer send its state to the CPU's memory, also one that accelerate wraps; return the bytes."""
+    page_out = getattr(getattr(optimizer, "optimizer", optimizer), "page_out", None)
+    return page_out() if page_out is not None else 0

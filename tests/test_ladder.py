@@ -1,0 +1,429 @@
+"""Steps in which memory runs out: what they do again, in which order, and that no bit of what comes of it differs."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from running_out import Allocations, Full
+from torch import Tensor, nn
+from torch.nn import functional
+
+import lorakit
+from helpers import make_llama
+from lorakit.stepping import sending
+from lorakit.stepping.before import Before
+from lorakit.stepping.ladder import Rung
+from lorakit.stepping.sending import Sending
+from lorakit.stepping.step import clipped
+
+SPEC = "adapt q_proj,v_proj,down_proj rank 2 quant nf4 double dropout 0.1\noptimizer adamw lr 1e-2"
+PLAIN = "adapt q_proj,v_proj,down_proj rank 2\noptimizer adamw lr 1e-2"
+# every how many-th allocation fails in the short form; the long one, every one of them, is asked for by this variable
+STRIDE = 1 if os.environ.get("LORAKIT_EVERY_ALLOCATION") else 97
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_to_collect() -> Iterator[None]:
+    """Have the collector pass over all that the imports made: it runs whenever memory is out."""
+    Run().steps()
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def sends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "SMALLEST", 1)
+
+
+def rows(seed: int, count: int = 2, length: int = 6, ignored: int = 0) -> dict[str, Tensor]:
+    ids = torch.randint(0, 128, (count, length), generator=torch.Generator().manual_seed(seed))
+    labels = ids.clone()
+    labels[0, : 1 + ignored] = -100
+    return {"input_ids": ids, "labels": labels}
+
+
+# two steps of two batches
+BATCHES = [[rows(10 * number + one) for one in range(2)] for number in range(2)]
+
+
+class Run:
+    """An adapted model with its optimizer, and what came of steps on it."""
+
+    def __init__(self, spec: str = SPEC, **config: Any) -> None:
+        torch.manual_seed(0)
+        self.model = lorakit.apply(spec, make_llama(**config)).train()
+        self.optimizer = lorakit.optimizer(self.model)
+        self.step = lorakit.Step(self.model, self.optimizer, say=lambda line: None)
+        self.losses: list[float] = []
+
+    def steps(self) -> Run:
+        self.losses += [self.step(*batches) for batches in BATCHES]
+        return self
+
+    def learned(self) -> Run:
+        """Do forward and backward alone, with no update."""
+        for batches in BATCHES:
+            self.optimizer.zero_grad()
+            self.losses.append(self.step.learn(*batches))
+        return self
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        gradients = {f"{name}.grad": value.grad for name, value in trained.items() if value.grad is not None}
+        moments = {
+            f"{index}.{name}": value
+            for index, kept in self.optimizer.state_dict()["state"].items()
+            for name, value in kept.items()
+            if isinstance(value, Tensor)
+        }
+        return {**trained, **gradients, **moments, "generator": torch.get_rng_state()}
+
+
+def assert_same(one: Run, other: Run) -> None:
+    assert one.losses == other.losses
+    assert one.state.keys() == other.state.keys()
+    assert [name for name, value in one.state.items() if not torch.equal(value, other.state[name])] == []
+
+
+def in_learning(failing: tuple[int, ...]) -> tuple[Run, Allocations]:
+    run = Run()
+    with Allocations(failing) as mode:
+        run.learned()
+    return run, mode
+
+
+def test_whichever_allocation_fails_the_gradients_losses_and_generators_are_the_same() -> None:
+    whole = Run()
+    with Allocations() as counted:
+        whole.learned()
+    for number in range(0, counted.count, STRIDE):
+        run, mode = in_learning((number,))
+        assert len(mode.failed) == 1
+        assert [climb.rung for climb in run.step.climbs] in ([Rung.AGAIN], []), mode.failed
+        assert_same(run, whole)
+
+
+def test_pairs_of_failures_send_saved_tensors_away_and_change_no_bit() -> None:
+    whole = Run()
+    with Allocations() as counted:
+        whole.learned()
+    middle = counted.count // 2
+    seen = set()
+    for first in range(middle, counted.count, 2 * STRIDE):
+        for second in (1, STRIDE // 2 + 2):
+            run, mode = in_learning((first, first + second))
+            assert len(mode.failed) == 2
+            seen |= {climb.rung for climb in run.step.climbs}
+            assert_same(run, whole)
+    assert Rung.SEND in seen
+
+
+def peak(batch: Any) -> int:
+    """Return the bytes that a step on a batch saves for its backward pass."""
+    run, device = Run(PLAIN), Full(1 << 40)
+    with device.around(run.model):
+        run.step.learn(batch)
+    return device.peak
+
+
+def test_a_split_batch_has_the_gradients_of_the_whole_up_to_rounding() -> None:
+    batch = rows(3, count=5, ignored=3)
+    one, two = (peak(rows(3, count=count)) for count in (1, 2))
+    whole, run = Run(PLAIN), Run(PLAIN)
+    loss = whole.step.learn(batch)
+    # room for a row, and not for two
+    device, own = Full((one + two) // 2), run.step._learning
+
+    def in_room(model: nn.Module, part: Any) -> Tensor:
+        with device.around(model):
+            return own.loss(model, part)
+
+    run.step._learning = Roomy(own, in_room)
+    assert run.step.learn(batch) == pytest.approx(loss, rel=1e-6)
+    assert [climb.rung for climb in run.step.climbs if climb.rows == 5] == [Rung.SPLIT]
+    expected = {name: value.grad for name, value in whole.model.named_parameters() if value.grad is not None}
+    for name, value in run.model.named_parameters():
+        if value.requires_grad:
+            torch.testing.assert_close(value.grad, expected[name], rtol=1e-4, atol=1e-9)
+
+
+def test_in_float64_the_parts_of_a_batch_give_its_gradients_to_the_last_digits() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    inputs, targets = torch.randn(7, 6).double(), torch.randint(3, (7,))
+    losses, gradients = [], []
+    for failing in ((), (0, 1, 2), (0, 1, 2, 3, 4, 5)):
+        model = copy.deepcopy(net)
+        step = lorakit.Step(model, torch.optim.SGD(model.parameters(), 0.1), functional.cross_entropy)
+        with Allocations(failing) as mode:
+            losses.append(step.learn((inputs, targets)))
+        assert len(mode.failed) == len(failing)
+        assert [climb.rung for climb in step.climbs if climb.rows == 7] == [Rung.SPLIT] * bool(failing)
+        gradients.append([one.grad for one in model.parameters()])
+    for loss, parts in zip(losses[1:], gradients[1:], strict=True):
+        assert loss == pytest.approx(losses[0], rel=1e-14)
+        for one, other in zip(parts, gradients[0], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+
+
+class Roomy:
+    """A way to learn whose forward runs in a room of its own."""
+
+    def __init__(self, learning: Any, loss: Any) -> None:
+        self._learning, self.loss = learning, loss
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._learning, name)
+
+
+def test_what_a_batch_needed_a_larger_one_is_given_at_once() -> None:
+    run = Run(PLAIN)
+    batch = rows(0)
+    with Allocations((40, 80)):
+        run.step.learn(batch)
+    assert run.step.climbs[-1].rung == Rung.SEND
+    with Sends() as sent:
+        run.step.learn(rows(1, length=8))
+    assert sent.count and [climb.milliseconds > 0 for climb in run.step.climbs] == [True, False]
+    with Sends() as sent:
+        run.step.learn(rows(1, length=5))
+    assert not sent.count
+
+
+class Sends:
+    """Counts what is sent to the host inside the block."""
+
+    def __enter__(self) -> Sends:
+        self.count = 0
+        self._patch = pytest.MonkeyPatch()
+        send = Sending._send
+
+        def counted(this: Sending, value: Tensor) -> Any:
+            self.count += 1
+            return send(this, value)
+
+        self._patch.setattr(Sending, "_send", counted)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+
+@pytest.mark.parametrize(
+    ("why", "model", "words"),
+    [
+        ("dropout", nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1)), "the dropout of `1`"),
+        ("batch norm", nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), "own statistics"),
+    ],
+)
+def test_a_batch_that_would_be_another_in_parts_is_not_split(why: str, model: nn.Module, words: str) -> None:
+    step = lorakit.Step(model, torch.optim.SGD(model.parameters(), 0.1), functional.mse_loss)
+    before = copy.deepcopy(model.state_dict())
+    generator = torch.get_rng_state()
+    batch = (torch.ones(4, 4), torch.ones(4, 1))
+    with Allocations(range(1000)), pytest.raises(torch.OutOfMemoryError) as caught:
+        step.learn(batch)
+    assert words in caught.value.__notes__[0] and "`step batch N tokens N`" in caught.value.__notes__[0]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(generator, torch.get_rng_state()) and all(one.grad is None for one in model.parameters())
+
+
+class Drawing(nn.Module):
+    """Draws in its forward, and keeps a count, in ways that no module tells of."""
+
+    def __init__(self, draws: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 1))
+        self.seen: Tensor
+        self.register_buffer("seen", torch.zeros(()))
+        self.draws = draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.draws:
+            return (x + torch.rand_like(x)) @ self.weight
+        self.seen.add_(len(x))
+        return x @ self.weight
+
+
+@pytest.mark.parametrize("draws", [True, False], ids=["random numbers", "a buffer"])
+def test_what_no_module_tells_is_seen_once_a_part_is_done(draws: bool) -> None:
+    model = Drawing(draws)
+    step = lorakit.Step(model, torch.optim.SGD(model.parameters(), 0.1), functional.mse_loss, say=lambda line: None)
+    generator = torch.get_rng_state()
+    batch = (torch.ones(4, 4), torch.ones(4, 1))
+    # the copy of a buffer comes first, and does not fail
+    failing = (0, 1, 2) if draws else (1, 2, 3)
+    with Allocations(failing), pytest.raises(torch.OutOfMemoryError, match="cannot be split"):
+        step.learn(batch)
+    assert torch.equal(generator, torch.get_rng_state()) and not model.seen and model.weight.grad is None
+
+
+def test_buffers_that_a_forward_changes_are_brought_back_before_it_runs_again() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 1))
+    batch = (torch.randn(6, 4), torch.randn(6, 1))
+    results = []
+    for failing in ((), (9,), (11,), (9, 14)):
+        model = copy.deepcopy(net)
+        torch.manual_seed(1)
+        step = lorakit.Step(model, torch.optim.SGD(model.parameters(), 0.1), functional.mse_loss, say=lambda line: None)
+        with Allocations(failing) as mode:
+            loss = step(batch)
+        assert len(mode.failed) == len(failing)
+        results.append((loss, model.state_dict(), torch.get_rng_state()))
+    for loss, state, generator in results[1:]:
+        assert loss == results[0][0] and torch.equal(generator, results[0][2])
+        assert all(torch.equal(value, results[0][1][name]) for name, value in state.items())
+
+
+def test_another_error_is_not_tried_again() -> None:
+    model = nn.Linear(4, 1)
+    step = lorakit.Step(model, torch.optim.SGD(model.parameters(), 0.1), functional.mse_loss)
+    tries = []
+
+    def wrong(output: Tensor, target: Tensor) -> Tensor:
+        tries.append(1)
+        raise RuntimeError("shapes differ")
+
+    step = lorakit.Step(model, torch.optim.SGD(model.parameters(), 0.1), wrong)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        step((torch.ones(2, 4), torch.ones(2, 1)))
+    assert len(tries) == 1 and not step.climbs
+
+
+def test_a_rehearsal_leaves_nothing_behind() -> None:
+    run, other = Run(), Run()
+    before = run.state
+    run.step.rehearse(rows(99, count=4, length=9))
+    assert run.state.keys() == before.keys() and all(torch.equal(run.state[name], before[name]) for name in before)
+    torch.manual_seed(3)
+    run.steps()
+    torch.manual_seed(3)
+    assert_same(run, other.steps())
+
+
+def strided() -> Iterator[Tensor]:
+    base = torch.arange(240, dtype=torch.float32).reshape(10, 24)
+    yield base
+    yield base.t()
+    yield base[2:7, 3:9]
+    yield base[:, ::3]
+    yield base[1].expand(4, 24)
+    yield base.reshape(2, 5, 24).permute(2, 0, 1)
+    yield torch.tensor(3.0)
+    yield torch.arange(7)
+
+
+@pytest.mark.parametrize("value", strided())
+def test_what_is_sent_comes_back_with_its_values_and_its_strides(value: Tensor) -> None:
+    back = sending._fetched(Sending()._send(value))
+    assert torch.equal(back, value) and back.stride() == value.stride() and back.dtype == value.dtype
+    assert back.untyped_storage().data_ptr() != value.untyped_storage().data_ptr()
+
+
+def test_one_stretch_of_memory_is_sent_once_and_parameters_stay() -> None:
+    layer, x = nn.Linear(32, 32), torch.randn(8, 32, requires_grad=True)
+    sent = Sending()
+    with sent.around(layer):
+        (layer(x).sin() + layer(x).cos()).sum().backward()
+    # x once for both layers, and what sin and cos read
+    assert sent.bytes == 3 * x.nbytes
+    assert not sent.held
+
+
+def test_restoring_goes_back_to_the_very_tensors() -> None:
+    layer = nn.BatchNorm1d(3)
+    layer(torch.randn(4, 3)).sum().backward()
+    gradient, mean = layer.weight.grad, layer.running_mean
+    values = [value.clone() for value in (gradient, mean) if value is not None]
+    before = Before.of(layer)
+    layer(torch.randn(4, 3)).square().sum().backward()
+    layer.running_mean = torch.ones(3)
+    assert before.buffers_changed()
+    before.restore()
+    assert layer.weight.grad is gradient and layer.running_mean is mean and not before.buffers_changed()
+    assert gradient is not None and mean is not None
+    assert torch.equal(gradient, values[0]) and torch.equal(mean, values[1])
+
+
+def test_rows_that_lie_flat_or_cannot_be_told_apart_are_not_cut() -> None:
+    from lorakit.stepping.batches import halves, rows_of
+
+    ids = torch.arange(12).reshape(4, 3)
+    cases: list[tuple[Any, int]] = [
+        ({"input_ids": ids, "labels": ids, "use_cache": False}, 4),
+        ({"input_ids": ids, "cu_seq_lens_q": torch.tensor([0, 3, 6, 9])}, 0),
+        ({"input_ids": ids, "position_ids": ids[:1]}, 0),
+        ({"input_ids": ids, "names": ["a", "b", "c", "d"]}, 0),
+        ({"input_ids": ids, "logits_to_keep": torch.tensor([1, 2])}, 4),
+        ((ids, ids), 4),
+        (({"x": ids}, ids), 0),
+    ]
+    for batch, count in cases:
+        assert rows_of(batch) == count
+        if count:
+            parts = halves(batch)
+            assert [rows_of(part) for part in parts] == [2, 2]
+            if isinstance(batch, Mapping) and "logits_to_keep" in batch:
+                assert all(torch.equal(part["logits_to_keep"], batch["logits_to_keep"]) for part in parts)
+
+
+def test_the_mean_of_several_batches_is_over_all_that_is_learned() -> None:
+    run = Run(PLAIN)
+    both = {name: torch.cat([rows(1, ignored=2)[name], rows(2)[name]]) for name in rows(1)}
+    loss = run.step.learn(rows(1, ignored=2), rows(2))
+    gradients = {name: value.grad for name, value in run.model.named_parameters() if value.grad is not None}
+    run.optimizer.zero_grad()
+    assert run.step.learn(both) == pytest.approx(loss, rel=1e-6)
+    for name, value in run.model.named_parameters():
+        if value.requires_grad:
+            torch.testing.assert_close(value.grad, gradients[name], rtol=1e-4, atol=1e-9)
+
+
+def test_a_batch_in_which_nothing_is_learned_changes_nothing() -> None:
+    run = Run(PLAIN)
+    nothing = rows(1)
+    nothing["labels"] = torch.full_like(nothing["labels"], -100)
+    both, alone = run.step.learn(rows(2), nothing), run.step.learn(rows(2))
+    assert both == alone
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "failing"),
+    [("adamw", (3, 20, 41)), ("sgd(momentum=0.9)", (3,)), ("adamw paged", (3, 20, 41))],
+    ids=["adamw", "sgd", "paged"],
+)
+def test_an_update_that_ran_out_goes_on_where_it_stood(optimizer: str, failing: tuple[int, ...]) -> None:
+    spec = f"adapt q_proj,v_proj rank 2\noptimizer {optimizer} lr 1e-2"
+    whole, run = Run(spec), Run(spec)
+    for one in (whole, run):
+        one.step._max_grad_norm = 1e-3
+    whole.steps()
+    run.losses.append(run.step(*BATCHES[0]))
+    run.optimizer.zero_grad()
+    run.losses.append(run.step.learn(*BATCHES[1]))
+    with Allocations(failing) as mode:
+        run.step.update()
+    assert len(mode.failed) == len(failing)
+    assert_same(run, whole)
+
+
+def test_gradients_are_clipped_to_the_bits_of_torch() -> None:
+    made = [torch.randn(5, 3), torch.randn(7)]
+    for limit in (0.1, 2.0, 100.0):
+        mine, theirs = ([nn.Parameter(one.clone()) for one in made] for _ in range(2))
+        for one in (*mine, *theirs):
+            one.grad = one.detach().clone()
+        norm = clipped([one.grad for one in mine if one.grad is not None], limit)
+        assert norm == float(nn.utils.clip_grad_norm_(theirs, limit))
+        for one, other in zip(mine, theirs, strict=True):
+            assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
