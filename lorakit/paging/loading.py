@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from lorakit.paging.layout import Layout
+from lorakit.errors import ModelError
+from lorakit.paging.layout import Layout, State
 
 
-def load_in_slices(layout: Layout, state_dict: Mapping[str, Any]) -> None:
+def load_in_slices(layout: Layout, state_dict: Mapping[str, Any], state: State) -> None:
     """Load a state dict; never more of it than a slice is near beside the pages.
 
-    Raises: what the wrapped optimizer raises, which keeps its groups then.
+    Raises: what the wrapped optimizer raises, which keeps its groups then; ModelError if the state dict is of an
+    optimizer that keeps nothing of what this one keeps, as `state` says it.
     """
     optimizer = layout.optimizer
     groups, saved = optimizer.param_groups, state_dict["param_groups"]
@@ -27,6 +29,8 @@ def load_in_slices(layout: Layout, state_dict: Mapping[str, Any]) -> None:
         for group, other in zip(groups, saved, strict=True)
         for parameter, key in zip(group["params"], other["params"], strict=True)
     }
+    for parameter, key in keys.items():
+        _check_kind(state_dict["state"].get(key, {}), state(parameter), type(optimizer).__name__)
     loaded: defaultdict[Any, Any] = defaultdict(dict)
     try:
         for pieces in layout.slices(layout.pieces) or [()]:
@@ -34,9 +38,9 @@ def load_in_slices(layout: Layout, state_dict: Mapping[str, Any]) -> None:
             optimizer.state = defaultdict(dict)
             optimizer.param_groups = [{**group, "params": _of(group["params"], wanted)} for group in groups]
             optimizer.load_state_dict(_part(state_dict, {key for one, key in keys.items() if one in wanted}, keys))
+            held = [piece for piece in pieces if piece.parameter in optimizer.state]
             loaded.update(optimizer.state)
             optimizer.state = loaded
-            held = [piece for piece in pieces if piece.parameter in loaded]
             layout.bring(held)
             layout.adopt(held)
     except BaseException:
@@ -44,6 +48,24 @@ def load_in_slices(layout: Layout, state_dict: Mapping[str, Any]) -> None:
         raise
     for group, own in zip(optimizer.param_groups, groups, strict=True):
         group["params"] = own["params"]
+
+
+def _check_kind(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str) -> None:
+    theirs = list(_names(found))
+    if theirs and wanted and not set(theirs) & set(wanted):
+        raise ModelError(
+            f"this state dict is of another optimizer: it keeps {', '.join(theirs)} for a parameter, "
+            f"and {name} {', '.join(wanted)}"
+        )
+
+
+def _names(state: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what tensors are called in a state, or in the dicts in it, where bitsandbytes puts them."""
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            yield name
+        elif isinstance(value, dict):
+            yield from _names(value)
 
 
 def _of(parameters: list[nn.Parameter], wanted: set[nn.Parameter]) -> list[nn.Parameter]:

@@ -148,13 +148,17 @@ class Paged(torch.optim.Optimizer):
         self.wrapped.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its state pages unless it says `"paged": False`."""
+        """Add a group; its state pages unless it says `"paged": False`. Raises: as making the optimizer does."""
         self._unfinished.clear()
         group = {name: value for name, value in param_group.items() if name != "paged"}
         self.wrapped.add_param_group(group)
-        self._turns = not check_apart(self.wrapped)
         own = self.wrapped.param_groups[-1]["params"]
-        self._layout.add(own, set(own if param_group.get("paged", True) else ()), self._state_of)
+        try:
+            self._turns = not check_apart(self.wrapped)
+            self._layout.add(own, set(own if param_group.get("paged", True) else ()), self._state_of)
+        except BaseException:
+            self.wrapped.param_groups.pop()
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped optimizer's own state dict, with tensors of its own in CPU memory."""
@@ -171,12 +175,15 @@ class Paged(torch.optim.Optimizer):
         return made
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict of the wrapped kind of optimizer, made while its state paged or not."""
+        """Load a state dict of the wrapped kind of optimizer, made while its state paged or not.
+
+        Raises: what the wrapped optimizer raises; ModelError for a state dict of an optimizer of another kind.
+        """
         self._unfinished.clear()
         state_dict = dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
-        load_in_slices(self._layout, state_dict)
+        load_in_slices(self._layout, state_dict, self._state_of)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 

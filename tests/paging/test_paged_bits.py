@@ -167,6 +167,20 @@ def test_a_state_dict_of_other_groups_is_refused() -> None:
         optimizer.load_state_dict(ADAMW(parameters()).state_dict())
 
 
+def test_a_state_dict_of_another_optimizer_is_refused_by_what_it_keeps() -> None:
+    members, others = parameters(), parameters()
+    # what `paged` was on CUDA before, and kept in checkpoints
+    earlier = bnb.optim.AdamW(groups(others), lr=1e-2)
+    run(earlier, others, range(2))
+    optimizer = Paged(ADAMW(groups(members)), page_size=PAGE)
+    run(optimizer, members, range(2))
+    before = optimizer.state_dict()
+    with pytest.raises(lorakit.ModelError, match="it keeps state1, state2 for a parameter, and AdamW step, exp_avg"):
+        optimizer.load_state_dict(earlier.state_dict())
+    assert same(list(optimizer.state_dict()["state"][4].values()), list(before["state"][4].values()))
+    run(optimizer, members, range(2, 4))
+
+
 def test_a_group_that_comes_later_pages_too() -> None:
     plain, members = parameters(), parameters()
     reference = torch.optim.AdamW(plain[:4], lr=1e-2)

@@ -153,6 +153,19 @@ def test_a_full_disk_is_an_error_before_anything_moves() -> None:
         Paged(ADAMW(groups(members)), 2 * PAGE, page_size=PAGE, link=lambda _: Direct(Arena(), Full(3 * PAGE)))
 
 
+def test_a_group_without_room_is_not_added() -> None:
+    plain, members = parameters(shapes=SMALL), parameters(shapes=SMALL)
+    reference, disk = ADAMW(plain[:10]), Full(64 * PAGE)
+    optimizer = Paged(ADAMW(members[:10]), 4 * PAGE, page_size=PAGE, link=lambda _: Direct(Arena(), disk))
+    disk.room = 0
+    with pytest.raises(lorakit.WriteError, match="No space left"):
+        optimizer.add_param_group({"params": members[10:]})
+    assert len(optimizer.param_groups) == 1
+    run(reference, plain, range(4))
+    run(optimizer, members, range(4))
+    assert same(members, plain) and same_state(optimizer, reference)
+
+
 def test_a_disk_that_is_full_later_leaves_state_near() -> None:
     plain, members = parameters(shapes=SMALL), parameters(shapes=SMALL)
     reference = ADAMW(groups(plain))

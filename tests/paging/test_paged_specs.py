@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import subprocess
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
 import lorakit
 from helpers import make_llama
+from lorakit.builtin.optimizers import AdamW8bit
 from lorakit.hooks import hookimpl
 from lorakit.paging import Paged
 from lorakit.plugins import load_plugins
@@ -111,6 +115,37 @@ def test_a_trainer_resumes_from_a_checkpoint_of_either_kind(first: str, second: 
     assert all(map(torch.equal, resumed, whole))
 
 
+NET = """
+import torch
+
+def net():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.Tanh(), torch.nn.Linear(32, 8))
+
+def pairs():
+    inputs = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    return [(x, x.flip(0)) for x in inputs]
+"""
+
+
+def test_the_plain_loop_resumes_from_a_checkpoint_of_either_kind(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    net, pairs = (f"{tmp_path / 'net.py'}:{name}" for name in ("net", "pairs"))
+
+    def train(paged: str, *more: str) -> dict[str, torch.Tensor]:
+        (tmp_path / "spec.lora").write_text(f"adapt 0,2 rank 4\noptimizer adamw lr 2e-2{paged}\n")
+        command = [sys.executable, "-m", "lorakit", "train", str(tmp_path / "spec.lora"), net, pairs]
+        command += ["-o", str(tmp_path / "out"), "--steps", "8", "--save-every", "4", "--schedule", "constant", *more]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return load_file(tmp_path / "out" / "adapter_model.safetensors")
+
+    whole = train("")
+    for paged, more in ((" paged", ("--resume",)), (" paged", ()), ("", ("--resume",))):
+        again = train(paged, "--force", *more)
+        assert all(torch.equal(value, again[name]) for name, value in whole.items()), (paged, more)
+
+
 def test_accelerate_schedulers_and_scalers_take_it_for_an_optimizer() -> None:
     runs = []
     for paged in (False, True):
@@ -203,6 +238,19 @@ def test_an_optimizer_that_takes_parameters_together_is_refused(declared: bool) 
         (check,) = (check for check in optimizer_checks(factory) if check.id.startswith("pages"))
         with pytest.raises(AssertionError, match="couples_parameters: ClassVar"):
             check()
+
+
+@dataclasses.dataclass(frozen=True)
+class Unshared(AdamW8bit):
+    """Does not own that its tables are one for all."""
+
+    shared_state = ()
+
+
+def test_what_parameters_share_has_to_be_named() -> None:
+    (check,) = (check for check in optimizer_checks(Unshared) if check.id == "state[10000-float32]")
+    with pytest.raises(AssertionError, match=r"names \[\], and parameters share \['qmap1', 'qmap2'\]"):
+        check()
 
 
 def test_what_is_not_the_wrapped_optimizers_is_not_there() -> None:
