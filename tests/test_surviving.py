@@ -17,6 +17,7 @@ import lorakit
 from helpers import adapters, make_llama
 from lorakit.cli.main import app
 from lorakit.stepping.ladder import Rung
+from lorakit.trainers.needs import Needs
 
 LENGTHS = (5, 9, 3, 7, 4, 6)
 SPEC = "adapt q_proj,v_proj rank 2 dropout 0.1\noptimizer adamw lr 1e-2"
@@ -202,6 +203,23 @@ def test_the_loop_for_plain_models_splits_and_logs_it(tmp_path: Path) -> None:
             assert other["rung"] == Rung.SPLIT and "rung" not in one
     assert "out of memory in a batch of 4 rows: computed in parts" in split.output
     assert "out of memory" not in whole.output
+
+
+def test_pages_that_moved_stand_in_the_log() -> None:
+    parameters = [nn.Parameter(torch.ones(64, 64)) for _ in range(4)]
+    optimizer = lorakit.paged(torch.optim.AdamW(parameters), budget=80 << 10)
+    needs = Needs([], lambda: optimizer)
+    needs.since()
+    moved = []
+    for _ in range(2):
+        for one in parameters:
+            one.grad = torch.ones_like(one)
+        optimizer.step()
+        moved.append(needs.since())
+    print(moved, optimizer.traffic)
+    assert all(one["paged_in_bytes"] > 0 and one["paged_out_bytes"] > 0 and "rung" not in one for one in moved)
+    assert sum(one["paged_in_bytes"] for one in moved) <= optimizer.traffic.bytes_in
+    assert needs.since() == {}
 
 
 def test_what_never_fits_ends_the_command_with_advice(tmp_path: Path) -> None:

@@ -30,11 +30,12 @@ from lorakit.trainers.finite import Finite
 from lorakit.trainers.generators import restore_generators
 from lorakit.trainers.history import History
 from lorakit.trainers.modes import to_evaluation, to_training
+from lorakit.trainers.needs import Needs
 from lorakit.trainers.plain_checkpoints import Start, read_checkpoint, write_checkpoint
 from lorakit.trainers.plain_settings import check_settings
 from lorakit.trainers.reports import NO_REPORTS, Reports, check_reports, logs_of
 from lorakit.trainers.schedules import chosen, share
-from lorakit.trainers.settings import Outcome, Settings, climbed, steps_of
+from lorakit.trainers.settings import Outcome, Settings, steps_of
 
 # what is counted
 UNIT = "rows"
@@ -115,6 +116,7 @@ class PairsTask:
             model, optimizer, Checked(self._loss_of), max_grad_norm=settings.max_grad_norm, watch=finite.check_loss,
             say=display.warn,
         )  # fmt: skip
+        needs = Needs(step.climbs, lambda: optimizer)
         with display.running(settings.steps, UNIT, done) as stop, finite.watching(done), in_words():
             if done < settings.steps:
                 step.rehearse(self._longest())
@@ -125,14 +127,12 @@ class PairsTask:
                     group["lr"] = rate * factor
                 to_training(optimizer)
                 optimizer.zero_grad(set_to_none=True)
-                climbs = len(step.climbs)
                 loss = step.learn(*batches)
                 norm = step.update()
                 done += 1
                 count += sum(map(_size, batches))
                 lr = optimizer.param_groups[0]["lr"]
-                needed = climbed(step.climbs[climbs:])
-                history.add(done, loss=loss, grad_norm=norm, learning_rate=lr, **needed)
+                history.add(done, loss=loss, grad_norm=norm, learning_rate=lr, **needs.since())
                 display.step(done, loss, lr, count)
                 if _due(done, settings.evaluate_every, settings):
                     to_evaluation(optimizer)

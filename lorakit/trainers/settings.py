@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-if TYPE_CHECKING:
-    from lorakit.stepping.ladder import Climb
+from typing import Any, TypeAlias
 
 # what was logged after a step, named as transformers' Trainer names it: loss, learning_rate, grad_norm, eval_loss, …
 Record: TypeAlias = Mapping[str, Any]
@@ -68,14 +65,3 @@ def steps_of(settings: Settings, rows: int) -> int:
 def round_up(count: float) -> int:
     """Return the whole number at or above a count, which may have been multiplied with some error."""
     return int(-(-round(count, 6) // 1))
-
-
-def climbed(climbs: Sequence[Climb]) -> dict[str, float]:
-    """Return what a log says of the climbs of a step: the highest rung, and bytes and milliseconds of all."""
-    if not climbs:
-        return {}
-    return {
-        "rung": int(max(one.rung for one in climbs)),
-        "rung_bytes": sum(one.bytes for one in climbs),
-        "rung_milliseconds": round(sum(one.milliseconds for one in climbs), 3),
-    }

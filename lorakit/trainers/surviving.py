@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 from lorakit.stepping.ladder import Climb, Ladder
 from lorakit.stepping.losses import OwnLoss, refused, several_processes
 from lorakit.stepping.step import ADVICE, undone
-from lorakit.trainers.settings import climbed
+from lorakit.trainers.needs import Needs
 
 logger = logging.getLogger("lorakit")
 # what a trainer with a `compute_loss` of its own says where that is still a sum over tokens
@@ -30,7 +30,6 @@ class Survivor(TrainerCallback):
         self._step = trainer.training_step
         self._learning = OwnLoss(model)
         self._items: Any = None
-        self._logged = 0
         self._ladder = Ladder(
             model,
             self._whole,
@@ -39,6 +38,7 @@ class Survivor(TrainerCallback):
             advice=ADVICE,
             say=say,
         )
+        self._needs = Needs(self.climbs, lambda: trainer.optimizer)
 
     @property
     def climbs(self) -> Sequence[Climb]:
@@ -75,8 +75,7 @@ class Survivor(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs is not None and "loss" in logs:
-            record = climbed(self.climbs[self._logged :])
-            self._logged = len(self.climbs)
+            record = self._needs.since()
             logs |= record
             state.log_history[-1] |= record
 
