@@ -216,9 +216,9 @@ def test_pages_that_moved_stand_in_the_log() -> None:
             one.grad = torch.ones_like(one)
         optimizer.step()
         moved.append(needs.since())
-    print(moved, optimizer.traffic)
-    assert all(one["paged_in_bytes"] > 0 and one["paged_out_bytes"] > 0 and "rung" not in one for one in moved)
-    assert sum(one["paged_in_bytes"] for one in moved) <= optimizer.traffic.bytes_in
+    # what is used for the first time comes from nowhere
+    assert moved[0].keys() == {"paged_out_bytes"} and moved[1].keys() == {"paged_in_bytes", "paged_out_bytes"}
+    assert moved[1]["paged_in_bytes"] == optimizer.traffic.bytes_in
     assert needs.since() == {}
 
 

@@ -19,7 +19,7 @@ class Needs:
         self._moved = Traffic()
 
     def since(self) -> dict[str, float]:
-        """Return the highest rung, bytes and milliseconds of all, and the bytes paged in and out; what is zero is left out."""
+        """Return the highest rung, bytes and milliseconds of all, and bytes paged in and out; nothing that is zero."""
         climbs = self._climbs[self._told :]
         self._told = len(self._climbs)
         # accelerate wraps it

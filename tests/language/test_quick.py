@@ -62,7 +62,8 @@ def test_a_command_loads_what_it_uses() -> None:
 
 
 def test_what_loads_later_is_there_when_it_is_asked_for() -> None:
-    for package in ("lorakit", "lorakit.hooks"):
+    # `Step` is a class that computes, and all names together load it
+    for package, light in (("lorakit", {"transformers"}), ("lorakit.hooks", {"torch", "transformers"})):
         script = (
             f"import {package} as one; assert set(one.__all__) <= set(dir(one))\n"
             f"from {package} import *; assert set(one.__all__) <= set(globals())\n"
@@ -70,7 +71,8 @@ def test_what_loads_later_is_there_when_it_is_asked_for() -> None:
             "except AttributeError as error: assert 'nothing' in str(error)\n"
             "else: raise SystemExit(1)"
         )
-        assert loaded(script).isdisjoint({"torch", "transformers"})
+        assert loaded(script).isdisjoint(light)
+    assert loaded("import lorakit; lorakit.plan, lorakit.optimizer, lorakit.survive").isdisjoint({"torch"})
 
 
 @pytest.mark.parametrize(
