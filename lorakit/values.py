@@ -6,6 +6,7 @@ Nothing here imports torch or any other part of lorakit.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from lorakit.hooks.manager import Plugins
     from lorakit.hooks.protocols import Quantizer
     from lorakit.planning.plan import Plan
+
+
+_PART = r"\w(?:[\w.-]*\w)?"
+# what the hub takes for the name of a model, OWNER/NAME; a name without owner has no dot, or it is a file's
+HUB_ID = re.compile(rf"(?=.{{1,96}}\Z)(?!.*(?:--|\.\.))(?!.*\.git\Z)(?:{_PART}/{_PART}|\w(?:[\w-]*\w)?)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -315,6 +315,10 @@ def test_the_command(tmp_path: Path) -> None:
     refused = command("check", "axolotl.yml", cwd=tmp_path)
     assert refused.returncode == 2 and "lorakit init --from axolotl.yml" in refused.stdout
     assert command("init", "--from", "axolotl.yml", cwd=tmp_path).stdout == WRITTEN
+    refused = command("init", "--from", "axolotl.yml", "./here", "-o", "made.lora", cwd=tmp_path)
+    assert refused.returncode == 2 and "no such model folder: ./here" in refused.stderr
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "config.json").write_text("{}")
     made = command("init", "--from", "axolotl.yml", "./here", "-o", "made.lora", cwd=tmp_path)
     assert made.returncode == 0 and "lorakit plan made.lora ./here" in made.stdout + made.stderr
     assert "# model: ./here" in (tmp_path / "made.lora").read_text()

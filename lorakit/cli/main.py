@@ -134,7 +134,7 @@ def main() -> None:
             stream.reconfigure(errors=ERRORS)
     try:
         with _terminable():
-            raise SystemExit(app.main(prog_name="lorakit", standalone_mode=False))
+            raise SystemExit(app.main(prog_name="lorakit", standalone_mode=False) or 0)
     except LorakitError as error:
         fail(str(error), BAD_INPUT)
     except (TrainingError, WriteError) as error:

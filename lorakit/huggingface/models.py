@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import urllib.parse
 import urllib.request
@@ -17,13 +16,12 @@ from lorakit.artifacts.json_files import read_object
 from lorakit.errors import LorakitError, ModelError
 from lorakit.hooks.specs import hookimpl
 from lorakit.language.suggestions import distance
-from lorakit.values import ModelReference
+from lorakit.values import HUB_ID, ModelReference
 
 if TYPE_CHECKING:
     from torch import nn
 
 HUB = "https://huggingface.co"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 
 
 @hookimpl

@@ -9,7 +9,7 @@ from lorakit.language.syntax import IncludeNode
 from lorakit.lsp.document import Document
 from lorakit.lsp.includes import included
 from lorakit.lsp.model import model_comment, place_of
-from lorakit.lsp.model_names import HUB_ID
+from lorakit.values import HUB_ID
 
 
 @dataclass(frozen=True)

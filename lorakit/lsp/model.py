@@ -12,10 +12,11 @@ from lorakit.hooks import Role
 from lorakit.language.regexes import RegexError
 from lorakit.language.statements import Target
 from lorakit.language.suggestions import nearest
-from lorakit.lsp.model_names import HUB_ID, cached_config, model_names
+from lorakit.lsp.model_names import cached_config, model_names
 from lorakit.planning.inventory import Inventory, ModuleInfo
 from lorakit.planning.place import Place
 from lorakit.planning.targets import Selection
+from lorakit.values import HUB_ID
 
 _COMMENT = re.compile(r"^[ \t]*#[ \t]*model:[ \t]*(?P<reference>\S[^\n]*)", re.MULTILINE)
 

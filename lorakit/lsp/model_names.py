@@ -11,8 +11,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
-
 # A walk looks at so many entries, so deep, and reads Python files up to this size
 _MOST, _DEEPEST, _LARGEST = 2000, 3, 200_000
 _PASSED_OVER = frozenset({"node_modules", "__pycache__", "site-packages", "venv"})

@@ -10,8 +10,9 @@ from pathlib import Path
 from lsprotocol.types import CompletionItemKind
 
 from lorakit.lsp.document import Document
-from lorakit.lsp.model_names import HUB_ID, cached_ids, model_names, walk
+from lorakit.lsp.model_names import cached_ids, model_names, walk
 from lorakit.lsp.offers import Offer
+from lorakit.values import HUB_ID
 
 _MODEL = re.compile(r"^[ \t]*#[ \t]*model:[ \t]*(?P<begun>\S*)$")
 _INCLUDE = re.compile(r'(?:^|;)[ \t]*include[ \t]*"(?P<begun>[^"\\\n]*)$')
