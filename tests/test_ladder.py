@@ -427,3 +427,24 @@ def test_gradients_are_clipped_to_the_bits_of_torch() -> None:
         assert norm == float(nn.utils.clip_grad_norm_(theirs, limit))
         for one, other in zip(mine, theirs, strict=True):
             assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
+
+
+class Named(nn.Module):
+    """Takes a dict, in which rows are not to be told apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x: Mapping[str, Tensor]) -> Tensor:
+        return self.layer(x["x"])  # type: ignore[no-any-return]
+
+
+def test_a_batch_whose_rows_are_not_to_be_told_apart_is_learned_from_all_the_same() -> None:
+    torch.manual_seed(0)
+    model = Named()
+    step = lorakit.Step(model, torch.optim.SGD(model.parameters(), 0.1), functional.mse_loss)
+    batch = ({"x": torch.randn(3, 4)}, torch.randn(3, 1))
+    expected = float(functional.mse_loss(model(batch[0]), batch[1]))
+    before = model.layer.weight.detach().clone()
+    assert step(batch) == pytest.approx(expected) and not torch.equal(model.layer.weight, before)

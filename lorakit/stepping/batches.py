@@ -43,6 +43,12 @@ def _is_whole(name: Any, value: Any) -> bool:
     )
 
 
+def weight_of(batch: Any) -> int:
+    """Return what a batch counts for beside others where its rows alone tell: their number, and 1 if they do not."""
+    first = next((len(value) for value in parts_of(batch).values() if isinstance(value, Tensor) and value.dim()), 1)
+    return rows_of(batch) or first or 1
+
+
 def elements_of(batch: Any) -> int:
     """Return the size of a batch in elements of its tensors: of two, the one that takes more memory has more."""
     return sum(value.numel() for value in parts_of(batch).values() if isinstance(value, Tensor))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lorakit.application.batches import moved
 from lorakit.errors import ModelError
-from lorakit.stepping.batches import learned, rows_of
+from lorakit.stepping.batches import learned, weight_of
 
 
 @runtime_checkable
@@ -39,7 +39,7 @@ class PairLoss:
         return self.of(model(moved(inputs, device)), moved(targets, device))
 
     def count(self, batch: Any) -> int:
-        return rows_of(batch)
+        return weight_of(batch)
 
     def whole(self) -> str:
         return ""
@@ -71,7 +71,7 @@ class OwnLoss:
     def count(self, batch: Any) -> int:
         counted = LOSSES.get(self._name)
         labels = batch.get("labels")
-        return counted(labels) if counted and isinstance(labels, Tensor) else rows_of(batch)
+        return counted(labels) if counted and isinstance(labels, Tensor) else weight_of(batch)
 
     def whole(self) -> str:
         config = getattr(self.model, "config", None)
