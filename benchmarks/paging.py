@@ -1,11 +1,14 @@
-"""A step of AdamW with its state in pages, beside the unpaged one and bitsandbytes' paged one.
+"""A step of AdamW with its state in pages, beside the unpaged one and what others do with state on the CPU.
 
-    python benchmarks/paging.py [--layers 32] [--rank 16] [--shares 1,0.5,0.1] [--rounds 20]
+    python benchmarks/paging.py [--layers 32] [--rank 16] [--projections q,k,v,o,gate,up,down] [--shares 1,0.5,0.1,0]
 
-Parameters are those of LoRA on all seven projections of the Llama-3-8B shape, in float32. `share` is how much of the
-state may be on the device. Where there is no GPU, pages move between an arena and a memory-mapped file, and
-bitsandbytes is left out. All are called in turn in one process; medians are printed, with the bytes of the device that
-state takes, the bytes that a step moves both ways, and the time that those copies take by themselves.
+Parameters are those of LoRA on projections of the Llama-3-8B shape, in float32. `share` is how much of the state may be
+on the device; 0 is as little as a step can do with. The others are bitsandbytes' PagedAdamW (managed memory), torchao's
+CPUOffloadOptimizer, and AdamW on the CPU with gradients sent out and parameters sent back, as torch's
+CPUOffloadPolicy of FSDP has it; those that are not installed are left out. Where there is no GPU, pages move between an
+arena and a memory-mapped file, and lorakit is beside the unpaged one alone. All are called in turn in one process;
+medians are printed, with the bytes of the device that state takes, the bytes that a step moves in (as many go out), and
+the time that copies of as many bytes take both ways at once.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,17 +26,25 @@ from torch import nn
 from lorakit.paging import Paged
 
 # (out, in) of the projections of a layer
-SHAPES = ((4096, 4096), (1024, 4096), (1024, 4096), (4096, 4096), (14336, 4096), (14336, 4096), (4096, 14336))
+SHAPES = {
+    "q": (4096, 4096),
+    "k": (1024, 4096),
+    "v": (1024, 4096),
+    "o": (4096, 4096),
+    "gate": (14336, 4096),
+    "up": (14336, 4096),
+    "down": (4096, 14336),
+}
 MIB = 1 << 20
 
 
-def parameters(layers: int, rank: int, device: str) -> list[nn.Parameter]:
+def parameters(given: argparse.Namespace, device: str) -> list[nn.Parameter]:
     """Return A and B of every projection, with gradients."""
     made = [
         nn.Parameter(torch.randn(shape, device=device))
-        for _ in range(layers)
-        for out, into in SHAPES
-        for shape in ((rank, into), (out, rank))
+        for _ in range(given.layers)
+        for out, into in (SHAPES[name] for name in given.projections.split(","))
+        for shape in ((given.rank, into), (out, given.rank))
     ]
     for parameter in made:
         parameter.grad = torch.randn_like(parameter)
@@ -50,35 +63,87 @@ def seconds(call: Callable[[], object], device: str) -> float:
 
 
 def copy_seconds(size: int, device: str) -> float:
-    """Return how long so many bytes take on their way out of the device."""
+    """Return how long so many bytes take into the device while as many go out of it."""
     if device != "cuda":
         return 0.0
-    source = torch.empty(size, dtype=torch.uint8, device=device)
-    target = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-    return min(seconds(lambda: target.copy_(source, non_blocking=True), device) for _ in range(3))
+    near = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2)]
+    far = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+    out = torch.cuda.Stream()
+
+    def copies() -> None:
+        with torch.cuda.stream(out):
+            far[0].copy_(near[0], non_blocking=True)
+        near[1].copy_(far[1], non_blocking=True)
+
+    return min(seconds(copies, device) for _ in range(3))
 
 
-def optimizers(given: argparse.Namespace, device: str) -> dict[str, torch.optim.Optimizer]:
+class OnTheCpu:
+    """AdamW of copies on the CPU: gradients go out before its step, parameters come back after it."""
+
+    def __init__(self, near: list[nn.Parameter]) -> None:
+        self.near = near
+        self.far = [nn.Parameter(one.detach().cpu().pin_memory()) for one in near]
+        for one in self.far:
+            one.grad = torch.empty_like(one, pin_memory=True)
+        self.optimizer = torch.optim.AdamW(self.far, lr=1e-4, fused=True)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for near, far in zip(self.near, self.far, strict=True):
+            assert near.grad is not None and far.grad is not None
+            far.grad.copy_(near.grad, non_blocking=True)
+        torch.cuda.synchronize()
+        self.optimizer.step()
+        for near, far in zip(self.near, self.far, strict=True):
+            near.copy_(far, non_blocking=True)
+
+
+class TorchaosOffload:
+    """torchao's optimizer, which sends gradients out as backward finds them: they are handed in anew each step."""
+
+    def __init__(self, near: list[nn.Parameter]) -> None:
+        from torchao.optim import CPUOffloadOptimizer
+
+        self.near, self.gradients = near, [one.grad for one in near]
+        self.optimizer = CPUOffloadOptimizer(near, torch.optim.AdamW, lr=1e-4)
+
+    def step(self) -> None:
+        for one in self.near:
+            one.grad = None
+        torch.autograd.backward(self.near, self.gradients)
+        self.optimizer.step()
+
+
+def optimizers(given: argparse.Namespace, device: str) -> dict[str, Any]:
     """Return the optimizers by name, each over parameters of its own."""
 
     def adamw() -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters(given.layers, given.rank, device), lr=1e-4, fused=True)
+        return torch.optim.AdamW(parameters(given, device), lr=1e-4, fused=True)
 
     whole = Paged(adamw())
-    made: dict[str, torch.optim.Optimizer] = {"AdamW": adamw(), "lorakit, without a budget": whole}
+    made: dict[str, Any] = {"AdamW": adamw(), "lorakit, without a budget": whole}
     for share in map(float, given.shares.split(",")):
-        made[f"lorakit, {share:.0%} near"] = Paged(adamw(), max(int(share * whole.near_bytes), whole.least_budget))
-    if device == "cuda":
+        budget = max(int(share * whole.near_bytes), whole.least_budget)
+        made[f"lorakit, {budget / whole.near_bytes:.0%} near"] = Paged(adamw(), budget)
+    if device != "cuda":
+        return made
+    with suppress(ImportError):
         import bitsandbytes as bnb
 
-        made["bitsandbytes PagedAdamW"] = bnb.optim.PagedAdamW(parameters(given.layers, given.rank, device), lr=1e-4)
+        made["bitsandbytes PagedAdamW"] = bnb.optim.PagedAdamW(parameters(given, device), lr=1e-4)
+    with suppress(ImportError):
+        made["torchao CPUOffloadOptimizer"] = TorchaosOffload(parameters(given, device))
+    made["AdamW on the CPU"] = OnTheCpu(parameters(given, device))
     return made
 
 
-def state_bytes(optimizer: torch.optim.Optimizer, device: str) -> int:
+def state_bytes(optimizer: Any, device: str) -> int:
     """Return the bytes of state on the device."""
     if isinstance(optimizer, Paged):
         return optimizer.near_bytes
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return 0
     values = (value for kept in optimizer.state.values() for value in kept.values())
     return sum(
         value.nbytes
@@ -91,7 +156,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--shares", default="1,0.5,0.1")
+    parser.add_argument("--projections", default=",".join(SHAPES))
+    parser.add_argument("--shares", default="1,0.5,0.1,0")
     parser.add_argument("--rounds", type=int, default=20)
     given = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -105,8 +171,8 @@ def main() -> None:
         for name, optimizer in made.items():
             times[name].append(seconds(optimizer.step, device))
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU, an arena and a memory-mapped file"
-    print(f"{where}; {given.layers} layers, rank {given.rank}; medians of {given.rounds}\n")
-    print("| | ms a step | MiB of state on the device | MiB in and out a step | ms of these copies |")
+    print(f"{where}; {given.layers} layers, {given.projections}, rank {given.rank}; medians of {given.rounds}\n")
+    print("| | ms a step | MiB of state on the device | MiB in a step | ms of these copies |")
     print("|---|---|---|---|---|")
     for name, optimizer in made.items():
         moved, copying = 0, 0.0
