@@ -17,8 +17,10 @@ from lorakit.paging.pool import Pool, Traffic
 # bytes: small enough that little waits behind a page, large enough that a link is busy; moments are often of sizes that
 # fill four MiB, and counters lie beside them
 PAGE = (4 << 20) + (64 << 10)
-# the most that one slice of a step takes: while it is computed, others come and go
-SLICE = 16 << 20
+# the most state that one slice of a step takes: while it is computed, others' comes and goes
+SLICE = 64 << 20
+# and where it is copied, in case the step fails
+COPIED = 16 << 20
 
 # the tensors that an optimizer keeps for a parameter, as `OptimizerFactory.state` has them
 State = Callable[[nn.Parameter], Mapping[str, tuple[tuple[int, ...], str]]]
@@ -132,9 +134,9 @@ class Layout:
         if misfits:
             self._replace(misfits, keep=members)
 
-    def slices(self, pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
-        """Return parameters in order, as many together as share a slice; pages come in by slices."""
-        limit = min(SLICE, self.budget // 3) if self.budget is not None else SLICE
+    def slices(self, pieces: Sequence[Piece], most: int = SLICE) -> list[Sequence[Piece]]:
+        """Return parameters in order, as many together as share a slice: of at most so many bytes, but for one alone."""
+        limit = min(most, self.budget // 3) if self.budget is not None else most
         made: list[Sequence[Piece]] = []
         current: list[Piece] = []
         pages: set[Page] = set()

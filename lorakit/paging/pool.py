@@ -29,6 +29,8 @@ class Traffic:
         )  # fmt: skip
 
 
+# bytes after which copies each way begin
+CHUNK = 16 << 20
 # pages that must make room, each with the frame that it leaves
 Leaving = list[tuple[Page, Frame]]
 
@@ -149,8 +151,17 @@ class Pool:
                     break
                 self._enter(page, frame)
                 coming.append(page)
+                # what comes in need not wait for all that goes out
+                if len(coming) * page.size >= CHUNK:
+                    self._exchange(leaving, coming)
         finally:
-            self._receive(coming, self._send(leaving))
+            self._exchange(leaving, coming)
+
+    def _exchange(self, leaving: Leaving, coming: list[Page]) -> None:
+        """Start pages on their way out, and others on their way in behind them."""
+        self._receive(coming, self._send(leaving))
+        leaving.clear()
+        coming.clear()
 
     def _frame(self, size: int, keep: Collection[Page], ahead: bool, leaving: Leaving) -> Frame | None:
         """Return a frame for a page, which those that leave may have to be sent from first."""

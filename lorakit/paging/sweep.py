@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lorakit.errors import ModelError
-from lorakit.paging.layout import Layout, pages_of
+from lorakit.paging.layout import COPIED, SLICE, Layout, pages_of
 from lorakit.paging.pages import Page, Piece
 from lorakit.paging.scene import Scene, narrowed
 from lorakit.paging.undo import Undo, Untouched
@@ -40,7 +40,7 @@ class Sweep:
         self._quiet = quiet and all(piece.parameter in layout.optimizer.state for piece in pieces)
         self._whole = self._quiet and all(page.near for page in pages_of(pieces))
         # what is left to do, in slices; groups may count the steps in which nothing has a gradient, too
-        self._left = [pieces] if self._whole else layout.slices(pieces) or [()]
+        self._left = [pieces] if self._whole else layout.slices(pieces, SLICE if self._quiet else COPIED) or [()]
         # whether a call failed that had changed something by then
         self._broken = False
 
