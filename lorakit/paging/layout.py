@@ -135,7 +135,7 @@ class Layout:
             self._replace(misfits, keep=members)
 
     def slices(self, pieces: Sequence[Piece], most: int = SLICE) -> list[Sequence[Piece]]:
-        """Return parameters in order, as many together as share a slice: of at most so many bytes, but for one alone."""
+        """Return parameters in order, as many together as a slice of so many bytes takes, but one at least."""
         limit = min(most, self.budget // 3) if self.budget is not None else most
         made: list[Sequence[Piece]] = []
         current: list[Piece] = []

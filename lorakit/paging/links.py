@@ -69,7 +69,8 @@ class Streamed:
     def __init__(self, device: torch.device) -> None:
         self.near: Side = DeviceMemory(device)
         self.far: Side = PinnedMemory()
-        self._device = device
+        # torch finds a stream by an index sooner than by a device
+        self._index = torch.cuda.current_device() if device.index is None else device.index
         self._inward, self._outward = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
     def fetch(self, copies: Copies, after: Iterable[Mark]) -> Mark:
@@ -83,7 +84,7 @@ class Streamed:
     def join(self, mark: Mark) -> None:
         """Let the device's current stream wait for copies."""
         if mark is not None:
-            torch.cuda.current_stream(self._device).wait_event(mark)
+            torch.cuda.current_stream(self._index).wait_event(mark)
 
     def settle(self, mark: Mark) -> None:
         """Wait for copies."""
@@ -91,7 +92,7 @@ class Streamed:
             mark.synchronize()
 
     def _copy(self, stream: torch.cuda.Stream, copies: Copies, after: Iterable[Mark]) -> Mark:
-        stream.wait_stream(torch.cuda.current_stream(self._device))
+        stream.wait_stream(torch.cuda.current_stream(self._index))
         for mark in after:
             if mark is not None:
                 stream.wait_event(mark)

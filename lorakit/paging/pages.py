@@ -17,8 +17,8 @@ from lorakit.paging.links import Mark
 ALIGNMENT = 64
 # what a page that is longer than others is a multiple of
 UNIT = 64 << 10
-# of how many pages a frame keeps the views: where steps go forth and back, two take turns in it
-REMEMBERED = 2
+# of how many pages a frame keeps the views: where steps go forth and back, few take turns in it
+REMEMBERED = 16
 
 
 @dataclass(frozen=True, slots=True)
