@@ -49,11 +49,11 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randint(0, 128000, (given.batch, given.tokens), generator=generator) for _ in range(4)]
     losses, times, hosts = [], [], []
+    torch.cuda.reset_peak_memory_stats()
     first = time.perf_counter()
     for number in range(given.steps + 4):
         if number == 4:
             first = time.perf_counter() - first
-            torch.cuda.reset_peak_memory_stats()
         ids = batches[number % 4]
         torch.cuda.synchronize()
         began = time.perf_counter()
@@ -76,7 +76,6 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
         "host ms": round(1e3 * statistics.median(hosts[4:]), 1),
         "tokens/s": round(given.batch * given.tokens / median),
         "peak GiB": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-        "reserved GiB": round(torch.cuda.memory_reserved() / 2**30, 2),
         "first 4 steps s": round(first, 1),
         "losses": [round(float(loss), 4) for loss in losses[-4:]],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -94,21 +94,23 @@ class Captured:
     def _recorded(self, batch: Any, inputs: Mapping[Any, Tensor], share: Tensor, before: Before) -> Graph:
         trained = [one for one in self._model.parameters() if one.requires_grad]
         self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            for number in range(PASSES):
-                for parameter in trained:
-                    parameter.grad = None
-                with _as_if_captured() if number == PASSES - 1 else _as_ever():
-                    self._pass(batch, share)
-            reached = [parameter for parameter in trained if parameter.grad is not None]
-        torch.cuda.current_stream().wait_stream(self._stream)
-        for parameter in reached:
-            assert parameter.grad is not None
-            self._gradients.setdefault(parameter, parameter.grad)
-            parameter.grad = self._gradients[parameter]
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            loss = self._pass(batch, share)
+        # what asks whether it is captured is told so in every pass: compiled code is of one answer
+        with mock.patch("torch.cuda.is_current_stream_capturing", lambda: True):
+            with torch.cuda.stream(self._stream):
+                for number in range(PASSES):
+                    for parameter in trained:
+                        parameter.grad = None
+                    with _without_waiting() if number == PASSES - 1 else nullcontext():
+                        self._pass(batch, share)
+                reached = [parameter for parameter in trained if parameter.grad is not None]
+            torch.cuda.current_stream().wait_stream(self._stream)
+            for parameter in reached:
+                assert parameter.grad is not None
+                self._gradients.setdefault(parameter, parameter.grad)
+                parameter.grad = self._gradients[parameter]
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                loss = self._pass(batch, share)
         made = Graph(graph, inputs, share, loss, reached)
         before.restore()
         return made
@@ -135,23 +137,14 @@ class Captured:
 
 
 @contextmanager
-def _as_if_captured() -> Iterator[None]:
-    """Let whatever waits for the device fail: a capture that fails half-way leaves generators that draw no more.
-
-    What asks whether it is captured is told so; there, models leave out questions to the device.
-    """
+def _without_waiting() -> Iterator[None]:
+    """Let whatever waits for the device fail: a capture that fails half-way leaves generators that draw no more."""
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        with mock.patch("torch.cuda.is_current_stream_capturing", lambda: True):
-            yield
+        yield
     finally:
         torch.cuda.set_sync_debug_mode(mode)
-
-
-@contextmanager
-def _as_ever() -> Iterator[None]:
-    yield
 
 
 def _reason(error: Exception) -> str:
