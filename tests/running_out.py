@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,7 @@ class Allocations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@functools.cache
 def _allocates(func: Any) -> bool:
     """Return whether an operation gives a tensor of its own: no view, nothing written in place."""
     returns = func._schema.returns

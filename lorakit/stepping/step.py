@@ -80,7 +80,7 @@ class Step:
             # where nothing counts the mean is of nothing
             if count
         ]
-        return float(sum(losses))
+        return retried(lambda: float(sum(losses)))
 
     def update(self) -> float:
         """Clip the gradients, step the optimizer, and return the norm that they had."""
