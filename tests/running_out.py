@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,16 +13,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Allocations(TorchDispatchMode):
-    """Counts the operations that give a new tensor, and fails those of these numbers, from 0, before they are done."""
+    """Counts the operations that give a new tensor, and fails those of these numbers, from 0, before they are done.
 
-    def __init__(self, failing: Iterable[int] = ()) -> None:
+    Those that are not `among` what a test looks at are not counted.
+    """
+
+    def __init__(self, failing: Iterable[int] = (), among: Callable[[Any], bool] = lambda func: True) -> None:
         super().__init__()
+        self._among = among
         self.count = 0
         self.failed: list[str] = []
         self._failing = frozenset(failing)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if _allocates(func):
+        if _allocates(func) and self._among(func):
             self.count += 1
             if self.count - 1 in self._failing:
                 self.failed.append(str(func))

@@ -23,7 +23,6 @@ from lorakit.data.tokens import Tokenized, split, tokenize
 from lorakit.huggingface.record_attention import attention_by_record
 from lorakit.reporter import SILENT, Reporter
 from lorakit.stepping.shortage import in_words
-from lorakit.stepping.step import resumable
 from lorakit.trainers.answering import answer
 from lorakit.trainers.checkpoints import STATE, Checkpoints, step_of
 from lorakit.trainers.condensed import exact_for
@@ -124,7 +123,7 @@ class LanguageTask:
             check_apart(model, self.rows.rows, self._tokenizer.pad_token_id, settings.batch)
         checkpoints = Checkpoints(work, settings.goes_on, display.warn)
         checkpoint = checkpoints.last() if resume else None
-        optimizer = resumable(build_optimizer(model))
+        optimizer = build_optimizer(model)
         finite = Finite(model, optimizer)
         trainer = WatchedTrainer(
             finite,
