@@ -250,8 +250,8 @@ def survive(trainer: Trainer, *, longest_first: bool = True) -> Survivor:
 
     Forward and backward are computed again in ways that need less, with the same bits, and with the batch split where
     nothing else helps and its loss can be; clipping and the optimizer's step go on where they stood. Its `climbs` say
-    what was needed. With `longest_first` the longest rows are tried before the first step, and undone, so that what will
-    not fit fails at once. Of a trainer that has it already it is given back, with `longest_first` as it is now.
+    what was needed. With `longest_first` the longest rows are tried before the first step, and undone, so that what
+    will not fit fails at once. Where a trainer has it already it is given back, with `longest_first` as it is now.
     """
     from lorakit.trainers.surviving import survive as stand_around
 
