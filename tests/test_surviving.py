@@ -19,7 +19,7 @@ import lorakit
 from helpers import adapters, make_llama
 from lorakit.cli.main import app
 from lorakit.stepping.ladder import Rung
-from lorakit.trainers.needs import Needs
+from lorakit.trainers.needs import Needs, needs_words
 
 LENGTHS = (5, 9, 3, 7, 4, 6)
 SPEC = "adapt q_proj,v_proj rank 2 dropout 0.1\noptimizer adamw lr 1e-2"
@@ -267,6 +267,7 @@ def test_the_loop_for_plain_models_splits_and_logs_it(tmp_path: Path) -> None:
             assert other["rung"] == Rung.SPLIT and "rung" not in one
     assert "out of memory in a batch of 4 rows: computed in parts" in split.output
     assert "out of memory" not in whole.output
+    assert "; memory ran out in 3 steps, which took " in split.output and "memory ran out" not in whole.output
 
 
 def test_pages_that_moved_stand_in_the_log() -> None:
@@ -281,8 +282,15 @@ def test_pages_that_moved_stand_in_the_log() -> None:
         optimizer.step()
         moved.append(needs.since())
     # what is used for the first time comes from nowhere
-    assert moved[0].keys() == {"paged_out_bytes"} and moved[1].keys() == {"paged_in_bytes", "paged_out_bytes"}
+    waited = "paged_stalled_milliseconds"
+    assert moved[0].keys() == {"paged_out_bytes", waited}
+    assert moved[1].keys() == {"paged_in_bytes", "paged_out_bytes", waited}
     assert moved[1]["paged_in_bytes"] == optimizer.traffic.bytes_in
+    # copies of a CPU are waited for
+    assert moved[0][waited] + moved[1][waited] == pytest.approx(1000 * optimizer.traffic.stalled, abs=0.002)
+    words = needs_words([*moved, {"rung": 1, "rung_milliseconds": 12.4}])
+    assert words.startswith("; memory ran out in 1 steps, which took 12 ms more; optimizer state paged, ")
+    assert "KiB in and " in words and words.endswith(" ms of waiting") and not needs_words([{"loss": 1.0}])
     assert needs.since() == {}
 
 
