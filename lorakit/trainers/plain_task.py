@@ -116,6 +116,8 @@ class PairsTask:
             model, optimizer, Checked(self._loss_of), max_grad_norm=settings.max_grad_norm, watch=finite.check_loss,
             say=display.warn,
         )  # fmt: skip
+        if settings.capture and next(model.parameters()).is_cuda:
+            step.capture()
         needs = Needs(step.climbs, lambda: optimizer)
         with display.running(settings.steps, UNIT, done) as stop, finite.watching(done), in_words():
             if done < settings.steps:
@@ -127,8 +129,8 @@ class PairsTask:
                     group["lr"] = rate * factor
                 to_training(optimizer)
                 optimizer.zero_grad(set_to_none=True)
-                loss = step.learn(*batches)
-                norm = step.update()
+                loss = float(step.learn(*batches))
+                norm = float(step.update())
                 done += 1
                 count += sum(map(_size, batches))
                 lr = optimizer.param_groups[0]["lr"]
