@@ -6,7 +6,6 @@ import copyreg
 import functools
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -144,7 +143,7 @@ def _load(
         for entry_point in entry_points:
             plugin = entry_point.load()
             origin = distribution if not added else f"{distribution} ({entry_point.name})"
-            added.append(replace(register(manager, plugin, origin, taken), distribution=distribution))
+            added.append(register(manager, plugin, origin, taken)._replace(distribution=distribution))
     # a plugin that calls sys.exit when it is imported must not take everything down either
     except (Exception, SystemExit) as error:
         for one in added:

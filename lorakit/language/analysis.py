@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lorakit.diagnostics import Diagnostic, errors_among
 from lorakit.errors import SpecError
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from lorakit.hooks import Plugins
 
 
-@dataclass(frozen=True)
-class Analysis:
+class Analysis(NamedTuple):
     """What a program means, or what is wrong with it: `spec` is None where there is an error.
 
     `sound` is what the statements without an error mean; a program's names may be missing in it, and promises too.
