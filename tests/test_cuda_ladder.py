@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,6 +52,8 @@ def room(size: float) -> Iterator[None]:
 
 def measured(run: Run) -> tuple[list[float], int, int]:
     """Return the losses of a run's steps, and the bytes held before them and at their peak."""
+    # what tests before this one left behind is not to go away in between
+    gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
