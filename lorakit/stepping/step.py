@@ -100,7 +100,7 @@ class Step:
             # where nothing counts the mean is of nothing
             if count
         ]
-        return retried(lambda: torch.stack(losses).sum()) if losses else torch.zeros(())
+        return retried(lambda: sum(losses[1:], losses[0])) if losses else torch.zeros(())
 
     def update(self) -> Tensor:
         """Clip the gradients, step the optimizer, and return the norm that they had, as a tensor of one number."""
