@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from accelerate import DistributedType
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
@@ -65,7 +66,9 @@ class Survivor(TrainerCallback):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Have the trainer's optimizer go on where its step ran out of memory, before a schedule knows it."""
         made = self._create(*args, **kwargs)
-        if not (self._refused or self._trainer.is_deepspeed_enabled or isinstance(made, AcceleratedOptimizer)):
+        # FSDP and DeepSpeed put other parameters in its groups
+        is_plain = self._trainer.accelerator.distributed_type == DistributedType.NO
+        if is_plain and not isinstance(made, AcceleratedOptimizer):
             made = self._trainer.optimizer = resumable(made)
         return made
 
