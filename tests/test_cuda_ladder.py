@@ -29,7 +29,7 @@ class Run:
 
     def steps(self, count: int = 4) -> list[float]:
         torch.manual_seed(1)
-        return [self.step(batch(number)) for number in range(count)]
+        return [float(self.step(batch(number))) for number in range(count)]
 
 
 def batch(number: int, rows: int = 8) -> dict[str, Tensor]:

@@ -99,7 +99,7 @@ class Run:
         self.losses: list[float] = []
         with Placed(failing) as self.memory:
             for batch in BATCHES:
-                self.losses.append(self.step(batch))
+                self.losses.append(float(self.step(batch)))
                 if paging == OUT:
                     self.optimizer.page_out()
 

@@ -304,7 +304,7 @@ with tempfile.TemporaryDirectory() as folder:
             print(error)
         else:
             step = lorakit.Step(model, made, nn.functional.mse_loss)
-            print(type(step.optimizer).__name__, step((torch.ones(2, 64), torch.ones(2, 64))) > 0)
+            print(type(step.optimizer).__name__, bool(step((torch.ones(2, 64), torch.ones(2, 64))) > 0))
     dist.destroy_process_group()
 """
 
