@@ -258,6 +258,19 @@ def survive(trainer: Trainer, *, longest_first: bool = True) -> Survivor:
     return stand_around(trainer, longest_first=longest_first)
 
 
+def capture(trainer: Trainer) -> None:
+    """Have transformers' Trainer, or one made of it, compute forward and backward of its steps as CUDA graphs.
+
+    Each form of a batch is captured when it first comes: the rows of text are padded to one of a few lengths. What
+    cannot be captured is said once and runs one operation after the other, and hooks of modules and gradients run at
+    the capture alone. After `survive`, where both are wanted. Raises: ModelError where the model is not on a CUDA
+    device, or the trainer's loss is one of its own.
+    """
+    from lorakit.trainers.capturing import capture as stand_around
+
+    stand_around(trainer)
+
+
 def _decisions(spec: Spec | Plan | str | Path, plugins: Plugins) -> Spec | Plan:
     from lorakit.planning.plan import Plan
 

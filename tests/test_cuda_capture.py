@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import Trainer, TrainingArguments
 
 import lorakit
 from helpers import adapters, make_llama
@@ -100,3 +102,47 @@ def test_what_waits_for_the_device_is_said_and_runs_as_ever() -> None:
     eager, _ = steps(SPEC, [batch(0)], captured=False)
     losses, _ = steps(SPEC, [batch(0)], captured=True)
     assert losses == eager
+
+
+class Own(Trainer):
+    """Computes a loss of its own."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return 2 * super().compute_loss(*args, **kwargs)
+
+
+def trainer(folder: Path, kind: type[Trainer] = Trainer, **settings: Any) -> Trainer:
+    model: Any = lorakit.apply(SPEC, make_llama(**SIZES).to("cuda", torch.bfloat16))
+    rows = [{name: value[0].tolist() for name, value in batch(number, rows=1).items()} for number in range(12)]
+    arguments = TrainingArguments(
+        str(folder), max_steps=4, per_device_train_batch_size=2, report_to="none", logging_steps=1, disable_tqdm=True,
+        save_strategy="no", **settings,
+    )  # fmt: skip
+    return kind(model, arguments, train_dataset=rows, optimizers=(lorakit.optimizer(model), None))
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2, "bf16": True}], ids=str)
+def test_transformers_trainer_has_the_losses_that_it_has_without(tmp_path: Path, settings: Any) -> None:
+    logged = []
+    for captured in (False, True):
+        one = trainer(tmp_path, **settings)
+        lorakit.survive(one)
+        if captured:
+            lorakit.capture(one)
+            graphs = one.training_step.__self__._captured._graphs  # type: ignore[attr-defined]
+        one.train()
+        logged.append([entry["loss"] for entry in one.state.log_history if "loss" in entry])
+    assert len(logged[0]) == 4 and logged[1] == pytest.approx(logged[0], rel=1e-3)
+    assert [graph is not None for graph in graphs.values()] == [True]
+
+
+def test_a_trainer_with_a_loss_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(lorakit.ModelError, match="capture: Own computes a loss of its own.*loss_is_summed = True"):
+        lorakit.capture(trainer(tmp_path, Own))
+
+
+def test_a_model_on_the_cpu_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    step = lorakit.Step(model, torch.optim.SGD(model.parameters(), 0.1), functional.mse_loss)
+    with pytest.raises(lorakit.ModelError, match="capture: the model is not on a CUDA device"):
+        step.capture()

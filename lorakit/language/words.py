@@ -87,7 +87,7 @@ CLAUSES = _by_word(
     Keyword("tokens", _STEP, "count"),
     Keyword("memory", _STEP, "not yet"),
     Keyword("compute", _STEP, "choice", ("bf16", "fp16", "fp32")),
-    Keyword("capture", _STEP, "not yet"),
+    Keyword("capture", _STEP, "flag"),
 )
 
 KEYWORDS: Mapping[str, Keyword] = {
@@ -105,7 +105,6 @@ SETTINGS = frozenset({"rank", "alpha", "scaling", "dropout", "init", "lr_ratio"}
 # What lorakit knows only the words of so far, each with what to write instead
 NOT_YET = {
     "memory": "leave it out; `require peak_memory <= 24GiB` says what a step may need",
-    "capture": "leave it out: a step runs one operation after the other",
     "compute fp8": "write `compute bf16`",
 }
 

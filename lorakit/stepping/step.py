@@ -46,8 +46,7 @@ class Step:
         advice: str = ADVICE,
         say: Callable[[str], None] = logger.warning,
     ) -> None:
-        alone = not several_processes()
-        self.model, self.optimizer = model, resumable(optimizer) if alone else optimizer
+        self.model, self.optimizer = model, resumable(optimizer)
         self._learning = learning_of(model, loss)
         self._max_grad_norm = max_grad_norm or math.inf
         self._watch = watch
@@ -101,7 +100,7 @@ class Step:
             # where nothing counts the mean is of nothing
             if count
         ]
-        return retried(lambda: torch.stack(losses).sum()) if losses else torch.zeros(())
+        return retried(lambda: sum(losses[1:], losses[0])) if losses else torch.zeros(())
 
     def update(self) -> Tensor:
         """Clip the gradients, step the optimizer, and return the norm that they had, as a tensor of one number."""

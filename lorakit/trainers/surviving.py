@@ -26,8 +26,8 @@ SUMS = "loss_is_summed"
 class Survivor(TrainerCallback):
     """Stands around the steps of one trainer, tries the longest rows before the first, and logs what steps needed."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.longest_first, self.say = True, logger.warning
+    def __init__(self, trainer: Trainer, say: Callable[[str], None]) -> None:
+        self.longest_first, self.say = True, say
         self._trainer: Any = trainer
         model: Any = trainer.model
         self._step, self._create = trainer.training_step, trainer.create_optimizer
@@ -113,7 +113,7 @@ def survive(trainer: Trainer, *, longest_first: bool = True, say: Callable[[str]
     """
     own: Any = trainer
     known = [one for one in own.callback_handler.callbacks if isinstance(one, Survivor)]
-    survivor = known[0] if known else Survivor(trainer)
+    survivor = known[0] if known else Survivor(trainer, say)
     survivor.longest_first, survivor.say = longest_first, say
     if not known:
         own.training_step, own.create_optimizer = survivor.training_step, survivor.create_optimizer
