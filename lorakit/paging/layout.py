@@ -71,6 +71,10 @@ class Layout:
         """The bytes of pages elsewhere."""
         return sum(pool.far_bytes for pool in self._pools.values())
 
+    def knows(self, parameter: nn.Parameter) -> bool:
+        """Return whether a parameter was added."""
+        return parameter in self._pieces
+
     def add(self, parameters: Iterable[nn.Parameter], paged: Collection[nn.Parameter], state: State) -> None:
         """Take parameters in, and allocate pages for what the optimizer will keep for those that page.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Set
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -138,9 +138,8 @@ class Paged(torch.optim.Optimizer):
             if closure is not None:
                 with torch.enable_grad():
                     self._loss = closure()
-            known = self._layout.pieces
-            self._check_known({piece.parameter for piece in known})
-            pieces = [piece for piece in known if piece.parameter.grad is not None]
+            self._check_known()
+            pieces = [piece for piece in self._layout.pieces if piece.parameter.grad is not None]
             pieces = pieces[:: -1 if self._backward else 1]
             self._unfinished["step"] = Sweep(unhooked(self.wrapped), pieces, self._layout, quiet=self._quiet)
         self._finish("step")
@@ -206,11 +205,12 @@ class Paged(torch.optim.Optimizer):
             self._unfinished[name] = Sweep(method, held, self._layout, quiet=False)
         self._finish(name)
 
-    def _check_known(self, known: Set[nn.Parameter]) -> None:
-        if unknown := sum(one not in known for group in self.param_groups for one in group["params"]):
+    def _check_known(self) -> None:
+        # whoever puts others in their place does so with all of them, and a step has no time to look at each
+        if not all(self._layout.knows(one) for group in self.param_groups for one in group["params"][:1]):
             raise ModelError(
-                f"{unknown} parameters came into this optimizer's groups otherwise than by `add_param_group`, as where "
-                "FSDP puts sharded ones in the place of those before; make an optimizer of what it sharded, unpaged"
+                "parameters came into this optimizer's groups otherwise than by `add_param_group`, as where FSDP puts "
+                "sharded ones in the place of those before; make an optimizer of what it sharded, unpaged"
             )
 
     def _finish(self, name: str) -> None:

@@ -330,7 +330,7 @@ def test_parameters_that_take_the_place_of_others_are_no_silent_end_of_training(
     model = nn.Linear(4, 4)
     optimizer = lorakit.paged(torch.optim.AdamW(model.parameters()))
     optimizer.param_groups[0]["params"] = [nn.Parameter(torch.ones(4))]
-    with pytest.raises(lorakit.ModelError, match="1 parameters came into this optimizer's groups otherwise"):
+    with pytest.raises(lorakit.ModelError, match="came into this optimizer's groups otherwise"):
         optimizer.step()
 
 
