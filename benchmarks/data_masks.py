@@ -90,7 +90,7 @@ def theirs(record: dict[str, Any], tokenizer: Any, model: Any, folder: Path) -> 
         output_dir=str(folder), assistant_only_loss=chat, max_length=None, report_to="none", use_cpu=True, bf16=False
     )
     dataset = Dataset.from_list([record])
-    trainer = SFTTrainer(model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
+    trainer: Any = SFTTrainer(model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
     row = trainer.train_dataset[0]
     return row["input_ids"], row.get("labels", row["input_ids"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,6 +39,25 @@ def test_what_is_sent_comes_back_with_its_values_and_its_strides(value: Tensor) 
     back = sending._fetched(Sending()._send(value))
     assert torch.equal(back, value) and back.stride() == value.stride() and back.dtype == value.dtype
     assert back.untyped_storage().data_ptr() != value.untyped_storage().data_ptr()
+
+
+def test_pinned_memory_that_is_refused_gives_plain_memory_and_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = torch.empty
+
+    def refusing(*arguments: Any, pin_memory: bool = False, **others: Any) -> Tensor:
+        if pin_memory:
+            raise RuntimeError("CUDA error: OS call failed")
+        return plain(*arguments, **others)
+
+    monkeypatch.setattr(torch, "empty", refusing)
+    sending._say_plain.cache_clear()
+    on_device: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32)
+    for _ in range(2):
+        sent = Sending()
+        assert [sent._host(count, on_device).numel() for count in (8, 16)] == [8, 16] and not sent.pinned
+    assert caplog.text.count("no pinned memory (CUDA error: OS call failed); saved tensors go to plain memory") == 1
 
 
 def test_one_stretch_of_memory_is_sent_once_and_parameters_stay() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from lorakit.application.places import full_parameters, own_parameters
+from lorakit.application.sharding import is_sharded
 from lorakit.application.state import NamedAdapter, state_of, unwrapped
 from lorakit.dtypes import BF16_STEPS, name_of
 from lorakit.errors import ModelError
@@ -29,7 +31,7 @@ def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Op
     `lr` replaces the optimizer's own learning rate; a rule's `lr` stays, and a method may multiply that of single
     parameters, as LoRA does by `lr_ratio`. Where the plan says `paged`, the state of those parameters pages.
     Raises: ModelError if the model is not adapted, the adapters in use name different optimizers, or the one that they
-    name cannot page.
+    name cannot page, or not step what several processes share.
     """
     # a config's 1e-4 may come as a string, and a rate of nought or below trains nothing or the opposite
     if lr is not None and not (isinstance(lr, int | float) and 0 < lr < math.inf):
@@ -37,6 +39,10 @@ def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Op
     factory, groups = _factory(model), parameter_groups(model, lr)
     _say_if_lost(model, groups)
     paged = {parameter for group in groups if group.pop("paged") for parameter in group["params"]}
+    if paged and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise ModelError("paged: FSDP shards what trains, and no page holds the state of a shard; leave out `paged`")
+    if is_sharded(unwrapped(model)):
+        _check_takes_shards(factory, [parameter for group in groups for parameter in group["params"]])
     optimizer = factory.build(groups)
     if not paged:
         return optimizer
@@ -45,6 +51,19 @@ def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Op
         return factory.state(tuple(parameter.shape), name_of(parameter.dtype))
 
     return Paged(optimizer, parameters=paged, state=state, shared=getattr(factory, "shared_state", ()))
+
+
+def _check_takes_shards(factory: OptimizerFactory, parameters: Sequence[nn.Parameter]) -> None:
+    """Take a step on one more parameter like the largest: whoever wrote it may have had no shards in mind."""
+    twin = nn.Parameter(torch.zeros_like(max(parameters, key=torch.numel).detach()))
+    twin.grad = torch.zeros_like(twin)
+    try:
+        factory.build([{"params": [twin], "lr": factory.default_lr}]).step()
+    # it fails as code does
+    except Exception as error:
+        raise ModelError(
+            f"`{factory.name}` cannot step what is sharded over processes: {error}; name another optimizer, as adamw"
+        ) from error
 
 
 def _say_if_lost(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> None:

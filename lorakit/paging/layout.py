@@ -71,6 +71,10 @@ class Layout:
         """The bytes of pages elsewhere."""
         return sum(pool.far_bytes for pool in self._pools.values())
 
+    def knows(self, parameter: nn.Parameter) -> bool:
+        """Return whether a parameter was added."""
+        return parameter in self._pieces
+
     def add(self, parameters: Iterable[nn.Parameter], paged: Collection[nn.Parameter], state: State) -> None:
         """Take parameters in, and allocate pages for what the optimizer will keep for those that page.
 
@@ -78,12 +82,7 @@ class Layout:
         as `Pool.add` does.
         """
         fresh = [Piece(parameter, parameter in paged) for parameter in parameters]
-        for piece in fresh:
-            if piece.paged and type(piece.parameter.data) is not Tensor:
-                named = type(piece.parameter.data).__name__
-                raise ModelError(
-                    f"paged: a parameter is a {named}, whose state no page can hold; step it without paging"
-                )
+        check_plain(piece.parameter for piece in fresh if piece.paged)
         self._place([(piece, self._forms(piece.parameter, state)) for piece in fresh if piece.paged])
         self._pieces |= {piece.parameter: piece for piece in fresh}
         for piece in fresh:
@@ -215,6 +214,14 @@ class Layout:
             page.slots = [slot for slot in page.slots if id(slot) not in gone]
             if not page.slots:
                 self._pools[page.device].drop(page)
+
+
+def check_plain(parameters: Iterable[nn.Parameter]) -> None:
+    """Raise ModelError for a parameter that is no plain tensor, such as a sharded one: its state cannot page."""
+    for parameter in parameters:
+        if type(parameter.data) is not Tensor:
+            named = type(parameter.data).__name__
+            raise ModelError(f"paged: a parameter is a {named}, whose state no page can hold; step it without paging")
 
 
 def pages_of(pieces: Iterable[Piece]) -> list[Page]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lorakit.errors import ModelError
-from lorakit.paging.layout import Layout, State, page_for
+from lorakit.paging.layout import Layout, State, check_plain, page_for
 from lorakit.paging.leaves import copied
 from lorakit.paging.links import Link, link_for
 from lorakit.paging.loading import load_in_slices
@@ -58,6 +58,9 @@ class Paged(torch.optim.Optimizer):
         """
         if isinstance(optimizer, Paged):
             raise ModelError("paged: this optimizer's state pages already")
+        own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        paged = set(own if parameters is None else parameters)
+        check_plain(paged)
         draws = check_apart(optimizer)
         self.wrapped = optimizer
         for name in HOOKS:
@@ -66,8 +69,7 @@ class Paged(torch.optim.Optimizer):
             setattr(optimizer, f"_optimizer_{name}", OrderedDict())
         self._state_of = state or kept_by(optimizer)
         self._layout = Layout(optimizer, budget, page_size or page_for(budget), link, shared)
-        own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._layout.add(own, set(own if parameters is None else parameters), self._state_of)
+        self._layout.add(own, paged, self._state_of)
         # by name, what failed on its way
         self._unfinished: dict[str, Sweep] = {}
         self._loss: Any = None
@@ -129,13 +131,14 @@ class Paged(torch.optim.Optimizer):
         """Take a step, or what is left of one that failed; a closure computes the loss anew first, once.
 
         Raises: what the wrapped optimizer's step raises, torch.OutOfMemoryError if it fails for one parameter while
-        every other page is far, WriteError if a page cannot leave.
+        every other page is far, WriteError if a page cannot leave, ModelError if groups hold what was never added.
         """
         if "step" not in self._unfinished:
             self._loss = None
             if closure is not None:
                 with torch.enable_grad():
                     self._loss = closure()
+            self._check_known()
             pieces = [piece for piece in self._layout.pieces if piece.parameter.grad is not None]
             pieces = pieces[:: -1 if self._backward else 1]
             self._unfinished["step"] = Sweep(unhooked(self.wrapped), pieces, self._layout, quiet=self._quiet)
@@ -201,6 +204,14 @@ class Paged(torch.optim.Optimizer):
             held = [piece for piece in self._layout.pieces if piece.parameter in self.wrapped.state]
             self._unfinished[name] = Sweep(method, held, self._layout, quiet=False)
         self._finish(name)
+
+    def _check_known(self) -> None:
+        # whoever puts others in their place does so with all of them, and a step has no time to look at each
+        if not all(self._layout.knows(one) for group in self.param_groups for one in group["params"][:1]):
+            raise ModelError(
+                "parameters came into this optimizer's groups otherwise than by `add_param_group`, as where FSDP puts "
+                "sharded ones in the place of those before; make an optimizer of what it sharded, unpaged"
+            )
 
     def _finish(self, name: str) -> None:
         with torch.no_grad():

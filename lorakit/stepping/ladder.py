@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorakit.errors import WriteError
 from lorakit.planning.report import show_bytes
 from lorakit.stepping.batches import elements_of, halves, rows_of
 from lorakit.stepping.before import Before
@@ -157,7 +158,15 @@ class Ladder:
         return f"the step does not fit: it {tried}. {self._advice}".strip()
 
     def _paged(self) -> int:
-        return self._page_out() if self._page_out is not None else 0
+        if self._page_out is None:
+            return 0
+        try:
+            return self._page_out()
+        except WriteError as error:
+            # there are other ways, and what has not left is still there
+            self._say(str(error))
+            self._page_out = None
+            return 0
 
     def _note(self, climb: Climb, size: int) -> None:
         self.climbs.append(climb)

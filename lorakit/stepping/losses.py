@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -106,11 +107,12 @@ def refused(model: nn.Module, learning: Learning, *, training: bool = False) -> 
 
 def several_processes() -> str:
     """Return why no step is tried again where several processes train together: the others would wait."""
-    if (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    ):
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        count = torch.distributed.get_world_size()
+    else:
+        # of a process that torchrun or accelerate started, and that knows nothing of the others yet
+        count = int(os.environ.get("WORLD_SIZE") or 1)
+    if count > 1:
         return "several processes train together, and the others would wait for one that tries again"
     return ""
 

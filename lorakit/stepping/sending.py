@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+logger = logging.getLogger("lorakit")
 # of no use to send less, in bytes
 SMALLEST = 1 << 16
 # elements at which allocators begin a tensor; a kernel may be chosen by where one begins
@@ -75,10 +78,16 @@ class Sending:
         if like.is_cuda and self.pinned:
             try:
                 return torch.empty(count, dtype=like.dtype, pin_memory=True)
-            except RuntimeError:
-                # the system pins no more: plain memory does, at half the speed
+            except RuntimeError as error:
                 self.pinned = False
+                _say_plain(str(error))
         return torch.empty(count, dtype=like.dtype)
+
+
+@functools.cache
+def _say_plain(error: str) -> None:
+    """Say it the first time: where memory is short, a step may do this each time."""
+    logger.warning("no pinned memory (%s); saved tensors go to plain memory, and copies wait", error)
 
 
 def _fetched(value: Tensor | _View) -> Tensor:

@@ -46,7 +46,8 @@ class Step:
         advice: str = ADVICE,
         say: Callable[[str], None] = logger.warning,
     ) -> None:
-        self.model, self.optimizer = model, resumable(optimizer)
+        alone = not several_processes()
+        self.model, self.optimizer = model, resumable(optimizer) if alone else optimizer
         self._learning = learning_of(model, loss)
         self._max_grad_norm = max_grad_norm or math.inf
         self._watch = watch

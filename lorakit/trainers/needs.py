@@ -44,7 +44,7 @@ def needs_words(history: Sequence[Record]) -> str:
     """Return in words what the steps of a history needed, to go behind other words; nothing if they needed nothing."""
 
     def total(name: str) -> float:
-        return sum(record.get(name, 0) for record in history)
+        return float(sum(record.get(name, 0) for record in history))
 
     words = ""
     if steps := sum("rung" in record for record in history):

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from accelerate import DistributedType
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
@@ -25,8 +26,8 @@ SUMS = "loss_is_summed"
 class Survivor(TrainerCallback):
     """Stands around the steps of one trainer, tries the longest rows before the first, and logs what steps needed."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.longest_first, self.say = True, logger.warning
+    def __init__(self, trainer: Trainer, say: Callable[[str], None]) -> None:
+        self.longest_first, self.say = True, say
         self._trainer: Any = trainer
         model: Any = trainer.model
         self._step, self._create = trainer.training_step, trainer.create_optimizer
@@ -65,7 +66,9 @@ class Survivor(TrainerCallback):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Have the trainer's optimizer go on where its step ran out of memory, before a schedule knows it."""
         made = self._create(*args, **kwargs)
-        if not (self._refused or self._trainer.is_deepspeed_enabled or isinstance(made, AcceleratedOptimizer)):
+        # FSDP and DeepSpeed put other parameters in its groups
+        is_plain = self._trainer.accelerator.distributed_type == DistributedType.NO
+        if is_plain and not isinstance(made, AcceleratedOptimizer):
             made = self._trainer.optimizer = resumable(made)
         return made
 
@@ -110,7 +113,7 @@ def survive(trainer: Trainer, *, longest_first: bool = True, say: Callable[[str]
     """
     own: Any = trainer
     known = [one for one in own.callback_handler.callbacks if isinstance(one, Survivor)]
-    survivor = known[0] if known else Survivor(trainer)
+    survivor = known[0] if known else Survivor(trainer, say)
     survivor.longest_first, survivor.say = longest_first, say
     if not known:
         own.training_step, own.create_optimizer = survivor.training_step, survivor.create_optimizer

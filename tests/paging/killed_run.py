@@ -57,7 +57,8 @@ def train(folder: Path, at: int) -> int:
         done, losses = kept["done"], kept["losses"]
     while done < STEPS:
         draw = torch.Generator().manual_seed(done)
-        losses.append(step((torch.randn(6, 20, generator=draw), torch.randint(4, (6,), generator=draw))))
+        loss = step((torch.randn(6, 20, generator=draw), torch.randint(4, (6,), generator=draw)))
+        losses.append(float(loss))
         done += 1
         if done % EVERY == 0:
             if done % (2 * EVERY) == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import logging
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import schedulefree
 import torch
+from forked import Nursery
 from paged_runs import PAGE, SMALL, Maker, give, groups, parameters, run, same, same_state
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -18,6 +20,7 @@ import lorakit
 from lorakit.paging import Paged
 from lorakit.paging.links import Direct
 from lorakit.paging.sides import Arena, MappedFile, PinnedMemory
+from lorakit.stepping.ladder import Rung
 
 MAKERS: dict[str, Maker] = {
     "AdamW": lambda given: torch.optim.AdamW(given, lr=1e-2),
@@ -179,6 +182,67 @@ def test_a_disk_that_is_full_later_leaves_state_near() -> None:
     run(reference, plain, range(3, 6))
     run(optimizer, members, range(3, 6))
     assert same(members, plain) and same_state(optimizer, reference)
+
+
+def test_a_step_goes_on_without_paging_where_the_disk_is_full() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 40), nn.Tanh(), nn.Linear(40, 4))
+    batch = (torch.randn(6, 20), torch.randint(4, (6,)))
+    said: list[str] = []
+    results = []
+    for failing in ((), (4, 8)):
+        model = copy.deepcopy(net)
+        optimizer = Paged(ADAMW(model.parameters()), page_size=PAGE, link=lambda _: Direct(Arena(), Full(0)))
+        step = lorakit.Step(model, optimizer, nn.functional.cross_entropy, say=said.append)
+        losses = [float(step(batch))]
+        with Short(*failing):
+            losses.append(float(step(batch)))
+        results.append((losses, [*model.parameters()], optimizer, [climb.rung for climb in step.climbs]))
+    (losses, wanted, reference, _), (mine, members, optimizer, rungs) = results
+    assert rungs == [Rung.SEND] and "no room for" in said[0] and "nothing has moved" in said[0]
+    assert mine == losses and same(members, wanted) and same_state(optimizer, reference)
+
+
+LIMITED = """
+import resource, signal, tempfile, torch, lorakit
+from lorakit.paging import Paged
+from torch import nn
+
+def run(limited):
+    torch.manual_seed(0)
+    members = [nn.Parameter(torch.randn(64, 64)) for _ in range(8)]
+    optimizer = Paged(torch.optim.AdamW(members, lr=1e-2), page_size=1 << 16)
+    for number in range(4):
+        for index, one in enumerate(members):
+            one.grad = torch.full_like(one, 0.1 * number + index)
+        optimizer.step()
+        if limited and number == 1:
+            # room for two pages of eight
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 16, resource.RLIM_INFINITY))
+            try:
+                optimizer.page_out()
+            except lorakit.WriteError as error:
+                print(error)
+            print(optimizer.far_bytes >> 16)
+    return members
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+whole, limited = run(False), run(True)
+print(all(map(torch.equal, whole, limited)))
+try:
+    Paged(torch.optim.AdamW(limited), 1 << 17, page_size=1 << 16)
+except lorakit.WriteError as error:
+    print(error)
+"""
+
+
+def test_a_file_that_may_not_grow_leaves_state_where_it_is(nursery: Nursery) -> None:
+    child = nursery.start(LIMITED)
+    assert child.wait() == 0, child.err
+    refused, far, is_same, before_any_step = child.out.splitlines()
+    assert refused.startswith("paged: no room for 65,536 bytes of optimizer state to leave to: [Errno 27]")
+    assert (far, is_same) == ("2", "True")
+    assert before_any_step.startswith("paged: no room for ") and before_any_step.endswith("nothing has moved")
 
 
 def test_pinned_memory_that_is_refused_gives_plain_memory(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from forked import Nursery
 from safetensors.torch import load_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
@@ -89,8 +90,8 @@ def test_the_forecast_is_what_a_run_keeps_to_the_byte(name: str, dtype: str, pag
     assert sum(held.values()) == memory.optimizer
     tables = 2048 if name == "adamw8bit" else 0
     assert memory.paged == (memory.optimizer - tables if paged else 0)
-    held = lorakit.summary(model)
-    assert (held.optimizer_bytes, held.paged_bytes) == (memory.optimizer, memory.paged)
+    told = lorakit.summary(model)
+    assert (told.optimizer_bytes, told.paged_bytes) == (memory.optimizer, memory.paged)
 
 
 @pytest.mark.parametrize(("first", "second"), [(" paged", ""), ("", " paged"), (" paged", " paged")])
@@ -282,3 +283,66 @@ def test_a_copy_is_an_optimizer_of_its_own() -> None:
     assert all(map(torch.equal, model.parameters(), before))
     step(optimizer, 2)
     assert all(map(torch.equal, model.parameters(), twin.param_groups[0]["params"]))
+
+
+SHARDED = """
+import tempfile, torch, torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+import lorakit
+from pathlib import Path
+
+with tempfile.TemporaryDirectory() as folder:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+    for optimizer in ("adamw paged", "adamw8bit", "adamw"):
+        model = lorakit.apply(f"adapt 0 rank 64\\noptimizer {optimizer}", nn.Sequential(nn.Linear(64, 64)))
+        fully_shard(model, mesh=mesh)
+        try:
+            made = lorakit.optimizer(model)
+        except lorakit.ModelError as error:
+            print(error)
+        else:
+            step = lorakit.Step(model, made, nn.functional.mse_loss)
+            print(type(step.optimizer).__name__, bool(step((torch.ones(2, 64), torch.ones(2, 64))) > 0))
+    dist.destroy_process_group()
+"""
+
+
+def test_what_cannot_step_shards_is_refused_before_any_step(nursery: Nursery) -> None:
+    child = nursery.start(SHARDED)
+    assert child.wait() == 0, child.err
+    paged, eight, plain = child.out.splitlines()
+    assert paged == "paged: a parameter is a DTensor, whose state no page can hold; step it without paging"
+    assert eight.startswith("`adamw8bit` cannot step what is sharded over processes: ") and eight.endswith("as adamw")
+    assert plain == "AdamW True"
+
+
+def test_paging_under_fsdp_is_refused_where_the_launcher_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    model = lorakit.apply("adapt q_proj rank 4 paged", make_llama())
+    with pytest.raises(lorakit.ModelError, match="FSDP shards what trains, and no page holds.*leave out `paged`"):
+        lorakit.optimizer(model)
+    assert lorakit.optimizer(lorakit.apply("adapt q_proj rank 4", make_llama()))
+
+
+def test_parameters_that_take_the_place_of_others_are_no_silent_end_of_training() -> None:
+    model = nn.Linear(4, 4)
+    optimizer = lorakit.paged(torch.optim.AdamW(model.parameters()))
+    optimizer.param_groups[0]["params"] = [nn.Parameter(torch.ones(4))]
+    with pytest.raises(lorakit.ModelError, match="came into this optimizer's groups otherwise"):
+        optimizer.step()
+
+
+def test_several_processes_are_known_from_their_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lorakit.trainers.planned import shortage_words
+
+    spec, llama = "adapt q_proj rank 4", make_llama()
+    assert "done again" in shortage_words(llama, lorakit.plan(spec, llama), is_text=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "nothing is tried again, for several processes" in shortage_words(
+        llama, lorakit.plan(spec, llama), is_text=True
+    )
+    model = lorakit.apply(spec, llama)
+    optimizer = lorakit.optimizer(model)
+    assert lorakit.Step(model, optimizer).optimizer is optimizer
