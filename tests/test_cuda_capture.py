@@ -71,6 +71,20 @@ def test_rows_of_any_length_share_few_graphs() -> None:
     assert step._captured is not None and len(step._captured._graphs) == 3
 
 
+def test_what_trains_later_is_captured_anew() -> None:
+    model: Any = lorakit.apply(SPEC, make_llama(**SIZES).to("cuda", torch.bfloat16)).train()
+    step = lorakit.Step(model, lorakit.optimizer(model)).capture()
+    first = [float(step(batch(0))) for _ in range(2)]
+    state = {name: value.clone() for name, value in adapters(model).items()}
+    for path, parameter in model.named_parameters():
+        if path.endswith("lora_B"):
+            # what another tensor holds, in another place
+            parameter.data = torch.zeros_like(parameter)
+    again = float(step(batch(0)))
+    assert again == pytest.approx(first[0], rel=1e-3) and again != first[1]
+    assert any(not torch.equal(value, state[name]) for name, value in adapters(model).items())
+
+
 class Asks(nn.Module):
     """Asks the device on its way."""
 

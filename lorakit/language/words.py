@@ -1,7 +1,8 @@
 """The words of the language: one table that the parser's complaints, the checks, the printer and the editor read.
 
-A new clause is a row here, a section of the page `words.md`, a word in the grammar and its highlighting, and a field in
-`statements`; `takes` says how its value is read (in `clauses`) and printed (in `printer`).
+A new clause is a row here, a section of the page `words.md`, a word in the grammar, of which `compiling` makes tables,
+and in its highlighting, and a field in `statements`; `takes` says how its value is read (in `clauses`) and printed (in
+`printer`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,14 @@ class Graph:
     share: Tensor
     loss: Tensor
     gradients: Mapping[nn.Parameter, Tensor]
+    addresses: Sequence[int]
+
+    def stands(self) -> bool:
+        """Return whether the parameters that it trains still train, and lie where they did."""
+        return all(
+            parameter.requires_grad and parameter.data_ptr() == address
+            for parameter, address in zip(self.gradients, self.addresses, strict=True)
+        )
 
     def replay(self) -> Tensor:
         """Run the pass, add its gradients to those of its parameters, and return its loss."""
@@ -79,6 +87,10 @@ class Captured:
         if key not in self._graphs:
             self._graphs[key] = self._made(batch, parts) if len(self._graphs) < MOST else None
         graph = self._graphs[key]
+        if graph is not None and not graph.stands():
+            # other adapters train now, or others of these values: none of the graphs is of them
+            self._graphs.clear()
+            graph = self._graphs[key] = self._made(batch, parts)
         if graph is None:
             return None
         for name, value in parts.items():
@@ -122,7 +134,7 @@ class Captured:
                 loss = self._pass(batch, share)
         gradients = {one: one.grad for one in trained if one.grad is not None}
         before.restore()
-        return Graph(graph, inputs, share, loss, gradients)
+        return Graph(graph, inputs, share, loss, gradients, [one.data_ptr() for one in gradients])
 
     def _pass(self, batch: Any, share: Tensor) -> Tensor:
         loss = self._learning.loss(self._model, batch) * share
