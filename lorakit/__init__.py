@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from lorakit.hooks import hookimpl
     from lorakit.stepping.step import Step
+    from lorakit.trainers.peft import peft, peft_config
 
 __all__ = [
     "AdapterError",
@@ -58,6 +59,8 @@ __all__ = [
     "optimizer",
     "paged",
     "parse",
+    "peft",
+    "peft_config",
     "plan",
     "save",
     "summary",
@@ -65,7 +68,12 @@ __all__ = [
 ]
 
 # These load when they are asked for: the command line starts without what its command does not use
-_LATER = {"hookimpl": "lorakit.hooks", "Step": "lorakit.stepping.step"}
+_LATER = {
+    "hookimpl": "lorakit.hooks",
+    "Step": "lorakit.stepping.step",
+    "peft": "lorakit.trainers.peft",
+    "peft_config": "lorakit.trainers.peft",
+}
 
 
 def __getattr__(name: str) -> object:
