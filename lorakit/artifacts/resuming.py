@@ -46,5 +46,5 @@ def first_difference(before: Plan, after: Plan) -> str:
             return f"`{change.path}` is decided by {'it' if change.kind == 'remove' else 'the other'} alone"
         for name, was, will in change.fields:
             if name not in FREE:
-                return f"`{change.path}` had {name} {was or 'unsaid'}, and has {will or 'none'} now"
+                return f"`{change.path}` had {f'{name} {was}' if was else f'no {name}'}, and has {will or 'none'} now"
     return ""

@@ -87,6 +87,10 @@ class PeftView(PeftModel):  # type: ignore[misc]
             self.eval()
         return _IncompatibleKeys([], [])
 
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Use one adapter, or several, alone; they train unless it is to infer. Raises: ModelError."""
+        self.base_model.set_adapter(adapter_name, inference_mode)
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Take an adapter off the model. Raises: ModelError if it is the only one."""
         self.base_model.delete_adapter(adapter_name)
