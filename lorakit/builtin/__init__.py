@@ -25,10 +25,11 @@ def plugins() -> dict[str, ModuleType]:
         stacked_parameters,
     )
     from lorakit.huggingface import former_names, models, own_layers, recomputing, saving
+    from lorakit.trainers import first_step
 
     modules = (
         quantizers, kernels, initializers, optimizers, lora, roles, linear_layers, other_layers, bitsandbytes_layers,
         stacked_parameters, rwkv, dispatched_models, factory_models, models, saving,
-        recomputing, own_layers, former_names, data_formats, data_shapes,
+        recomputing, own_layers, former_names, first_step, data_formats, data_shapes,
     )  # fmt: skip
     return {f"lorakit ({module.__name__.rpartition('.')[2]})": module for module in modules}
