@@ -30,7 +30,7 @@ def peft(model: nn.Module) -> PeftView:
     wants a reference, or an adapter as it stood, instead of loading a second model.
     Raises: ModelError if the model has no adapters, or PEFT is not installed.
     """
-    view: type[PeftView] = _needing_peft("lorakit.trainers.peft_view").PeftView
+    view: type[PeftView] = _view().PeftView
     return view.around(model)
 
 
@@ -50,14 +50,15 @@ def peft_config(
     """
     from lorakit.api import parse
 
-    config: type[SpecConfig] = _needing_peft("lorakit.trainers.peft_config").SpecConfig
+    config: type[SpecConfig] = _view().SpecConfig
     spec = parse(spec_or_plan, plugins=plugins) if isinstance(spec_or_plan, str | Path) else spec_or_plan
     return config(spec=spec, seed=seed, calibration=calibration, hardware=hardware, plugins=plugins)
 
 
-def _needing_peft(module: str) -> Any:
+def _view() -> Any:
     try:
         import_module("peft")
     except ImportError as error:
         raise ModelError(f"this needs PEFT, which does not import here ({error}): pip install peft") from error
-    return import_module(module)
+    # which tells PEFT of both
+    return import_module("lorakit.trainers.peft_view")

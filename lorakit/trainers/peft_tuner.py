@@ -12,8 +12,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import Tensor, nn
 
 from lorakit.api import load, merge
-from lorakit.application.places import full_parameters, own_parameters
 from lorakit.application.state import adapter_of, state_of
+from lorakit.application.trainables import trained_by
 from lorakit.artifacts.peft_names import PREFIX, adapter_tensors
 from lorakit.artifacts.resuming import resume
 from lorakit.errors import ModelError
@@ -117,13 +117,8 @@ class SpecTuner(nn.Module):
     def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
         """Let adapters train, or not. Raises: ModelError."""
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            adapter = state_of(self.model).get(name)
-            for entry in adapter.plan.entries:
-                own = own_parameters(adapter.modules[entry.path], entry) if entry.adapter else {}
-                trains = {one.name for one in entry.adapter.parameters if one.trains} if entry.adapter else set()
-                chosen = {path: value for path, value in own.items() if path in trains or path == "bias"}
-                for parameter in (chosen | full_parameters(self.model, entry)).values():
-                    parameter.requires_grad_(requires_grad)
+            for _, parameter in trained_by(self.model, state_of(self.model).get(name)):
+                parameter.requires_grad_(requires_grad)
 
     def add_adapter(self, name: str, config: PeftConfig) -> None:
         """Put an adapter more on the model, and leave in use what is; for TRL's reference, keep the one it is of.

@@ -182,3 +182,23 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, tokenizer: Any) 
     assert logged(again) == logged(whole)
     mine, theirs = adapters(again.model), adapters(whole.model)
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize("kind", ["DPO", "KTO", "GRPO"])
+def test_a_second_model_is_refused_before_it_is_loaded(kind: str, tmp_path: Path, tokenizer: Any) -> None:
+    rows = PAIRS if kind == "DPO" else [{"prompt": row["prompt"], "completion": "a", "label": True} for row in PAIRS]
+    settings: dict[str, Any] = {"beta": 0.1, "num_generations": 2} if kind == "GRPO" else {}
+    given = {"reward_funcs": len} if kind == "GRPO" else {}
+    # it has no name, so that loading it again would fail otherwise
+    model = lorakit.apply(QLORA, make_llama(**SIZES))
+    with pytest.raises(lorakit.ModelError, match=rf"{kind}Trainer would load a second model.*give it `lorakit.peft\(model\)`"):
+        trained(kind, model, rows, tmp_path, settings=settings, processing_class=tokenizer, **given)
+
+
+def test_a_reference_of_ones_own_and_none_at_all_are_taken(tmp_path: Path, tokenizer: Any) -> None:
+    model = lorakit.apply(QLORA, make_llama(**SIZES))
+    trained("DPO", model, PAIRS, tmp_path, ref_model=make_llama(**SIZES), processing_class=tokenizer)
+    model = lorakit.apply(QLORA, make_llama(**SIZES))
+    settings = {"precompute_ref_log_probs": True}
+    first = logged(trained("DPO", model, PAIRS, tmp_path, settings=settings, processing_class=tokenizer))[0]
+    assert first == pytest.approx(math.log(2), abs=1e-6)

@@ -7,18 +7,18 @@ that trains nothing, or something else.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lorakit.application.places import full_parameters, own_parameters
 from lorakit.application.state import adapted_state
+from lorakit.application.trainables import frozen_words, trainables
 from lorakit.errors import TrainingError
-from lorakit.planning.place import Place
+from lorakit.huggingface import marks
 
 logger = logging.getLogger("lorakit")
 # the label of what is not learned
@@ -26,7 +26,14 @@ IGNORED = -100
 
 _trained: WeakSet[nn.Module] = WeakSet()
 _stepped: WeakSet[torch.optim.Optimizer] = WeakSet()
+_fresh: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
 _is_registered = False
+
+
+def remember(model: nn.Module) -> None:
+    """Remember what of a model no file holds, before it is adapted."""
+    if adapted_state(model) is None:
+        _fresh[model] = marks.fresh(model)
 
 
 def watch(model: nn.Module) -> None:
@@ -48,46 +55,37 @@ def let_alone(model: nn.Module) -> None:
             model._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
-def trainables(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield what the adapters in use train, by path, whether or not it requires a gradient."""
-    state = adapted_state(model)
-    for adapter in state.used if state is not None else ():
-        for entry in adapter.plan.entries:
-            if entry.adapter is not None:
-                trains = {one.name for one in entry.adapter.parameters if one.trains}
-                for name, parameter in own_parameters(adapter.modules[entry.path], entry).items():
-                    if name in trains:
-                        yield f"{entry.path}.{name}", parameter
-            for name, parameter in full_parameters(model, entry).items():
-                yield Place(entry.path).inside(name), parameter
-
-
 def _before_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if torch.compiler.is_compiling() or not (model.training and torch.is_grad_enabled()) or model in _trained:
         return
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return
     _check_trains(model, (*args, *kwargs.values()))
+    _check_fresh(model)
     _check_labels(kwargs.get("labels"))
     _trained.add(model)
 
 
 def _check_trains(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Raise TrainingError if everything that the spec trains is frozen, and no input asks for a gradient either."""
-    found = dict(trainables(model))
+    found = trainables(model)
     if not found or any(one.requires_grad for one in found.values()):
         return
     if not any(isinstance(one, Tensor) and one.requires_grad for one in inputs):
         raise TrainingError(frozen_words(found))
 
 
-def frozen_words(found: Mapping[str, nn.Parameter]) -> str:
-    """Say that all of this is frozen, and what does that."""
-    return (
-        f"nothing trains: all {len(found)} parameters of the adapters in use, first `{next(iter(found))}`, were frozen "
-        "after the model was adapted, as `requires_grad_(False)` and peft's `prepare_model_for_kbit_training` do it: "
-        "call these before, or have adapters train again by `lorakit.adapters(model).use(NAME)`"
-    )
+def _check_fresh(model: nn.Module) -> None:
+    """Raise TrainingError if weights that the model's files lack stay as they were drawn: no adapter holds them."""
+    trained = {path for path, parameter in trainables(model).items() if parameter.requires_grad}
+    trained |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if lost := [name for name in _fresh.get(model, ()) if name not in trained]:
+        paths = list(dict.fromkeys(name.rpartition(".")[0] for name in lost))
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise TrainingError(
+            f"the files of this {type(model).__name__} lack `{lost[0]}`{more}, drawn at random therefore: frozen, it "
+            f"learns nothing, and no adapter holds it. Have the spec train it: `train {','.join(paths[:3])}`"
+        )
 
 
 def _check_labels(labels: Any) -> None:
@@ -107,7 +105,7 @@ def _before_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs
     # a closure computes the gradients in the step
     has_gradients = not any(map(callable, (*args[1:], *kwargs.values())))
     for model in list(_trained):
-        found = {parameter: path for path, parameter in trainables(model)}
+        found = {parameter: path for path, parameter in trainables(model).items()}
         mine = {parameter: path for parameter, path in found.items() if parameter in held}
         if found and not mine:
             _check_held(model, held, next(iter(found.values())))
@@ -136,7 +134,7 @@ def _check_gradients(mine: Mapping[nn.Parameter, str]) -> None:
             f"`{next(iter(mine.values()))}`, has a gradient: the loss does not come from what this model computed with "
             "gradients, or they were set to none before the step"
         )
-    if broken := [path for gradient, path in reached.items() if not bool(torch.isfinite(gradient).all())]:
+    if broken := [path for gradient, path in reached.items() if not _is_finite(gradient)]:
         raise TrainingError(
             f"the first gradient of `{broken[0]}` and {len(broken) - 1} more is not finite, and a step would destroy the "
             f"adapter: a batch whose labels are all {IGNORED} has no mean loss, and too high a loss overflows float16"
@@ -148,3 +146,9 @@ def _check_gradients(mine: Mapping[nn.Parameter, str]) -> None:
             "was not used for its loss, and does not learn from such batches",
             len(lacking), len(mine), lacking[0],
         )  # fmt: skip
+
+
+def _is_finite(gradient: Tensor) -> bool:
+    # of what is spread over processes, what lies here
+    local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return local.is_sparse or bool(torch.isfinite(local).all())
