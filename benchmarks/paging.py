@@ -6,9 +6,10 @@ Parameters are those of LoRA on projections of the Llama-3-8B shape, in float32.
 on the device; 0 is as little as a step can do with. The others are bitsandbytes' PagedAdamW (managed memory), torchao's
 CPUOffloadOptimizer, and AdamW on the CPU with gradients sent out and parameters sent back, as torch's
 CPUOffloadPolicy of FSDP has it; those that are not installed are left out. Where there is no GPU, pages move between an
-arena and a memory-mapped file, and lorakit is beside the unpaged one alone. All are called in turn in one process;
-medians are printed, with the bytes of the device that state takes, the bytes that a step moves in (as many go out), and
-the time that copies of as many bytes take both ways at once.
+arena and a memory-mapped file, and lorakit is beside the unpaged one alone. All are called in turn in one process.
+Printed are medians of a step on an idle device, and of what it adds to products that the device is still busy with, as
+in training with backward; the bytes of the device that state takes, the bytes that a step moves in (as many go out),
+and the time that copies of as many bytes take both ways at once.
 """
 
 from __future__ import annotations
@@ -60,6 +61,18 @@ def seconds(call: Callable[[], object], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+class Backward:
+    """Products that keep a device busy for about as long as a backward pass of a small batch does."""
+
+    def __init__(self, device: str) -> None:
+        self._left = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) if device == "cuda" else None
+
+    def __call__(self) -> None:
+        if self._left is not None:
+            for _ in range(40):
+                torch.mm(self._left, self._left)
 
 
 def copy_seconds(size: int, device: str) -> float:
@@ -167,21 +180,25 @@ def main() -> None:
             optimizer.step()
     before = {name: one.traffic for name, one in made.items() if isinstance(one, Paged)}
     times: dict[str, list[float]] = {name: [] for name in made}
+    added: dict[str, list[float]] = {name: [] for name in made}
+    backward = Backward(device)
     for _ in range(given.rounds):
         for name, optimizer in made.items():
             times[name].append(seconds(optimizer.step, device))
+            alone = seconds(backward, device)
+            added[name].append(seconds(lambda step=optimizer.step: (backward(), step()), device) - alone)
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU, an arena and a memory-mapped file"
     print(f"{where}; {given.layers} layers, {given.projections}, rank {given.rank}; medians of {given.rounds}\n")
-    print("| | ms a step | MiB of state on the device | MiB in a step | ms of these copies |")
-    print("|---|---|---|---|---|")
+    print("| | ms a step | ms added to backward | MiB of state on the device | MiB in a step | ms of these copies |")
+    print("|---|---|---|---|---|---|")
     for name, optimizer in made.items():
         moved, copying = 0, 0.0
         if isinstance(optimizer, Paged):
-            moved = (optimizer.traffic.bytes_in - before[name].bytes_in) // given.rounds
+            moved = (optimizer.traffic.bytes_in - before[name].bytes_in) // (2 * given.rounds)
             copying = 1e3 * copy_seconds(moved, device) if moved else 0.0
-        median = 1e3 * statistics.median(times[name])
+        median, more = (1e3 * statistics.median(which[name]) for which in (times, added))
         held = state_bytes(optimizer, device) / MIB
-        print(f"| {name} | {median:.2f} | {held:.1f} | {moved / MIB:.1f} | {copying:.2f} |")
+        print(f"| {name} | {median:.2f} | {more:.2f} | {held:.1f} | {moved / MIB:.1f} | {copying:.2f} |")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Run:
 
     def steps(self, count: int = 4) -> list[float]:
         torch.manual_seed(1)
-        return [self.step(batch(number)) for number in range(count)]
+        return [float(self.step(batch(number))) for number in range(count)]
 
 
 def batch(number: int, rows: int = 8) -> dict[str, Tensor]:
@@ -58,16 +58,15 @@ def measured(run: Run) -> tuple[list[float], int, int]:
     return losses, before, torch.cuda.max_memory_allocated()
 
 
-@pytest.mark.parametrize("share", [0.75, 0.55])
-def test_saved_tensors_in_cpu_memory_give_the_same_bits(share: float) -> None:
-    whole = Run(f"{SPEC} paged")
+def test_saved_tensors_in_cpu_memory_give_the_same_bits() -> None:
+    whole = Run()
     losses, before, peak = measured(whole)
     expected = {name: value.cpu() for name, value in adapters(whole.model).items()}
     del whole
-    run = Run(f"{SPEC} paged")
-    with room(before + share * (peak - before)):
+    run = Run()
+    with room(before + 0.75 * (peak - before)):
         assert run.steps() == losses
-    assert Rung.SEND in {climb.rung for climb in run.step.climbs} and run.said
+    assert max(climb.rung for climb in run.step.climbs) is Rung.SEND and run.said
     assert max(climb.bytes for climb in run.step.climbs) > 1 << 20
     assert all(torch.equal(value.cpu(), expected[name]) for name, value in adapters(run.model).items())
 

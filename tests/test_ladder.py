@@ -70,7 +70,7 @@ class Run:
         """Do forward and backward alone, with no update."""
         for batches in BATCHES:
             self.optimizer.zero_grad()
-            self.losses.append(self.step.learn(*batches))
+            self.losses.append(float(self.step.learn(*batches)))
         return self
 
     @property
@@ -137,7 +137,7 @@ def test_a_split_batch_has_the_gradients_of_the_whole_up_to_rounding() -> None:
     batch = rows(3, count=5, ignored=3)
     one, two = (peak(rows(3, count=count)) for count in (1, 2))
     whole, run = Run(PLAIN), Run(PLAIN)
-    loss = whole.step.learn(batch)
+    loss = float(whole.step.learn(batch))
     # room for a row, and not for two
     device, own = Full((one + two) // 2), run.step._learning
 
@@ -146,7 +146,7 @@ def test_a_split_batch_has_the_gradients_of_the_whole_up_to_rounding() -> None:
             return own.loss(model, part)
 
     run.step._learning = Roomy(own, in_room)
-    assert run.step.learn(batch) == pytest.approx(loss, rel=1e-6)
+    assert float(run.step.learn(batch)) == pytest.approx(loss, rel=1e-6)
     assert [climb.rung for climb in run.step.climbs if climb.rows == 5] == [Rung.SPLIT]
     expected = {name: value.grad for name, value in whole.model.named_parameters() if value.grad is not None}
     for name, value in run.model.named_parameters():
@@ -163,7 +163,7 @@ def test_in_float64_the_parts_of_a_batch_give_its_gradients_to_the_last_digits()
         model = copy.deepcopy(net)
         step = lorakit.Step(model, torch.optim.SGD(model.parameters(), 0.1), functional.cross_entropy)
         with Allocations(failing) as mode:
-            losses.append(step.learn((inputs, targets)))
+            losses.append(float(step.learn((inputs, targets))))
         assert len(mode.failed) == len(failing)
         assert [climb.rung for climb in step.climbs if climb.rows == 7] == [Rung.SPLIT] * bool(failing)
         gradients.append([one.grad for one in model.parameters()])
@@ -312,10 +312,10 @@ def test_a_rehearsal_leaves_nothing_behind() -> None:
 def test_the_mean_of_several_batches_is_over_all_that_is_learned() -> None:
     run = Run(PLAIN)
     both = {name: torch.cat([rows(1, ignored=2)[name], rows(2)[name]]) for name in rows(1)}
-    loss = run.step.learn(rows(1, ignored=2), rows(2))
+    loss = float(run.step.learn(rows(1, ignored=2), rows(2)))
     gradients = {name: value.grad for name, value in run.model.named_parameters() if value.grad is not None}
     run.optimizer.zero_grad()
-    assert run.step.learn(both) == pytest.approx(loss, rel=1e-6)
+    assert float(run.step.learn(both)) == pytest.approx(loss, rel=1e-6)
     for name, value in run.model.named_parameters():
         if value.requires_grad:
             torch.testing.assert_close(value.grad, gradients[name], rtol=1e-4, atol=1e-9)

@@ -17,8 +17,10 @@ from lorakit.paging.pool import Pool, Traffic
 # bytes: small enough that little waits behind a page, large enough that a link is busy; moments are often of sizes that
 # fill four MiB, and counters lie beside them
 PAGE = (4 << 20) + (64 << 10)
-# the most that one slice of a step brings in
+# the most state that one slice of a step takes: while it is computed, others' comes and goes
 SLICE = 64 << 20
+# and where it is copied, in case the step fails
+COPIED = 16 << 20
 
 # the tensors that an optimizer keeps for a parameter, as `OptimizerFactory.state` has them
 State = Callable[[nn.Parameter], Mapping[str, tuple[tuple[int, ...], str]]]
@@ -93,11 +95,10 @@ class Layout:
         for pool, pages in self.by_pool(pages_of(pieces)).items():
             pool.bring(pages)
 
-    def prefetch(self, pieces: Sequence[Piece], keep: Sequence[Piece]) -> None:
-        """Start bringing in the state of these parameters while that of others is in use."""
-        kept = self.by_pool(pages_of(keep))
-        for pool, pages in self.by_pool(pages_of(pieces)).items():
-            pool.prefetch([page for page in pages if page not in kept.get(pool, ())], kept.get(pool, ()))
+    def prefetch(self, pages: Iterable[Page], keep: Collection[Page]) -> None:
+        """Start bringing pages in, in order, as far as there is room or pages not to keep make some."""
+        for pool, own in self.by_pool(pages).items():
+            pool.prefetch(own, keep)
 
     def follow(self) -> None:
         """Let the state of parameters that moved to another device move there too, into pages of that device."""
@@ -133,9 +134,9 @@ class Layout:
         if misfits:
             self._replace(misfits, keep=members)
 
-    def slices(self, pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
-        """Return parameters in order, as many together as share a slice; pages come in by slices."""
-        limit = min(SLICE, self.budget // 3) if self.budget is not None else SLICE
+    def slices(self, pieces: Sequence[Piece], most: int = SLICE) -> list[Sequence[Piece]]:
+        """Return parameters in order, as many together as a slice of so many bytes takes, but one at least."""
+        limit = min(most, self.budget // 3) if self.budget is not None else most
         made: list[Sequence[Piece]] = []
         current: list[Piece] = []
         pages: set[Page] = set()
@@ -192,7 +193,7 @@ class Layout:
     def _take(self, piece: Piece, found: Iterable[Leaf]) -> None:
         for leaf in found:
             assert piece.page is not None and piece.page.near is not None
-            piece.slots[leaf.path].adopt(leaf, piece.page.near)
+            piece.slots[leaf.path].adopt(leaf, piece.page.near.memory)
 
     def _replace(self, misfits: Sequence[tuple[Piece, Mapping[Path, Leaf]]], keep: Sequence[Piece]) -> None:
         """Give other pages to what the optimizer keeps otherwise than was known."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,26 +14,30 @@ from lorakit.paging.sides import Arena, DeviceMemory, MappedFile, PinnedMemory, 
 Mark = Any
 
 
+# what is copied, and where to
+Copies = Sequence[tuple[Tensor, Tensor]]
+
+
 class Link(Protocol):
     """The near side, where an optimizer steps, the far side, and copies between the two.
 
-    A copy begins behind all that the device was asked until now, and behind the copies of the marks in `after`.
+    Copies begin behind all that the device was asked until now, and behind those of the marks in `after`.
     """
 
     near: Side
     far: Side
 
-    def fetch(self, far: Tensor, near: Tensor, after: Iterable[Mark]) -> Mark:
-        """Start a copy in."""
+    def fetch(self, copies: Copies, after: Iterable[Mark]) -> Mark:
+        """Start copies in, one mark for all."""
 
-    def send(self, near: Tensor, far: Tensor, after: Iterable[Mark]) -> Mark:
-        """Start a copy out."""
+    def send(self, copies: Copies, after: Iterable[Mark]) -> Mark:
+        """Start copies out, one mark for all."""
 
     def join(self, mark: Mark) -> None:
-        """Let the device wait for a copy before what it is asked next; the program does not wait."""
+        """Let the device wait for copies before what it is asked next; the program does not wait."""
 
     def settle(self, mark: Mark) -> None:
-        """Wait for a copy."""
+        """Wait for copies."""
 
 
 class Direct:
@@ -42,13 +46,15 @@ class Direct:
     def __init__(self, near: Side, far: Side) -> None:
         self.near, self.far = near, far
 
-    def fetch(self, far: Tensor, near: Tensor, after: Iterable[Mark]) -> Mark:
+    def fetch(self, copies: Copies, after: Iterable[Mark]) -> Mark:
         """Copy in."""
-        near.copy_(far)
+        for far, near in copies:
+            near.copy_(far)
 
-    def send(self, near: Tensor, far: Tensor, after: Iterable[Mark]) -> Mark:
+    def send(self, copies: Copies, after: Iterable[Mark]) -> Mark:
         """Copy out."""
-        far.copy_(near)
+        for near, far in copies:
+            far.copy_(near)
 
     def join(self, mark: Mark) -> None:
         """Do nothing: the copy is done."""
@@ -63,34 +69,36 @@ class Streamed:
     def __init__(self, device: torch.device) -> None:
         self.near: Side = DeviceMemory(device)
         self.far: Side = PinnedMemory()
-        self._device = device
+        # torch finds a stream by an index sooner than by a device
+        self._index = torch.cuda.current_device() if device.index is None else device.index
         self._inward, self._outward = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
-    def fetch(self, far: Tensor, near: Tensor, after: Iterable[Mark]) -> Mark:
-        """Start a copy in."""
-        return self._copy(self._inward, far, near, after)
+    def fetch(self, copies: Copies, after: Iterable[Mark]) -> Mark:
+        """Start copies in."""
+        return self._copy(self._inward, copies, after)
 
-    def send(self, near: Tensor, far: Tensor, after: Iterable[Mark]) -> Mark:
-        """Start a copy out."""
-        return self._copy(self._outward, near, far, after)
+    def send(self, copies: Copies, after: Iterable[Mark]) -> Mark:
+        """Start copies out."""
+        return self._copy(self._outward, copies, after)
 
     def join(self, mark: Mark) -> None:
-        """Let the device's current stream wait for a copy."""
+        """Let the device's current stream wait for copies."""
         if mark is not None:
-            torch.cuda.current_stream(self._device).wait_event(mark)
+            torch.cuda.current_stream(self._index).wait_event(mark)
 
     def settle(self, mark: Mark) -> None:
-        """Wait for a copy."""
+        """Wait for copies."""
         if mark is not None:
             mark.synchronize()
 
-    def _copy(self, stream: torch.cuda.Stream, source: Tensor, target: Tensor, after: Iterable[Mark]) -> Mark:
-        stream.wait_stream(torch.cuda.current_stream(self._device))
+    def _copy(self, stream: torch.cuda.Stream, copies: Copies, after: Iterable[Mark]) -> Mark:
+        stream.wait_stream(torch.cuda.current_stream(self._index))
         for mark in after:
             if mark is not None:
                 stream.wait_event(mark)
         with torch.cuda.stream(stream):
-            target.copy_(source, non_blocking=True)
+            for source, target in copies:
+                target.copy_(source, non_blocking=True)
         return stream.record_event()
 
 

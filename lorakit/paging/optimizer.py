@@ -16,7 +16,7 @@ from lorakit.paging.leaves import copied
 from lorakit.paging.links import Link, link_for
 from lorakit.paging.loading import load_in_slices
 from lorakit.paging.pool import Traffic
-from lorakit.paging.probing import check_apart, kept_by, unhooked
+from lorakit.paging.probing import check_apart, is_quiet, kept_by, unhooked
 from lorakit.paging.sweep import Sweep
 
 HOOKS = (
@@ -74,6 +74,7 @@ class Paged(torch.optim.Optimizer):
         # every other step goes through parameters from the end, for what was used last is still near then; but random
         # numbers are drawn in one order
         self._turns, self._backward = not draws, False
+        self._quiet = is_quiet(optimizer)
 
     @property
     def state(self) -> Any:  # type: ignore[override]
@@ -137,7 +138,7 @@ class Paged(torch.optim.Optimizer):
                     self._loss = closure()
             pieces = [piece for piece in self._layout.pieces if piece.parameter.grad is not None]
             pieces = pieces[:: -1 if self._backward else 1]
-            self._unfinished["step"] = Sweep(unhooked(self.wrapped), pieces, self._layout)
+            self._unfinished["step"] = Sweep(unhooked(self.wrapped), pieces, self._layout, quiet=self._quiet)
         self._finish("step")
         self._backward = self._turns and not self._backward
         return self._loss
@@ -155,6 +156,7 @@ class Paged(torch.optim.Optimizer):
         own = self.wrapped.param_groups[-1]["params"]
         try:
             self._turns = not check_apart(self.wrapped)
+            self._quiet = is_quiet(self.wrapped)
             self._layout.add(own, set(own if param_group.get("paged", True) else ()), self._state_of)
         except BaseException:
             self.wrapped.param_groups.pop()
@@ -197,7 +199,7 @@ class Paged(torch.optim.Optimizer):
     def _switch(self, name: str, method: Callable[[], object]) -> None:
         if name not in self._unfinished:
             held = [piece for piece in self._layout.pieces if piece.parameter in self.wrapped.state]
-            self._unfinished[name] = Sweep(method, held, self._layout)
+            self._unfinished[name] = Sweep(method, held, self._layout, quiet=False)
         self._finish(name)
 
     def _finish(self, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from lorakit.paging.links import Mark
 ALIGNMENT = 64
 # what a page that is longer than others is a multiple of
 UNIT = 64 << 10
+# of how many pages a frame keeps the views: where steps go forth and back, few take turns in it
+REMEMBERED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,10 @@ class Form:
         """The bytes that it takes in a page."""
         return -(-self.bytes // ALIGNMENT) * ALIGNMENT
 
+    def view(self, memory: Tensor, offset: int) -> Tensor:
+        """Return a tensor of this form that lies in memory."""
+        return memory[offset : offset + self.bytes].view(self.dtype).as_strided(self.shape, self.stride)
+
 
 @dataclass(slots=True, eq=False)
 class Slot:
@@ -54,14 +61,14 @@ class Slot:
     def adopt(self, leaf: Leaf, memory: Tensor) -> None:
         """Copy a tensor into the page's memory, and let the state hold the view."""
         self.holder, self.key = leaf.holder, leaf.key
-        view = self._view(memory)
+        view = self.form.view(memory, self.offset)
         view.copy_(leaf.tensor)
         self.tensor = self.holder[self.key] = view
 
-    def point(self, memory: Tensor) -> None:
-        """Let the state hold the view into other memory of the page, unless it holds something else by now."""
+    def point(self, view: Tensor) -> None:
+        """Let the state hold the view into where the page lies, unless it holds something else by now."""
         if self._stands():
-            self.tensor = self.holder[self.key] = self._view(memory)
+            self.tensor = self.holder[self.key] = view
         else:
             self.tensor = None
 
@@ -81,10 +88,26 @@ class Slot:
         except LookupError:
             return False
 
-    def _view(self, memory: Tensor) -> Tensor:
-        form = self.form
-        flat = memory[self.offset : self.offset + form.bytes].view(form.dtype)
-        return flat.as_strided(form.shape, form.stride)
+
+class Frame:
+    """Memory for one page at a time, and the views into it of those that it held last."""
+
+    __slots__ = ("_views", "memory")
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory
+        # by the list of a page's slots, and not by the page, which may hold this frame
+        self._views: OrderedDict[int, tuple[list[Slot], list[Tensor]]] = OrderedDict()
+
+    def views(self, slots: list[Slot]) -> list[Tensor]:
+        """Return the tensors of a page's slots, where the page lies here."""
+        known = self._views.get(id(slots))
+        if known is None:
+            known = slots, [slot.form.view(self.memory, slot.offset) for slot in slots]
+            self._views[id(slots)] = known
+            if len(self._views) > REMEMBERED:
+                self._views.popitem(last=False)
+        return known[1]
 
 
 @dataclass(slots=True, eq=False)
@@ -92,32 +115,35 @@ class Page:
     """Bytes that move together: near, where the optimizer steps, or far.
 
     `arriving` and `leaving` mark the last copy each way. A page is `blank` until it is first used, and `stored` while
-    what is far is what it holds.
+    what is far is what it holds. `moves` counts how often it came to lie elsewhere.
     """
 
     size: int
     device: torch.device
     slots: list[Slot] = field(default_factory=list)
-    near: Tensor | None = None
-    far: Tensor | None = None
+    near: Frame | None = None
+    far: Frame | None = None
     arriving: Mark = None
     leaving: Mark = None
     blank: bool = True
     stored: bool = False
+    moves: int = 0
 
     def point(self) -> None:
         """Let the state's tensors be views into where the page lies."""
-        memory = self.near if self.near is not None else self.far
-        if memory is not None:
-            for slot in self.slots:
-                slot.point(memory)
+        self.moves += 1
+        frame = self.near or self.far
+        if frame is not None:
+            for slot, view in zip(self.slots, frame.views(self.slots), strict=True):
+                slot.point(view)
 
 
 @dataclass(slots=True, eq=False)
 class Piece:
     """One parameter, with its page and the slots of its state by path; no page if its state stays where it is.
 
-    `seen` says where every value of its state lay when all of it was in place: in a slot, or elsewhere as it is.
+    `seen` says where every value of its state lay when all of it was in place: in a slot, or elsewhere as it is; `ids`
+    are those of the values then, behind the moves of the page.
     """
 
     parameter: nn.Parameter
@@ -125,18 +151,27 @@ class Piece:
     page: Page | None = None
     slots: dict[Path, Slot] = field(default_factory=dict)
     seen: Sequence[Slot | Tensor | None] = ()
+    ids: Sequence[int] = ()
 
     def see(self, state: Mapping[str, Any]) -> None:
         """Note where the state's values lie, now that its tensors are in the slots."""
         nested = any(isinstance(value, dict | list | tuple) for value in state.values())
         self.seen = () if nested else [self._place(name, value) for name, value in state.items()]
+        self.ids = ()
 
     def stands(self, state: Mapping[str, Any]) -> bool:
         """Return whether the state's tensors are where they were seen."""
-        return len(state) == len(self.seen) and all(
+        # ids tell tensors apart while they live, and until the page moves the slots keep them
+        ids = (self.page.moves if self.page else 0, *map(id, state.values()))
+        if ids == self.ids:
+            return True
+        stands = len(state) == len(self.seen) and all(
             value is (place.tensor if isinstance(place, Slot) else place) or type(value) in (int, float, bool)
             for value, place in zip(state.values(), self.seen, strict=True)
         )
+        if stands:
+            self.ids = ids
+        return stands
 
     def _place(self, name: str, value: Any) -> Slot | Tensor | None:
         slot = self.slots.get((name,))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from lorakit.errors import ModelError, WriteError
 from lorakit.paging.links import Link, Mark
-from lorakit.paging.pages import Page
+from lorakit.paging.pages import Frame, Page
 
 
 @dataclass(slots=True)
@@ -30,6 +29,12 @@ class Traffic:
         )  # fmt: skip
 
 
+# bytes after which copies each way begin
+CHUNK = 16 << 20
+# pages that must make room, each with the frame that it leaves
+Leaving = list[tuple[Page, Frame]]
+
+
 class Pool:
     """Pages near and far, with at most `budget` bytes of them near; without one, as many as memory takes."""
 
@@ -39,12 +44,9 @@ class Pool:
         self._pages: list[Page] = []
         # by last use, the least recent first
         self._near: OrderedDict[Page, None] = OrderedDict()
+        # the bytes of the pages that are near
+        self.near_bytes = 0
         self.traffic = Traffic()
-
-    @property
-    def near_bytes(self) -> int:
-        """The bytes of the pages that are near."""
-        return sum(page.size for page in self._near)
 
     @property
     def far_bytes(self) -> int:
@@ -70,47 +72,47 @@ class Pool:
         for page in fresh:
             if self._budget is None or self.near_bytes + page.size <= self._budget:
                 try:
-                    page.near = self._link.near.allocate(page.size)
+                    self._enter(page, Frame(self._link.near.allocate(page.size)))
                 except torch.OutOfMemoryError:
                     break
-                self._near[page] = None
 
     def drop(self, page: Page) -> None:
         """Give a page up, whose state lies elsewhere now."""
         self._pages.remove(page)
-        self._near.pop(page, None)
+        if page in self._near:
+            del self._near[page]
+            self.near_bytes -= page.size
         self._link.join(page.leaving)
         self._link.join(page.arriving)
 
-    def bring(self, pages: Collection[Page]) -> None:
+    def bring(self, pages: Sequence[Page]) -> None:
         """Let these pages be near, whatever leaves for them; what the device is asked next may use them.
 
         Raises: torch.OutOfMemoryError if there is no room even when all others are far, WriteError if those cannot go.
         """
+        self._fetch(pages, keep=set(pages), ahead=False)
+        for mark in {page.arriving for page in pages if page.arriving is not None}:
+            self._link.join(mark)
         for page in pages:
-            self._fetch(page, keep=pages, ahead=False)
-        for page in pages:
-            self._link.join(page.arriving)
+            self._near.move_to_end(page)
             page.arriving, page.blank, page.stored = None, False, False
 
     def prefetch(self, pages: Iterable[Page], keep: Collection[Page]) -> None:
-        """Start bringing pages in while those to keep are in use, as far as there is room."""
-        arriving = [*keep]
-        for page in pages:
-            arriving.append(page)
-            if not self._fetch(page, keep=arriving, ahead=True):
-                break
+        """Start bringing pages in, in order, as far as there is room or pages not to keep make some."""
+        self._fetch(pages, keep, ahead=True)
 
     def page_out(self, keep: Collection[Page] = ()) -> int:
         """Send every page out but those to keep, and let go of their memory. Returns their bytes.
 
         Raises: WriteError if the far side has no room; what has not left is still near.
         """
-        left = 0
-        for page in [page for page in self._near if page not in keep]:
-            # what is allocated next may lie where the page did
-            self._link.join(self._send(page)[1])
-            left += page.size
+        leaving: Leaving = []
+        try:
+            for page in [page for page in self._near if page not in keep]:
+                self._leave(page, leaving)
+        finally:
+            left = sum(page.size for page, _ in leaving)
+            self._let_go(leaving)
         return left
 
     def settle(self) -> None:
@@ -120,69 +122,117 @@ class Pool:
                 self._link.settle(page.leaving)
                 page.leaving = None
 
-    def _fetch(self, page: Page, keep: Collection[Page], ahead: bool) -> bool:
-        """Let a page be near or on its way; ahead of its use only where that takes no more than the budget."""
-        if page in self._near:
-            self._near.move_to_end(page)
-            return True
-        frame = self._frame(page.size, keep, ahead)
-        if frame is None:
-            return False
-        memory, guard = frame
-        if page.blank:
-            self._link.join(guard)
-        else:
-            assert page.far is not None
-            page.arriving = self._link.fetch(page.far, memory, (guard, page.leaving))
-            self.traffic += Traffic(pages_in=1, bytes_in=page.size)
-        page.near = memory
+    def _enter(self, page: Page, frame: Frame) -> None:
+        page.near = frame
         self._near[page] = None
-        page.point()
-        return True
+        self.near_bytes += page.size
 
-    def _frame(self, size: int, keep: Collection[Page], ahead: bool) -> tuple[Tensor, Mark] | None:
-        """Return memory for a page, with the mark of the copy that may still use it."""
+    def _leave(self, page: Page, leaving: Leaving) -> Frame:
+        """Take a page out of its frame, for others once it is sent."""
+        if page.far is None and not page.blank:
+            self._reserve([page])
+        frame, page.near = page.near, None
+        assert frame is not None
+        del self._near[page]
+        self.near_bytes -= page.size
+        leaving.append((page, frame))
+        return frame
+
+    def _fetch(self, pages: Iterable[Page], keep: Collection[Page], ahead: bool) -> None:
+        """Let pages be near or on their way; ahead of their use only where that takes no more than the budget."""
+        leaving: Leaving = []
+        coming: list[Page] = []
+        try:
+            for page in pages:
+                if page in self._near:
+                    continue
+                frame = self._frame(page.size, keep, ahead, leaving)
+                if frame is None:
+                    break
+                self._enter(page, frame)
+                coming.append(page)
+                # what comes in need not wait for all that goes out
+                if len(coming) * page.size >= CHUNK:
+                    self._exchange(leaving, coming)
+        finally:
+            self._exchange(leaving, coming)
+
+    def _exchange(self, leaving: Leaving, coming: list[Page]) -> None:
+        """Start pages on their way out, and others on their way in behind them."""
+        self._receive(coming, self._send(leaving))
+        leaving.clear()
+        coming.clear()
+
+    def _frame(self, size: int, keep: Collection[Page], ahead: bool, leaving: Leaving) -> Frame | None:
+        """Return a frame for a page, which those that leave may have to be sent from first."""
         while self._budget is not None and self.near_bytes + size > self._budget:
-            oldest = next(self._leaving(keep), None)
+            oldest = next(self._going(keep), None)
             if oldest is None:
                 if ahead:
                     return None
                 raise torch.OutOfMemoryError(
                     f"paged: the budget of {self._budget:,} bytes has no room for another page of {size:,}"
                 )
-            frame = self._send(oldest)
+            frame = self._leave(oldest, leaving)
             if oldest.size == size:
                 return frame
-            self._link.join(frame[1])
+            del frame
+            self._let_go(leaving)
         try:
-            return self._link.near.allocate(size), None
+            return Frame(self._link.near.allocate(size))
         except torch.OutOfMemoryError:
-            same = next((page for page in self._leaving(keep) if page.size == size), None)
-            if same is not None:
-                return self._send(same)
-            if ahead:
-                return None
-            self.page_out(keep)
-            return self._link.near.allocate(size), None
+            same = next((page for page in self._going(keep) if page.size == size), None)
+        if same is not None:
+            return self._leave(same, leaving)
+        if ahead:
+            return None
+        self._let_go(leaving)
+        self.page_out(keep)
+        return Frame(self._link.near.allocate(size))
 
-    def _leaving(self, keep: Collection[Page]) -> Iterator[Page]:
+    def _going(self, keep: Collection[Page]) -> Iterator[Page]:
+        """Yield the pages that may leave."""
         return (page for page in self._near if page not in keep)
 
-    def _send(self, page: Page) -> tuple[Tensor, Mark]:
-        """Start a page on its way out, if it has changed since it last was far. Returns the memory that it leaves."""
-        memory, mark = page.near, page.arriving
-        assert memory is not None
-        if not (page.blank or page.stored):
-            if page.far is None:
-                self._reserve([page])
-            assert page.far is not None
-            mark = page.leaving = self._link.send(memory, page.far, (page.arriving, page.leaving))
-            page.stored = True
-            self.traffic += Traffic(pages_out=1, bytes_out=page.size)
-        page.near, page.arriving = None, None
-        del self._near[page]
-        page.point()
-        return memory, mark
+    def _send(self, leaving: Leaving) -> set[Mark]:
+        """Start pages on their way out, where they changed since they last were far.
+
+        Returns the marks of the copies that may still use the frames.
+        """
+        changed = [(page, frame) for page, frame in leaving if not (page.blank or page.stored)]
+        marks = {page.arriving for page, _ in leaving if page.blank or page.stored}
+        if changed:
+            copies = [(frame.memory, page.far.memory) for page, frame in changed if page.far is not None]
+            mark = self._link.send(copies, {one for page, _ in changed for one in (page.arriving, page.leaving)})
+            marks.add(mark)
+            for page, _ in changed:
+                page.leaving, page.stored = mark, True
+            self.traffic += Traffic(pages_out=len(changed), bytes_out=sum(page.size for page, _ in changed))
+        for page, _ in leaving:
+            page.arriving = None
+            page.point()
+        return marks
+
+    def _receive(self, coming: Sequence[Page], guards: set[Mark]) -> None:
+        """Start pages on their way into their frames, once those may be used."""
+        stored = [page for page in coming if not page.blank]
+        if stored:
+            copies = [(page.far.memory, page.near.memory) for page in stored if page.far and page.near]
+            mark = self._link.fetch(copies, guards | {page.leaving for page in stored})
+            for page in stored:
+                page.arriving = mark
+            self.traffic += Traffic(pages_in=len(stored), bytes_in=sum(page.size for page in stored))
+        if len(stored) < len(coming):
+            for guard in guards:
+                self._link.join(guard)
+        for page in coming:
+            page.point()
+
+    def _let_go(self, leaving: Leaving) -> None:
+        """Send pages, and give their frames back: what is allocated next may lie where they did."""
+        for mark in self._send(leaving):
+            self._link.join(mark)
+        leaving.clear()
 
     def _reserve(self, pages: Iterable[Page]) -> None:
         short = [page for page in pages if page.far is None]
@@ -194,4 +244,4 @@ class Pool:
                 f"paged: no room for {wanted:,} bytes of optimizer state to leave to: {error}; nothing has moved"
             ) from error
         for page, far in zip(short, memory, strict=True):
-            page.far = far
+            page.far = Frame(far)

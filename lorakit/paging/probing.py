@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lorakit.dtypes import name_of
 from lorakit.errors import ModelError
@@ -69,6 +71,38 @@ def _compared(optimizer: torch.optim.Optimizer, chosen: Sequence[tuple[int, nn.P
         if difference:
             return draws, difference
     return draws, ""
+
+
+def is_quiet(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether steps ask for no memory once the state is there, as those of a twin show."""
+    chosen = _smallest(optimizer)
+    with _aside(optimizer):
+        try:
+            twin = _Twin(optimizer, chosen)
+            asked = _Asked({parameter.device for parameter in twin.parameters})
+            for number in range(STEPS):
+                twin.give(number)
+                with asked if number else nullcontext():
+                    twin.step()
+        # as above: it may be one that no mode can look into
+        except Exception:
+            return False
+    return bool(chosen) and not asked.any
+
+
+class _Asked(TorchDispatchMode):
+    """Sees whether an operation gives a tensor of its own on a device."""
+
+    def __init__(self, devices: Collection[torch.device]) -> None:
+        super().__init__()
+        self._devices = devices
+        self.any = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        if not func._schema.is_mutable and not func.is_view:
+            self.any |= any(one.device in self._devices for one in tree_leaves(given) if isinstance(one, torch.Tensor))
+        return given
 
 
 def kept_by(optimizer: torch.optim.Optimizer) -> Callable[[nn.Parameter], Mapping[str, tuple[tuple[int, ...], str]]]:
@@ -139,10 +173,13 @@ class _Twin:
         scene, difference = Scene(self.optimizer), ""
         for parameter in self.parameters:
             scene.set()
-            with narrowed(self.optimizer.param_groups, [parameter]):
+            with narrowed(self.optimizer.param_groups, self._alone(parameter)):
                 self.step()
             difference = difference or scene.differing()
         return difference
+
+    def _alone(self, parameter: nn.Parameter) -> list[list[nn.Parameter]]:
+        return [[one for one in group["params"] if one is parameter] for group in self.optimizer.param_groups]
 
 
 def _smallest(optimizer: torch.optim.Optimizer) -> list[tuple[int, nn.Parameter]]:

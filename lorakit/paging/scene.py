@@ -77,14 +77,13 @@ def _copy(value: Any) -> Any:
 
 
 @contextmanager
-def narrowed(groups: Sequence[dict[str, Any]], parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Let groups hold just these of their parameters."""
-    wanted = set(parameters)
+def narrowed(groups: Sequence[dict[str, Any]], members: Sequence[list[nn.Parameter]]) -> Iterator[None]:
+    """Let each group hold just these of its parameters."""
     whole = [group["params"] for group in groups]
-    for group, members in zip(groups, whole, strict=True):
-        group["params"] = [parameter for parameter in members if parameter in wanted]
+    for group, some in zip(groups, members, strict=True):
+        group["params"] = some
     try:
         yield
     finally:
-        for group, members in zip(groups, whole, strict=True):
-            group["params"] = members
+        for group, everything in zip(groups, whole, strict=True):
+            group["params"] = everything

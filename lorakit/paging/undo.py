@@ -28,12 +28,12 @@ class Undo:
             if piece.parameter in state:
                 paged = {id(slot.tensor) for slot in piece.slots.values()}
                 tensors += (one for one in self._held(state[piece.parameter]) if id(one) not in paged)
-        tensors += (page.near for page in pages if page.near is not None)
+        tensors += (page.near.memory for page in pages if page.near is not None)
         self._kept = list(_flat(tensors))
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Put everything back."""
+    def restore(self) -> bool:
+        """Put everything back. Returns whether all is as it was: it is."""
         for parameter, gradient in self._gradients:
             parameter.grad = gradient
         for parameter in self._absent:
@@ -47,6 +47,7 @@ class Undo:
         for tensors, copies in self._kept:
             for tensor, kept in zip(tensors, copies.split([one.numel() for one in tensors]), strict=True):
                 tensor.copy_(kept.view(tensor.shape))
+        return True
 
     def _held(self, holder: Any) -> Iterator[Tensor]:
         """Yield the tensors in a state, and note what its dicts and lists hold."""
@@ -57,6 +58,22 @@ class Undo:
                 yield value
             elif isinstance(value, dict | list | tuple):
                 yield from self._held(value)
+
+
+class Untouched:
+    """In place of copies, where a call has no reason to fail half-way: whether it changed anything."""
+
+    def __init__(self, pieces: Sequence[Piece], pages: Sequence[Page], state: dict[Any, Any]) -> None:
+        self._watched: list[Tensor] = [piece.parameter for piece in pieces]
+        self._watched += (page.near.memory for page in pages if page.near is not None)
+        self._versions = self._now()
+
+    def restore(self) -> bool:
+        """Return whether all is as it was."""
+        return self._versions == self._now()
+
+    def _now(self) -> list[int]:
+        return [tensor._version for tensor in self._watched]
 
 
 def copy_of(holder: Any) -> Any:

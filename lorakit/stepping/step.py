@@ -1,4 +1,4 @@
-"""`lorakit.Step`: one training step of a plain loop, finished where memory runs out on the way."""
+"""`lorakit.Step`: one training step of a plain loop, finished where memory runs out on the way, captured if asked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lorakit.errors import ModelError
 from lorakit.paging import Paged
 from lorakit.stepping.before import Before
+from lorakit.stepping.captured import Captured
 from lorakit.stepping.ladder import Climb, Ladder
 from lorakit.stepping.losses import Learning, learning_of, refused, several_processes
 from lorakit.stepping.shortage import retried
@@ -49,6 +50,8 @@ class Step:
         self._learning = learning_of(model, loss)
         self._max_grad_norm = max_grad_norm or math.inf
         self._watch = watch
+        self._say = say
+        self._captured: Captured | None = None
         self._ladder = Ladder(
             model,
             lambda: refused(model, self._learning),
@@ -63,27 +66,44 @@ class Step:
         """What was needed so far where memory ran out, in order."""
         return self._ladder.climbs
 
-    def __call__(self, *batches: Any) -> float:
-        """Do one step on one batch or several, and return the loss. Raises: what ran out, where nothing helps."""
+    def capture(self) -> Self:
+        """Compute forward and backward of a batch as one CUDA graph from now on, and return this step.
+
+        Each form of a batch is captured when it first comes: text is padded to one of a few lengths, without a change
+        of its loss, and after that the host does next to nothing. What cannot be captured, since it waits for the
+        device or memory is short, is said and computed as ever. Gradients are clipped and the optimizer steps outside
+        of the graph, so that any does, paged or not. Give batches in CPU memory: to count what is learned in one that
+        lies on the device, the device is waited for. Raises: ModelError where the model is not on a CUDA device.
+        """
+        if not next(self.model.parameters()).is_cuda:
+            raise ModelError("capture: the model is not on a CUDA device, and graphs are CUDA's; move it there before")
+        self._captured = Captured(self.model, self._learning, self._say)
+        return self
+
+    def __call__(self, *batches: Any) -> Tensor:
+        """Do one step on one batch or several, and return the loss. Raises: what ran out, where nothing helps.
+
+        The loss is a tensor of one number on the device, which is waited for where the number is read.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.learn(*batches)
         self.update()
         return loss
 
-    def learn(self, *batches: Any) -> float:
-        """Add the gradients of the mean loss over batches, and return that loss."""
+    def learn(self, *batches: Any) -> Tensor:
+        """Add the gradients of the mean loss over batches, and return that loss, as a tensor of one number."""
         counts = retried(lambda: [self._learning.count(one) for one in batches])
         total = sum(counts)
         losses = [
-            self._ladder.take(batch, self._run, self._learning.count, count / total)
+            self._taken(batch, count / total)
             for batch, count in zip(batches, counts, strict=True)
             # where nothing counts the mean is of nothing
             if count
         ]
-        return float(sum(losses))
+        return retried(lambda: torch.stack(losses).sum()) if losses else torch.zeros(())
 
-    def update(self) -> float:
-        """Clip the gradients, step the optimizer, and return the norm that they had."""
+    def update(self) -> Tensor:
+        """Clip the gradients, step the optimizer, and return the norm that they had, as a tensor of one number."""
         trained = [one for group in self.optimizer.param_groups for one in group["params"]]
         norm = clipped([one.grad for one in trained if one.grad is not None], self._max_grad_norm)
         if isinstance(self.optimizer, Paged):
@@ -97,6 +117,14 @@ class Step:
         with undone(self.model):
             self.learn(batch)
 
+    def _taken(self, batch: Any, share: float) -> Tensor:
+        loss = self._captured.take(batch, share) if self._captured is not None else None
+        if loss is None:
+            taken: Tensor = self._ladder.take(batch, self._run, self._learning.count, share)
+            return taken
+        self._watch(loss)
+        return loss
+
     def _run(self, batch: Any, share: float) -> Tensor:
         loss = self._learning.loss(self.model, batch) * share
         loss.backward()
@@ -104,7 +132,7 @@ class Step:
         return loss.detach()
 
 
-def clipped(gradients: Sequence[Tensor], limit: float) -> float:
+def clipped(gradients: Sequence[Tensor], limit: float) -> Tensor:
     """Scale gradients to a norm of at most `limit`, as torch's `clip_grad_norm_` does, and return the norm.
 
     What needs memory is done before the first of them changes.
@@ -117,7 +145,7 @@ def clipped(gradients: Sequence[Tensor], limit: float) -> float:
         shares = retried(lambda: {one: torch.clamp(limit / (norm + 1e-6), max=1.0).to(one) for one in by_device})
         for device, alike in by_device.items():
             torch._foreach_mul_(alike, shares[device])
-    return float(norm)
+    return norm
 
 
 def resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

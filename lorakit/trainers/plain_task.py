@@ -127,8 +127,8 @@ class PairsTask:
                     group["lr"] = rate * factor
                 to_training(optimizer)
                 optimizer.zero_grad(set_to_none=True)
-                loss = step.learn(*batches)
-                norm = step.update()
+                loss = float(step.learn(*batches))
+                norm = float(step.update())
                 done += 1
                 count += sum(map(_size, batches))
                 lr = optimizer.param_groups[0]["lr"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.paging import Paged
+from lorakit.paging.links import Copies
 from lorakit.paging.sides import Arena, Side
 
 Maker = Callable[[Any], torch.optim.Optimizer]
@@ -100,13 +101,12 @@ class Late:
         self.near: Side = Arena()
         self.far: Side = Arena()
         self.waits = 0
-        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def fetch(self, far: Tensor, near: Tensor, after: Iterable[Any]) -> Any:
-        return self._start(far, near, after)
+    def fetch(self, copies: Copies, after: Iterable[Any]) -> Any:
+        return self._start(copies, after)
 
-    def send(self, near: Tensor, far: Tensor, after: Iterable[Any]) -> Any:
-        return self._start(near, far, after)
+    def send(self, copies: Copies, after: Iterable[Any]) -> Any:
+        return self._start(copies, after)
 
     def join(self, mark: Any) -> None:
         if mark is not None:
@@ -117,7 +117,7 @@ class Late:
             self.waits += 1
             mark()
 
-    def _start(self, source: Tensor, target: Tensor, after: Iterable[Any]) -> Any:
+    def _start(self, copies: Copies, after: Iterable[Any]) -> Any:
         done = False
 
         def finish() -> None:
@@ -127,10 +127,12 @@ class Late:
                 for mark in before:
                     if mark is not None:
                         mark()
-                # whoever wrote to the source before this was waited for has spoilt the copy
-                target.copy_(source)
+                for source, target in copies:
+                    # whoever wrote to the source before this was waited for has spoilt the copy
+                    target.copy_(source)
 
         before = list(after)
         if not before or all(mark is None for mark in before):
-            target.fill_(0xA5)
+            for _, target in copies:
+                target.fill_(0xA5)
         return finish

@@ -1,0 +1,161 @@
+"""Forward, loss and backward as CUDA graphs: one launch in place of thousands, for each form that batches come in."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.stepping.batches import parts_of
+from lorakit.stepping.before import Before
+from lorakit.stepping.losses import Learning
+from lorakit.stepping.padding import Padding
+from lorakit.stepping.shortage import free_caches, is_shortage, let_go
+
+# forms of batches; each has a graph, which takes some MiB beside the memory that all share
+MOST = 24
+# passes before a capture, for what libraries and compilers prepare on their first calls
+PASSES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One captured pass: what it reads, the loss that it leaves, and the parameters that it gives gradients to."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Mapping[Any, Tensor]
+    share: Tensor
+    loss: Tensor
+    reached: Sequence[nn.Parameter]
+
+
+class Captured:
+    """The passes of one model over batches, each form of which is captured when it first comes.
+
+    A form is the shapes and dtypes of a batch, once its rows are padded to one of a few lengths. Passes add to
+    gradients that stay where they are. `say` gets a line where a form cannot be captured; it is computed as ever then.
+    """
+
+    def __init__(self, model: nn.Module, learning: Learning, say: Callable[[str], None]) -> None:
+        self._model = model
+        self._learning = learning
+        self._say = say
+        self._padding = Padding(model, learning)
+        self._graphs: dict[Any, Graph | None] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        self._gradients: dict[nn.Parameter, Tensor] = {}
+        self._stream = torch.cuda.Stream()
+
+    def take(self, batch: Any, share: float) -> Tensor | None:
+        """Add the gradients of a batch's loss, weighed by a share, and return that loss; None where it has no graph."""
+        batch = self._padding.padded(batch)
+        parts = parts_of(batch)
+        if not all(isinstance(value, Tensor) for value in parts.values()):
+            return None
+        key = (
+            self._model.training,
+            torch.is_autocast_enabled("cuda"),
+            *((name, value.shape, value.dtype) for name, value in parts.items()),
+        )
+        if key not in self._graphs:
+            self._graphs[key] = self._made(batch, parts) if len(self._graphs) < MOST else None
+        graph = self._graphs[key]
+        if graph is None:
+            return None
+        for name, value in parts.items():
+            # from memory that is not pinned the device would be waited for
+            graph.inputs[name].copy_(value if value.is_cuda else value.pin_memory(), non_blocking=True)
+        graph.share.fill_(share)
+        self._settle(graph.reached)
+        graph.graph.replay()
+        return graph.loss.clone()
+
+    def _made(self, batch: Any, parts: Mapping[Any, Tensor]) -> Graph | None:
+        device = next(self._model.parameters()).device
+        before = Before.of(self._model)
+        try:
+            inputs = {name: value.to(device, copy=True) for name, value in parts.items()}
+            filled = inputs if isinstance(batch, Mapping) else tuple(inputs.values())
+            return self._recorded(filled, inputs, torch.ones((), device=device), before)
+        except Exception as error:
+            why = _reason(error)
+            let_go(error)
+        before.restore()
+        free_caches(thoroughly=True)
+        self._say(f"capture: a batch of {_shapes(parts)} runs one operation after the other: {why}")
+        return None
+
+    def _recorded(self, batch: Any, inputs: Mapping[Any, Tensor], share: Tensor, before: Before) -> Graph:
+        trained = [one for one in self._model.parameters() if one.requires_grad]
+        self._stream.wait_stream(torch.cuda.current_stream())
+        # what asks whether it is captured is told so in every pass: compiled code is of one answer
+        with mock.patch("torch.cuda.is_current_stream_capturing", lambda: True):
+            with torch.cuda.stream(self._stream):
+                for number in range(PASSES):
+                    for parameter in trained:
+                        parameter.grad = None
+                    with _without_waiting() if number == PASSES - 1 else nullcontext():
+                        self._pass(batch, share)
+                reached = [parameter for parameter in trained if parameter.grad is not None]
+            torch.cuda.current_stream().wait_stream(self._stream)
+            for parameter in reached:
+                assert parameter.grad is not None
+                self._gradients.setdefault(parameter, parameter.grad)
+                parameter.grad = self._gradients[parameter]
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                loss = self._pass(batch, share)
+        made = Graph(graph, inputs, share, loss, reached)
+        before.restore()
+        return made
+
+    def _pass(self, batch: Any, share: Tensor) -> Tensor:
+        loss = self._learning.loss(self._model, batch) * share
+        loss.backward()
+        return loss.detach()
+
+    def _settle(self, reached: Sequence[nn.Parameter]) -> None:
+        """Let gradients lie where graphs add to them, with what they are so far."""
+        fresh = []
+        for parameter in reached:
+            kept = self._gradients[parameter]
+            if parameter.grad is kept:
+                continue
+            if parameter.grad is None:
+                fresh.append(kept)
+            else:
+                kept.copy_(parameter.grad)
+            parameter.grad = kept
+        if fresh:
+            torch._foreach_zero_(fresh)
+
+
+@contextmanager
+def _without_waiting() -> Iterator[None]:
+    """Let whatever waits for the device fail: a capture that fails half-way leaves generators that draw no more."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+def _reason(error: Exception) -> str:
+    if is_shortage(error):
+        return "memory ran out"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
+    where = f", at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    if "synchronizing CUDA operation" in str(error):
+        return f"it waits for the device on its way{where}"
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def _shapes(parts: Mapping[Any, Tensor]) -> str:
+    return ", ".join(f"{name} {' × '.join(map(str, value.shape))}" for name, value in parts.items())
