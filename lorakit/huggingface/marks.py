@@ -47,10 +47,8 @@ def fresh(model: nn.Module) -> list[str]:
     # a head that was resized is a new parameter with the old one's values
     resized = getattr(model.get_output_embeddings(), "weight", None)  # type: ignore[operator]
     computed = getattr(model, COMPUTED, None) or ()
-    return [
-        name for name, value in named.items()
-        if value is not resized and not getattr(value, LOADED, False) and not any(re.search(one, name) for one in computed)
-    ]  # fmt: skip
+    unread = (name for name, value in named.items() if value is not resized and not getattr(value, LOADED, False))
+    return [name for name in unread if not any(re.search(one, name) for one in computed)]
 
 
 def stored_quantized(model: nn.Module) -> Any:

@@ -58,12 +58,17 @@ def let_alone(model: nn.Module) -> None:
 def _before_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if torch.compiler.is_compiling() or not (model.training and torch.is_grad_enabled()) or model in _trained:
         return
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if _is_captured():
         return
     _check_trains(model, (*args, *kwargs.values()))
     _check_fresh(model)
     _check_labels(kwargs.get("labels"))
     _trained.add(model)
+
+
+def _is_captured() -> bool:
+    """Whether what runs now is recorded as a CUDA graph, where no value can be looked at."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _check_trains(model: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -99,7 +104,7 @@ def _check_labels(labels: Any) -> None:
 
 
 def _before_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if optimizer in _stepped:
+    if optimizer in _stepped or _is_captured():
         return
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     # a closure computes the gradients in the step
@@ -136,8 +141,8 @@ def _check_gradients(mine: Mapping[nn.Parameter, str]) -> None:
         )
     if broken := [path for gradient, path in reached.items() if not _is_finite(gradient)]:
         raise TrainingError(
-            f"the first gradient of `{broken[0]}` and {len(broken) - 1} more is not finite, and a step would destroy the "
-            f"adapter: a batch whose labels are all {IGNORED} has no mean loss, and too high a loss overflows float16"
+            f"the first gradient of `{broken[0]}` and {len(broken) - 1} more is not finite, and a step would destroy "
+            f"the adapter: a batch whose labels are all {IGNORED} has no mean loss, and too high a loss overflows fp16"
         )
     lacking = [path for parameter, path in mine.items() if parameter.grad is None]
     if lacking:

@@ -20,7 +20,7 @@ TYPE = "LORAKIT"
 
 
 @dataclass
-class SpecConfig(PeftConfig):  # type: ignore[misc]
+class SpecConfig(PeftConfig):
     """What `lorakit.apply` is given beside a model; `is_applied` where the model came with it."""
 
     spec: Spec | Plan | None = None
@@ -45,4 +45,9 @@ class SpecConfig(PeftConfig):  # type: ignore[misc]
     def to_dict(self) -> dict[str, Any]:
         """Return what a log shows of it."""
         spec = self.spec.to_json() if isinstance(self.spec, Plan) else getattr(self.spec, "source", None)
-        return {"peft_type": TYPE, "spec": spec, "seed": self.seed, "base_model_name_or_path": self.base_model_name_or_path}
+        return {
+            "peft_type": TYPE,
+            "spec": spec,
+            "seed": self.seed,
+            "base_model_name_or_path": self.base_model_name_or_path,
+        }

@@ -230,5 +230,6 @@ class SpecTuner(nn.Module):
         return dict(state_dict)
 
 
-PEFT_TYPE_TO_CONFIG_MAPPING[TYPE] = SpecConfig
-PEFT_TYPE_TO_TUNER_MAPPING[TYPE] = SpecTuner
+# `register_peft_method` takes PEFT's own types alone
+PEFT_TYPE_TO_CONFIG_MAPPING[TYPE] = SpecConfig  # type: ignore[index]
+PEFT_TYPE_TO_TUNER_MAPPING[TYPE] = SpecTuner  # type: ignore[index,assignment]

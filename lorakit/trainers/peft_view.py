@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from lorakit.trainers.peft_config import TYPE, SpecConfig
 from lorakit.trainers.peft_tuner import SpecTuner
 
 
-class PeftView(PeftModel):  # type: ignore[misc]
+class PeftView(PeftModel):
     """A view of one model, which it holds as `base_model.model`: adapters that lorakit put there, by PEFT's names."""
 
     base_model: SpecTuner
@@ -76,7 +77,7 @@ class PeftView(PeftModel):  # type: ignore[misc]
         self.base_model.add_adapter(adapter_name, peft_config)
 
     def load_adapter(
-        self, model_id: str | Path, adapter_name: str, is_trainable: bool = False, *_: Any, **__: Any
+        self, model_id: str | os.PathLike[Any], adapter_name: str, is_trainable: bool = False, *_: Any, **__: Any
     ) -> _IncompatibleKeys:
         """Put a saved adapter on the model, or its tensors into the place of the one of this name.
 

@@ -42,7 +42,7 @@ def _being_made() -> dict[str, Any] | None:
 
 
 def _would_load(args: Any, given: dict[str, Any]) -> bool:
-    """Whether a trainer compares with a model, is given none, and does not keep what the adapters off answer at first."""
+    """Whether a trainer compares with a model, is given none, and does not compute all answers of it beforehand."""
     if getattr(args, "precompute_ref_log_probs", False):
         return False
     if "ref_model" in given:
@@ -53,6 +53,6 @@ def _would_load(args: Any, given: dict[str, Any]) -> bool:
 
 def watch() -> None:
     """Have every Trainer that is made from now on look at its model first."""
-    known = transformers_trainer.DEFAULT_CALLBACKS
+    known: list[type[TrainerCallback]] = transformers_trainer.DEFAULT_CALLBACKS  # type: ignore[assignment]
     if NoSecondModel not in known:
         known.append(NoSecondModel)

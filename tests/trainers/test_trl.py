@@ -17,9 +17,11 @@ peft = pytest.importorskip("peft")
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 QLORA = "adapt q_proj,v_proj rank 4 dropout 0.5 quant nf4 double"
-SPECS = [QLORA, f"{QLORA}\ntrain model.norm", "adapt q_proj rank 4 quant nf4 init pissa", "adapt q_proj rank 4 quant ao_int8"]
+STARTED, PLUGGED = "adapt q_proj rank 4 quant nf4 init pissa", "adapt q_proj rank 4 quant ao_int8"
+SPECS = [QLORA, f"{QLORA}\ntrain model.norm", STARTED, PLUGGED]
 SIZES = {"vocab_size": 260, "max_position_embeddings": 128}
 PAIRS = [{"prompt": f"say {i} ", "chosen": f"yes {i * 7}", "rejected": f"no {i * 3}"} for i in range(8)]
+LABELLED = [{"prompt": f"say {i} ", "completion": f"yes {i * 7}", "label": i % 2 == 0} for i in range(8)]
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +39,21 @@ def folder(tmp_path: Path, tokenizer: Any) -> Path:
     return tmp_path / "base"
 
 
-def trained(kind: str, model: Any, rows: Any, folder: Path, *, module: Any = trl, settings: Any = None, **given: Any) -> Any:
-    """Return TRL's trainer of this kind after three steps on these rows."""
+def made(
+    kind: str, model: Any, rows: Any, folder: Path, *, module: Any = trl, settings: Any = None, **given: Any
+) -> Any:
+    """Return TRL's trainer of this kind for three steps on these rows."""
     settings = {"max_steps": 3, "save_strategy": "no", "learning_rate": 1e-2, **(settings or {})}
     arguments = getattr(module, f"{kind}Config")(
         output_dir=str(folder), per_device_train_batch_size=2, logging_steps=1, report_to=[], use_cpu=True, bf16=False,
         disable_tqdm=True, **settings,
     )  # fmt: skip
-    trainer = getattr(module, f"{kind}Trainer")(
-        model=model, args=arguments, train_dataset=datasets.Dataset.from_list(rows), **given
-    )
+    data = datasets.Dataset.from_list(rows)
+    return getattr(module, f"{kind}Trainer")(model=model, args=arguments, train_dataset=data, **given)
+
+
+def trained(kind: str, model: Any, rows: Any, folder: Path, **given: Any) -> Any:
+    trainer = made(kind, model, rows, folder, **given)
     trainer.train()
     return trainer
 
@@ -131,25 +138,28 @@ def test_grpo_begins_at_no_divergence(views: bool, tmp_path: Path, tokenizer: An
 @pytest.mark.parametrize("kind", ["KTO", "ORPO", "Reward"])
 def test_other_losses_learn(kind: str, tmp_path: Path, tokenizer: Any) -> None:
     """The same by a view and by a config."""
-    from transformers import LlamaForSequenceClassification
-
-    rows = PAIRS if kind != "KTO" else [
-        {"prompt": row["prompt"], "completion": row["chosen"], "label": index % 2 == 0} for index, row in enumerate(PAIRS)
-    ]  # fmt: skip
     module = pytest.importorskip("trl.experimental.orpo") if kind == "ORPO" else trl
     spec = "adapt q_proj,v_proj rank 4 quant nf4 double" + "\ntrain score" * (kind == "Reward")
     found = []
     for views in (True, False):
-        model = make_llama(**SIZES)
-        if kind == "Reward":
-            torch.manual_seed(0)
-            model = LlamaForSequenceClassification(type(model.config)(**{**model.config.to_dict(), "num_labels": 1, "pad_token_id": 0}))
+        model = scorer() if kind == "Reward" else make_llama(**SIZES)
         given = {} if views else {"peft_config": lorakit.peft_config(spec)}
         model = lorakit.peft(lorakit.apply(spec, model)) if views else model
+        rows = LABELLED if kind == "KTO" else PAIRS
         found.append(trained(kind, model, rows, tmp_path, module=module, processing_class=tokenizer, **given))
     assert logged(found[0]) == logged(found[1]) and len(set(logged(found[0]))) == 3
     mine, theirs = (adapters(trainer.model) for trainer in found)
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def scorer() -> Any:
+    """Return a small Llama that gives a text one number."""
+    from transformers import LlamaForSequenceClassification
+
+    config = make_llama(**SIZES).config
+    config.num_labels, config.pad_token_id = 1, 0
+    torch.manual_seed(0)
+    return LlamaForSequenceClassification(config)
 
 
 def test_sft_learns_as_without_the_view_and_as_peft_does(tmp_path: Path, tokenizer: Any) -> None:
@@ -170,29 +180,25 @@ def test_sft_learns_as_without_the_view_and_as_peft_does(tmp_path: Path, tokeniz
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, tokenizer: Any) -> None:
     settings = {"save_strategy": "steps", "save_steps": 2, "disable_dropout": False, "max_steps": 4}
-    view = lorakit.peft(lorakit.apply(QLORA, make_llama(**SIZES)))
-    whole = trained("DPO", view, PAIRS, tmp_path, settings=settings, processing_class=tokenizer)
-    config = type(whole.args)(**{**settings, "output_dir": str(tmp_path), "per_device_train_batch_size": 2,
-        "logging_steps": 1, "report_to": [], "use_cpu": True, "bf16": False, "disable_tqdm": True, "learning_rate": 1e-2})
-    again = trl.DPOTrainer(
-        model=lorakit.peft(lorakit.apply(QLORA, make_llama(**SIZES))), args=config, processing_class=tokenizer,
-        train_dataset=datasets.Dataset.from_list(PAIRS),
-    )  # fmt: skip
-    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert logged(again) == logged(whole)
-    mine, theirs = adapters(again.model), adapters(whole.model)
+    runs = []
+    for checkpoint in (None, str(tmp_path / "checkpoint-2")):
+        view = lorakit.peft(lorakit.apply(QLORA, make_llama(**SIZES)))
+        runs.append(made("DPO", view, PAIRS, tmp_path, settings=settings, processing_class=tokenizer))
+        runs[-1].train(resume_from_checkpoint=checkpoint)
+    assert logged(runs[0]) == logged(runs[1])
+    mine, theirs = adapters(runs[1].model), adapters(runs[0].model)
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 @pytest.mark.parametrize("kind", ["DPO", "KTO", "GRPO"])
 def test_a_second_model_is_refused_before_it_is_loaded(kind: str, tmp_path: Path, tokenizer: Any) -> None:
-    rows = PAIRS if kind == "DPO" else [{"prompt": row["prompt"], "completion": "a", "label": True} for row in PAIRS]
     settings: dict[str, Any] = {"beta": 0.1, "num_generations": 2} if kind == "GRPO" else {}
-    given = {"reward_funcs": len} if kind == "GRPO" else {}
+    given = {"processing_class": tokenizer} | ({"reward_funcs": len} if kind == "GRPO" else {})
     # it has no name, so that loading it again would fail otherwise
     model = lorakit.apply(QLORA, make_llama(**SIZES))
-    with pytest.raises(lorakit.ModelError, match=rf"{kind}Trainer would load a second model.*give it `lorakit.peft\(model\)`"):
-        trained(kind, model, rows, tmp_path, settings=settings, processing_class=tokenizer, **given)
+    message = rf"{kind}Trainer would load a second model.*give it `lorakit.peft\(model\)`"
+    with pytest.raises(lorakit.ModelError, match=message):
+        made(kind, model, LABELLED if kind != "DPO" else PAIRS, tmp_path, settings=settings, **given)
 
 
 def test_a_reference_of_ones_own_and_none_at_all_are_taken(tmp_path: Path, tokenizer: Any) -> None:
