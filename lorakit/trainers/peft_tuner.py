@@ -79,22 +79,22 @@ class SpecTuner(nn.Module):
     @property
     def active_adapters(self) -> list[str]:
         """The adapters in use, also while they are disabled, as PEFT has it."""
-        self._used = list(self.adapters.used) or self._used
+        self._used = list(self.adapters.used) or self._used or list(self.adapters.names[:1])
         standing = self.standing
         return [standing] if standing else self._used
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Use these adapters alone, or one as it was. Raises: ModelError."""
+        """Use these adapters alone, to train unless it is to infer, or one as it was. Raises: ModelError."""
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        earlier = self.earlier.get(names[0])
+        standing, earlier = self.standing, self.earlier.get(names[0])
         self._leave()
         used = [earlier.of] if earlier else names
         if list(self.adapters.used) != used:
             self.adapters.use(dict.fromkeys(used, 1.0))
         if earlier:
             earlier.stand(self.model)
-        elif inference_mode:
-            self.set_requires_grad(names, False)
+        elif not standing:
+            self.set_requires_grad(names, not inference_mode)
 
     def _leave(self) -> None:
         for one in self.earlier.values():

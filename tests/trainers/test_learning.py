@@ -85,7 +85,7 @@ def test_weights_that_were_read_are_not_fresh(streams: bool, tokens: torch.Tenso
     from transformers import AutoModelForCausalLM
 
     make_llama(tie_word_embeddings=True).save_pretrained(tmp_path)
-    model = lorakit.apply(QLORA, tmp_path) if streams else AutoModelForCausalLM.from_pretrained(tmp_path)
+    model: Any = lorakit.apply(QLORA, tmp_path) if streams else AutoModelForCausalLM.from_pretrained(tmp_path)
     if not streams:
         model.resize_token_embeddings(140)
         lorakit.apply(QLORA, model)
@@ -93,7 +93,7 @@ def test_weights_that_were_read_are_not_fresh(streams: bool, tokens: torch.Tenso
 
 
 def test_a_first_batch_without_a_learned_token_is_refused(tokens: torch.Tensor) -> None:
-    model = lorakit.apply(QLORA, make_llama())
+    model: Any = lorakit.apply(QLORA, make_llama())
     with pytest.raises(lorakit.TrainingError, match="every label is -100"):
         learn(model, lorakit.optimizer(model), tokens, torch.full_like(tokens, -100))
     # a later one may be so, among others of its step
@@ -125,7 +125,7 @@ class Half(nn.Module):
 
 
 def test_an_adapter_that_no_gradient_reaches_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    model = lorakit.apply("adapt @linear rank 2", Half())
+    model: Any = lorakit.apply("adapt @linear rank 2", Half())
     optimizer = lorakit.optimizer(model)
     with caplog.at_level(logging.WARNING, "lorakit"):
         for _ in range(2):

@@ -160,6 +160,9 @@ def test_adapters_go_by_their_names(tokens: torch.Tensor, tmp_path: Path) -> Non
     assert not adapters(view)
     view.set_requires_grad("default")
     assert len(adapters(view)) == 8
+    view.set_adapter("default", inference_mode=True)
+    view.set_adapter("default")
+    assert len(adapters(view)) == 8
     rows = [["default", "other", "__base__"][index] for index in range(3)]
     with torch.no_grad():
         mixed = view(input_ids=tokens, adapter_names=rows).logits

@@ -39,9 +39,7 @@ def folder(tmp_path: Path, tokenizer: Any) -> Path:
     return tmp_path / "base"
 
 
-def made(
-    kind: str, model: Any, rows: Any, folder: Path, *, module: Any = trl, settings: Any = None, **given: Any
-) -> Any:
+def made(kind: str, model: Any, rows: Any, folder: Path, module: Any = trl, settings: Any = None, **given: Any) -> Any:
     """Return TRL's trainer of this kind for three steps on these rows."""
     settings = {"max_steps": 3, "save_strategy": "no", "learning_rate": 1e-2, **(settings or {})}
     arguments = getattr(module, f"{kind}Config")(
