@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lorakit.api import (
         adapters,
         apply,
+        capture,
         last_checkpoint,
         load,
         merge,
@@ -52,6 +53,7 @@ __all__ = [
     "__version__",
     "adapters",
     "apply",
+    "capture",
     "hookimpl",
     "last_checkpoint",
     "load",

@@ -249,12 +249,26 @@ def survive(trainer: Trainer, *, longest_first: bool = True) -> Survivor:
     """Have transformers' Trainer, or one made of it, finish the steps in which memory runs out, and return what does.
 
     Forward and backward are computed again in ways that need less, with the same bits, and with the batch split where
-    nothing else helps and its loss can be; its `climbs` say what was needed. With `longest_first` the longest rows are
-    tried before the first step, and undone, so that what will not fit fails at once.
+    nothing else helps and its loss can be; clipping and the optimizer's step go on where they stood. Its `climbs` say
+    what was needed. With `longest_first` the longest rows are tried before the first step, and undone, so that what
+    will not fit fails at once. Where a trainer has it already it is given back, with `longest_first` as it is now.
     """
     from lorakit.trainers.surviving import survive as stand_around
 
     return stand_around(trainer, longest_first=longest_first)
+
+
+def capture(trainer: Trainer) -> None:
+    """Have transformers' Trainer, or one made of it, compute forward and backward of its steps as CUDA graphs.
+
+    Each form of a batch is captured when it first comes: the rows of text are padded to one of a few lengths. What
+    cannot be captured is said once and runs one operation after the other, and hooks of modules and gradients run at
+    the capture alone. After `survive`, where both are wanted. Raises: ModelError where the model is not on a CUDA
+    device, or the trainer's loss is one of its own.
+    """
+    from lorakit.trainers.capturing import capture as stand_around
+
+    stand_around(trainer)
 
 
 def _decisions(spec: Spec | Plan | str | Path, plugins: Plugins) -> Spec | Plan:

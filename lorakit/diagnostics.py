@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from lorakit.quoting import cut
 
@@ -98,8 +99,7 @@ class Code(StrEnum):
 _WARNINGS = frozenset({Code.UNUSED_NAME})
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A piece of source text: 1-based lines and columns in code points, the end exclusive."""
 
     file: str

@@ -6,7 +6,6 @@ import copyreg
 import functools
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -33,6 +32,16 @@ def default_plugins() -> Plugins:
     Raises: PluginError where LORAKIT_PLUGINS names a distribution that has no plugin here.
     """
     return load_plugins(entry_points(specs.PROJECT), chosen=chosen_distributions())
+
+
+@functools.cache
+def vocabulary() -> Plugins:
+    """Return the built-ins that a spec can name, or all plugins where LORAKIT_PLUGINS chooses some.
+
+    No plugin replaces a built-in: what a spec means with these alone it means beside any others.
+    Raises: PluginError as `default_plugins` does.
+    """
+    return default_plugins() if chosen_distributions() else Plugins(*_registered(builtin.vocabulary()))
 
 
 def restored(origins: tuple[str, ...]) -> Plugins:
@@ -68,9 +77,7 @@ def load_plugins(
     A distribution that fails is left out and recorded in `failures`; `chosen` are the only ones to load.
     Raises: PluginError where one of the objects is at fault, or a chosen distribution has no entry point.
     """
-    manager = _Manager(specs.PROJECT)
-    manager.add_hookspecs(specs)
-    added = [register(manager, module, name, None) for name, module in builtin.plugins().items()]
+    manager, added = _registered(builtin.plugins())
     taken = {claim: one.origin for one in added for claim in one.claims()}
     distributions: dict[str, list[Any]] = {}
     for entry_point in entry_points:
@@ -86,6 +93,13 @@ def load_plugins(
         except PluginError as error:
             raise PluginError(f"plugin {name}: {error}") from error
     return Plugins(manager, added, failures, switched_off)
+
+
+def _registered(builtins: Mapping[str, ModuleType]) -> tuple[pluggy.PluginManager, list[Added]]:
+    """Return a manager that knows these built-ins, and what they add."""
+    manager = _Manager(specs.PROJECT)
+    manager.add_hookspecs(specs)
+    return manager, [register(manager, module, name, None) for name, module in builtins.items()]
 
 
 class _Manager(pluggy.PluginManager):
@@ -129,7 +143,7 @@ def _load(
         for entry_point in entry_points:
             plugin = entry_point.load()
             origin = distribution if not added else f"{distribution} ({entry_point.name})"
-            added.append(replace(register(manager, plugin, origin, taken), distribution=distribution))
+            added.append(register(manager, plugin, origin, taken)._replace(distribution=distribution))
     # a plugin that calls sys.exit when it is imported must not take everything down either
     except (Exception, SystemExit) as error:
         for one in added:

@@ -7,7 +7,7 @@ import re
 # a message quotes what it was given, which may be of any length: a screen of it is shown
 MAX_CHARACTERS, MAX_LINES, MAX_QUOTED = 4_000, 64, 120
 # what a terminal would obey, hide or reorder, and what no encoding takes
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSEEN = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 
 
 def one_screen(message: str) -> str:
@@ -46,7 +46,7 @@ def cut(text: str, most: int = MAX_CHARACTERS // 10) -> str:
 
 def visible(message: str) -> str:
     """Return a message with what a terminal would obey, hide or reorder as escapes; lines and tabs stay."""
-    return _UNSEEN.sub(_escaped, message)
+    return re.sub(_UNSEEN, _escaped, message)
 
 
 def _escaped(character: re.Match[str]) -> str:

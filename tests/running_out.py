@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,16 +13,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Allocations(TorchDispatchMode):
-    """Counts the operations that give a new tensor, and fails those of these numbers, from 0, before they are done."""
+    """Counts the operations that give a new tensor, and fails those of these numbers, from 0, before they are done.
 
-    def __init__(self, failing: Iterable[int] = ()) -> None:
+    Those that are not `among` what a test looks at are not counted.
+    """
+
+    def __init__(self, failing: Iterable[int] = (), among: Callable[[Any], bool] = lambda func: True) -> None:
         super().__init__()
+        self._among = among
         self.count = 0
         self.failed: list[str] = []
         self._failing = frozenset(failing)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if _allocates(func):
+        if _allocates(func) and self._among(func):
             self.count += 1
             if self.count - 1 in self._failing:
                 self.failed.append(str(func))
@@ -29,6 +34,7 @@ class Allocations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@functools.cache
 def _allocates(func: Any) -> bool:
     """Return whether an operation gives a tensor of its own: no view, nothing written in place."""
     returns = func._schema.returns

@@ -10,6 +10,9 @@ from torch import nn
 
 import lorakit
 from helpers import make_llama
+from lorakit.data.tokens import IGNORED
+from lorakit.huggingface.record_attention import attention_by_record
+from lorakit.trainers.condensed import WAYS, Condense, one_row
 
 
 class One(nn.Module):
@@ -80,6 +83,25 @@ def test_forecast_of_activations_is_what_autograd_keeps(quant: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(ids, labels=ids)
     assert abs(plan.memory.activations / sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - 1) < 0.03
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_forecast_of_activations_is_for_tokens_that_are_all_learned(way: Condense) -> None:
+    model = make_llama(hidden_size=128, intermediate_size=384, vocab_size=2000, num_hidden_layers=3).to(torch.bfloat16)
+    batch, tokens = 2, 64
+    plan = lorakit.plan("adapt @linear rank 8", model, batch=batch, tokens=tokens)
+    lorakit.apply(plan, model).train()
+    ids = torch.randint(0, 2000, (batch, tokens))
+    kept = []
+    for prompt in (0, tokens // 2):
+        saved, labels = Saved(model), ids.clone()
+        labels[:, :prompt] = IGNORED
+        with attention_by_record(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda kept: kept[0]):
+            model(**way({"input_ids": ids, "labels": labels}))
+        kept.append(saved.peak / plan.memory.activations)
+    # each record of one row, on a CPU, has queries, keys and values of its own
+    assert kept[0] < 1.25 if way is one_row else abs(kept[0] - 1) < 0.03
+    assert kept[1] < kept[0] - 0.1
 
 
 class Saved:

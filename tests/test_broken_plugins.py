@@ -106,6 +106,23 @@ def test_a_broken_plugin_is_named_and_takes_nothing_down(name: str, tmp_path: Pa
     assert "1 error" in used.stdout
 
 
+def test_plugins_load_for_what_is_no_built_in(tmp_path: Path) -> None:
+    install(tmp_path, "mine", f"import sys\nsys.stderr.write('loaded')\n{START}")
+    sound = "adapt @linear rank 2 init kaiming quant nf4 double\noptimizer adamw\n"
+    for text, errors in ((sound, ""), (f"{sound}adapt q rnak 2", "1 error"), ("let unused = 1\nadapt q rank 2", "")):
+        checked = check(tmp_path, text)
+        assert errors in checked.stdout and (not errors or checked.returncode == 2) and not checked.stderr
+    for text, errors in (
+        (f"{sound}adapt q rank 2 init start", "well-formed"),
+        (f"use mine\n{sound}", "well-formed"),
+        (f"{sound}adapt q rank 2 init strat\nadapt k rank 0", "2 errors"),
+    ):
+        checked = check(tmp_path, text)
+        assert errors in checked.stdout and checked.stderr == "loaded", checked.stdout
+    suggested = check(tmp_path, "adapt q rank 2 init strat").stdout
+    assert "did you mean `start`?" in suggested
+
+
 def test_a_missing_role_names_what_failed(tmp_path: Path) -> None:
     install(tmp_path, "broken", "1 / 0")
     missed = check(tmp_path, "adapt @theirs rank 2")

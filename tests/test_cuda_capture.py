@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import Trainer, TrainingArguments
 
 import lorakit
 from helpers import adapters, make_llama
@@ -69,6 +71,20 @@ def test_rows_of_any_length_share_few_graphs() -> None:
     assert step._captured is not None and len(step._captured._graphs) == 3
 
 
+def test_what_trains_later_is_captured_anew() -> None:
+    model: Any = lorakit.apply(SPEC, make_llama(**SIZES).to("cuda", torch.bfloat16)).train()
+    step = lorakit.Step(model, lorakit.optimizer(model)).capture()
+    first = [float(step(batch(0))) for _ in range(2)]
+    state = {name: value.clone() for name, value in adapters(model).items()}
+    for path, parameter in model.named_parameters():
+        if path.endswith("lora_B"):
+            # what another tensor holds, in another place
+            parameter.data = torch.zeros_like(parameter)
+    again = float(step(batch(0)))
+    assert again == pytest.approx(first[0], rel=1e-3) and again != first[1]
+    assert any(not torch.equal(value, state[name]) for name, value in adapters(model).items())
+
+
 class Asks(nn.Module):
     """Asks the device on its way."""
 
@@ -100,3 +116,47 @@ def test_what_waits_for_the_device_is_said_and_runs_as_ever() -> None:
     eager, _ = steps(SPEC, [batch(0)], captured=False)
     losses, _ = steps(SPEC, [batch(0)], captured=True)
     assert losses == eager
+
+
+class Own(Trainer):
+    """Computes a loss of its own."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return 2 * super().compute_loss(*args, **kwargs)
+
+
+def trainer(folder: Path, kind: type[Trainer] = Trainer, **settings: Any) -> Trainer:
+    model: Any = lorakit.apply(SPEC, make_llama(**SIZES).to("cuda", torch.bfloat16))
+    rows = [{name: value[0].tolist() for name, value in batch(number, rows=1).items()} for number in range(12)]
+    arguments = TrainingArguments(
+        str(folder), max_steps=4, per_device_train_batch_size=2, report_to="none", logging_steps=1, disable_tqdm=True,
+        save_strategy="no", **settings,
+    )  # fmt: skip
+    return kind(model, arguments, train_dataset=rows, optimizers=(lorakit.optimizer(model), None))
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2, "bf16": True}], ids=str)
+def test_transformers_trainer_has_the_losses_that_it_has_without(tmp_path: Path, settings: Any) -> None:
+    logged = []
+    for captured in (False, True):
+        one = trainer(tmp_path, **settings)
+        lorakit.survive(one)
+        if captured:
+            lorakit.capture(one)
+            graphs = one.training_step.__self__._captured._graphs  # type: ignore[attr-defined]
+        one.train()
+        logged.append([entry["loss"] for entry in one.state.log_history if "loss" in entry])
+    assert len(logged[0]) == 4 and logged[1] == pytest.approx(logged[0], rel=1e-3)
+    assert [graph is not None for graph in graphs.values()] == [True]
+
+
+def test_a_trainer_with_a_loss_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(lorakit.ModelError, match="capture: Own computes a loss of its own.*loss_is_summed = True"):
+        lorakit.capture(trainer(tmp_path, Own))
+
+
+def test_a_model_on_the_cpu_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    step = lorakit.Step(model, torch.optim.SGD(model.parameters(), 0.1), functional.mse_loss)
+    with pytest.raises(lorakit.ModelError, match="capture: the model is not on a CUDA device"):
+        step.capture()

@@ -17,6 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from test_cli import lorakit_command
+from test_condensed import own_loss
 from test_views import shown
 from torch import Tensor, nn
 
@@ -255,6 +256,32 @@ def test_the_loss_is_the_mean_cross_entropy(llama_folder: Path, write: Write) ->
     assert mean_loss(model, read) == pytest.approx(float(13 * losses[0] + 19 * losses[1]) / 32, rel=1e-6)
     assert len(read_loss_text(text, model, str(llama_folder), PLUGINS, tokens=20, rows=1).tokenized.rows) == 1
     assert read_loss_text(text, model, str(llama_folder), PLUGINS, tokens=512).limit == 64
+
+
+@pytest.mark.parametrize(("make", "condenses"), [(make_llama, True), (own_loss, False)])
+def test_the_loss_takes_logits_of_what_is_learned_alone(
+    make: Callable[..., nn.Module], condenses: bool, llama_folder: Path, write: Write
+) -> None:
+    records = [("a question of some length?", " yes"), ("another one?", " no, and that is all")]
+    lines = [json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in records]
+    model: Any = make(vocab_size=259)
+    read = read_loss_text(write("text.jsonl", "\n".join(lines)), model, str(llama_folder), PLUGINS, tokens=64)
+    total = 0.0
+    for row in read.tokenized.rows:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
+        total += float(nn.functional.cross_entropy(logits, torch.tensor(row.labels[1:]), reduction="sum"))
+    seen: list[int] = []
+
+    def rows_of_text(items: Any) -> Any:
+        # what comes before is the trial of what the model can be asked for
+        seen.clear()
+        yield from items
+
+    model.lm_head.register_forward_hook(lambda _module, given, _output: seen.append(given[0][..., 0].numel()))
+    assert mean_loss(model, read, rows_of_text) == pytest.approx(total / read.tokenized.trained_tokens, rel=1e-6)
+    assert seen == [row.learned if condenses else len(row.input_ids) for row in read.tokenized.rows]
+    assert read.tokenized.trained_tokens < sum(len(row.input_ids) for row in read.tokenized.rows) / 2
 
 
 def test_the_loss_takes_a_language_model_and_its_own_tokenizer(llama_folder: Path, write: Write) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -22,8 +21,6 @@ from lorakit.stepping.sending import Sending
 
 SPEC = "adapt q_proj,v_proj,down_proj rank 2 quant nf4 double dropout 0.1\noptimizer adamw lr 1e-2"
 PLAIN = "adapt q_proj,v_proj,down_proj rank 2\noptimizer adamw lr 1e-2"
-# every how many-th allocation fails in the short form; the long one, every one of them, is asked for by this variable
-STRIDE = 1 if os.environ.get("LORAKIT_EVERY_ALLOCATION") else 97
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,7 +60,7 @@ class Run:
         self.losses: list[float] = []
 
     def steps(self) -> Run:
-        self.losses += [self.step(*batches) for batches in BATCHES]
+        self.losses += [float(self.step(*batches)) for batches in BATCHES]
         return self
 
     def learned(self) -> Run:
@@ -90,39 +87,6 @@ def assert_same(one: Run, other: Run) -> None:
     assert one.losses == other.losses
     assert one.state.keys() == other.state.keys()
     assert [name for name, value in one.state.items() if not torch.equal(value, other.state[name])] == []
-
-
-def in_learning(failing: tuple[int, ...]) -> tuple[Run, Allocations]:
-    run = Run()
-    with Allocations(failing) as mode:
-        run.learned()
-    return run, mode
-
-
-def test_whichever_allocation_fails_the_gradients_losses_and_generators_are_the_same() -> None:
-    whole = Run()
-    with Allocations() as counted:
-        whole.learned()
-    for number in range(0, counted.count, STRIDE):
-        run, mode = in_learning((number,))
-        assert len(mode.failed) == 1
-        assert [climb.rung for climb in run.step.climbs] in ([Rung.AGAIN], []), mode.failed
-        assert_same(run, whole)
-
-
-def test_pairs_of_failures_send_saved_tensors_away_and_change_no_bit() -> None:
-    whole = Run()
-    with Allocations() as counted:
-        whole.learned()
-    middle = counted.count // 2
-    seen = set()
-    for first in range(middle, counted.count, 2 * STRIDE):
-        for second in (1, STRIDE // 2 + 2):
-            run, mode = in_learning((first, first + second))
-            assert len(mode.failed) == 2
-            seen |= {climb.rung for climb in run.step.climbs}
-            assert_same(run, whole)
-    assert Rung.SEND in seen
 
 
 def peak(batch: Any) -> int:
@@ -158,19 +122,26 @@ def test_in_float64_the_parts_of_a_batch_give_its_gradients_to_the_last_digits()
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
     inputs, targets = torch.randn(7, 6).double(), torch.randint(3, (7,))
-    losses, gradients = [], []
-    for failing in ((), (0, 1, 2), (0, 1, 2, 3, 4, 5)):
+
+    def learned(failing: Sequence[int]) -> tuple[float, list[Tensor | None], int]:
         model = copy.deepcopy(net)
-        step = lorakit.Step(model, torch.optim.SGD(model.parameters(), 0.1), functional.cross_entropy)
+        step = lorakit.Step(
+            model, torch.optim.SGD(model.parameters(), 0.1), functional.cross_entropy, say=lambda line: None
+        )
         with Allocations(failing) as mode:
-            losses.append(float(step.learn((inputs, targets))))
+            loss = float(step.learn((inputs, targets)))
         assert len(mode.failed) == len(failing)
         assert [climb.rung for climb in step.climbs if climb.rows == 7] == [Rung.SPLIT] * bool(failing)
-        gradients.append([one.grad for one in model.parameters()])
-    for loss, parts in zip(losses[1:], gradients[1:], strict=True):
-        assert loss == pytest.approx(losses[0], rel=1e-14)
-        for one, other in zip(parts, gradients[0], strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+        return loss, [one.grad for one in model.parameters()], mode.count
+
+    loss, gradients, count = learned(())
+    # wherever the first try fails: the next two fail as they begin, then perhaps a half
+    for first in range(count):
+        for failing in ((first, first + 1, first + 2), tuple(range(first, first + 6))):
+            parts, found, _ = learned(failing)
+            assert parts == pytest.approx(loss, rel=1e-14)
+            for one, other in zip(found, gradients, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
 
 
 class Roomy:
@@ -340,9 +311,9 @@ def test_an_update_that_ran_out_goes_on_where_it_stood(optimizer: str, failing: 
     for one in (whole, run):
         one.step._max_grad_norm = 1e-3
     whole.steps()
-    run.losses.append(run.step(*BATCHES[0]))
+    run.losses.append(float(run.step(*BATCHES[0])))
     run.optimizer.zero_grad()
-    run.losses.append(run.step.learn(*BATCHES[1]))
+    run.losses.append(float(run.step.learn(*BATCHES[1])))
     with Allocations(failing) as mode:
         run.step.update()
     assert len(mode.failed) == len(failing)

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 # what reading a spec takes; torch and transformers are not among it
-LIGHT = ["click", "lark", "packaging", "pluggy", "rich"]
+LIGHT = ["click", "packaging", "pluggy", "rich"]
 
 
 def run(*command: object, cwd: Path) -> str:

@@ -17,6 +17,7 @@ from helpers import bitsandbytes_weight, make_llama, randomize
 from lorakit.builtin.fourbit import FP4, NF4
 from lorakit.layers.kernels.fourbit import dequantize_4bit
 from lorakit.layers.kernels.fourbit_cpu import writer
+from lorakit.layers.kernels.quantizing import PIECE, PIECES_A_THREAD, quantize_4bit
 
 QUANTIZERS = ["nf4", "nf4 double", "nf4(blocksize=128) double", "fp4", "fp4 double", "int8"]
 # square, wide, and odd enough that the last block and the last byte are not full; the last in more than one piece
@@ -45,6 +46,30 @@ def test_four_bits_are_bitsandbytes_own(quant: str, shape: tuple[int, int]) -> N
     _, layer = quantized(quant, shape)
     assert torch.equal(layer.weight_packed, packed)
     assert torch.equal(layer.weight, bitsandbytes_weight(packed, state))
+
+
+@pytest.mark.parametrize("quant", ["nf4", "fp4"])
+def test_weights_at_the_thresholds_are_bitsandbytes_own(quant: str) -> None:
+    levels = bnb_functional.get_4bit_type(quant, device="cpu").sort().values
+    thresholds = (levels[:-1] + levels[1:]) / 2
+    beside = [torch.nextafter(thresholds, torch.tensor(end)) for end in (-1.0, 1.0)]
+    values = torch.cat([thresholds, *beside, levels, torch.linspace(-1, 1, 2**16)])
+    values = nn.functional.pad(values, (0, -len(values) % 63)).view(-1, 63)
+    # a block whose largest weight is 1 is scaled by 1
+    weights = torch.cat([torch.ones(len(values), 1), values], 1).view(-1)
+    packed, _ = bnb_functional.quantize_4bit(weights, blocksize=64, quant_type=quant)
+    assert torch.equal(quantize_4bit(weights, 64, quant)[0], packed)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_that_share_a_weight_give_the_same_bits(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = nn.Parameter(torch.randn(4 * PIECES_A_THREAD * PIECE + 33, generator=torch.Generator().manual_seed(0)))
+    packed, state = bnb_functional.quantize_4bit(weights.detach(), blocksize=64, quant_type="nf4")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for grads in (torch.enable_grad(), torch.inference_mode()):
+        with grads:
+            ours, scales = quantize_4bit(weights, 64, "nf4")
+        assert torch.equal(ours, packed) and torch.equal(scales, state.absmax)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

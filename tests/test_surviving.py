@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from running_out import Allocations
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
@@ -17,7 +19,7 @@ import lorakit
 from helpers import adapters, make_llama
 from lorakit.cli.main import app
 from lorakit.stepping.ladder import Rung
-from lorakit.trainers.needs import Needs
+from lorakit.trainers.needs import Needs, needs_words
 
 LENGTHS = (5, 9, 3, 7, 4, 6)
 SPEC = "adapt q_proj,v_proj rank 2 dropout 0.1\noptimizer adamw lr 1e-2"
@@ -139,6 +141,68 @@ def test_a_batch_size_that_trainer_finds_itself_is_found_once_nothing_else_helps
     assert [size[0] for size in calls.sizes[-3:]] == [1, 1, 1]
 
 
+def test_a_batch_size_that_trainer_finds_itself_stays_where_a_step_is_finished(tmp_path: Path) -> None:
+    whole = trainer(tmp_path, PLAIN)
+    whole.train()
+    failing = trainer(tmp_path, PLAIN, auto_find_batch_size=True)
+    calls = Calls(failing.model, lambda call, size: call in (1, 3, 4))
+    lorakit.survive(failing)
+    failing.train()
+    assert {size[0] for size in calls.sizes} == {2} and losses(failing) == losses(whole)
+    split = trainer(tmp_path, PLAIN, auto_find_batch_size=True)
+    Calls(split.model, lambda call, size: size[0] > 1)
+    survivor = lorakit.survive(split)
+    split.train()
+    assert {climb.rung for climb in survivor.climbs} == {Rung.SPLIT} and split.state.train_batch_size == 2
+    assert losses(split) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_a_trainer_is_stood_around_once(tmp_path: Path) -> None:
+    whole = trainer(tmp_path)
+    whole.train()
+    twice = trainer(tmp_path)
+    calls = Calls(twice.model, lambda call, size: call == 1)
+    first = lorakit.survive(twice)
+    step = twice.training_step
+    # as where a cell of a notebook runs again: what was asked for last counts
+    assert lorakit.survive(twice, longest_first=False) is first and twice.training_step == step
+    twice.train()
+    assert len(calls.sizes) == 3 + 1 and [climb.rung for climb in first.climbs] == [Rung.AGAIN]
+    assert losses(twice) == losses(whole)
+    lorakit.survive(twice)
+    twice.train()
+    assert calls.sizes[4] == (2, 9) and len(calls.sizes) == 4 + 1 + 3
+
+
+def in_update(func: Any) -> bool:
+    """Return whether an operation is called by clipping, or by an optimizer's step."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name not in ("clip_grad_norm_", "step"):
+        frame = frame.f_back
+    return frame is not None
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["an optimizer given", "Trainer's own"])
+def test_an_update_of_a_trainer_goes_on_where_it_ran_out(given: bool, tmp_path: Path) -> None:
+    def made() -> Trainer:
+        one = trainer(tmp_path, max_grad_norm=1e-2)
+        one.optimizer = one.optimizer if given else None
+        return one
+
+    whole = made()
+    with Allocations(among=in_update) as counted:
+        whole.train()
+    for number in (0, 5, counted.count // 2, counted.count - 1):
+        failing = made()
+        lorakit.survive(failing, longest_first=False)
+        with Allocations((number,), among=in_update) as mode:
+            failing.train()
+        assert len(mode.failed) == 1
+        assert losses(failing) == losses(whole)
+        mine, theirs = learned(failing), learned(whole)
+        assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+
+
 def test_the_longest_rows_come_first_and_leave_nothing_behind(tmp_path: Path) -> None:
     plain = trainer(tmp_path)
     plain.train()
@@ -203,6 +267,7 @@ def test_the_loop_for_plain_models_splits_and_logs_it(tmp_path: Path) -> None:
             assert other["rung"] == Rung.SPLIT and "rung" not in one
     assert "out of memory in a batch of 4 rows: computed in parts" in split.output
     assert "out of memory" not in whole.output
+    assert "; memory ran out in 3 steps, which took " in split.output and "memory ran out" not in whole.output
 
 
 def test_pages_that_moved_stand_in_the_log() -> None:
@@ -217,8 +282,15 @@ def test_pages_that_moved_stand_in_the_log() -> None:
         optimizer.step()
         moved.append(needs.since())
     # what is used for the first time comes from nowhere
-    assert moved[0].keys() == {"paged_out_bytes"} and moved[1].keys() == {"paged_in_bytes", "paged_out_bytes"}
+    waited = "paged_stalled_milliseconds"
+    assert moved[0].keys() == {"paged_out_bytes", waited}
+    assert moved[1].keys() == {"paged_in_bytes", "paged_out_bytes", waited}
     assert moved[1]["paged_in_bytes"] == optimizer.traffic.bytes_in
+    # copies of a CPU are waited for
+    assert moved[0][waited] + moved[1][waited] == pytest.approx(1000 * optimizer.traffic.stalled, abs=0.002)
+    words = needs_words([*moved, {"rung": 1, "rung_milliseconds": 12.4}])
+    assert words.startswith("; memory ran out in 1 steps, which took 12 ms more; optimizer state paged, ")
+    assert "KiB in and " in words and words.endswith(" ms of waiting") and not needs_words([{"loss": 1.0}])
     assert needs.since() == {}
 
 

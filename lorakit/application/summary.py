@@ -32,13 +32,18 @@ class ModuleSummary:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """An adapted model in figures: parameters by count, memory in bytes; all of its adapters together."""
+    """An adapted model in figures: parameters by count, memory in bytes; all of its adapters together.
+
+    `optimizer_bytes` is what the plan's optimizer keeps once it steps, and `paged_bytes` what of that pages.
+    """
 
     total_parameters: int
     added_parameters: int
     trainable_parameters: int
     weight_bytes: int
     adapter_bytes: int
+    optimizer_bytes: int
+    paged_bytes: int
     modules: tuple[ModuleSummary, ...]
 
 
@@ -63,6 +68,8 @@ def summarize(model: nn.Module) -> Summary:
         trainable_parameters=sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad),
         weight_bytes=_bytes([*model.parameters(), *model.buffers()]) - adapter_bytes,
         adapter_bytes=adapter_bytes,
+        optimizer_bytes=sum(adapter.plan.memory.optimizer for adapter in state.named.values()),
+        paged_bytes=sum(adapter.plan.memory.paged for adapter in state.named.values()),
         modules=tuple(modules),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -13,14 +14,9 @@ def plugins() -> dict[str, ModuleType]:
         data_shapes,
         dispatched_models,
         factory_models,
-        initializers,
         kernels,
         linear_layers,
-        lora,
-        optimizers,
         other_layers,
-        quantizers,
-        roles,
         rwkv,
         stacked_parameters,
     )
@@ -28,8 +24,18 @@ def plugins() -> dict[str, ModuleType]:
     from lorakit.trainers import first_step
 
     modules = (
-        quantizers, kernels, initializers, optimizers, lora, roles, linear_layers, other_layers, bitsandbytes_layers,
-        stacked_parameters, rwkv, dispatched_models, factory_models, models, saving,
-        recomputing, own_layers, former_names, first_step, data_formats, data_shapes,
+        kernels, linear_layers, other_layers, bitsandbytes_layers, stacked_parameters, rwkv, dispatched_models,
+        factory_models, models, saving, recomputing, own_layers, former_names, first_step, data_formats, data_shapes,
     )  # fmt: skip
+    return {**vocabulary(), **_by_name(modules)}
+
+
+def vocabulary() -> dict[str, ModuleType]:
+    """Return those of the built-in plugin modules that add what a spec can name."""
+    from lorakit.builtin import initializers, lora, optimizers, quantizers, roles
+
+    return _by_name((quantizers, initializers, optimizers, lora, roles))
+
+
+def _by_name(modules: Iterable[ModuleType]) -> dict[str, ModuleType]:
     return {f"lorakit ({module.__name__.rpartition('.')[2]})": module for module in modules}

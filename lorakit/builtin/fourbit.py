@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lorakit.hooks.finite import require_finite
 from lorakit.hooks.protocols import Quantizer
-from lorakit.values import QuantizedWeight
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from lorakit.values import QuantizedWeight
 
 # bitsandbytes quantizes the scales in blocks of this many
 NESTED_BLOCKSIZE = 256
@@ -37,6 +38,8 @@ class FourBit(Quantizer):
 
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         """Return weight (out_features, in_features) as `packed`, two a byte, and `absmax`, doubled or not."""
+        from lorakit.values import QuantizedWeight
+
         _check_dtype(weight.dtype, self.name)
         require_finite(weight)
         packed, absmax = self._packed(weight.contiguous().view(-1))

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lorakit.hooks.protocols import Initializer
 from lorakit.hooks.specs import hookimpl
-from lorakit.hooks.starting import StartContext
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lorakit.hooks.starting import StartContext
 
 
 @dataclass(frozen=True)

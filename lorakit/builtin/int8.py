@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lorakit.builtin.fourbit import PIECE
 from lorakit.hooks.finite import require_finite
 from lorakit.hooks.protocols import Quantizer
-from lorakit.values import QuantizedWeight
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from lorakit.values import QuantizedWeight
 
 
 def _codes(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,6 +47,8 @@ class Int8(Quantizer):
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         """Return weight (out_features, in_features) as `CB` int8 of that shape and `SCB` float32 (out_features,)."""
         import torch
+
+        from lorakit.values import QuantizedWeight
 
         require_finite(weight)
         pieces = weight.split(max(1, PIECE // max(1, weight.shape[1])))

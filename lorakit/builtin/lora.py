@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lorakit.hooks import low_rank
 from lorakit.hooks.protocols import Method
 from lorakit.hooks.specs import hookimpl
-from lorakit.values import LayerShape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lorakit.hooks.starting import StartContext
     from lorakit.planning.plan import ParameterPlan, PlanEntry, Settings
+    from lorakit.values import LayerShape
 
 # the adapter of every kind of layer, by module and class: none is imported before a model is adapted
 ADAPTERS: Mapping[str, tuple[str, str]] = {

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lorakit.hooks.protocols import Role
 from lorakit.hooks.specs import hookimpl
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
     from lorakit.planning.inventory import Inventory, ModuleInfo
 
 
-@dataclass(frozen=True)
-class StructureRole:
+class StructureRole(NamedTuple):
     """A role given by a function of the inventory."""
 
     name: str

@@ -9,7 +9,6 @@ from itertools import permutations
 from pathlib import Path
 
 from lorakit.errors import AdapterError, LorakitError, ModelError
-from lorakit.values import ModelReference
 
 
 def _is_spec(text: str) -> bool:
@@ -59,6 +58,7 @@ def check_given(given: Mapping[str, object]) -> None:
 def check_model(text: str) -> None:
     """Raise ModelError for a model that is not there, as far as names tell."""
     from lorakit.huggingface.models import check_reference
+    from lorakit.values import ModelReference
 
     reference = ModelReference(text, with_weights=False)
     if not reference.is_factory:

@@ -39,9 +39,10 @@ def analysis_of(path: str, variables: Mapping[str, object]) -> Analysis:
     """Return what the spec in a file means or what is wrong with it; `-` is standard input."""
     from lorakit.language.analysis import analyse
 
-    if path == "-":
-        return analyse(sys.stdin.buffer.read(), variables, name="<stdin>")
-    return analyse(Path(path), variables)
+    with _uncollected():
+        if path == "-":
+            return analyse(sys.stdin.buffer.read(), variables, name="<stdin>")
+        return analyse(Path(path), variables)
 
 
 def step_of(spec: Spec | Plan) -> Step:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import logging
 import os
 import signal
 import sys
@@ -29,9 +28,23 @@ COMMANDS = (
 )  # fmt: skip
 
 
+# these read no model, so they load no library that talks
+SILENT = ("check", "fmt", "explain")
+
+
 def command_named(name: str) -> click.Command:
     """Return a command out of the module of its name, which loads now."""
+    if name not in SILENT:
+        _silence_libraries()
     return cast(click.Command, getattr(importlib.import_module(f"lorakit.cli.{name}"), name))
+
+
+def _silence_libraries() -> None:
+    import logging
+
+    # they tell of optional kernels that they did not find; transformers imports torchao wherever it is installed
+    for library in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 class Commands(Group):
@@ -122,9 +135,6 @@ def _terminable() -> Iterator[None]:
 
 def main() -> None:
     """Run the command line; every failure that a user can cause is one message and an exit code, never a traceback."""
-    # they tell of optional kernels that they did not find; transformers imports torchao wherever it is installed
-    for library in ("bitsandbytes", "torchao", "torch.utils._pytree"):
-        logging.getLogger(library).setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         # the libraries' own progress bars
         os.environ.setdefault("TQDM_DISABLE", "1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import warnings
@@ -36,6 +35,8 @@ def be_quiet(context: click.Context, parameter: click.Parameter, quiet: bool) ->
     """Have a command print nothing but errors, and what it is asked for as data; libraries do as it does."""
     context.meta[__name__] = quiet
     if quiet:
+        import logging
+
         os.environ["TQDM_DISABLE"] = "1"
         context.with_resource(warnings.catch_warnings(action="ignore"))
         logging.disable(logging.WARNING)

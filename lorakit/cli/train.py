@@ -182,6 +182,11 @@ def train(
         raise DataError("--held-out takes a share of DATA, and --held-out-data brings its own: give one of them")
     parsed = read_spec(spec, variables)
     step, default = step_of(parsed), Settings()
+    if step.capture and gradient_checkpointing:
+        raise DataError(
+            "the spec says `step capture`, and no graph holds a forward that runs again in backward: leave out "
+            "`capture` or --gradient-checkpointing"
+        )
     settings = Settings(
         steps=steps,
         epochs=epochs,
@@ -196,6 +201,7 @@ def train(
         evaluate_every=evaluate_every,
         save_every=save_every,
         gradient_checkpointing=gradient_checkpointing,
+        capture=step.capture,
         seed=seed,
         goes_on=on_failed_checkpoint == "go-on",
     )

@@ -26,15 +26,14 @@ from lorakit.hooks.protocols import (
     Role,
 )
 from lorakit.hooks.specs import hookimpl, hookspec
-from lorakit.hooks.starting import StartContext
 from lorakit.language.statements import PluginCall
-from lorakit.values import LayerShape, LowRank, LowRankPart, ModelReference, QuantizedWeight, Renamed, Storage
 
 if TYPE_CHECKING:
     from lorakit.data.examples import Chat, Completion, Example, LeftOut, Text
     from lorakit.data.fields import Fields
     from lorakit.data.messages import chat_of, read_messages, read_tools
     from lorakit.data.rows import Row, read_text
+    from lorakit.hooks.starting import StartContext
     from lorakit.planning.inventory import Inventory, ModuleInfo, ParameterInfo
     from lorakit.planning.plan import (
         AdapterPlan,
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
         SelectorCount,
         Settings,
     )
+    from lorakit.values import LayerShape, LowRank, LowRankPart, ModelReference, QuantizedWeight, Renamed, Storage
 
 __all__ = [
     "Adapter",
@@ -108,12 +108,13 @@ __all__ = [
     "start_low_rank",
 ]
 
-# These load when they are asked for: whoever reads a spec plans nothing and reads no data
+# These load when they are asked for: whoever reads a spec looks at no layer, plans nothing and reads no data
 _LATER = {
     "data.examples": ("Chat", "Completion", "Example", "LeftOut", "Text"),
     "data.fields": ("Fields",),
     "data.messages": ("chat_of", "read_messages", "read_tools"),
     "data.rows": ("Row", "read_text"),
+    "hooks.starting": ("StartContext",),
     "planning.inventory": ("Inventory", "ModuleInfo", "ParameterInfo"),
     "planning.plan": (
         "AdapterPlan",
@@ -127,6 +128,7 @@ _LATER = {
         "SelectorCount",
         "Settings",
     ),
+    "values": ("LayerShape", "LowRank", "LowRankPart", "ModelReference", "QuantizedWeight", "Renamed", "Storage"),
 }
 
 

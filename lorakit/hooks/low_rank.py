@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from lorakit.values import LayerShape
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lorakit.hooks.starting import StartContext
     from lorakit.planning.plan import ParameterPlan, PlanEntry, Settings
+    from lorakit.values import LayerShape
 
 # the clauses of `adapt` that such a method takes
 CLAUSES = frozenset({"rank", "alpha", "scaling", "dropout", "init", "lr_ratio"})
@@ -24,8 +22,7 @@ CLAUSES = frozenset({"rank", "alpha", "scaling", "dropout", "init", "lr_ratio"})
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Matrices:
+class Matrices(NamedTuple):
     """The shapes of the two matrices for one kind of layer, and their names in files."""
 
     shapes: Callable[[LayerShape, int], Pair]

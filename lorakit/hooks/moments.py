@@ -11,13 +11,13 @@ import pluggy
 
 from lorakit.errors import LorakitError, ModelError, PluginError
 from lorakit.hooks.protocols import FormerNames
-from lorakit.values import LayerShape, ModelReference
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from lorakit.planning.plan import Plan, PlanEntry
+    from lorakit.values import LayerShape, ModelReference
 
 Answer = TypeVar("Answer")
 
@@ -44,11 +44,11 @@ class Moments:
 
     def describe_module(self, module: nn.Module) -> LayerShape | None:
         """Return the shape of a layer that an adapter fits, or None."""
-        return self._first("lorakit_describe_module", LayerShape, module=module)
+        return self._first("lorakit_describe_module", _shape_type(), module=module)
 
     def describe_parameter(self, module: nn.Module, name: str) -> LayerShape | None:
         """Return the shape of a parameter that an adapter fits by itself, or None."""
-        return self._first("lorakit_describe_parameter", LayerShape, module=module, name=name)
+        return self._first("lorakit_describe_parameter", _shape_type(), module=module, name=name)
 
     def former_names(self, model: nn.Module, weights: Collection[str]) -> FormerNames | None:
         """Return what earlier releases of the model's library called its weights, or None where nothing moved."""
@@ -136,6 +136,12 @@ class Moments:
         raise PluginError(
             f"plugin {impl.plugin_name} answered {hook} with a {type(answer).__name__}; it is to return {expected}"
         )
+
+
+def _shape_type() -> type[LayerShape]:
+    from lorakit.values import LayerShape
+
+    return LayerShape
 
 
 def _module_type() -> type[nn.Module]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from dataclasses import dataclass
-from typing import Any, Literal, Union
+from typing import Any, Literal, NamedTuple, Union
 from weakref import WeakKeyDictionary
 
 from lorakit.errors import PluginError
 from lorakit.language.statements import PluginCall, Value
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """One option of a plugin: its name, type, default (`dataclasses.MISSING` if it must be given) and meaning."""
 
     name: str

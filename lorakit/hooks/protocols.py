@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from lorakit.values import LayerShape, LowRank, LowRankPart, QuantizedWeight, Renamed, Storage
-
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from lorakit.hooks.starting import StartContext
     from lorakit.planning.inventory import Inventory
     from lorakit.planning.plan import ParameterPlan, PlanEntry, Settings
+    from lorakit.values import LayerShape, LowRank, LowRankPart, QuantizedWeight, Renamed, Storage
 
 
 class Quantizer(Protocol):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pluggy
 
@@ -43,8 +42,7 @@ LISTS: Mapping[str, tuple[str, ...]] = {"data format": ("suffixes", "marks"), "d
 OWNERS = ("data format",)
 
 
-@dataclass(frozen=True, slots=True)
-class Added:
+class Added(NamedTuple):
     """What one plugin object adds: its plugins by kind and name, and the moments at which it is called.
 
     `distribution` is the installed one, with its version, that it came from; empty for the built-ins.

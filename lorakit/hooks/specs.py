@@ -34,7 +34,6 @@ from lorakit.hooks.protocols import (
     Quantizer,
     Role,
 )
-from lorakit.values import LayerShape, ModelReference
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 
     from lorakit.hooks.manager import Plugins
     from lorakit.planning.plan import Plan, PlanEntry
+    from lorakit.values import LayerShape, ModelReference
 
 PROJECT = "lorakit"
 # what this lorakit asks of plugins; it goes up when a plugin written before would no longer work

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,9 +67,13 @@ def check_reference(reference: ModelReference) -> None:
 
 def _out_of_reach() -> str:
     """Return the hub's host where its name leads nowhere, which the hub's library would try again and again."""
-    if os.environ.get("HF_HUB_OFFLINE") or urllib.request.getproxies():
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    if os.environ.get("HF_HUB_OFFLINE") or getproxies():
         return ""
-    host = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or HUB).hostname or ""
+    host = urlsplit(os.environ.get("HF_ENDPOINT") or HUB).hostname or ""
     try:
         socket.getaddrinfo(host, None)
     except OSError:

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
+from lorakit.language.compiled import TABLES
 from lorakit.language.syntax import NODES, SEQUENCES, Word
-from lorakit.language.tables import Reduction, tables
+from lorakit.language.tables import Reduction
 
 Match = Callable[[str, int], "re.Match[str] | None"]
 
@@ -18,11 +19,10 @@ class Machine:
     """An LALR parser between two words."""
 
     def __init__(self, start: str) -> None:
-        made = tables()
-        self.actions, self.gotos, self.makers = made.actions, made.gotos, _makers()
-        self.states = [made.starts[start]]
+        self.actions, self.gotos, self.makers = TABLES.actions, TABLES.gotos, _makers()
+        self.states = [TABLES.starts[start]]
         self.values: list[Any] = []
-        self.end = made.ends[start]
+        self.end = TABLES.ends[start]
 
     def feed(self, kind: str, value: Word) -> bool:
         """Take a word and return whether the grammar allows it here; `$END` leaves the result as the one value."""
@@ -79,23 +79,28 @@ def matcher(state: int) -> Match:
 
     The end of a statement is read everywhere: whether it says anything depends on the brackets around it.
     """
-    made = tables()
-    possible = made.actions[state].keys() | {"_END"}
-    groups = (f"(?P<{name}>{regex})" for name, regex in made.terminals.items() if name in possible)
+    possible = TABLES.actions[state].keys() | {"_END"}
+    groups = (f"(?P<{name}>{regex})" for name, regex in TABLES.terminals.items() if name in possible)
     # many states allow the same, and `re` keeps what it compiled
     return re.compile("|".join(groups)).match
 
 
 @functools.cache
+def terminal(name: str) -> re.Pattern[str]:
+    """Return the regex of a terminal."""
+    return re.compile(TABLES.terminals[name])
+
+
+@functools.cache
 def ignored() -> Match:
     """Return what matches blanks and comments."""
-    return re.compile(tables().ignored).match
+    return re.compile(TABLES.ignored).match
 
 
 @functools.cache
 def _makers() -> list[tuple[str, int, Any]]:
     """Return for each reduction the rule it ends, how many symbols it takes, and what it makes of them."""
-    return [(reduction.origin, reduction.size, _maker(reduction)) for reduction in tables().reductions]
+    return [(reduction.origin, reduction.size, _maker(reduction)) for reduction in TABLES.reductions]
 
 
 def _maker(reduction: Reduction) -> Callable[[list[Any]], Any]:

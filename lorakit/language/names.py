@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from lorakit.diagnostics import HELP, Code, Span
 from lorakit.language.amounts import Amount, LimitError, UnitError, combine, literal
@@ -23,8 +23,7 @@ DEFINE = "define it above"
 LetValue: TypeAlias = "Amount | str | tuple[Target, ...] | None"
 
 
-@dataclass(frozen=True, slots=True)
-class Definition:
+class Definition(NamedTuple):
     """A name: what it is worth and, if a `let` defines it, where that stands."""
 
     value: LetValue

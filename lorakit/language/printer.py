@@ -37,7 +37,7 @@ def call_text(call: PluginCall) -> str:
 
 def _checked(words: Sequence[Word]) -> Sequence[Word]:
     """Return words that can be read again as they are meant. Raises: SpecError."""
-    from lorakit.language.tables import terminal
+    from lorakit.language.machine import terminal
 
     for word, behind in zip_longest(words, words[1:]):
         # options alone may be called like a word of the language

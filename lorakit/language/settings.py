@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from lorakit.diagnostics import Code, Diagnostic
 from lorakit.errors import SpecError
@@ -18,8 +18,7 @@ from lorakit.language.suggestions import listed, nearest
 _VALUE_FORMS = "a value is a number, a string in double quotes, or a list of targets in brackets"
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """The values set from outside, by name, each in the syntax of the language or as a Python number or list."""
 
     values: Mapping[str, object]

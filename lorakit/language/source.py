@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from lorakit.diagnostics import Code, Diagnostic, Span, advised, diagnostic_at
 
@@ -67,8 +68,7 @@ class SourceText:
         return self.text[start:end].removesuffix("\n").removesuffix("\r")
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
+class Damage(NamedTuple):
     """Why a text cannot be read whole, and from which offset into what was decoded of it."""
 
     code: Code

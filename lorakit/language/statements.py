@@ -151,11 +151,13 @@ class Step(_Written):
     """`step`: how one training step runs; None is what nobody said.
 
     `batch` counts rows on one device, `tokens` those of the longest row; `compute` is `bf16`, `fp16`, `fp32` or `fp8`.
+    With `capture` forward and backward run as one graph.
     """
 
     batch: int | None = None
     tokens: int | None = None
     compute: str | None = None
+    capture: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """The words of the language: one table that the parser's complaints, the checks, the printer and the editor read.
 
-A new clause is a row here, a section of the page `words.md`, a word in the grammar and its highlighting, and a field in
-`statements`; `takes` says how its value is read (in `clauses`) and printed (in `printer`).
+A new clause is a row here, a section of the page `words.md`, a word in the grammar, of which `compiling` makes tables,
+and in its highlighting, and a field in `statements`; `takes` says how its value is read (in `clauses`) and printed (in
+`printer`).
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ CLAUSES = _by_word(
     Keyword("tokens", _STEP, "count"),
     Keyword("memory", _STEP, "not yet"),
     Keyword("compute", _STEP, "choice", ("bf16", "fp16", "fp32")),
-    Keyword("capture", _STEP, "not yet"),
+    Keyword("capture", _STEP, "flag"),
 )
 
 KEYWORDS: Mapping[str, Keyword] = {
@@ -105,7 +106,6 @@ SETTINGS = frozenset({"rank", "alpha", "scaling", "dropout", "init", "lr_ratio"}
 # What lorakit knows only the words of so far, each with what to write instead
 NOT_YET = {
     "memory": "leave it out; `require peak_memory <= 24GiB` says what a step may need",
-    "capture": "leave it out: a step runs one operation after the other",
     "compute fp8": "write `compute bf16`",
 }
 

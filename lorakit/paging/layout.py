@@ -58,7 +58,8 @@ class Layout:
     @property
     def traffic(self) -> Traffic:
         """What moved so far, on all devices."""
-        return sum((pool.traffic for pool in self._pools.values()), Traffic())
+        pools = self._pools.values()
+        return sum((pool.traffic for pool in pools), Traffic(stalled=sum(pool.stalled for pool in pools)))
 
     @property
     def near_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lorakit.paging.sides import Arena, DeviceMemory, MappedFile, PinnedMemory, Side
+from lorakit.paging.stalls import Waits
 
 # what is known of a copy that may not be done yet; None for one that is
 Mark = Any
@@ -26,6 +28,10 @@ class Link(Protocol):
 
     near: Side
     far: Side
+
+    @property
+    def stalled(self) -> float:
+        """The seconds that the device waited for copies so far, as far as that is known."""
 
     def fetch(self, copies: Copies, after: Iterable[Mark]) -> Mark:
         """Start copies in, one mark for all."""
@@ -45,22 +51,27 @@ class Direct:
 
     def __init__(self, near: Side, far: Side) -> None:
         self.near, self.far = near, far
+        self.stalled = 0.0
 
     def fetch(self, copies: Copies, after: Iterable[Mark]) -> Mark:
         """Copy in."""
-        for far, near in copies:
-            near.copy_(far)
+        self._copy(copies)
 
     def send(self, copies: Copies, after: Iterable[Mark]) -> Mark:
         """Copy out."""
-        for near, far in copies:
-            far.copy_(near)
+        self._copy(copies)
 
     def join(self, mark: Mark) -> None:
         """Do nothing: the copy is done."""
 
     def settle(self, mark: Mark) -> None:
         """Do nothing: the copy is done."""
+
+    def _copy(self, copies: Copies) -> None:
+        began = time.perf_counter()
+        for source, target in copies:
+            target.copy_(source)
+        self.stalled += time.perf_counter() - began
 
 
 class Streamed:
@@ -72,6 +83,12 @@ class Streamed:
         # torch finds a stream by an index sooner than by a device
         self._index = torch.cuda.current_device() if device.index is None else device.index
         self._inward, self._outward = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self._waits = Waits()
+
+    @property
+    def stalled(self) -> float:
+        """The seconds that the device's current stream waited for copies, of those waits that are over."""
+        return self._waits.seconds
 
     def fetch(self, copies: Copies, after: Iterable[Mark]) -> Mark:
         """Start copies in."""
@@ -84,7 +101,7 @@ class Streamed:
     def join(self, mark: Mark) -> None:
         """Let the device's current stream wait for copies."""
         if mark is not None:
-            torch.cuda.current_stream(self._index).wait_event(mark)
+            self._waits.wait(torch.cuda.current_stream(self._index), mark)
 
     def settle(self, mark: Mark) -> None:
         """Wait for copies."""

@@ -15,17 +15,18 @@ from lorakit.paging.pages import Frame, Page
 
 @dataclass(slots=True)
 class Traffic:
-    """What moved so far: pages, and their bytes."""
+    """What moved so far: pages, their bytes, and for how many seconds the device waited for copies."""
 
     pages_in: int = 0
     pages_out: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    stalled: float = 0.0
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(
             self.pages_in + other.pages_in, self.pages_out + other.pages_out,
-            self.bytes_in + other.bytes_in, self.bytes_out + other.bytes_out,
+            self.bytes_in + other.bytes_in, self.bytes_out + other.bytes_out, self.stalled + other.stalled,
         )  # fmt: skip
 
 
@@ -47,6 +48,11 @@ class Pool:
         # the bytes of the pages that are near
         self.near_bytes = 0
         self.traffic = Traffic()
+
+    @property
+    def stalled(self) -> float:
+        """The seconds that the device waited for copies so far."""
+        return self._link.stalled
 
     @property
     def far_bytes(self) -> int:

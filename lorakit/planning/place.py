@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class Placed(Protocol):
@@ -16,8 +15,7 @@ class Placed(Protocol):
     def is_parameter(self) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A module at a path, or with `is_parameter` a parameter, such as a stack of experts, named by its own path.
 
     A path is as torch names it, with dots between; the model itself is "".

@@ -227,7 +227,10 @@ class OptimizerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The forecast for one training step in bytes; `activations` is an estimate for batch × tokens.
+    """The forecast for one training step in bytes; `activations` is an estimate for batch × tokens, each learned.
+
+    `lorakit train` asks for logits of what is learned alone, and takes less where that is little. On a CPU it computes
+    attention record by record, of which more is kept: a quarter of `activations`, where all is learned from short ones.
 
     With `recompute` the backward pass computes each block again from its inputs (gradient checkpointing). Of
     `optimizer`, `paged` bytes move to CPU memory when the accelerator's runs short. A model that reads no tokens sees

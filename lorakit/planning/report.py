@@ -215,5 +215,5 @@ def memory_rows(memory: Memory) -> Iterable[tuple[str, int, str]]:
     yield (
         "workspace",
         memory.workspace,
-        "for a moment: logits of the loss, or the largest weight dequantized" if memory.workspace else "",
+        "for a moment: logits of every token, or the largest weight dequantized" if memory.workspace else "",
     )

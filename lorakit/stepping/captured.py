@@ -26,20 +26,42 @@ PASSES = 3
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One captured pass: what it reads, the loss that it leaves, and the parameters that it gives gradients to."""
+    """One captured pass: what it reads, and the loss and the gradients that it leaves in the same place each time."""
 
     graph: torch.cuda.CUDAGraph
     inputs: Mapping[Any, Tensor]
     share: Tensor
     loss: Tensor
-    reached: Sequence[nn.Parameter]
+    gradients: Mapping[nn.Parameter, Tensor]
+    addresses: Sequence[int]
+
+    def stands(self) -> bool:
+        """Return whether the parameters that it trains still train, and lie where they did."""
+        return all(
+            parameter.requires_grad and parameter.data_ptr() == address
+            for parameter, address in zip(self.gradients, self.addresses, strict=True)
+        )
+
+    def replay(self) -> Tensor:
+        """Run the pass, add its gradients to those of its parameters, and return its loss."""
+        before = {one: one.grad for one in self.gradients if one.grad is not None}
+        for parameter, gradient in before.items():
+            if gradient is self.gradients[parameter]:
+                # of a batch before in the same step
+                before[parameter] = gradient.clone()
+        self.graph.replay()
+        for parameter, gradient in self.gradients.items():
+            parameter.grad = before.get(parameter, gradient)
+        if before:
+            torch._foreach_add_(list(before.values()), [self.gradients[one] for one in before])
+        return self.loss.clone()
 
 
 class Captured:
     """The passes of one model over batches, each form of which is captured when it first comes.
 
-    A form is the shapes and dtypes of a batch, once its rows are padded to one of a few lengths. Passes add to
-    gradients that stay where they are. `say` gets a line where a form cannot be captured; it is computed as ever then.
+    A form is the shapes and dtypes of a batch, once its rows are padded to one of a few lengths. `say` gets a line
+    where one cannot be captured; it is computed as ever then.
     """
 
     def __init__(self, model: nn.Module, learning: Learning, say: Callable[[str], None]) -> None:
@@ -49,7 +71,6 @@ class Captured:
         self._padding = Padding(model, learning)
         self._graphs: dict[Any, Graph | None] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        self._gradients: dict[nn.Parameter, Tensor] = {}
         self._stream = torch.cuda.Stream()
 
     def take(self, batch: Any, share: float) -> Tensor | None:
@@ -66,15 +87,17 @@ class Captured:
         if key not in self._graphs:
             self._graphs[key] = self._made(batch, parts) if len(self._graphs) < MOST else None
         graph = self._graphs[key]
+        if graph is not None and not graph.stands():
+            # other adapters train now, or others of these values: none of the graphs is of them
+            self._graphs.clear()
+            graph = self._graphs[key] = self._made(batch, parts)
         if graph is None:
             return None
         for name, value in parts.items():
             # from memory that is not pinned the device would be waited for
             graph.inputs[name].copy_(value if value.is_cuda else value.pin_memory(), non_blocking=True)
         graph.share.fill_(share)
-        self._settle(graph.reached)
-        graph.graph.replay()
-        return graph.loss.clone()
+        return graph.replay()
 
     def _made(self, batch: Any, parts: Mapping[Any, Tensor]) -> Graph | None:
         device = next(self._model.parameters()).device
@@ -102,38 +125,21 @@ class Captured:
                         parameter.grad = None
                     with _without_waiting() if number == PASSES - 1 else nullcontext():
                         self._pass(batch, share)
-                reached = [parameter for parameter in trained if parameter.grad is not None]
             torch.cuda.current_stream().wait_stream(self._stream)
-            for parameter in reached:
-                assert parameter.grad is not None
-                self._gradients.setdefault(parameter, parameter.grad)
-                parameter.grad = self._gradients[parameter]
+            # the graph makes its own, into which it writes and does not add
+            for parameter in trained:
+                parameter.grad = None
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 loss = self._pass(batch, share)
-        made = Graph(graph, inputs, share, loss, reached)
+        gradients = {one: one.grad for one in trained if one.grad is not None}
         before.restore()
-        return made
+        return Graph(graph, inputs, share, loss, gradients, [one.data_ptr() for one in gradients])
 
     def _pass(self, batch: Any, share: Tensor) -> Tensor:
         loss = self._learning.loss(self._model, batch) * share
         loss.backward()
         return loss.detach()
-
-    def _settle(self, reached: Sequence[nn.Parameter]) -> None:
-        """Let gradients lie where graphs add to them, with what they are so far."""
-        fresh = []
-        for parameter in reached:
-            kept = self._gradients[parameter]
-            if parameter.grad is kept:
-                continue
-            if parameter.grad is None:
-                fresh.append(kept)
-            else:
-                kept.copy_(parameter.grad)
-            parameter.grad = kept
-        if fresh:
-            torch._foreach_zero_(fresh)
 
 
 @contextmanager

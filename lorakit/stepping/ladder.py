@@ -15,7 +15,7 @@ from lorakit.planning.report import show_bytes
 from lorakit.stepping.batches import elements_of, halves, rows_of
 from lorakit.stepping.before import Before
 from lorakit.stepping.sending import Sending
-from lorakit.stepping.shortage import free_caches, is_shortage, let_go
+from lorakit.stepping.shortage import free_caches, is_shortage, let_go, retried
 
 # forward and backward of a batch, its loss weighed by a share; returns the weighed loss, a number or a tensor of one
 Run = Callable[[Any, float], Any]
@@ -122,19 +122,19 @@ class Ladder:
         if rung is Rung.SEND:
             with sending.around(self._model):
                 return run(batch, share)
-        parts = [(part, count(part)) for part in halves(batch)]
-        total = sum(counted for _, counted in parts)
-        loss: Any = 0.0
-        for part, counted in parts:
+        parts = halves(batch)
+        counts = retried(lambda: [count(part) for part in parts])
+        losses = []
+        for part, counted in zip(parts, counts, strict=True):
             # nothing to learn in it: its mean would be of nothing
             if counted:
-                loss = loss + self.take(part, run, count, share * counted / total)
-                if before.generators.have_moved() or before.buffers_changed():
+                losses.append(self.take(part, run, count, share * counted / sum(counts)))
+                if retried(lambda: before.generators.have_moved() or before.buffers_changed()):
                     raise torch.OutOfMemoryError(
                         "out of memory, and the batch cannot be split: its forward draws random numbers, or changes "
                         "buffers, otherwise for a part than for the whole"
                     )
-        return loss
+        return retried(lambda: sum(losses))
 
     def _above(self, rung: Rung, batch: Any, error: Exception) -> tuple[Rung, int]:
         """Return the next rung that there is, and the bytes paged out on the way to it. Raises: the error."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lorakit.data.tokens import IGNORED
+from lorakit.stepping.batches import WHOLE
 from lorakit.stepping.before import Before
 from lorakit.stepping.losses import Learning, OwnLoss
 
@@ -38,12 +39,12 @@ class Padding:
             return batch
         length = batch["input_ids"].shape[1]
         more = length_for(length) - length
-        rows = dict(batch)
+        rows = {name: value for name, value in batch.items() if name in FILLING}
         mask = rows.setdefault("attention_mask", torch.ones_like(rows["input_ids"]))
         made = {name: functional.pad(value, (0, more), value=FILLING[name]) for name, value in rows.items()}
         if _ends_padded(mask) and self._needs_no_mask(made):
             del made["attention_mask"]
-        return made
+        return {**batch, **made} if "attention_mask" in made else {**_without_mask(batch), **made}
 
     def _needs_no_mask(self, batch: Mapping[str, Tensor]) -> bool:
         if self._looks_back is None:
@@ -71,11 +72,16 @@ def length_for(tokens: int) -> int:
 
 
 def _is_text(batch: Mapping[str, Any]) -> bool:
+    rows = [value for name, value in batch.items() if name in FILLING]
     return (
-        {"input_ids", "labels"} <= batch.keys() <= FILLING.keys()
-        and len({value.shape for value in batch.values()}) == 1
-        and batch["input_ids"].dim() == 2
+        {"input_ids", "labels"} <= batch.keys() <= FILLING.keys() | WHOLE
+        and len({value.shape for value in rows}) == 1
+        and rows[0].dim() == 2
     )
+
+
+def _without_mask(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in batch.items() if name != "attention_mask"}
 
 
 def _ends_padded(mask: Tensor) -> bool:

@@ -70,7 +70,8 @@ class Step:
         """Compute forward and backward of a batch as one CUDA graph from now on, and return this step.
 
         Each form of a batch is captured when it first comes: text is padded to one of a few lengths, without a change
-        of its loss, and after that the host does next to nothing. What cannot be captured, since it waits for the
+        of its loss, and after that the host does next to nothing. Layers that `module.compile()` compiled are captured
+        so; hooks run at the capture alone. What cannot be captured, since it waits for the
         device or memory is short, is said and computed as ever. Gradients are clipped and the optimizer steps outside
         of the graph, so that any does, paged or not. Give batches in CPU memory: to count what is learned in one that
         lies on the device, the device is waited for. Raises: ModelError where the model is not on a CUDA device.
@@ -100,7 +101,7 @@ class Step:
             # where nothing counts the mean is of nothing
             if count
         ]
-        return retried(lambda: torch.stack(losses).sum()) if losses else torch.zeros(())
+        return retried(lambda: sum(losses[1:], losses[0])) if losses else torch.zeros(())
 
     def update(self) -> Tensor:
         """Clip the gradients, step the optimizer, and return the norm that they had, as a tensor of one number."""

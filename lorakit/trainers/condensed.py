@@ -97,27 +97,37 @@ def one_row(batch: Batch) -> Batch:
 WAYS: tuple[Condense, ...] = (one_row, learned_only, learned_places)
 
 
-def exact_for(model: nn.Module, vocabulary: int, limit: int) -> Condense:
+def exact_for(model: nn.Module, vocabulary: int, limit: int, *, alone: bool = False) -> Condense:
     """Return the way of giving batches that computes least and with which a model's loss is still its own.
 
-    On a CPU alone records are taken out of a batch: elsewhere many small products take longer than a large one.
+    On a CPU alone records are taken out of a batch: elsewhere many small products take longer than a large one. Nor are
+    they where each is `alone` in its batch.
     """
     if limit < TRIED[0]:
         return as_it_is
     device = next(model.parameters()).device
+    ways = WAYS if device.type == "cpu" and not alone else WAYS[1:]
     was_training = model.training
     model.eval()
     try:
         # a model may know none of the arguments, and trains as it is
         with torch.no_grad(), suppress(Exception):
             trial = _Trial.of(model, _tried(vocabulary, device))
-            for way in WAYS if device.type == "cpu" else WAYS[1:]:
+            for way in ways:
                 with suppress(Exception):
                     if trial.agrees(model, way):
                         return way
     finally:
         model.train(was_training)
     return as_it_is
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the cross-entropies in nats of what a batch learns, summed, whichever way it is given."""
+    given = {name: value for name, value in batch.items() if name not in ("labels", "shift_labels")}
+    targets = batch["shift_labels"] if "shift_labels" in batch else _targets(batch["labels"])
+    logits = model(**{"use_cache": False, **given}).logits.flatten(end_dim=-2)
+    return functional.cross_entropy(logits.float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 @dataclass(frozen=True)

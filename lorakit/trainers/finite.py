@@ -52,7 +52,8 @@ class Finite:
     def check_loss(self, loss: Tensor) -> None:
         """Look at a loss and the gradients that its backward pass gave. Raises: TrainingError."""
         value = float(loss.detach())
-        reached = list(self._reached)
+        # a graph that runs again tells of none that it reaches
+        reached = list(self._reached) or list(self._places)
         self._reached.clear()
         gradients = [(one, one.grad) for one in reached if one.grad is not None]
         if math.isfinite(value) and _are_finite([gradient for _, gradient in gradients]):

@@ -23,8 +23,8 @@ from lorakit.data.tokens import Tokenized, split, tokenize
 from lorakit.huggingface.record_attention import attention_by_record
 from lorakit.reporter import SILENT, Reporter
 from lorakit.stepping.shortage import in_words
-from lorakit.stepping.step import resumable
 from lorakit.trainers.answering import answer
+from lorakit.trainers.capturing import capture, uncaptured
 from lorakit.trainers.checkpoints import STATE, Checkpoints, step_of
 from lorakit.trainers.condensed import exact_for
 from lorakit.trainers.display import Display
@@ -124,7 +124,7 @@ class LanguageTask:
             check_apart(model, self.rows.rows, self._tokenizer.pad_token_id, settings.batch)
         checkpoints = Checkpoints(work, settings.goes_on, display.warn)
         checkpoint = checkpoints.last() if resume else None
-        optimizer = resumable(build_optimizer(model))
+        optimizer = build_optimizer(model)
         finite = Finite(model, optimizer)
         trainer = WatchedTrainer(
             finite,
@@ -147,6 +147,11 @@ class LanguageTask:
             optimizers=(optimizer, None),
         )
         survive(trainer, say=display.warn)
+        if settings.capture:
+            if why := uncaptured(trainer):
+                display.warn(f"not captured: {why}")
+            else:
+                capture(trainer, watch=finite.check_loss, say=display.warn)
         # it prints raw dictionaries
         trainer.remove_callback(PrinterCallback)
         done = step_of(checkpoint) if checkpoint else 0

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lorakit.paging import Paged, Traffic
+from lorakit.planning.report import show_bytes
 from lorakit.stepping.ladder import Climb
+from lorakit.trainers.settings import Record
 
 
 class Needs:
@@ -19,7 +21,7 @@ class Needs:
         self._moved = Traffic()
 
     def since(self) -> dict[str, float]:
-        """Return the highest rung, bytes and milliseconds of all, and bytes paged in and out; nothing that is zero."""
+        """Return the highest rung, bytes and milliseconds of all, what was paged, and the wait for it; no zeros."""
         climbs = self._climbs[self._told :]
         self._told = len(self._climbs)
         # accelerate wraps it
@@ -33,5 +35,23 @@ class Needs:
             "rung_milliseconds": round(sum(one.milliseconds for one in climbs), 3),
             "paged_in_bytes": now.bytes_in - before.bytes_in,
             "paged_out_bytes": now.bytes_out - before.bytes_out,
+            "paged_stalled_milliseconds": round(1000 * (now.stalled - before.stalled), 3),
         }
         return {name: value for name, value in found.items() if value}
+
+
+def needs_words(history: Sequence[Record]) -> str:
+    """Return in words what the steps of a history needed, to go behind other words; nothing if they needed nothing."""
+
+    def total(name: str) -> float:
+        return sum(record.get(name, 0) for record in history)
+
+    words = ""
+    if steps := sum("rung" in record for record in history):
+        words += f"; memory ran out in {steps} steps, which took {total('rung_milliseconds'):,.0f} ms more"
+    if total("paged_out_bytes"):
+        words += (
+            f"; optimizer state paged, {show_bytes(total('paged_in_bytes'))} in and "
+            f"{show_bytes(total('paged_out_bytes'))} out, with {total('paged_stalled_milliseconds'):,.0f} ms of waiting"
+        )
+    return words

@@ -116,6 +116,8 @@ class PairsTask:
             model, optimizer, Checked(self._loss_of), max_grad_norm=settings.max_grad_norm, watch=finite.check_loss,
             say=display.warn,
         )  # fmt: skip
+        if settings.capture and next(model.parameters()).is_cuda:
+            step.capture()
         needs = Needs(step.climbs, lambda: optimizer)
         with display.running(settings.steps, UNIT, done) as stop, finite.watching(done), in_words():
             if done < settings.steps:

@@ -45,9 +45,18 @@ def training_words(plan: Plan, plugins: Plugins, settings: Settings) -> str:
         f"gradient norm {limit}",
         f"packing {'on' if settings.pack else 'off'}",
         f"gradient checkpointing {'on' if settings.gradient_checkpointing else 'off'}",
+        *([_captured()] if settings.capture else []),
         f"seed {settings.seed}",
     )
     return f"training: {', '.join(words)}"
+
+
+def _captured() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "not captured: that is for CUDA devices"
+    return "forward and backward captured as CUDA graphs"
 
 
 def shortage_words(structure: nn.Module, plan: Plan, *, is_text: bool) -> str:

@@ -21,7 +21,8 @@ REPORTS: Mapping[str, str | None] = {CSV: None, TENSORBOARD: "tensorboard", "tra
 PLAIN = (CSV, TENSORBOARD)
 COLUMNS = (
     "step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm", "num_input_tokens_seen",
-    "train_tokens_per_second", "train_runtime",
+    "train_tokens_per_second", "train_runtime", "rung", "rung_bytes", "rung_milliseconds", "paged_in_bytes",
+    "paged_out_bytes", "paged_stalled_milliseconds",
 )  # fmt: skip
 
 

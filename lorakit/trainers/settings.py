@@ -32,6 +32,7 @@ class Settings:
     evaluate_every: int = 0
     save_every: int = 0
     gradient_checkpointing: bool = False
+    capture: bool = False
     seed: int = 0
     goes_on: bool = False
 

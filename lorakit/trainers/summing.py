@@ -12,6 +12,7 @@ import torch
 from lorakit.planning.plan import Plan
 from lorakit.planning.report import show_bytes
 from lorakit.trainers.display import duration, rate
+from lorakit.trainers.needs import needs_words
 from lorakit.trainers.settings import Outcome
 from lorakit.values import ModelReference
 
@@ -50,7 +51,8 @@ def ended(outcome: Outcome, peak: Peak | None, plan: Plan) -> str:
         if peak
         else ""
     )
-    return f"trained {outcome.steps} steps: {took}, {outcome.count:,} {outcome.unit}{held}"
+    needed = needs_words(outcome.history)
+    return f"trained {outcome.steps} steps: {took}, {outcome.count:,} {outcome.unit}{held}{needed}"
 
 
 def next_steps(output: Path, model: ModelReference, structure: Any, plan: Plan, *, is_text: bool) -> str:

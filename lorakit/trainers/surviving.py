@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from lorakit.stepping.ladder import Climb, Ladder
 from lorakit.stepping.losses import OwnLoss, refused, several_processes
-from lorakit.stepping.step import ADVICE, undone
+from lorakit.stepping.shortage import retried
+from lorakit.stepping.step import ADVICE, resumable, undone
+from lorakit.trainers.counted import uncounted
 from lorakit.trainers.needs import Needs
 
 logger = logging.getLogger("lorakit")
@@ -22,21 +25,22 @@ SUMS = "loss_is_summed"
 class Survivor(TrainerCallback):
     """Stands around the steps of one trainer, tries the longest rows before the first, and logs what steps needed."""
 
-    def __init__(self, trainer: Trainer, *, longest_first: bool, say: Callable[[str], None]) -> None:
+    def __init__(self, trainer: Trainer) -> None:
+        self.longest_first, self.say = True, logger.warning
         self._trainer: Any = trainer
         model: Any = trainer.model
-        self._longest_first = longest_first
-        self._say = say
-        self._step = trainer.training_step
+        self._step, self._create = trainer.training_step, trainer.create_optimizer
+        self._clip = trainer.accelerator.clip_grad_norm_
         self._learning = OwnLoss(model)
         self._items: Any = None
+        self._refused = several_processes()
         self._ladder = Ladder(
             model,
             self._whole,
-            refused=several_processes(),
+            refused=self._refused,
             page_out=lambda: _page_out(trainer.optimizer),
             advice=ADVICE,
-            say=say,
+            say=lambda line: self.say(line),
         )
         self._needs = Needs(self.climbs, lambda: trainer.optimizer)
 
@@ -51,24 +55,43 @@ class Survivor(TrainerCallback):
 
         def run(batch: Any, share: float) -> Tensor:
             # each part is divided by what the whole holds already
-            loss: Tensor = self._step(model, dict(batch), num_items_in_batch)
+            with uncounted(self._trainer):
+                loss: Tensor = self._step(model, dict(batch), num_items_in_batch)
             return loss
 
         loss: Tensor = self._ladder.take(inputs, run, self._learning.count)
         return loss
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Have the trainer's optimizer go on where its step ran out of memory, before a schedule knows it."""
+        made = self._create(*args, **kwargs)
+        if not (self._refused or self._trainer.is_deepspeed_enabled or isinstance(made, AcceleratedOptimizer)):
+            made = self._trainer.optimizer = resumable(made)
+        return made
+
+    def clip_grad_norm_(self, parameters: Iterable[Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Clip as accelerate does, as often as it takes: all that needs memory comes before a gradient changes."""
+        trained = list(parameters)
+        # a scaler undoes its scale once, and what lies on several devices is scaled one by one
+        if self._refused or self._trainer.accelerator.scaler is not None or len({one.device for one in trained}) > 1:
+            return self._clip(trained, *args, **kwargs)
+        return retried(lambda: self._clip(trained, *args, **kwargs))
+
     def _whole(self) -> str:
         trainer: Any = self._trainer
         if type(trainer).compute_loss is not Trainer.compute_loss and not getattr(trainer, SUMS, False):
-            return f"{type(trainer).__name__} computes a loss of its own"
+            return (
+                f"{type(trainer).__name__} computes a loss of its own; where that is a sum over tokens, divided by "
+                f"`num_items_in_batch`, say so: `trainer.{SUMS} = True`"
+            )
         divided = self._items is not None and (trainer.model_accepts_loss_kwargs or trainer.compute_loss_func)
         if not divided or trainer.label_smoother is not None:
             return "the loss is not a sum over tokens, divided by those of all batches"
         return refused(trainer.model, self._learning)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._longest_first and (rows := longest(self._trainer.train_dataset, state.train_batch_size)):
-            with undone(self._trainer.model):
+        if self.longest_first and (rows := longest(self._trainer.train_dataset, state.train_batch_size)):
+            with undone(self._trainer.model), uncounted(self._trainer, always=True):
                 batch = self._trainer.data_collator(rows)
                 _, items = self._trainer.get_batch_samples(iter([batch]), 1, args.device)
                 self._trainer.training_step(self._trainer.model_wrapped, batch, items)
@@ -81,11 +104,19 @@ class Survivor(TrainerCallback):
 
 
 def survive(trainer: Trainer, *, longest_first: bool = True, say: Callable[[str], None] = logger.warning) -> Survivor:
-    """Have a trainer finish the steps in which memory runs out, and try its longest rows before the first step."""
-    survivor = Survivor(trainer, longest_first=longest_first, say=say)
-    trainer.training_step = survivor.training_step  # type: ignore[method-assign]
-    # before those that hand records on
-    trainer.callback_handler.callbacks.insert(0, survivor)
+    """Have a trainer finish the steps in which memory runs out, and try its longest rows before the first step.
+
+    One that does already keeps its survivor, which is told what is asked for now.
+    """
+    own: Any = trainer
+    known = [one for one in own.callback_handler.callbacks if isinstance(one, Survivor)]
+    survivor = known[0] if known else Survivor(trainer)
+    survivor.longest_first, survivor.say = longest_first, say
+    if not known:
+        own.training_step, own.create_optimizer = survivor.training_step, survivor.create_optimizer
+        own.accelerator.clip_grad_norm_ = survivor.clip_grad_norm_
+        # before those that hand records on
+        own.callback_handler.callbacks.insert(0, survivor)
     return survivor
 
 

@@ -14,8 +14,9 @@ from torch import nn
 from lorakit.data.examples import require_kept
 from lorakit.data.language_model import check_causal, read_tokenizer, row_limit, vocabulary_of
 from lorakit.data.source import read_data
-from lorakit.data.tokens import IGNORED, Tokenized, TokenRow, tokenize
+from lorakit.data.tokens import Tokenized, TokenRow, tokenize
 from lorakit.errors import ModelError
+from lorakit.trainers.condensed import exact_for, summed_loss
 
 if TYPE_CHECKING:
     from lorakit.hooks.manager import Plugins
@@ -62,16 +63,14 @@ def mean_loss(model: nn.Module, text: LossText, progress: Progress = iter) -> fl
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
+    condense = exact_for(model, vocabulary_of(model), text.limit, alone=True)
     total = 0.0
-    # a row at a time: no padding, and the logits of one row in memory
+    # a row at a time: no padding, and the logits of what one row learns in memory
     with torch.inference_mode():
         for row in progress(text.tokenized.rows):
-            ids = torch.tensor([row.input_ids], device=device)
-            labels = torch.tensor(row.labels, device=device)
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-            total += float(
-                nn.functional.cross_entropy(logits.float(), labels[1:], ignore_index=IGNORED, reduction="sum")
-            )
+            features = {"input_ids": row.input_ids, "labels": row.labels}
+            batch = {name: torch.tensor([value], device=device) for name, value in features.items()}
+            total += float(summed_loss(model, condense(batch)))
     model.train(was_training)
     mean = total / text.tokenized.trained_tokens
     if not math.isfinite(mean):

@@ -1,20 +1,19 @@
-"""The grammar file, and what is kept of it."""
+"""The grammar file, and the tables that are made of it."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from language_helpers import EXAMPLE
 from lark import Lark
 
+from lorakit.language.compiled import TABLES
+from lorakit.language.compiling import compile_tables, grammar_text
 from lorakit.language.machine import Machine
 from lorakit.language.syntax import NODES, SEQUENCES
-from lorakit.language.tables import Tables, compile_tables, grammar_text, tables
 from lorakit.language.words import CLAUSES, STATEMENTS
 
 ROOT = Path(__file__).parents[2]
@@ -47,43 +46,17 @@ def test_no_plugin_is_in_the_grammar() -> None:
 
 
 def test_every_rule_makes_a_node() -> None:
-    made = tables()
-    assert {reduction.node for reduction in made.reductions} - {""} == {*NODES, *SEQUENCES}
-    assert set(made.starts) == {"start", "value"} and Machine("value").accepted() >= {"NUMBER", "STRING", "_LSQB"}
+    assert {reduction.node for reduction in TABLES.reductions} - {""} == {*NODES, *SEQUENCES}
+    assert set(TABLES.starts) == {"start", "value"} and Machine("value").accepted() >= {"NUMBER", "STRING", "_LSQB"}
 
 
-def test_cached_tables_are_the_compiled_ones() -> None:
-    compiled = compile_tables(grammar_text())
-    assert isinstance(compiled, Tables) and compiled == tables()
-    script = "from lorakit.language.tables import *; print(json.dumps(compile_tables(grammar_text())))"
+def test_the_tables_are_those_of_the_grammar() -> None:
+    made = compile_tables(grammar_text())
+    # whoever changes the grammar makes them anew: python -m lorakit.language.compiling
+    assert made == TABLES
+    script = "from lorakit.language.compiling import *; print(module_text(compile_tables(grammar_text())), end='')"
+    written = (ROOT / "lorakit" / "language" / "compiled.py").read_text("utf-8")
     for seed in "12":
         command, environment = [sys.executable, "-c", script], {**os.environ, "PYTHONHASHSEED": seed}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT)
-        assert json.loads(done.stdout) == json.loads(json.dumps(compiled))
-
-
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"[1,2,3]", b"\xff", b"null", b'{"a": 1}'])
-def test_a_damaged_cache_is_made_anew(tmp_path: Path, damage: bytes) -> None:
-    environment = {**os.environ, "LORAKIT_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    script = "from lorakit.language import parse; print(parse('adapt q rank 4'))"
-
-    def run() -> str:
-        command = [sys.executable, "-c", script]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-
-    assert run() == "adapt q rank 4\n\n"
-    (cache,) = tmp_path.glob("grammar-*.json")
-    sound = cache.read_bytes()
-    # whatever is wrong with it, and if it is of another grammar
-    for kept in (damage, sound.replace(b'"origin": "', b'"origin": "another')):
-        cache.write_bytes(kept)
-        assert run() == "adapt q rank 4\n\n" and cache.read_bytes() == sound
-
-
-def test_nothing_needs_the_cache(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    environment = {**os.environ, "LORAKIT_CACHE": str(blocked), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", "from lorakit.language import parse; print(parse('adapt q rank 4'))"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "adapt q rank 4\n\n" and not done.stderr
+        assert done.stdout == written

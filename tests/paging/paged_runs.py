@@ -100,7 +100,7 @@ class Late:
     def __init__(self, *_: object) -> None:
         self.near: Side = Arena()
         self.far: Side = Arena()
-        self.waits = 0
+        self.waits, self.stalled = 0, 0.0
 
     def fetch(self, copies: Copies, after: Iterable[Any]) -> Any:
         return self._start(copies, after)

@@ -89,6 +89,8 @@ def test_the_forecast_is_what_a_run_keeps_to_the_byte(name: str, dtype: str, pag
     assert sum(held.values()) == memory.optimizer
     tables = 2048 if name == "adamw8bit" else 0
     assert memory.paged == (memory.optimizer - tables if paged else 0)
+    held = lorakit.summary(model)
+    assert (held.optimizer_bytes, held.paged_bytes) == (memory.optimizer, memory.paged)
 
 
 @pytest.mark.parametrize(("first", "second"), [(" paged", ""), ("", " paged"), (" paged", " paged")])

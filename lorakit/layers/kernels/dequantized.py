@@ -125,11 +125,11 @@ class _Product(torch.autograd.Function):
                     x = x * torch.ops.lorakit.one_after(gradient)
                 for index, scaling in enumerate(ctx.scalings):
                     lora_A, lora_B = pairs[2 * index : 2 * index + 2]
-                    of_thin = (gradient @ lora_B) * scaling
+                    of_thin = _scaled(gradient @ lora_B, scaling)
                     narrow.append((of_thin, lora_A))
                     first = PAIRS + 2 * index
                     of_pairs.append(of_thin.t() @ x if needed[first] else None)
-                    of_pairs.append((gradient.t() @ thin[index]) * scaling if needed[first + 1] else None)
+                    of_pairs.append(_scaled(gradient.t() @ thin[index], scaling) if needed[first + 1] else None)
             if needed[0]:
                 of_x = gradient @ ctx.dequantize(_anew(ctx.tensors, gradient), gradient.dtype)
                 for of_thin, lora_A in narrow:
@@ -137,6 +137,10 @@ class _Product(torch.autograd.Function):
         if needed[1]:
             of_bias = gradient.sum(0, dtype=ctx.bias_dtype)
         return of_x, of_bias, None, None, None, None, *of_pairs
+
+
+def _scaled(product: Tensor, scaling: float) -> Tensor:
+    return product if scaling == 1.0 else product * scaling
 
 
 def _anew(tensors: Mapping[str, Tensor], gradient: Tensor) -> Mapping[str, Tensor]:
