@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from lorakit.hooks import hookimpl
     from lorakit.stepping.step import Step
+    from lorakit.trainers.peft import peft, peft_config
 
 __all__ = [
     "AdapterError",
@@ -60,6 +61,8 @@ __all__ = [
     "optimizer",
     "paged",
     "parse",
+    "peft",
+    "peft_config",
     "plan",
     "save",
     "summary",
@@ -67,7 +70,12 @@ __all__ = [
 ]
 
 # These load when they are asked for: the command line starts without what its command does not use
-_LATER = {"hookimpl": "lorakit.hooks", "Step": "lorakit.stepping.step"}
+_LATER = {
+    "hookimpl": "lorakit.hooks",
+    "Step": "lorakit.stepping.step",
+    "peft": "lorakit.trainers.peft",
+    "peft_config": "lorakit.trainers.peft",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -63,7 +63,7 @@ class OutputError(LorakitError):
 
 
 class TrainingError(Exception):
-    """Training that left the finite numbers: it stops at that step, and nothing of it is written."""
+    """Training that left the finite numbers, or would train nothing: it stops there, and nothing of it is written."""
 
 
 class WriteError(Exception):

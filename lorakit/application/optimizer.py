@@ -14,6 +14,7 @@ from torch import nn
 from lorakit.application.places import full_parameters, own_parameters
 from lorakit.application.sharding import is_sharded
 from lorakit.application.state import NamedAdapter, state_of, unwrapped
+from lorakit.application.trainables import frozen_words, trainables
 from lorakit.dtypes import BF16_STEPS, name_of
 from lorakit.errors import ModelError
 from lorakit.hooks.protocols import OptimizerFactory
@@ -114,7 +115,8 @@ def parameter_groups(model: nn.Module, lr: float | None = None) -> list[dict[str
     for adapter in state_of(model).used:
         _collect(unwrapped(model), adapter, adapter.plan.optimizer.lr if lr is None else lr, groups)
     if not groups:
-        raise ModelError("nothing in this model trains: the plan only quantizes")
+        found = trainables(unwrapped(model))
+        raise ModelError(frozen_words(found) if found else "nothing in this model trains: the plan only quantizes")
     return [{"params": parameters, "lr": rate, "paged": paged} for (rate, paged), parameters in groups.items()]
 
 

@@ -166,7 +166,8 @@ def detach(model: nn.Module) -> None:
 
 def adapted_state(model: nn.Module) -> Adapted | None:
     """Return what an adapted model remembers, or None for any other model."""
-    return getattr(model, ATTRIBUTE, None)
+    # wrappers answer for what they wrap
+    return vars(model).get(ATTRIBUTE)
 
 
 def state_of(model: nn.Module) -> Adapted:
@@ -192,10 +193,14 @@ def adapter_of(model: nn.Module, name: str | None = None) -> NamedAdapter:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside torch.compile's and DistributedDataParallel's wrappers."""
-    while adapted_state(model) is None:
-        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-    return model
+    """Return the adapted model in a module that holds one, such as a compiled one; without any, the module itself.
+
+    Raises: ModelError if there are several.
+    """
+    if adapted_state(model) is not None:
+        return model
+    found = [one for one in model.modules() if adapted_state(one) is not None]
+    if len(found) > 1:
+        kinds = ", ".join(type(one).__name__ for one in found)
+        raise ModelError(f"this {type(model).__name__} holds {len(found)} adapted models ({kinds}): give one of them")
+    return found[0] if found else model

@@ -133,7 +133,8 @@ def _stand(model: nn.Module, state: Adapted, standing: Mapping[str, str]) -> Non
                 state.named[now].kept[path] = whole(parameter.detach()).to("cpu", copy=True)
             # an adapter that never stood starts from the base's own values
             kept = state.named[then].kept.pop(path, None) if then is not None else None
-            fill(parameter, kept if kept is not None else state.base[path])
+            # a backward pass on its way may have saved the parameter, and finds its values again by then
+            fill(parameter.data, kept if kept is not None else state.base[path])
     state.standing = dict(standing)
 
 

@@ -5,10 +5,13 @@ None of them is promised by transformers. This is the one file that names them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
+
+from lorakit.layers.quantized_linear import QuantizedLinear
 
 # that transformers itself holds the weights quantized: asked by Trainer, `model.to`, accelerate and PEFT
 QUANTIZED = ("is_quantized", "hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit")
@@ -20,11 +23,32 @@ CONVERSIONS = "_weight_conversions"
 # what a checkpoint leaves out on purpose: Trainer warns of any other missing name when it resumes
 LEFT_OUT = "_keys_to_ignore_on_save"
 SAVE = "save_pretrained"
+# on each parameter that came from a file, or was tied to one that did
+LOADED = "_is_hf_initialized"
+# patterns of what files may lack, since it is computed
+COMPUTED = "_keys_to_ignore_on_load_missing"
 
 
 def is_pretrained(model: nn.Module) -> bool:
     """Return whether a model saves itself as transformers' models do."""
     return hasattr(model, SAVE)
+
+
+def fresh(model: nn.Module) -> list[str]:
+    """Return the parameters that `from_pretrained` drew at random since the files lack them.
+
+    There are none in a model that was made another way, and once it is adapted nothing shows them.
+    """
+    # what was quantized on the way came from a file
+    stored = {one for module in model.modules() if isinstance(module, QuantizedLinear) for one in module.parameters()}
+    named = {name: value for name, value in model.named_parameters() if value not in stored}
+    if not is_pretrained(model) or not any(getattr(value, LOADED, False) for value in named.values()):
+        return []
+    # a head that was resized is a new parameter with the old one's values
+    resized = getattr(model.get_output_embeddings(), "weight", None)  # type: ignore[operator]
+    computed = getattr(model, COMPUTED, None) or ()
+    unread = (name for name, value in named.items() if value is not resized and not getattr(value, LOADED, False))
+    return [name for name in unread if not any(re.search(one, name) for one in computed)]
 
 
 def stored_quantized(model: nn.Module) -> Any:

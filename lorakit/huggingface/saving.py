@@ -50,20 +50,28 @@ def lorakit_model_merged(model: nn.Module) -> None:
 
 def _save_adapter(model: nn.Module, save_directory: str | Path, is_main_process: bool = True, **_: Any) -> None:
     """Write the adapter into a folder that Trainer may have made already."""
-    from lorakit.application.state import state_of
-    from lorakit.artifacts.adapter_folder import WEIGHTS, write_adapter_files
-    from lorakit.trainers.checkpoints import begin, is_checkpoint
+    from lorakit.artifacts.adapter_folder import WEIGHTS
+    from lorakit.trainers.checkpoints import is_checkpoint
 
     if not is_main_process:
         return
     folder = Path(save_directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    if is_checkpoint(folder):
-        # also what stands here from another run is no whole checkpoint from now on
-        begin(folder)
-    write_adapter_files(model, folder, state_of(model).plugins)
+    write_into(model, folder)
     if is_checkpoint(folder):
         _name_twice(folder / WEIGHTS, folder / MODEL_WEIGHTS)
+
+
+def write_into(model: nn.Module, folder: Path, name: str | None = None) -> None:
+    """Write an adapter's files into a folder, which may be there; a checkpoint is not whole from then on."""
+    from lorakit.application.state import state_of
+    from lorakit.artifacts.adapter_folder import write_adapter_files
+    from lorakit.trainers.checkpoints import begin, is_checkpoint
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_checkpoint(folder):
+        # also what stands here from another run
+        begin(folder)
+    write_adapter_files(model, folder, state_of(model).plugins, name)
 
 
 def _name_twice(file: Path, other: Path) -> None:
@@ -77,8 +85,8 @@ def _name_twice(file: Path, other: Path) -> None:
         shutil.copyfile(file, other)
 
 
-def _translate_names(model: nn.Module, state_dict: dict[str, Any], *_: Any) -> None:
-    """Give the tensors of an adapter file the names that they have in the model."""
+def _translate_names(model: nn.Module, state_dict: dict[str, Any], prefix: str = "", *_: Any) -> None:
+    """Give the tensors of an adapter file the names that they have in the model, which others may hold at `prefix`."""
     from lorakit.application.state import adapter_of
     from lorakit.artifacts.peft_names import adapter_tensors
 
@@ -88,7 +96,7 @@ def _translate_names(model: nn.Module, state_dict: dict[str, Any], *_: Any) -> N
     for name in [name for name in state_dict if name in own]:
         value = state_dict.pop(name)
         # what layers share has a name in each of them
-        state_dict.update(dict.fromkeys(own[name], value))
+        state_dict.update(dict.fromkeys((prefix + one for one in own[name]), value))
 
 
 def _translates(hook: Any) -> bool:

@@ -25,7 +25,7 @@ class LoRAConv(LoRALayer):
         if self.is_off:
             return result
         # in the dtype that the frozen weight is multiplied in
-        x = functional.dropout(x, self.dropout, self.training)
+        x = functional.dropout(x, self.dropped)
         # the base layer's own convolution, so that its padding mode and dilation hold for A as well
         thin = self.bare_layer._conv_forward(x, self.lora_A.to(x.dtype), None)  # type: ignore[operator]
         thin = thin * self.scaling_of(thin)

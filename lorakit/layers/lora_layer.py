@@ -38,7 +38,8 @@ class LoRALayer(nn.Module, ABC):
         super().__init__()
         self.base_layer = base_layer
         self.scaling = scaling
-        self.dropout = dropout
+        # a module, which trainers find and turn off
+        self.dropout = nn.Dropout(dropout) if dropout else None
         self.strength: Strength = 1.0
         self.lora_A = lora_A
         self.lora_B = lora_B
@@ -62,6 +63,12 @@ class LoRALayer(nn.Module, ABC):
         while isinstance(inner := base._modules.get("base_layer"), nn.Module):
             base = inner
         return base
+
+    @property
+    def dropped(self) -> float:
+        """The share of its inputs that dropout leaves out of the change now."""
+        dropout = self.dropout
+        return dropout.p if dropout is not None and dropout.training else 0.0
 
     @property
     def is_off(self) -> bool:

@@ -62,8 +62,7 @@ class LoRALinear(LoRALayer):
     def low_rank(self, x: Tensor) -> LowRank:
         """Return what this adapter adds to a product with x (..., in_features)."""
         scaling = self.scaling * factor(self, self.strength, x)
-        dropout = self.dropout if self.training else 0.0
-        return LowRank(parameter(self, "lora_A"), parameter(self, "lora_B"), scaling, dropout)
+        return LowRank(parameter(self, "lora_A"), parameter(self, "lora_B"), scaling, self.dropped)
 
 
 def _apart(base: Any, x: Tensor, low_rank: Sequence[LowRank]) -> Tensor:

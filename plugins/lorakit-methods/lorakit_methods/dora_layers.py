@@ -37,7 +37,7 @@ class DoRALayer(AdapterLayer):
     ) -> None:
         super().__init__(base_layer, shape, parameters)
         self.scaling = scaling
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
 
     @abstractmethod
     def low_rank(self, x: Tensor) -> Tensor:
@@ -54,9 +54,9 @@ class DoRALayer(AdapterLayer):
             return result
         weight, bias = self.beneath()
         direct = result
-        if self.training and self.dropout and x.is_floating_point():
+        if self.dropout.training and self.dropout.p and x.is_floating_point():
             # the whole product sees what is dropped, not the update alone
-            x = functional.dropout(x, self.dropout)
+            x = self.dropout(x)
             direct = self.base_layer(x)
         if bias is not None:
             direct = direct - self._by_output(bias).to(direct.dtype)

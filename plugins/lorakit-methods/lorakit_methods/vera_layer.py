@@ -28,7 +28,7 @@ class VeRALayer(AdapterLayer):
         self, base_layer: nn.Module, shape: LayerShape, parameters: Mapping[str, nn.Parameter], *, dropout: float
     ) -> None:
         super().__init__(base_layer, shape, parameters)
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
 
     @property
     def _matrices(self) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ class VeRALayer(AdapterLayer):
         if self.is_off:
             return result
         first, second = self._matrices
-        x = functional.dropout(x.to(first.dtype), self.dropout, self.training)
+        x = self.dropout(x.to(first.dtype))
         thin = self.vera_lambda_d * functional.linear(x, first)
         update = self.vera_lambda_b * functional.linear(thin.to(second.dtype), second)
         return result + (factor(self, self.strength, update) * update).to(result.dtype)
