@@ -152,6 +152,7 @@ def test_starts(tmp_path: Path) -> None:
     said = {
         True: "init kaiming", "gaussian": "init gaussian(sigma=0.25)", "pissa_niter_4": "init pissa(iterations=4)",
         "eva": "init eva", False: "init_lora_weights: false draws B too", "olora": "init_lora_weights: olora has no",
+        "loftq": "init loftq",
     }  # fmt: skip
     for value, words in said.items():
         assert words in peft(tmp_path, target_modules=["q"], r=4, init_lora_weights=value)

@@ -231,7 +231,7 @@ def test_a_plan_that_decides_a_module_twice_is_refused(tmp_path: Path) -> None:
         lorakit.apply(replace(made, entries=made.entries * 2), Net())
 
 
-@pytest.mark.parametrize("start", ["lora_ga", "pissa_niter_4", "OLoRA", "loftq", "corda", "one that is to come"])
+@pytest.mark.parametrize("start", ["lora_ga", "pissa_niter_4", "OLoRA", "corda", "one that is to come"])
 def test_a_start_that_may_have_changed_the_base_is_refused(start: str, tmp_path: Path) -> None:
     folder = saved(tmp_path)
     (folder / "plan.json").unlink()

@@ -23,6 +23,12 @@ def start_of(wanted: Any, rank: int) -> tuple[PluginCall, str, str]:
         return PluginCall("gaussian", (("sigma", 1 / rank),)), "", ""
     if name == "eva":
         return PluginCall("eva"), METHODS, ""
+    if name == "loftq":
+        return (
+            PluginCall("loftq"),
+            METHODS,
+            "loftq_config: `init loftq` takes one step, on the base that `quant` stores",
+        )
     if isinstance(name, str) and (found := _PISSA.fullmatch(name)):
         options = (("iterations", int(found[1])),) if found[1] else ()
         return PluginCall("pissa", options), METHODS, ""

@@ -93,7 +93,7 @@ FOREIGN_WORDS: Mapping[str, ForeignWord] = MappingProxyType({
     "bnb_4bit_compute_dtype": ForeignWord("step compute {}", "bf16", _STEP),
     **dict.fromkeys(("bf16", "fp16"), _COMPUTE),
     **dict.fromkeys(QUANTIZERS, _QUANTIZER),
-    **dict.fromkeys(("gaussian", "kaiming", "pissa", "eva"), _START),
+    **dict.fromkeys(("gaussian", "kaiming", "pissa", "loftq", "eva"), _START),
     **dict.fromkeys(("learning_rate", "adamw_torch", "adamw_torch_fused", "adamw_hf"), _ADAMW),
     "optim": ForeignWord("optimizer adamw", where=_STATEMENT),
     **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit"), ForeignWord("optimizer adamw8bit", where=_STATEMENT)),
@@ -122,7 +122,7 @@ FOREIGN_WORDS: Mapping[str, ForeignWord] = MappingProxyType({
 # plugins that other distributions have, by kind and name
 ELSEWHERE: Mapping[tuple[str, str], str] = MappingProxyType({
     **{("method", name): "lorakit-methods" for name in ("dora", "ia3", "vera")},
-    **{("initializer", name): "lorakit-methods" for name in ("pissa", "eva")},
+    **{("initializer", name): "lorakit-methods" for name in ("pissa", "loftq", "eva")},
     **{("initializer", name): "lorakit-orthogonal" for name in ("orthogonal", "spectral")},
     ("quantizer", "hqq"): "lorakit-hqq",
     ("quantizer", "gptq"): "lorakit-gptq-calibrated",

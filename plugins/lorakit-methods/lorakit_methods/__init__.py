@@ -1,4 +1,4 @@
-"""Methods `dora`, `ia3` and `vera`, and the starts `pissa` and `eva`."""
+"""Methods `dora`, `ia3` and `vera`, and the starts `pissa`, `loftq` and `eva`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from lorakit.hooks import Initializer, Method
 from lorakit_methods.dora import DoRA
 from lorakit_methods.eva import EVA
 from lorakit_methods.ia3 import IA3
+from lorakit_methods.loftq import LoftQ
 from lorakit_methods.pissa import PiSSA
 from lorakit_methods.vera import VeRA
 
-__all__ = ["EVA", "IA3", "DoRA", "PiSSA", "VeRA", "lorakit_initializers", "lorakit_methods"]
+__all__ = ["EVA", "IA3", "DoRA", "LoftQ", "PiSSA", "VeRA", "lorakit_initializers", "lorakit_methods"]
 
 
 @hookimpl
@@ -20,4 +21,4 @@ def lorakit_methods() -> list[type[Method]]:
 
 @hookimpl
 def lorakit_initializers() -> list[type[Initializer]]:
-    return [PiSSA, EVA]
+    return [PiSSA, LoftQ, EVA]
