@@ -130,7 +130,7 @@ def test_memory_that_is_short_pages_out_and_the_step_goes_on() -> None:
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
     # room for what is held, and beside it for less than what a slice of a step takes
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (24 << 20)) / total)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (8 << 20)) / total)
     try:
         for number in range(1, 4):
             step_both(twins, reference, optimizer, number)
