@@ -74,7 +74,8 @@ def _is_captured() -> bool:
 def _check_trains(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Raise TrainingError if everything that the spec trains is frozen, and no input asks for a gradient either."""
     found = trainables(model)
-    if not found or any(one.requires_grad for one in found.values()):
+    # what is no parameter stands in for one during a call: gradients are whoever's put it there
+    if not found or any(one.requires_grad or not isinstance(one, nn.Parameter) for one in found.values()):
         return
     if not any(isinstance(one, Tensor) and one.requires_grad for one in inputs):
         raise TrainingError(frozen_words(found))
