@@ -9,12 +9,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import cast
 
 import click
 
-from lorakit.cli import complete, shells
+from lorakit.cli import complete, project, shells
 from lorakit.cli.help import Group, command, group
 from lorakit.cli.terminal import BAD_INPUT, INTERRUPTED, SIGNALLED, WORK_FAILED, fail
 from lorakit.encoding import ERRORS
@@ -84,11 +85,15 @@ def _choose_plugins(context: click.Context, parameter: click.Parameter, none: bo
     help="Load the built-ins alone; LORAKIT_PLUGINS=a,b chooses distributions.",
 )
 @shells.options
-def app() -> None:
+@click.pass_context
+def app(context: click.Context) -> None:
     """A small language for low-rank fine-tuning: check it, see the plan, apply it, train, merge.
 
     Example: lorakit demo
     """
+    name = context.invoked_subcommand
+    if name is not None and (chosen := cast(Commands, context.command).get_command(context, name)) is not None:
+        context.default_map = {name: project.defaults(chosen, name, Path.cwd())}
 
 
 @command("help")
