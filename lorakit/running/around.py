@@ -110,8 +110,8 @@ def adapting(module: ModuleType) -> None:
             if adapted_state(unwrapped(model)) is not None and not hasattr(peft_config, "is_applied"):
                 raise ModelError(
                     f"this script puts adapters of its own, a {type(peft_config).__name__}, on a "
-                    f"{type(model).__name__} that `lorakit run` adapted when it was loaded: leave the config out, which many scripts do by "
-                    "an option, or run the script alone"
+                    f"{type(model).__name__} that `lorakit run` adapted when it was loaded: leave that out, which many "
+                    "scripts do by an option, or run the script without lorakit"
                 )
             return own(model, peft_config, *args, **kwargs)
 

@@ -43,7 +43,7 @@ def read_asked(folder: Path) -> Asked:
 
 @dataclass(slots=True)
 class Told:
-    """What happened in one Python, in words; empty is what did not. `left` are models that stay as they are, and why."""
+    """What happened in one Python, in words; empty is what did not. `left` are models that stay as they are."""
 
     rank: int = field(default_factory=lambda: int(os.environ.get("RANK", "0") or 0))
     adapted: str = ""

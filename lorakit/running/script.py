@@ -24,7 +24,6 @@ from lorakit.application.trainables import trainables
 from lorakit.errors import LorakitError, PlanError, PromiseError, TrainingError, WriteError
 from lorakit.running.asked import FOLDER, Asked, Told, read_asked
 from lorakit.running.words import adapted_words, left_to_script, optimizer_words, said_of_optimizer
-from lorakit.trainers.checkpoints import is_checkpoint
 from lorakit.trainers.peft import peft, peft_config
 
 
@@ -160,7 +159,7 @@ class Script:
             if not held.isdisjoint(other.parameters()):
                 raise TrainingError(
                     f"this {type(optimizer).__name__} trains a {type(other).__name__} that is not adapted ({why}), and "
-                    "no adapter: `--only CLASS` names the class of the model to adapt"
+                    "no adapter: the model to train has to be loaded first, or to be of the class that `--only CLASS` names"
                 )
 
     def _tell_optimizer(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
@@ -176,11 +175,10 @@ class Script:
         self._told.write(self._folder)
 
     def saved(self, folder: Path) -> None:
-        """Remember where an adapter lies; a folder that a script chose counts for more than a checkpoint."""
-        if is_checkpoint(folder) and self._told.saved and not is_checkpoint(Path(self._told.saved)):
-            return
-        self._told.saved = str(folder)
-        self._told.write(self._folder)
+        """Remember where an adapter lies, of a folder and one within it, such as a checkpoint, the outer."""
+        if Path(self._told.saved or folder) not in folder.parents:
+            self._told.saved = str(folder)
+            self._told.write(self._folder)
 
     def end(self, process: int) -> None:
         """Write the adapter where the user asked for it, unless the script failed, or this is a copy of its process."""
