@@ -159,7 +159,7 @@ class Script:
             if not held.isdisjoint(other.parameters()):
                 raise TrainingError(
                     f"this {type(optimizer).__name__} trains a {type(other).__name__} that is not adapted ({why}), and "
-                    "no adapter: the model to train has to be loaded first, or to be of the class that `--only CLASS` names"
+                    "no adapter: the model to train has to be loaded first, or `--only CLASS` to name its class"
                 )
 
     def _tell_optimizer(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
