@@ -59,9 +59,10 @@ def training(module: ModuleType) -> None:
 
         return call
 
-    def made(cls: type, **kwargs: Any) -> None:
+    def made(cls: type, /, **kwargs: Any) -> None:
         super(trainer, cls).__init_subclass__(**kwargs)
-        if "__init__" in vars(cls) and "peft_config" in inspect.signature(cls.__init__).parameters:
+        own = vars(cls).get("__init__")
+        if own is not None and "peft_config" in inspect.signature(own).parameters:
             _replace(cls, "__init__", _with_view)
 
     _replace(trainer, "create_optimizer", optimizer)

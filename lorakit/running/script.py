@@ -95,8 +95,9 @@ class Script:
 
     def _leave(self, model: nn.Module, why: str) -> None:
         self._left[model] = why
-        self._told.left.append(f"{type(model).__name__}: {why}")
-        self._told.write(self._folder)
+        if (line := f"{type(model).__name__}: {why}") not in self._told.left:
+            self._told.left.append(line)
+            self._told.write(self._folder)
 
     def _remember(self, model: nn.Module) -> None:
         self._adapted = ref(model)
@@ -114,7 +115,7 @@ class Script:
     @contextmanager
     def viewed(self, trainer: Any, arguments: MutableMapping[str, Any]) -> Iterator[None]:
         """Give a constructor that takes PEFT's configs the model as a `PeftModel`, or the spec as such a config."""
-        model = arguments.get("model")
+        model: Any = arguments.get("model")
         if importlib.util.find_spec("peft") is None:
             yield
         elif model is not None and model is self.model:

@@ -30,7 +30,7 @@ def begin(folder: str) -> None:
     sys.path[:] = [one for one in sys.path if one != folder]
     _start_as_usual()
     if os.environ.get(FOLDER) == folder:
-        sys.meta_path.insert(0, Awaiting())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, Awaiting())
 
 
 def _start_as_usual() -> None:
