@@ -118,7 +118,7 @@ class Script:
         model: Any = arguments.get("model")
         if importlib.util.find_spec("peft") is None:
             yield
-        elif model is not None and model is self.model:
+        elif self._is_adapted(model):
             arguments["model"] = peft(model)
             yield
         elif self._is_to_load(model) and arguments.get("peft_config") is None:
@@ -128,6 +128,9 @@ class Script:
             self._remember(unwrapped(trainer.model))
         else:
             yield
+
+    def _is_adapted(self, model: Any) -> bool:
+        return model is not None and model is self.model
 
     def _is_to_load(self, model: Any) -> bool:
         return isinstance(model, str) and self.model is None and not self._asked.only
