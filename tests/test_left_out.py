@@ -78,7 +78,7 @@ def test_what_is_left_is_refused_as_before(rule: str, complaint: str) -> None:
 
 def test_what_was_left_out_is_not_counted_as_passed_over() -> None:
     plan = lorakit.plan("adapt *.q rank 2 except vision", Towers())
-    assert any("passed over 1 modules" in note for note in plan.notes)
+    assert any("passed over 1 module" in note for note in plan.notes)
 
 
 def test_a_container_above_the_layers_trains_those_that_are_left() -> None:

@@ -52,7 +52,7 @@ def _rules(spec: Spec, decisions: Decisions, plugins: Plugins) -> Iterable[str]:
             reach = ", ".join(f"{count} in {container or 'no layer'}" for container, count in summary.containers)
             yield f"{where}: the rule crosses {len(towers)} towers: {reach}"
         if passed := sum(selector.passed_over for selector in summary.selectors):
-            yield f"{where}: passed over {passed} modules that no adapter fits"
+            yield f"{where}: passed over {passed} module{'s' * (passed > 1)} that no adapter fits"
         if isinstance(rule, Adapt) and rule.alpha is None and "alpha" in plugins.method(rule.method).clauses:
             assert rule.rank is not None
             scale = "1" if rule.scaling == "standard" else f"sqrt(rank) = {rule.rank**0.5:.3g}"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -117,8 +116,8 @@ class Captured:
     def _recorded(self, batch: Any, inputs: Mapping[Any, Tensor], share: Tensor, before: Before) -> Graph:
         trained = [one for one in self._model.parameters() if one.requires_grad]
         self._stream.wait_stream(torch.cuda.current_stream())
-        # what asks whether it is captured is told so in every pass: compiled code is of one answer
-        with mock.patch("torch.cuda.is_current_stream_capturing", lambda: True):
+        # compiled code is of one answer to whether it is captured
+        with _told_so():
             with torch.cuda.stream(self._stream):
                 for number in range(PASSES):
                     for parameter in trained:
@@ -140,6 +139,21 @@ class Captured:
         loss = self._learning.loss(self._model, batch) * share
         loss.backward()
         return loss.detach()
+
+
+@contextmanager
+def _told_so() -> Iterator[None]:
+    """Let whoever asks whether this is captured hear that it is: there, models leave out questions to the device."""
+    asked = torch.cuda.is_current_stream_capturing
+    torch.cuda.is_current_stream_capturing = _always
+    try:
+        yield
+    finally:
+        torch.cuda.is_current_stream_capturing = asked
+
+
+def _always() -> bool:
+    return True
 
 
 @contextmanager
