@@ -322,17 +322,23 @@ def test_torchrun_starts_runs(run: Run, tmp_path: Path, llama_folder: Path) -> N
 def test_a_script_is_its_own(run: Run, tmp_path: Path) -> None:
     script = (
         "import sys\nprint(sys.argv, __name__, sys.path[0], sys.modules['__main__'].__file__)\n"
-        "print(open(0).read(), [one for one in sys.path if 'lorakit-run' in one])\nassert 'torch' not in sys.modules\n"
+        "print(sys.begun, open(0).read(), [one for one in sys.path if 'lorakit-run' in one])\n"
+        "assert 'torch' not in sys.modules\n"
     )
     (tmp_path / "train.py").write_text(script)
     (tmp_path / "spec.lora").write_text(PLAIN)
+    # what this Python starts with anyhow
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("import sys\nsys.begun = 'begun'\n")
+    here = environment()
+    here["PYTHONPATH"] = f"{tmp_path / 'site'}{os.pathsep}{here['PYTHONPATH']}"
     command = [sys.executable, "-m", "lorakit", "run", "spec.lora", "--", "train.py", "--lr", "1", "-h"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, input="given")
+    done = subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, input="given")
     alone = subprocess.run(
         [sys.executable, "train.py", *command[7:]],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, input="given",
+        cwd=tmp_path, env=here, capture_output=True, text=True, input="given",
     )  # fmt: skip
-    assert done.stdout == alone.stdout and "-h" in done.stdout and "given []" in done.stdout
+    assert done.stdout == alone.stdout and "-h" in done.stdout and "begun given []" in done.stdout
     assert done.returncode == 1 and "lorakit: nothing was adapted: no model came from" in done.stderr
 
 

@@ -26,6 +26,7 @@ from lorakit.cli.help import command
     "--only", metavar="CLASS", help="Class of the model to adapt; the first that the spec fits, unless given."
 )
 @options.seed
+@options.force
 @options.quiet
 def run(
     spec: str,
@@ -34,6 +35,7 @@ def run(
     variables: tuple[str, ...],
     only: str | None,
     seed: int,
+    force: bool,
 ) -> None:
     """Run a training script unchanged, and adapt its model when transformers loads it.
 
@@ -58,10 +60,10 @@ def run(
     if output is not None:
         from lorakit.artifacts.folders import check_output
 
-        check_output(Path(output), force=False)
+        check_output(Path(output), force)
         # a script may change its folder
         output = str(Path.cwd() / output)
-    asked = Asked(read_spec(spec, variables), seed, only, output, is_quiet())
+    asked = Asked(read_spec(spec, variables), seed, only, output, force, is_quiet())
     code, told = run_command(words, asked)
     # what a script prints may be read by another program; and of several processes of a launcher one speaks
     if not is_quiet() and os.environ.get("RANK", "0") == "0":

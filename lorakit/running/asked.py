@@ -22,12 +22,16 @@ ASKED = "asked.pickle"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What to adapt and how; `only` names the class of the model, `output` where the adapter goes at the end."""
+    """What to adapt and how; `only` names the class of the model, `output` where the adapter goes at the end.
+
+    With `force` it takes the place of whatever stands there.
+    """
 
     spec: Spec | Plan
     seed: int = 0
     only: str | None = None
     output: str | None = None
+    force: bool = False
     quiet: bool = False
 
     def write(self, folder: Path) -> None:

@@ -19,8 +19,9 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lorakit import api
-from lorakit.application.state import adapted_state, unwrapped
+from lorakit.application.state import adapted_state, state_of, unwrapped
 from lorakit.application.trainables import trainables
+from lorakit.artifacts.adapter_folder import save_adapter
 from lorakit.errors import LorakitError, PlanError, PromiseError, TrainingError, WriteError
 from lorakit.running.asked import FOLDER, Asked, Told, read_asked
 from lorakit.running.words import adapted_words, left_to_script, optimizer_words, said_of_optimizer
@@ -190,7 +191,8 @@ class Script:
         if output is None or model is None or process != os.getpid() or self._told.rank or hasattr(sys, "last_type"):
             return
         try:
-            self._told.saved = str(api.save(model, output))
+            written = save_adapter(model, Path(output), state_of(model).plugins, replace=self._asked.force)
+            self._told.saved = str(written)
         except (LorakitError, WriteError) as error:
             sys.stderr.write(f"error: {error}\n")
         self._told.write(self._folder)
