@@ -257,9 +257,9 @@ def test_models_that_do_not_train_are_left(run: Run, tmp_path: Path) -> None:
     done = run(REWARD_FIRST, NF4, options=("--only", "LlamaForCausalLM", "-o", "mine"))
     assert "lorakit: left as it is: LlamaForSequenceClassification: --only LlamaForCausalLM" in done.stderr
     assert done.returncode == 0 and done.stderr.splitlines()[-1] == f"lorakit: adapter: {tmp_path / 'mine'}"
-    assert all(
-        torch.equal(value, weights(tmp_path / "out")[name]) for name, value in weights(tmp_path / "mine").items()
-    )
+    theirs, mine = weights(tmp_path / "out"), weights(tmp_path / "mine")
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+    assert run("", NF4, options=("-o", "mine")).returncode == 2
 
 
 def test_adapters_of_the_scripts_own_are_refused(run: Run) -> None:
