@@ -24,13 +24,13 @@ from lorakit.version import __version__
 
 # in the order in which help shows them
 COMMANDS = (
-    "init", "check", "fmt", "explain", "plan", "diff", "apply", "train", "chat", "merge", "export", "inspect", "lsp",
-    "demo", "plugins",
+    "init", "check", "fmt", "explain", "plan", "diff", "apply", "train", "run", "chat", "merge", "export", "inspect",
+    "lsp", "demo", "plugins",
 )  # fmt: skip
 
 
 # these read no model, so they load no library that talks
-SILENT = ("check", "fmt", "explain")
+SILENT = ("check", "fmt", "explain", "run")
 
 
 def command_named(name: str) -> click.Command:
