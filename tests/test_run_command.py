@@ -381,3 +381,12 @@ def test_a_spec_that_fits_no_model_trains_none(run: Run) -> None:
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "that is not adapted (the spec does not fit: " in done.stderr
     assert "lorakit: nothing was adapted: of the models" in done.stderr
+
+
+def test_standard_input_is_the_scripts(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text("print('ran')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "lorakit", "run", "-", "--", "x.py"],
+        input="adapt q_proj rank 4\n", capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2 and "`-` is the script's standard input here" in done.stderr and not done.stdout

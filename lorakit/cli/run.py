@@ -54,6 +54,7 @@ def run(
 
     from lorakit.cli.inputs import read_spec
     from lorakit.cli.terminal import DONE, WORK_FAILED, is_quiet
+    from lorakit.errors import DataError
     from lorakit.running.asked import Asked
     from lorakit.running.command import ending, run_command
 
@@ -63,7 +64,11 @@ def run(
         check_output(Path(output), force)
         # a script may change its folder
         output = str(Path.cwd() / output)
-    asked = Asked(read_spec(spec, variables), seed, only, output, force, is_quiet())
+    if spec == "-":
+        raise DataError("`-` is the script's standard input here: give the spec as a file")
+    # what is wrong with it is said before anything starts
+    read_spec(spec, variables)
+    asked = Asked(str(Path(spec).absolute()), variables, seed, only, output, force, is_quiet())
     code, told = run_command(words, asked)
     # what a script prints may be read by another program; and of several processes of a launcher one speaks
     if not is_quiet() and os.environ.get("RANK", "0") == "0":

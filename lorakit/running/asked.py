@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -17,17 +16,19 @@ if TYPE_CHECKING:
 
 # the environment's name for the folder
 FOLDER = "LORAKIT_RUN"
-ASKED = "asked.pickle"
+ASKED = "asked"
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What to adapt and how; `only` names the class of the model, `output` where the adapter goes at the end.
+    """What to adapt and how: a file with a spec or a plan, and other values of its `let` names as NAME=VALUE.
 
-    With `force` it takes the place of whatever stands there.
+    `only` names the class of the model, `output` where the adapter goes at the end; with `force` it takes the place of
+    whatever stands there.
     """
 
-    spec: Spec | Plan
+    spec: str
+    variables: Sequence[str] = ()
     seed: int = 0
     only: str | None = None
     output: str | None = None
@@ -35,14 +36,25 @@ class Asked:
     quiet: bool = False
 
     def write(self, folder: Path) -> None:
-        """Leave it in a run's folder, which nobody else can write to."""
-        (folder / ASKED).write_bytes(pickle.dumps(self))
+        """Leave it in a run's folder."""
+        (folder / ASKED).write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    def read_spec(self) -> Spec | Plan:
+        """Return what the file holds. Raises: SpecError, PlanError."""
+        path = Path(self.spec)
+        if path.suffix == ".json":
+            from lorakit.planning.plan import Plan
+
+            return Plan.from_json(path.read_text(encoding="utf-8"))
+        from lorakit.api import parse
+        from lorakit.language.settings import variables_of
+
+        return parse(path, variables_of(self.variables))
 
 
 def read_asked(folder: Path) -> Asked:
     """Return what a run left in its folder."""
-    found: Asked = pickle.loads((folder / ASKED).read_bytes())
-    return found
+    return Asked(**json.loads((folder / ASKED).read_text(encoding="utf-8")))
 
 
 @dataclass(slots=True)

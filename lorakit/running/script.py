@@ -44,6 +44,7 @@ class Script:
 
     def __init__(self, asked: Asked, folder: Path) -> None:
         self._asked = asked
+        self._spec = asked.read_spec()
         self._folder = folder
         self._told = Told()
         self._depth = 0
@@ -74,7 +75,7 @@ class Script:
             return
         try:
             with self.loading():
-                api.apply(self._asked.spec, model, self._asked.seed)
+                api.apply(self._spec, model, self._asked.seed)
         except PromiseError:
             raise
         except PlanError as error:
@@ -104,7 +105,7 @@ class Script:
         self._adapted = ref(model)
         self._told.adapted = adapted_words(model)
         self._say(f"adapted {self._told.adapted}")
-        if words := left_to_script(self._asked.spec):
+        if words := left_to_script(self._spec):
             self._say(words)
         self._told.write(self._folder)
 
@@ -123,7 +124,7 @@ class Script:
             arguments["model"] = peft(model)
             yield
         elif self._is_to_load(model) and arguments.get("peft_config") is None:
-            arguments["peft_config"] = peft_config(self._asked.spec, seed=self._asked.seed)
+            arguments["peft_config"] = peft_config(self._spec, seed=self._asked.seed)
             with self.loading():
                 yield
             self._remember(unwrapped(trainer.model))
@@ -141,10 +142,10 @@ class Script:
         if trainer.optimizer is not None or getattr(trainer, "optimizer_cls_and_kwargs", None) is not None:
             return
         model = unwrapped(trainer.model)
-        said = said_of_optimizer(self._asked.spec, model) if adapted_state(model) is not None else ""
+        said = said_of_optimizer(self._spec, model) if adapted_state(model) is not None else ""
         if not said:
             return
-        named = getattr(self._asked.spec, "optimizer", None) is not None
+        named = getattr(self._spec, "optimizer", None) is not None
         trainer.optimizer = api.optimizer(model, None if named else trainer.args.learning_rate)
         self._given.add(trainer.optimizer)
         fields = "`optim`, `learning_rate` and `weight_decay`" if named else "`optim` and `weight_decay`"
@@ -171,7 +172,7 @@ class Script:
         if self._told.optimizer:
             return
         is_given = optimizer in self._given
-        said = "" if is_given else said_of_optimizer(self._asked.spec, model)
+        said = "" if is_given else said_of_optimizer(self._spec, model)
         whose = "the spec's" if is_given else "the script's own"
         lost = f"; not in force: {said}" if said else ""
         self._told.optimizer = f"{optimizer_words(optimizer)}, {whose}{lost}"
