@@ -1,10 +1,11 @@
 """One QLoRA training step as a CUDA graph, beside steps that run one operation after the other, and PEFT's.
 
-    python benchmarks/captured_step.py [--layers 32] [--batch 1] [--tokens 512] [--steps 20] [--only NAME,NAME]
+    python benchmarks/captured_step.py [--layers 32] [--batch 1] [--tokens 512] [--only NAME,NAME] [--profile]
 
 A Llama-3-8B-shaped model with random weights: NF4 with double quantization, rank 16 on all seven projections, adapters
 in bfloat16, torch's fused AdamW on both sides, nothing recomputed. `compiled` is torch.compile of every decoder layer.
-Prints the median time of a step with its update, tokens a second, the peak of memory, and the losses of the last steps.
+Prints the median time of a step with its update, tokens a second, the peak of memory, and the losses of the last steps;
+with --profile the kernels that take longest, too, in ms a step, and how often they run.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import gc
 import json
 import statistics
 import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,10 +83,27 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
         "first 4 steps s": round(first, 1),
         "losses": [round(float(loss), 4) for loss in losses[-4:]],
     }
+    if given.profile and make is ours:
+        print_kernels(partial(step, {"input_ids": batches[0], "labels": batches[0]}))
     del model, optimizer, step, loss
     gc.collect()
     torch.cuda.empty_cache()
     return made
+
+
+def print_kernels(step: Callable[[], object], most: int = 30) -> None:
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        step()
+        torch.cuda.synchronize()
+    took: Counter[str] = Counter()
+    count: Counter[str] = Counter()
+    for event in seen.events() or ():
+        took[event.name] += event.device_time
+        count[event.name] += 1
+    print(f"{took.total() / 1e3:.1f} ms of {count.total()} kernels and copies")
+    for name, time_us in took.most_common(most):
+        print(f"{time_us / 1e3:8.2f} {count[name]:6d} {name[:120]}")
 
 
 def main() -> None:
@@ -90,6 +111,7 @@ def main() -> None:
     for name, default in (("layers", 32), ("batch", 1), ("tokens", 512), ("steps", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--only", default=",".join(ROWS))
+    parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     # one layer's code serves all of them
     torch._dynamo.config.cache_size_limit = 64
