@@ -17,13 +17,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lorakit.application.state import adapted_state
 from lorakit.application.trainables import frozen_words, trainables
+from lorakit.data.tokens import IGNORED
 from lorakit.errors import TrainingError
 from lorakit.huggingface import marks
 
 logger = logging.getLogger("lorakit")
-# the label of what is not learned
-IGNORED = -100
-
 _trained: WeakSet[nn.Module] = WeakSet()
 _stepped: WeakSet[torch.optim.Optimizer] = WeakSet()
 _fresh: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()

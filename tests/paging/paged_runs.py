@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorakit.paging import Paged
 from lorakit.paging.links import Copies
@@ -136,3 +137,19 @@ class Late:
             for _, target in copies:
                 target.fill_(0xA5)
         return finish
+
+
+class Short(TorchDispatchMode):
+    """Memory that is short at some of the operations that need more of it, counted from the first."""
+
+    def __init__(self, *at: int) -> None:
+        super().__init__()
+        self.count = 0
+        self._at = at
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "aten" and not func._schema.is_mutable and not func.is_view:
+            self.count += 1
+            if self.count - 1 in self._at:
+                raise torch.OutOfMemoryError("no memory, for a test")
+        return func(*args, **(kwargs or {}))
