@@ -89,6 +89,7 @@ class Code(StrEnum):
     NOT_QUANTIZABLE = "L106"
     NOT_POSSIBLE_HERE = "L107"
     INDEX_BEYOND = "L108"
+    DOES_NOT_FIT = "L109"
 
     @property
     def severity(self) -> str:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lorakit.values import ModelReference
 
 CALIBRATION_ROWS = 128
+# of an accelerator's free memory: its allocator holds some that lies in no tensor, and a forecast is one
+KEPT_SHARE = 0.9
 
 
 class Calibrating(Protocol):
@@ -68,6 +70,7 @@ def decide(
     batch: int | None = None,
     tokens: int | None = None,
     recompute: bool | None = None,
+    limit: int | None = None,
     example: Any = None,
     hardware: Hardware | None = None,
     inventory: Inventory | None = None,
@@ -75,6 +78,7 @@ def decide(
     """Return what a spec makes of a model, for the step that is given, or the spec's own, or 1 × 512 that keep all.
 
     A plan made elsewhere keeps its decisions, and its step where nothing is said; its figures are counted again.
+    A step holds at most `limit` bytes, or what the spec says, if blocks that are computed again can do it.
     `example` is what a plain model's forward takes, to see which layers read the same tensor; an `inventory` that was
     read before spares reading it again. `hardware` is what a spec
     decides the computing dtype for: this machine's unless given.
@@ -85,12 +89,12 @@ def decide(
     from lorakit.planning.planner import make_plan
 
     inventory = inventory or inventory_of(structure, plugins, example)
-    asked = {"batch": batch, "tokens": tokens, "recompute": recompute}
+    asked = {"batch": batch, "tokens": tokens, "recompute": recompute, "limit": limit}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if not isinstance(spec, Spec):
         return finished(replace(spec, memory=replace(spec.memory, **given)), inventory, plugins)
     if spec.step is not None:
-        said = {"batch": spec.step.batch, "tokens": spec.step.tokens}
+        said = {"batch": spec.step.batch, "tokens": spec.step.tokens, "limit": spec.step.limit}
         given = {name: value for name, value in said.items() if value is not None} | given
     return make_plan(spec, inventory, plugins, hardware=hardware or here.hardware(), **given)
 
@@ -188,6 +192,16 @@ def accelerator() -> str | None:
     import torch
 
     return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else None
+
+
+def device_limit() -> int | None:
+    """Return the bytes that a step may hold on the accelerator, where all that fits is kept; None for the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    free, _ = torch.cuda.mem_get_info()
+    return int(free * KEPT_SHARE)
 
 
 def device_words() -> str:

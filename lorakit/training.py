@@ -16,7 +16,7 @@ from lorakit.data.source import Reading
 from lorakit.errors import DataError, OutputError
 from lorakit.jobs import Job, apply_job, decided, save_job
 from lorakit.language.spec import Spec
-from lorakit.pipeline import accelerator, device_words, read_first, read_started
+from lorakit.pipeline import accelerator, device_limit, device_words, read_first, read_started
 from lorakit.reporter import SILENT, Reporter
 from lorakit.trainers.checkpoints import checkpoint_steps
 from lorakit.trainers.plain_settings import check_settings
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lorakit.hooks.manager import Plugins
+    from lorakit.planning.plan import Plan
     from lorakit.trainers.display import Display
     from lorakit.trainers.tasks import Task
 
@@ -68,6 +69,12 @@ def train(job: Job, training: Training, plugins: Plugins, display: Display, repo
         return _train(job, training, plugins, display, reporter)
 
 
+def _limit(spec: Spec | Plan) -> int | None:
+    """Return what a step may hold where the spec says nothing: what the accelerator has."""
+    said = spec.memory.limit if not isinstance(spec, Spec) else spec.step and spec.step.limit
+    return None if said else device_limit()
+
+
 def _train(job: Job, training: Training, plugins: Plugins, display: Display, reporter: Reporter) -> Outcome:
     check_reports(training.reports, is_plain=job.model.is_factory)
     if job.model.is_factory:
@@ -93,7 +100,7 @@ def _train(job: Job, training: Training, plugins: Plugins, display: Display, rep
     first = read_first(job.model, plugins, reporter)
     plan = decided(
         job, first, plugins, reporter,
-        batch=settings.batch, tokens=settings.tokens, recompute=settings.gradient_checkpointing,
+        batch=settings.batch, tokens=settings.tokens, recompute=settings.gradient_checkpointing, limit=_limit(job.spec),
     )  # fmt: skip
     plan = optimized(plan, plugins, lr=training.lr, weight_decay=training.weight_decay)
     words = training_words(plan, plugins, settings)

@@ -8,6 +8,7 @@ from types import ModuleType
 
 def plugins() -> dict[str, ModuleType]:
     """Return the built-in plugin modules by name. None of them imports torch when it is loaded."""
+    from lorakit.application import again
     from lorakit.builtin import (
         bitsandbytes_layers,
         data_formats,
@@ -26,7 +27,7 @@ def plugins() -> dict[str, ModuleType]:
 
     modules = (
         kernels, linear_layers, other_layers, bitsandbytes_layers, stacked_parameters, rwkv, dispatched_models,
-        factory_models, models, saving, recomputing, own_layers, former_names, first_step, saved, data_formats,
+        factory_models, models, saving, again, recomputing, own_layers, former_names, first_step, saved, data_formats,
         data_shapes,
     )  # fmt: skip
     return {**vocabulary(), **_by_name(modules)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +66,16 @@ def decide(
     from lorakit.plugins import default_plugins
 
     return pipeline.decide(spec, model, default_plugins(), batch=batch, tokens=tokens, recompute=recompute)
+
+
+def decider(model: nn.Module, *, recompute: bool = False) -> Callable[[Spec], Plan]:
+    """Return what makes plans of specs for a model, which is looked at once."""
+    from lorakit import pipeline
+    from lorakit.plugins import default_plugins
+
+    plugins = default_plugins()
+    inventory = pipeline.inventory_of(model, plugins)
+    return lambda spec: pipeline.decide(spec, model, plugins, recompute=recompute, inventory=inventory)
 
 
 def load_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import click
 
@@ -26,6 +27,23 @@ class Number(click.FloatRange):
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         return "X"
+
+
+class Size(click.ParamType):
+    """Bytes with a unit, as the language has them."""
+
+    name = "size"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from lorakit.language.amounts import Amount, amount_of
+
+        amount = value if isinstance(value, Amount) else amount_of(str(value))
+        if amount is None or amount.kind != "B" or amount.value <= 0:
+            self.fail(f"{value!r} is no size; it is bytes with a unit, as in 24GiB", param, ctx)
+        return amount
 
 
 ANY_PATH = click.Path()

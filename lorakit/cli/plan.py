@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,8 @@ from lorakit.cli import options
 from lorakit.cli.help import command
 
 if TYPE_CHECKING:
+    from lorakit.language.amounts import Amount
+    from lorakit.language.spec import Spec
     from lorakit.planning.plan import Plan
 
 
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
 @options.batch
 @options.tokens
 @options.gradient_checkpointing
+@click.option(
+    "--fit",
+    "size",
+    type=options.Size(),
+    help="Say what to change so that a step holds no more than this, as in 24GiB: the cheapest first.",
+)
 @click.option(
     "--format",
     "form",
@@ -38,6 +46,7 @@ def plan(
     batch: int | None,
     tokens: int | None,
     gradient_checkpointing: bool,
+    size: Amount | None,
     form: str,
     trust_remote_code: bool,
 ) -> None:
@@ -45,6 +54,10 @@ def plan(
 
     Reads the model's config alone. The memory is that of a step on --batch × --tokens; where neither is given and the
     spec has no `step`, on 1 × 512.
+
+    With --fit the plan is that of the spec so changed, and what to write stands below it. It takes, in this order,
+    what costs time alone (blocks computed again, optimizer state that pages), weights in four bits, fewer rows,
+    shorter ones, and a lower rank.
 
     Where it breaks a `require` of the spec, it is shown, and the exit code is 2.
 
@@ -55,12 +68,48 @@ def plan(
 
     parsed = read_spec(spec, variables)
     structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
+    if size is not None:
+        _fit(parsed, structure, size, form, every_module, batch=batch, tokens=tokens, recompute=gradient_checkpointing)
+        return
     try:
         decided = decide(parsed, structure, batch=batch, tokens=tokens, recompute=gradient_checkpointing)
     except PromiseError as broken:
         _print(broken.plan, form, every_module)
         raise
     _print(decided, form, every_module)
+
+
+def _fit(
+    parsed: Spec | Plan, structure: Any, size: Amount, form: str, every_module: bool, *, recompute: bool, **asked: Any
+) -> None:
+    """Show the plan that fits, and what makes it fit. Raises: PlanError where nothing does."""
+    from dataclasses import replace
+
+    from lorakit.cli.inputs import decider
+    from lorakit.cli.terminal import say
+    from lorakit.errors import PlanError
+    from lorakit.language.spec import Spec
+    from lorakit.language.statements import Step
+    from lorakit.planning.fitting import fit, needs
+    from lorakit.planning.report import show_bytes
+
+    if not isinstance(parsed, Spec):
+        raise PlanError("a plan made elsewhere keeps its decisions: give --fit the spec that it was made of")
+    step = parsed.step or Step()
+    said = {"batch": asked["batch"] or step.batch or 1, "tokens": asked["tokens"] or step.tokens or 512}
+    found = fit(replace(parsed, step=replace(step, **said)), decider(structure, recompute=recompute), size)
+    _print(found.plan, form, every_module)
+    if form != "text":
+        return
+    wanted = f"{size.written:g}{size.unit}"
+    held = show_bytes(needs(found.plan))
+    if not found.changes:
+        say(f"\na step of {said['batch']} × {said['tokens']} fits {wanted} as it is: it holds {held}")
+        return
+    say(f"\na step fits {wanted}, and holds {held}, with")
+    for change in found.changes:
+        say(f"  {change.words}")
+    say(f"that is\n\n{found.spec}")
 
 
 def _print(plan: Plan, form: str, every_module: bool) -> None:

@@ -25,6 +25,8 @@ LEFT_OUT = "_keys_to_ignore_on_save"
 SAVE = "save_pretrained"
 # on each parameter that came from a file, or was tied to one that did
 LOADED = "_is_hf_initialized"
+# on each block that can be computed again in the backward pass, and how
+RECOMPUTES, RECOMPUTING = "gradient_checkpointing", "_gradient_checkpointing_func"
 # patterns of what files may lack, since it is computed
 COMPUTED = "_keys_to_ignore_on_load_missing"
 
@@ -63,6 +65,25 @@ def set_plain(model: nn.Module) -> None:
     """
     for name in QUANTIZED:
         vars(model).pop(name, None)
+
+
+def recompute(block: nn.Module, by: Callable[..., Any]) -> bool:
+    """Have a block computed again in the backward pass, and return whether it has a switch for that.
+
+    One that a trainer has switched on stays as it is.
+    """
+    if not hasattr(block, RECOMPUTES):
+        return False
+    if not getattr(block, RECOMPUTES):
+        setattr(block, RECOMPUTES, True)
+        setattr(block, RECOMPUTING, by)
+    return True
+
+
+def compute_once(block: nn.Module, by: Callable[..., Any]) -> None:
+    """Undo `recompute` where it was for the same."""
+    if vars(block).get(RECOMPUTING) is by:
+        del block.gradient_checkpointing, block._gradient_checkpointing_func
 
 
 def clear(model: nn.Module) -> None:

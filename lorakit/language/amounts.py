@@ -70,6 +70,17 @@ def literal(words: str) -> Amount:
     return Amount(value * UNITS[unit] if unit else value, unit)
 
 
+def amount_of(text: str) -> Amount | None:
+    """Return the amount that a text is, such as `24GiB`; None where it is none."""
+    match = _LITERAL.fullmatch(text.strip())
+    if match is None or match[3] not in ("", *UNITS):
+        return None
+    try:
+        return literal(text.strip())
+    except ValueError:
+        return None
+
+
 def to_number(value: Fraction) -> int | float:
     """Return a fraction as int where it is whole, else as float. Raises: LimitError where no float is near it."""
     try:

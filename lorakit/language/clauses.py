@@ -11,6 +11,7 @@ from lorakit.language.amounts import Amount, LimitError
 from lorakit.language.calls import read_call
 from lorakit.language.names import Scope, evaluate
 from lorakit.language.place import Place, Words
+from lorakit.language.statements import Number
 from lorakit.language.suggestions import listed
 from lorakit.language.syntax import Clause, RuleNode
 from lorakit.language.targets import read_ranges, read_targets
@@ -112,6 +113,23 @@ def _short(amount: Amount) -> str:
     return f"{number:g}" if isinstance(number, float) else str(number) if abs(number) < 10**20 else "this"
 
 
+def _bytes(clause: Clause, keyword: Keyword, scope: Scope, place: Place) -> Number | None:
+    amount = evaluate(clause.argument, scope, place)
+    if amount is None:
+        return None
+    if amount.kind != "B":
+        note = "help: bytes are written with a unit, as in `24GiB`"
+        place.report(Code.BAD_UNIT, f"`{keyword.word}` takes bytes", clause.argument, None, note)
+    elif amount.value <= 0:
+        place.report(Code.OUT_OF_BOUNDS, f"`{keyword.word}` takes more than 0 bytes", clause.argument)
+    else:
+        try:
+            return Number(amount.written, amount.unit)
+        except LimitError as error:
+            place.report(Code.LIMIT, str(error), clause.argument)
+    return None
+
+
 def _choice(clause: Clause, keyword: Keyword, scope: Scope, place: Place) -> str | None:
     word = clause.argument
     if word in keyword.choices:
@@ -137,10 +155,10 @@ def _refuse(words: str, where: Words, place: Place) -> None:
 # By what a clause takes; a reader returns None where it has reported a fault
 _READERS: Mapping[str, Callable[[Clause, Keyword, Scope, Place], Any]] = {
     **dict.fromkeys(_BOUNDS, _number),
+    "bytes": _bytes,
     "choice": _choice,
     **dict.fromkeys(PLUGINS, lambda clause, keyword, *at: read_call(clause.argument, keyword.plugin, *at)),
     "flag": lambda *_: True,
     "ranges": lambda clause, keyword, scope, place: read_ranges(clause.argument, place),
     "targets": lambda clause, keyword, scope, place: read_targets(clause.argument, scope, place),
-    "not yet": lambda clause, keyword, scope, place: _refuse(keyword.word, clause, place),
 }

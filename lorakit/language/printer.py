@@ -119,6 +119,7 @@ def _expression(node: Expression, around: int = 0, depth: int = 1) -> list[Word]
 # By what a clause takes
 _VALUES: Mapping[str, Callable[[Any], list[Word]]] = {
     **dict.fromkeys(("rank", "count", "positive", "probability"), lambda value: _number(value, most=1e15)),
+    "bytes": lambda value: _number(value.value, value.unit),
     "choice": lambda value: [Word(value, "NAME")],
     **dict.fromkeys(PLUGINS, _call),
     "flag": lambda value: [],

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from lorakit.diagnostics import Span
+from lorakit.language.amounts import UNITS
 
 Value: TypeAlias = "bool | int | float | str | tuple[Value, ...]"
 
@@ -147,25 +148,36 @@ class Optimizer(_Written):
 
 
 @dataclass(frozen=True, slots=True)
+class Number:
+    """A number with its unit, which is empty, `%`, or one of bytes."""
+
+    value: int | float
+    unit: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """What it comes to, where it counts bytes."""
+        return int(self.value * UNITS[self.unit])
+
+
+@dataclass(frozen=True, slots=True)
 class Step(_Written):
     """`step`: how one training step runs; None is what nobody said.
 
     `batch` counts rows on one device, `tokens` those of the longest row; `compute` is `bf16`, `fp16`, `fp32` or `fp8`.
-    With `capture` forward and backward run as one graph.
+    `memory` is the most that a device may hold. With `capture` forward and backward run as one graph.
     """
 
     batch: int | None = None
     tokens: int | None = None
     compute: str | None = None
     capture: bool = False
+    memory: Number | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """A number of an expression; `unit` is empty, `%`, or a unit of bytes."""
-
-    value: int | float
-    unit: str = ""
+    @property
+    def limit(self) -> int | None:
+        """The most that a device may hold, in bytes."""
+        return None if self.memory is None else self.memory.bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ CLAUSES = _by_word(
     Keyword("optional", _RULES, "flag"),
     Keyword("batch", _STEP, "count"),
     Keyword("tokens", _STEP, "count"),
-    Keyword("memory", _STEP, "not yet"),
+    Keyword("memory", _STEP, "bytes"),
     Keyword("compute", _STEP, "choice", ("bf16", "fp16", "fp32")),
     Keyword("capture", _STEP, "flag"),
 )
@@ -105,7 +105,6 @@ SETTINGS = frozenset({"rank", "alpha", "scaling", "dropout", "init", "lr_ratio"}
 
 # What lorakit knows only the words of so far, each with what to write instead
 NOT_YET = {
-    "memory": "leave it out; `require peak_memory <= 24GiB` says what a step may need",
     "compute fp8": "write `compute bf16`",
 }
 
@@ -118,7 +117,7 @@ _NAME = re.compile(r"[^\W\d]\w*")
 
 def clauses_of(statement: str) -> Mapping[str, Keyword]:
     """Return the clauses that a statement takes."""
-    return {word: one for word, one in CLAUSES.items() if statement in one.statements and one.takes != "not yet"}
+    return {word: one for word, one in CLAUSES.items() if statement in one.statements}
 
 
 def name_fault(name: str) -> str:

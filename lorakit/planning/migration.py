@@ -2,7 +2,7 @@
 
 Version 1 held what was LoRA's as fields of every adapter, and counted the parameters instead of naming them. A plan
 that comes from it has adapters without a table, which `completed` fills in from the methods. Version 2 knew of no rule
-that nobody wrote: whatever its entries do not name stays as it is.
+that nobody wrote: whatever its entries do not name stays as it is. Version 3 knew of no limit that a step keeps to.
 """
 
 from __future__ import annotations
@@ -46,4 +46,8 @@ def _from_2(plain: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**plain, "version": 3}
 
 
-STEPS: Mapping[Any, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {1: _from_1, 2: _from_2}
+def _from_3(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**plain, "version": 4}
+
+
+STEPS: Mapping[Any, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {1: _from_1, 2: _from_2, 3: _from_3}

@@ -18,7 +18,7 @@ from lorakit.planning.migration import migrated
 from lorakit.quoting import shown
 from lorakit.values import LayerShape
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # more than any layer has rows, and what float32 holds
 LARGEST_RANK, LARGEST_ALPHA = 2**31, 3e38
 
@@ -229,10 +229,13 @@ class OptimizerPlan:
 class Memory:
     """The forecast for one training step in bytes; `activations` is an estimate for batch × tokens, each learned.
 
-    `lorakit train` asks for logits of what is learned alone, and takes less where that is little. On a CPU it computes
-    attention record by record, of which more is kept: a quarter of `activations`, where all is learned from short ones.
+    Logits come by chunks of rows, as in `lorakit train`, `Step` and a trainer under `survive`; another trainer holds
+    those of all rows. `lorakit train` asks for what is learned alone, and takes less where that is little. On a CPU it
+    computes attention record by record, of which more is kept: a quarter of `activations`, where all is learned from
+    short ones.
 
-    With `recompute` the backward pass computes each block again from its inputs (gradient checkpointing). Of
+    The blocks of `recomputed`, of `blocks` in all, are computed again from their inputs in the backward pass (gradient
+    checkpointing): all with `recompute`, else as many as it takes to hold no more than `limit` bytes, if it is set. Of
     `optimizer`, `paged` bytes move to CPU memory when the accelerator's runs short. A model that reads no tokens sees
     as many rows of its inputs; `of_tokens` is False then.
     """
@@ -249,11 +252,14 @@ class Memory:
     recompute: bool = False
     of_tokens: bool = True
     paged: int = 0
+    limit: int = 0
+    recomputed: tuple[str, ...] = ()
+    blocks: int = 0
 
     @classmethod
-    def of_step(cls, batch: int, tokens: int, recompute: bool) -> Memory:
+    def of_step(cls, batch: int, tokens: int, recompute: bool, limit: int = 0) -> Memory:
         """Return the forecast of a step before anything is counted."""
-        return cls(0, 0, 0, 0, 0, 0, 0, batch, tokens, recompute)
+        return cls(0, 0, 0, 0, 0, 0, 0, batch, tokens, recompute, limit=limit)
 
     @property
     def peak(self) -> int:

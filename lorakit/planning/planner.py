@@ -35,24 +35,25 @@ def make_plan(
     batch: int = 1,
     tokens: int = 512,
     recompute: bool = False,
+    limit: int = 0,
     hardware: Hardware | None = None,
 ) -> Plan:
     """Return what the spec makes of this model, with the memory forecast for a step on batch × tokens.
 
     Figures are counted last, once plugins have had the plan, and promises are held against those. With `recompute` the
-    step computes blocks again in its backward pass.
+    step computes all blocks again in its backward pass, else as many as it takes to hold at most `limit` bytes.
 
     On no `hardware` in particular the model computes in its own dtype, unless the spec says otherwise.
 
     Raises: PlanError holding every diagnostic: targets that match nothing, layers that no adapter fits, and so on;
-    PromiseError, which holds the plan too, where it breaks a promise.
+    PromiseError, which holds the plan too, where it breaks a promise or does not fit the spec's `memory`.
     """
     if not spec.rules:
         raise PlanError(
             "this spec has no rules: nothing would change; write a line such as `adapt q_proj,v_proj rank 16`"
         )
     decisions = with_reach(decide(spec, inventory, plugins.roles), spec, inventory, plugins)
-    step = Memory.of_step(batch, tokens, recompute)
+    step = Memory.of_step(batch, tokens, recompute, limit)
     plan, problems = plan_decisions(
         decisions, inventory, plugins, _optimizer(spec, plugins), step,
         compute_for(spec, decisions, inventory, hardware),

@@ -209,11 +209,14 @@ def memory_rows(memory: Memory) -> Iterable[tuple[str, int, str]]:
     yield "gradients", memory.gradients, ""
     paged = "all of it" if memory.paged == memory.optimizer else f"{show_bytes(memory.paged)} of it"
     yield "optimizer state", memory.optimizer, f"{paged} pages" if memory.paged else ""
-    policy = "blocks recomputed" if memory.recompute else "none recomputed"
+    count = len(memory.recomputed)
+    policy = f"{count} of {memory.blocks} blocks recomputed" if count else "none recomputed"
     rows = f"{memory.batch} × {memory.tokens} tokens" if memory.of_tokens else f"{memory.batch * memory.tokens:,} rows"
     yield "activations", memory.activations, f"estimate for {rows}, {policy}"
     yield (
         "workspace",
         memory.workspace,
-        "for a moment: logits of every token, or the largest weight dequantized" if memory.workspace else "",
+        "for a moment: logits, by chunks, or gradients beside the largest weight dequantized"
+        if memory.workspace
+        else "",
     )

@@ -27,6 +27,7 @@ COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
 
 def broken(spec: Spec, plan: Plan) -> Iterable[Diagnostic]:
     """Return a diagnostic for every promise that this plan does not keep, with the figures that break it."""
+    yield from _beyond(spec, plan)
     for require in spec.requires:
         try:
             left, right = _value(require.left, plan), _value(require.right, plan)
@@ -42,6 +43,27 @@ def broken(spec: Spec, plan: Plan) -> Iterable[Diagnostic]:
                 require.span,
                 notes=tuple(_costliest(names, plan)),
             )
+
+
+def _beyond(spec: Spec, plan: Plan) -> Iterable[Diagnostic]:
+    """Yield what a spec's `memory` cannot be kept to, with all that can be computed again."""
+    memory = plan.memory
+    if spec.step is None or spec.step.limit != memory.limit or not memory.limit or memory.peak <= memory.limit:
+        return
+    from lorakit.planning.report import show_bytes
+
+    again = f"with {len(memory.recomputed)} of {memory.blocks} blocks computed again " if memory.recomputed else ""
+    yield diagnostic_at(
+        Code.DOES_NOT_FIT,
+        f"a step of {memory.batch} × {memory.tokens} holds {show_bytes(memory.peak)} {again}and no less: "
+        f"`memory` is {show_bytes(memory.limit)}",
+        spec.step.span,
+        notes=(
+            f"weights are {show_bytes(memory.weights)} of it, activations and logits "
+            f"{show_bytes(memory.activations + memory.workspace)}",
+            "help: fewer rows or shorter ones (`batch`, `tokens`), weights in four bits (`quant nf4 double`), `paged`",
+        ),
+    )
 
 
 def _value(expression: Expression, plan: Plan) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lorakit.application.batches import moved
 from lorakit.errors import ModelError
 from lorakit.stepping.batches import learned, weight_of
+from lorakit.stepping.head import HeadByChunks
 
 
 @runtime_checkable
@@ -58,13 +59,18 @@ LOSSES: Mapping[str, Callable[[Tensor], int]] = {
 
 @dataclass(frozen=True, slots=True)
 class OwnLoss:
-    """The loss that a model of transformers computes from `labels`."""
+    """The loss that a model of transformers computes from `labels`, its logits by chunks where they are many."""
 
     model: Any
+    head: HeadByChunks = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "head", HeadByChunks(self.model))
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         device = next(model.parameters()).device
-        loss = getattr(model(**{name: moved(value, device) for name, value in batch.items()}), "loss", None)
+        with self.head.standing():
+            loss = getattr(model(**{name: moved(value, device) for name, value in batch.items()}), "loss", None)
         if not isinstance(loss, Tensor):
             raise ModelError("the model gives no loss for this batch: give it `labels`, or Step a `loss` of its own")
         return loss

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import DataError
 from lorakit.hooks.manager import Plugins
-from lorakit.planning.plan import Plan
+from lorakit.planning.plan import Memory, Plan
 from lorakit.trainers.schedules import chosen
 from lorakit.trainers.settings import Settings
 
@@ -44,11 +44,18 @@ def training_words(plan: Plan, plugins: Plugins, settings: Settings) -> str:
         f"batch {settings.batch} × accumulation {settings.accumulate}",
         f"gradient norm {limit}",
         f"packing {'on' if settings.pack else 'off'}",
-        f"gradient checkpointing {'on' if settings.gradient_checkpointing else 'off'}",
+        f"gradient checkpointing {_checkpointing(plan.memory)}",
         *([_captured()] if settings.capture else []),
         f"seed {settings.seed}",
     )
     return f"training: {', '.join(words)}"
+
+
+def _checkpointing(memory: Memory) -> str:
+    if not memory.recomputed:
+        return "off"
+    count = len(memory.recomputed)
+    return "on" if count == memory.blocks else f"for {count} of {memory.blocks} blocks"
 
 
 def _captured() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from accelerate import DistributedType
@@ -11,6 +12,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+from lorakit.stepping.head import HeadByChunks
 from lorakit.stepping.ladder import Climb, Ladder
 from lorakit.stepping.losses import OwnLoss, refused, several_processes
 from lorakit.stepping.shortage import retried
@@ -33,6 +35,7 @@ class Survivor(TrainerCallback):
         self._step, self._create = trainer.training_step, trainer.create_optimizer
         self._clip = trainer.accelerator.clip_grad_norm_
         self._learning = OwnLoss(model)
+        self._head = HeadByChunks(model)
         self._items: Any = None
         self._refused = several_processes()
         self._ladder = Ladder(
@@ -56,7 +59,8 @@ class Survivor(TrainerCallback):
 
         def run(batch: Any, share: float) -> Tensor:
             # each part is divided by what the whole holds already
-            with uncounted(self._trainer):
+            by_chunks = self._head.standing() if self._takes_the_loss_alone else nullcontext()
+            with uncounted(self._trainer), by_chunks:
                 loss: Tensor = self._step(model, dict(batch), num_items_in_batch)
             return loss
 
@@ -79,6 +83,13 @@ class Survivor(TrainerCallback):
         if self._refused or self._trainer.accelerator.scaler is not None or len({one.device for one in trained}) > 1:
             return self._clip(trained, *args, **kwargs)
         return retried(lambda: self._clip(trained, *args, **kwargs))
+
+    @property
+    def _takes_the_loss_alone(self) -> bool:
+        """Whether the trainer reads no logits."""
+        trainer: Any = self._trainer
+        own = type(trainer).compute_loss is Trainer.compute_loss and trainer.compute_loss_func is None
+        return own and trainer.label_smoother is None
 
     def _whole(self) -> str:
         trainer: Any = self._trainer
@@ -108,6 +119,8 @@ class Survivor(TrainerCallback):
 
 def survive(trainer: Trainer, *, longest_first: bool = True, say: Callable[[str], None] = logger.warning) -> Survivor:
     """Have a trainer finish the steps in which memory runs out, and try its longest rows before the first step.
+
+    A trainer that reads no logits has them computed by chunks of rows, where they are many.
 
     One that does already keeps its survivor, which is told what is asked for now.
     """

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback
 
+from lorakit.stepping.head import HeadByChunks
 from lorakit.trainers.checkpoints import Checkpoints
 from lorakit.trainers.condensed import Condense, as_it_is
 from lorakit.trainers.display import Display, StopAsked
@@ -22,7 +23,7 @@ from lorakit.trainers.settings import Record
 class WatchedTrainer(Trainer):
     """transformers' Trainer, but that it looks at each loss and its gradients, and writes checkpoints aside first.
 
-    A model gets its batches condensed.
+    A model gets its batches condensed, and gives its loss by chunks where its logits are many.
     """
 
     loss_is_summed = True
@@ -33,6 +34,8 @@ class WatchedTrainer(Trainer):
         super().__init__(**arguments)
         # DataParallel sends a share of the rows to each device
         self._condense = condense if self.args.n_gpu <= 1 else as_it_is
+        model: Any = self.model
+        self._head = HeadByChunks(model)
         self._finite = finite
         self._checkpoints = checkpoints
         self._stop = stop
@@ -44,7 +47,8 @@ class WatchedTrainer(Trainer):
         return loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return super().compute_loss(model, self._condense(inputs), *args, **kwargs)
+        with self._head.standing():
+            return super().compute_loss(model, self._condense(inputs), *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         def fill(folder: Path) -> None:

@@ -176,7 +176,8 @@ VALUES = [
     ("step batch rank", "L020", "rank"),
     ("step compute tf32", "L038", "tf32"),
     ("step compute fp8", "L049", "fp8"),
-    ("step memory 22GiB", "L049", "memory 22GiB"),
+    ("step memory 22", "L045", "22"),
+    ("step memory 0GiB", "L044", "0GiB"),
     ("step paged", "L041", "paged"),
     ("adapt q rank 4 batch 2", "L041", "batch"),
     ("require x < 1", "L051", "x"),
@@ -207,10 +208,9 @@ def test_each_fault_is_one_diagnostic_under_its_words(text: str, code: str, word
         ("adapt q rank", "expected a number behind `rank`"),
         ("adapt q method rankless alpha 2", "`rankless` takes no `alpha` | it takes `dropout`"),
         ("step compute", "expected `bf16`, `fp16` or `fp32` behind `compute`"),
-        ("step paged", "`step` takes no `paged` | it takes `batch`, `tokens`, `compute` and `capture`"),
+        ("step paged", "`step` takes no `paged` | it takes `batch`, `tokens`, `memory`, `compute` and `capture`"),
         ("step batch 1/2", "`batch` takes a whole number and at least 1, not 0.5"),
-        ("step batch 1 memory 2GiB", "`memory` is a word of the language, but this lorakit does not do it yet | leave "
-         "it out; `require peak_memory <= 24GiB` says what a step may need"),
+        ("step batch 1 memory 2", "`memory` takes bytes | bytes are written with a unit, as in `24GiB`"),
         ("step compute fp8", "`compute fp8` is a word of the language, but this lorakit does not do it yet | write "
          "`compute bf16`"),
         ("step batch 1; step batch 2", "a program has one step at most | the first one is at <text>:1:1"),
