@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from accelerate.utils.constants import SAFE_MODEL_NAME
+from safetensors import safe_open
 from torch import nn
 
 from lorakit.application.sharding import is_sharded
 from lorakit.application.state import DEFAULT, adapted_in, state_of
 from lorakit.artifacts.adapter_folder import save_adapter
-from lorakit.artifacts.adapter_state import State, to_adapters
+from lorakit.artifacts.adapter_state import PLAN, State, to_adapters
+from lorakit.artifacts.checkpoint import readable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,6 +37,7 @@ def checkpoint_adapters(accelerator: Accelerator) -> None:
     """
     if accelerator not in _known:
         accelerator.register_save_state_pre_hook(partial(_before_save, accelerator))
+        accelerator.register_load_state_pre_hook(_before_load)
         _known.add(accelerator)
 
 
@@ -54,3 +58,29 @@ def _write(model: nn.Module, folder: Path, name: str) -> None:
     for one in state.named:
         place = folder / (name if one == DEFAULT else f"{name}-{one}")
         save_adapter(model, place, state.plugins, name=one)
+
+
+def _before_load(models: list[Any], folder: str) -> None:
+    for number, model in enumerate(models):
+        file = Path(folder) / f"{SAFE_MODEL_NAME}{f'_{number}' if number else ''}.safetensors"
+        if adapted_in(model) and file.is_file() and _holds_adapters(file):
+            models[number] = _Strict(model)
+
+
+def _holds_adapters(file: Path) -> bool:
+    with readable(file), safe_open(file, "pt") as opened:
+        return any(PLAN in name for name in opened.keys())  # noqa: SIM118
+
+
+class _Strict:
+    """A model for safetensors' `load_model`, which wants the other names of a tie to be missing: it loads strictly."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state_dict: State, strict: bool = True) -> tuple[list[str], list[str]]:
+        self._model.load_state_dict(state_dict)
+        return [], []

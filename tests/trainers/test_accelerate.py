@@ -174,6 +174,35 @@ def test_what_trains_beside_the_adapters_is_in_the_state(tmp_path: Path) -> None
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "adapt q_proj rank 2 dropout 0.1\ntrain lm_head",
+        "adapt embed_tokens rank 2",
+        "adapt q_proj,v_proj rank 2 method vera",
+        "adapt q_proj rank 2 init pissa\nstep compute bf16",
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_have_several_names(spec: str, is_tied: bool, tmp_path: Path) -> None:
+    own = accelerator()
+    model = own.prepare(lorakit.apply(spec, make_llama(tie_word_embeddings=is_tied)))
+    with torch.no_grad():
+        for value in (one for one in model.parameters() if one.requires_grad):
+            value.add_(torch.randn_like(value))
+    own.save_state(tmp_path)
+    own.free_memory()
+    again = own.prepare(lorakit.apply(spec, make_llama(tie_word_embeddings=is_tied)))
+    own.load_state(tmp_path)
+    held = again.state_dict()
+    assert all(torch.equal(held[name], value) for name, value in model.state_dict().items())
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(lorakit.ModelError, match="damaged or cut short"):
+        own.load_state(tmp_path)
+
+
 def test_several_adapters_each_have_a_folder(tmp_path: Path) -> None:
     own = accelerator()
     model = lorakit.apply("adapt q_proj rank 2", make_llama())
