@@ -25,7 +25,7 @@ from lorakit.planning.place import Place
 logger = logging.getLogger(__name__)
 # of a parameter's weights, those that no step moves
 MOST = 0.5
-_built: WeakSet[torch.optim.Optimizer] = WeakSet()
+_known: WeakSet[torch.optim.Optimizer] = WeakSet()
 
 
 def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Optimizer:
@@ -47,7 +47,7 @@ def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Op
     if is_sharded(unwrapped(model)):
         _check_takes_shards(factory, [parameter for group in groups for parameter in group["params"]])
     optimizer = factory.build(groups)
-    _built.add(optimizer)
+    know(optimizer)
     if not paged:
         return optimizer
 
@@ -57,9 +57,14 @@ def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Op
     return Paged(optimizer, parameters=paged, state=state, shared=getattr(factory, "shared_state", ()))
 
 
-def is_built(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether an optimizer is one that `build_optimizer` returned, whatever pages stand around it."""
-    return (optimizer.wrapped if isinstance(optimizer, Paged) else optimizer) in _built
+def know(optimizer: torch.optim.Optimizer) -> None:
+    """Take an optimizer for one of which nothing is left to say."""
+    _known.add(optimizer)
+
+
+def is_known(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer is `build_optimizer`'s, or all was said of it, whatever pages stand around it."""
+    return optimizer in _known or (isinstance(optimizer, Paged) and optimizer.wrapped in _known)
 
 
 def _check_takes_shards(factory: OptimizerFactory, parameters: Sequence[nn.Parameter]) -> None:

@@ -19,13 +19,13 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lorakit import api
+from lorakit.application.optimizer import know
 from lorakit.application.state import adapted_state, state_of, unwrapped
 from lorakit.application.trainables import trainables
 from lorakit.artifacts.adapter_folder import save_adapter
 from lorakit.errors import LorakitError, PlanError, PromiseError, TrainingError, WriteError
 from lorakit.running.asked import FOLDER, Asked, Told, read_asked
 from lorakit.running.words import adapted_words, left_to_script, optimizer_words, said_of_optimizer
-from lorakit.trainers import neglected
 from lorakit.trainers.peft import peft, peft_config
 
 
@@ -170,9 +170,10 @@ class Script:
                 )
 
     def _tell_optimizer(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+        # what is said here is not to be said again
+        know(optimizer)
         if self._told.optimizer:
             return
-        neglected.leave(optimizer)
         is_given = optimizer in self._given
         said = "" if is_given else said_of_optimizer(self._spec, model)
         whose = "the spec's" if is_given else "the script's own"

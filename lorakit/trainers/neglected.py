@@ -7,28 +7,26 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import nn
 
-from lorakit.application.optimizer import is_built, parameter_groups
+from lorakit.application.optimizer import is_known, know, parameter_groups
 from lorakit.application.state import Adapted, state_of
 from lorakit.language.printer import call_text
 from lorakit.paging import Paged
 from lorakit.planning.plan import Plan
 
 logger = logging.getLogger("lorakit")
-_told: WeakSet[torch.optim.Optimizer] = WeakSet()
 # statements of a spec's text
 NAMED, RATED = re.compile(r"^\s*optimizer\b", re.M), re.compile(r"^\s*optimizer\b[^#\n]*\blr\b", re.M)
 
 
 def tell(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Say once what of a model's spec an optimizer that steps its adapters does not do, and what does it."""
-    if optimizer in _told or is_built(optimizer):
+    if is_known(optimizer):
         return
-    leave(optimizer)
+    know(optimizer)
     if lost := neglected(model, optimizer):
         logger.warning(
             "this loop's %s trains the adapters, and what the spec says of the optimizer is not in force: %s; "
@@ -36,11 +34,6 @@ def tell(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             "`optimizers=(lorakit.optimizer(model), None)`",
             type(_inner(optimizer)).__name__, ", ".join(f"`{one}`" for one in lost),
         )  # fmt: skip
-
-
-def leave(optimizer: torch.optim.Optimizer) -> None:
-    """Say nothing of an optimizer: somebody else does."""
-    _told.add(optimizer)
 
 
 def neglected(model: nn.Module, optimizer: torch.optim.Optimizer) -> Sequence[str]:

@@ -223,6 +223,15 @@ def test_what_cannot_be_adapted_is_said(tmp_path: Path) -> None:
         fit(plain)
 
 
+def test_an_optimizer_of_the_modules_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module: Any = Lit()
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.1)
+    with caplog.at_level(logging.WARNING, "lorakit"):
+        trainer(tmp_path, lorakit.lightning_callback(SPEC), max_steps=2).fit(module, Rows())
+    (said,) = [one.getMessage() for one in caplog.records if "not in force" in one.getMessage()]
+    assert "this loop's SGD" in said and "`optimizer adamw lr 0.01`" in said
+
+
 def test_the_other_package_of_lightning(tmp_path: Path) -> None:
     other: Any = pytest.importorskip("pytorch_lightning")
 
