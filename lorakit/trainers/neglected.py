@@ -16,10 +16,11 @@ from lorakit.application.state import Adapted, state_of
 from lorakit.language.printer import call_text
 from lorakit.paging import Paged
 from lorakit.planning.plan import Plan
+from lorakit.planning.planner import DEFAULT_OPTIMIZER
 
 logger = logging.getLogger("lorakit")
-# statements of a spec's text
-NAMED, RATED = re.compile(r"^\s*optimizer\b", re.M), re.compile(r"^\s*optimizer\b[^#\n]*\blr\b", re.M)
+# in a spec's text
+STATEMENT = re.compile(r"(^|[;{])\s*optimizer\b", re.MULTILINE)
 
 
 def tell(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -29,9 +30,8 @@ def tell(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     know(optimizer)
     if lost := neglected(model, optimizer):
         logger.warning(
-            "this loop's %s trains the adapters, and what the spec says of the optimizer is not in force: %s; "
-            "`lorakit.optimizer(model)` is the optimizer that has it, for transformers' Trainer as "
-            "`optimizers=(lorakit.optimizer(model), None)`",
+            "an %s steps that is not the spec's; not in force: %s; `lorakit.optimizer(model)` makes the one with them, "
+            "for transformers' Trainer as `optimizers=(lorakit.optimizer(model), None)`",
             type(_inner(optimizer)).__name__, ", ".join(f"`{one}`" for one in lost),
         )  # fmt: skip
 
@@ -39,7 +39,7 @@ def tell(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 def neglected(model: nn.Module, optimizer: torch.optim.Optimizer) -> Sequence[str]:
     """Return what the plans in use say of the optimizer of what this one steps, and it does not do, in a spec's words.
 
-    A rate that no rule gives and no statement names is the loop's own.
+    Without a statement on it, the optimizer and a rate that no rule gives are the loop's own.
     """
     state = state_of(model)
     (plan, *_) = (adapter.plan for adapter in state.used)
@@ -54,7 +54,7 @@ def neglected(model: nn.Module, optimizer: torch.optim.Optimizer) -> Sequence[st
         *_statement(plan, state, optimizer, own),
         *(_rule_rates(state) if not all(map(_is_one, ruled)) else ()),
         *(_shares(state) if any(not math.isclose(one, own[0]) for one in own) else ()),
-        *(["paged"] if any(group["paged"] for group in groups) and not _pages(optimizer) else ()),
+        *(["paged"] if _asks_to_page(groups, plan) and not _pages(optimizer) else ()),
     ]
 
 
@@ -72,18 +72,17 @@ def _is_one(quotient: float) -> bool:
 
 
 def _statement(plan: Plan, state: Adapted, optimizer: torch.optim.Optimizer, quotients: Sequence[float]) -> list[str]:
-    """Return the `optimizer` statement, or its rate, where it is not followed."""
+    """Return the `optimizer` statement, where there is one and any of it is not followed."""
     said = plan.optimizer
     factory = state.plugins.optimizer(said.call)
-    text = call_text(said.call)
-    # what was meant and not written cannot be told from what was written
-    named = NAMED.search(plan.source) is not None or text != "adamw"
-    rated = RATED.search(plan.source) is not None or said.lr != factory.default_lr
-    lost_rate = rated and bool(quotients) and not any(map(_is_one, quotients))
-    rate = f"lr {said.lr:g}"
-    if named and not _is_kind(factory, said.call.options, optimizer):
-        return [f"optimizer {text} {rate}" if lost_rate else f"optimizer {text}"]
-    return [rate] if lost_rate else []
+    usual = (DEFAULT_OPTIMIZER, factory.default_lr, False)
+    # what was written counts, though it be what is meant without
+    if (said.call, said.lr, said.paged) == usual and not STATEMENT.search(plan.source):
+        return []
+    is_rated = not quotients or any(map(_is_one, quotients))
+    if is_rated and _is_kind(factory, said.call.options, optimizer) and (_pages(optimizer) or not said.paged):
+        return []
+    return [f"optimizer {call_text(said.call)} lr {said.lr:g}{' paged' * said.paged}"]
 
 
 def _is_kind(factory: Any, options: Iterable[tuple[str, Any]], optimizer: torch.optim.Optimizer) -> bool:
@@ -108,6 +107,11 @@ def _shares(state: Adapted) -> Sequence[str]:
     ratios = [one.settings.lr_ratio for one in adapters if one.settings.lr_ratio]
     others = any(parameter.rate != 1.0 for one in adapters for parameter in one.parameters)
     return [f"lr_ratio {one:g}" for one in dict.fromkeys(ratios)] or ["rates of single parameters"] * others
+
+
+def _asks_to_page(groups: Iterable[Mapping[str, Any]], plan: Plan) -> bool:
+    # or else the statement says so
+    return any(group["paged"] for group in groups) and not plan.optimizer.paged
 
 
 def _pages(optimizer: torch.optim.Optimizer) -> bool:

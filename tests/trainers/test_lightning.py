@@ -229,7 +229,7 @@ def test_an_optimizer_of_the_modules_own(tmp_path: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING, "lorakit"):
         trainer(tmp_path, lorakit.lightning_callback(SPEC), max_steps=2).fit(module, Rows())
     (said,) = [one.getMessage() for one in caplog.records if "not in force" in one.getMessage()]
-    assert "this loop's SGD" in said and "`optimizer adamw lr 0.01`" in said
+    assert "an SGD steps" in said and "`optimizer adamw lr 0.01`" in said
 
 
 def test_the_other_package_of_lightning(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import lorakit
 
 SPEC = "adapt @linear rank 2"
 WAY = (
-    "; `lorakit.optimizer(model)` is the optimizer that has it, for transformers' Trainer as "
+    "; `lorakit.optimizer(model)` makes the one with them, for transformers' Trainer as "
     "`optimizers=(lorakit.optimizer(model), None)`"
 )
 
@@ -41,19 +41,19 @@ def adamw(lr: float = 1e-3, **given: Any) -> Callable[[nn.Module], torch.optim.O
         # what says nothing leaves all to the loop
         (SPEC, adamw(), ""),
         (f"{SPEC}\noptimizer sgd lr 0.1", adamw(), "`optimizer sgd lr 0.1`"),
-        (f"{SPEC}\noptimizer sgd", adamw(), "`optimizer sgd`"),
-        (f"{SPEC}\noptimizer adamw lr 0.01", adamw(), "`lr 0.01`"),
+        (f"{SPEC}; optimizer sgd", adamw(), "`optimizer sgd lr 0.01`"),
+        (f"{SPEC}\noptimizer adamw lr 0.01", adamw(), "`optimizer adamw lr 0.01`"),
         (f"{SPEC}\noptimizer adamw lr 0.01", adamw(0.01), ""),
-        (f"{SPEC}\noptimizer adamw(weight_decay=0.5)", adamw(), "`optimizer adamw(weight_decay=0.5)`"),
-        (f"{SPEC}\noptimizer adamw(weight_decay=0.5)", adamw(weight_decay=0.5), ""),
+        (f"{SPEC}\noptimizer adamw(weight_decay=0.5)", adamw(2e-4), "`optimizer adamw(weight_decay=0.5) lr 0.0002`"),
+        (f"{SPEC}\noptimizer adamw(weight_decay=0.5)", adamw(2e-4, weight_decay=0.5), ""),
         # what was written counts, though it be what is meant without
-        (f"{SPEC}\noptimizer adamw", lambda model: torch.optim.SGD(model.parameters()), "`optimizer adamw`"),
+        (f"{SPEC}\noptimizer adamw", lambda model: torch.optim.SGD(model.parameters()), "`optimizer adamw lr 0.0002`"),
         (f"{SPEC} lr 0.5", adamw(), "`lr 0.5`"),
         (f"{SPEC} lr 0.5", adamw(0.5), ""),
         (f"{SPEC} lr_ratio 16", adamw(), "`lr_ratio 16`"),
         (f"{SPEC} paged", adamw(), "`paged`"),
         (f"{SPEC} paged", lambda model: lorakit.paged(adamw()(model)), ""),
-        (f"{SPEC} lr 0.5\noptimizer sgd lr 0.1 paged", adamw(), "`optimizer sgd`, `lr 0.5`, `paged`"),
+        (f"{SPEC} lr 0.5\noptimizer sgd lr 0.1 paged", adamw(), "`optimizer sgd lr 0.1 paged`, `lr 0.5`"),
         (f"{SPEC} lr 0.5 paged\noptimizer sgd lr 0.1", lorakit.optimizer, ""),
     ],
 )
@@ -64,8 +64,8 @@ def test_what_is_not_in_force(
     with caplog.at_level(logging.WARNING, "lorakit"):
         steps(model, made(model))
     said = [one.getMessage() for one in caplog.records if "not in force" in one.getMessage()]
-    begin = "this loop's AdamW trains" if "SGD" not in "".join(said) else "this loop's SGD trains"
-    words = f"{begin} the adapters, and what the spec says of the optimizer is not in force: {lost}{WAY}"
+    name = "SGD" if "an SGD" in "".join(said) else "AdamW"
+    words = f"an {name} steps that is not the spec's; not in force: {lost}{WAY}"
     assert said == ([words] if lost else [])
 
 
@@ -88,7 +88,7 @@ def test_in_accelerate(caplog: pytest.LogCaptureFixture) -> None:
         (adapted := lorakit.apply(f"{SPEC}\noptimizer sgd", net())), adamw()(adapted)
     )
     steps(model, optimizer)
-    assert [one.getMessage() for one in caplog.records if "`optimizer sgd`" in one.getMessage()]
+    assert [one.getMessage() for one in caplog.records if "`optimizer sgd lr 0.01`" in one.getMessage()]
 
 
 def test_of_a_compiled_model(caplog: pytest.LogCaptureFixture) -> None:
