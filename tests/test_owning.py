@@ -183,3 +183,9 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(lorakit.OutputError, match="cannot write to"), owned(tmp_path / "out"):
         pass
     assert (tmp_path / "mine.txt").read_text() == "years of work"
+
+
+def test_what_is_in_the_making_knows_its_place(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "a.dapter") as made:
+        assert made.parent.parent == tmp_path and owning.place_of(made) == tmp_path / "a.dapter"
+    assert owning.place_of(tmp_path / "a.dapter") == tmp_path / "a.dapter"

@@ -96,6 +96,9 @@ for batch in loader:
     accelerator.backward(model(**batch).loss)
     optimizer.step()
     optimizer.zero_grad()
+import os
+accelerator.save_state("state")
+assert os.path.isfile("state/adapter/plan.json") and os.path.getsize("state/model.safetensors") < 50_000
 accelerator.unwrap_model(model).save_pretrained("out", is_main_process=True, save_function=accelerator.save)
 """
 MODEL_INIT = f"""{HEAD}

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from lorakit.planning.place import Place
 logger = logging.getLogger(__name__)
 # of a parameter's weights, those that no step moves
 MOST = 0.5
+_known: WeakSet[torch.optim.Optimizer] = WeakSet()
 
 
 def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Optimizer:
@@ -45,6 +47,7 @@ def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Op
     if is_sharded(unwrapped(model)):
         _check_takes_shards(factory, [parameter for group in groups for parameter in group["params"]])
     optimizer = factory.build(groups)
+    know(optimizer)
     if not paged:
         return optimizer
 
@@ -52,6 +55,16 @@ def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Op
         return factory.state(tuple(parameter.shape), name_of(parameter.dtype))
 
     return Paged(optimizer, parameters=paged, state=state, shared=getattr(factory, "shared_state", ()))
+
+
+def know(optimizer: torch.optim.Optimizer) -> None:
+    """Take an optimizer for one of which nothing is left to say."""
+    _known.add(optimizer)
+
+
+def is_known(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer is `build_optimizer`'s, or all was said of it, whatever pages stand around it."""
+    return optimizer in _known or (isinstance(optimizer, Paged) and optimizer.wrapped in _known)
 
 
 def _check_takes_shards(factory: OptimizerFactory, parameters: Sequence[nn.Parameter]) -> None:

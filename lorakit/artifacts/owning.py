@@ -86,6 +86,13 @@ def aside_of(target: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent))
 
 
+def place_of(made: Path) -> Path:
+    """Return where something goes that is made in a folder of `aside_of`; any other path is its place already."""
+    aside = made.parent
+    is_aside = re.fullmatch(rf"\.{re.escape(made.name)}\.[a-z0-9_]{{8}}\.new", aside.name)
+    return aside.parent / made.name if is_aside else made
+
+
 def discard(path: Path) -> None:
     """Remove a file or a folder that stands at an owned place: it is there whole, or not at all under its name."""
     if os.path.lexists(path):

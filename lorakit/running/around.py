@@ -13,6 +13,7 @@ from lorakit.application.trainables import trainables
 from lorakit.errors import ModelError
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.running.script import script
+from lorakit.trainers.accelerate_states import checkpoint_adapters
 
 Function = Callable[..., Any]
 
@@ -80,6 +81,19 @@ def _with_view(own: Function) -> Function:
             own(*given.args, **given.kwargs)
 
     return make
+
+
+def checkpointing(module: ModuleType) -> None:
+    """Have the states that a script's own loop saves hold the adapters alone."""
+
+    def around(own: Function) -> Function:
+        def make(self: Any, *args: Any, **kwargs: Any) -> None:
+            own(self, *args, **kwargs)
+            checkpoint_adapters(self)
+
+        return make
+
+    _replace(module.Accelerator, "__init__", around)
 
 
 def preparing(module: ModuleType) -> None:

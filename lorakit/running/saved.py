@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def lorakit_before_save(model: nn.Module, folder: Path) -> None:
     # which a run alone loads
     running = sys.modules.get("lorakit.running.script")
-    # a folder in the making has another name
-    if running is not None and model is running.script().model and not folder.name.startswith("."):
-        running.script().saved(folder)
+    if running is not None and model is running.script().model:
+        from lorakit.artifacts.owning import place_of
+
+        running.script().saved(place_of(folder))

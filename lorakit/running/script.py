@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lorakit import api
+from lorakit.application.optimizer import know
 from lorakit.application.state import adapted_state, state_of, unwrapped
 from lorakit.application.trainables import trainables
 from lorakit.artifacts.adapter_folder import save_adapter
@@ -169,6 +170,8 @@ class Script:
                 )
 
     def _tell_optimizer(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+        # what is said here is not to be said again
+        know(optimizer)
         if self._told.optimizer:
             return
         is_given = optimizer in self._given

@@ -19,6 +19,7 @@ from lorakit.running.asked import FOLDER
 AWAITED = {
     "transformers.modeling_utils": "loading",
     "transformers.trainer": "training",
+    "accelerate.accelerator": "checkpointing",
     "peft.utils.other": "preparing",
     "peft.mapping_func": "adapting",
 }
