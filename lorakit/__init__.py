@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     )
     from lorakit.hooks import hookimpl
     from lorakit.stepping.step import Step
+    from lorakit.trainers.accelerate_states import checkpoint_adapters
+    from lorakit.trainers.lightning import lightning_callback
     from lorakit.trainers.peft import peft, peft_config
 
 __all__ = [
@@ -54,8 +56,10 @@ __all__ = [
     "adapters",
     "apply",
     "capture",
+    "checkpoint_adapters",
     "hookimpl",
     "last_checkpoint",
+    "lightning_callback",
     "load",
     "merge",
     "optimizer",
@@ -73,6 +77,8 @@ __all__ = [
 _LATER = {
     "hookimpl": "lorakit.hooks",
     "Step": "lorakit.stepping.step",
+    "checkpoint_adapters": "lorakit.trainers.accelerate_states",
+    "lightning_callback": "lorakit.trainers.lightning",
     "peft": "lorakit.trainers.peft",
     "peft_config": "lorakit.trainers.peft",
 }

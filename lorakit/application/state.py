@@ -195,12 +195,17 @@ def adapter_of(model: nn.Module, name: str | None = None) -> NamedAdapter:
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the adapted model in a module that holds one, such as a compiled one; without any, the module itself.
 
-    Raises: ModelError if there are several.
+    Raises: ModelError naming them if there are several.
     """
     if adapted_state(model) is not None:
         return model
-    found = [one for one in model.modules() if adapted_state(one) is not None]
+    found = adapted_in(model)
     if len(found) > 1:
-        kinds = ", ".join(type(one).__name__ for one in found)
-        raise ModelError(f"this {type(model).__name__} holds {len(found)} adapted models ({kinds}): give one of them")
-    return found[0] if found else model
+        named = ", ".join(f"`{path}` ({type(one).__name__})" for path, one in found.items())
+        raise ModelError(f"this {type(model).__name__} holds {len(found)} adapted models, {named}: give one of them")
+    return next(iter(found.values()), model)
+
+
+def adapted_in(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the adapted models in a module by their paths, itself at the empty one."""
+    return {path: one for path, one in module.named_modules() if adapted_state(one) is not None}

@@ -47,15 +47,15 @@ def small_buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.detach().to("cpu", copy=True) for name, buffer in _buffers(model)}
 
 
-def moved_buffers(model: nn.Module, state: Adapted) -> list[str]:
-    """Return the buffers that are not what the base has, and that no adapter holds."""
+def moved_buffers(model: nn.Module, state: Adapted) -> dict[str, Tensor]:
+    """Return the buffers that are not what the base has, and that no adapter holds, by the paths of `small_buffers`."""
     whole = [entry for adapter in state.named.values() for entry in adapter.plan.entries if entry.is_whole]
     held = {base_of(model, entry) for entry in whole}
     own = {id(buffer) for module in held if isinstance(module, nn.Module) for _, buffer in stored_buffers(module)}
-    return [
-        name for name, buffer in _buffers(model)
+    return {
+        name: buffer for name, buffer in _buffers(model)
         if name in state.buffers and id(buffer) not in own and not _is_same(buffer, state.buffers[name])
-    ]  # fmt: skip
+    }  # fmt: skip
 
 
 def _is_same(buffer: Tensor, before: Tensor) -> bool:
