@@ -32,7 +32,8 @@ os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELI
 # behind the lines that they obey
 import torch
 from torch import Tensor
-from trainer_runs import EVERY, KINDS, STEPS, EndedError, Run, Setting, after_step, interrupt, make_base, spoil
+from trainer_kinds import KINDS
+from trainer_runs import EVERY, STEPS, EndedError, Run, Setting, after_step, interrupt, make_base, spoil
 
 import lorakit
 from lorakit.cli.terminal import tracked
@@ -70,7 +71,7 @@ def checkpoint(kind: type[Run], setting: Setting) -> str:
     run = kind(setting)
     run.train()
     saved = run.checkpoint(STEPS)
-    loaded = lorakit.load(run.adapter(saved), fresh(setting))
+    loaded = run.opened(saved)
     with torch.no_grad():
         mine, again = (model.eval()(**run.held_out()).logits for model in (run.model, loaded))
         need(torch.equal(mine, again), "loaded again it answers otherwise")
@@ -103,7 +104,7 @@ def best_model(kind: type[Run], setting: Setting) -> str:
     run = kind(replace(setting, keeps_best=True))
     with after_step(EVERY + 1, spoil):
         run.train()
-    first, last = (lorakit.load(run.adapter(run.checkpoint(step)), fresh(setting)).eval() for step in (EVERY, STEPS))
+    first, last = (run.opened(run.checkpoint(step)) for step in (EVERY, STEPS))
     with torch.no_grad():
         batch = run.held_out()
         mine, best, spoiled = (model.eval()(**batch).logits for model in (run.model, first, last))
@@ -147,50 +148,48 @@ def trained(kind: type[Run], setting: Setting) -> Run:
     return run
 
 
-def fresh(setting: Setting):  # type: ignore[no-untyped-def]
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(setting.base)
-
-
 def within(setting: Setting, name: str) -> Setting:
     return replace(setting, work=setting.work / name)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of one cell: ok, no, or – for what a trainer lacks, and a figure or the reason."""
+    """What came of one cell: ok, no, or – for what a trainer lacks; a figure, and what is to be said of it."""
 
     trainer: str
     quant: str
     cell: str
     result: str
-    words: str = ""
+    figure: str = ""
+    note: str = ""
 
 
 def found(kind: type[Run], quant: str, cell: str, base: Path) -> Cell:
     """Run one cell in a folder of its own."""
     if cell in kind.lacks:
-        return Cell(kind.name, quant, cell, "–", kind.lacks[cell])
+        return Cell(kind.name, quant, cell, "–", note=kind.lacks[cell])
     spec = ADAPT if quant == "none" else f"{ADAPT} quant {quant}"
     torch.manual_seed(0)
     with TemporaryDirectory() as folder, quiet():
         try:
-            words = CELLS[cell](kind, Setting(base, spec, Path(folder) / "work"))
+            figure = CELLS[cell](kind, Setting(base, spec, Path(folder) / "work"))
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
-            return Cell(kind.name, quant, cell, "no", f"{type(error).__name__}: {lines[0]}")
-    return Cell(kind.name, quant, cell, "ok", words)
+            return Cell(kind.name, quant, cell, "no", note=f"{type(error).__name__}: {lines[0]}")
+    return Cell(kind.name, quant, cell, "ok", figure, kind.notes.get(cell, ""))
+
+
+def notes_of(cells: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.note for cell in cells if cell.note))
 
 
 def grid(cells: Sequence[Cell], columns: Sequence[str]) -> list[list[str]]:
-    """Return the table's lines: a trainer on a quantizer each, a number for each reason."""
-    reasons = list(dict.fromkeys(cell.words for cell in cells if cell.result != "ok"))
+    """Return the table's lines: a trainer on a base each, with the number of each note."""
+    notes = notes_of(cells)
 
     def text(cell: Cell) -> str:
-        if cell.result == "ok":
-            return f"ok, {cell.words}" if cell.words else "ok"
-        return f"{cell.result} [{reasons.index(cell.words) + 1}]"
+        mark = f" [{notes.index(cell.note) + 1}]" if cell.note else ""
+        return f"{cell.result} {cell.figure}".rstrip() + mark
 
     by_place = {(cell.trainer, cell.quant, cell.cell): text(cell) for cell in cells}
     lines = dict.fromkeys((cell.trainer, cell.quant) for cell in cells)
@@ -198,9 +197,8 @@ def grid(cells: Sequence[Cell], columns: Sequence[str]) -> list[list[str]]:
     return [head, *([*line, *(by_place[(*line, column)] for column in columns)] for line in lines)]
 
 
-def notes(cells: Sequence[Cell]) -> list[str]:
-    reasons = dict.fromkeys((cell.words) for cell in cells if cell.result != "ok")
-    return [f"[{number}] {words}" for number, words in enumerate(reasons, start=1)]
+def numbered(cells: Sequence[Cell]) -> list[str]:
+    return [f"[{number}] {note}" for number, note in enumerate(notes_of(cells), start=1)]
 
 
 def as_text(cells: Sequence[Cell], columns: Sequence[str]) -> Iterator[str]:
@@ -208,13 +206,13 @@ def as_text(cells: Sequence[Cell], columns: Sequence[str]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         yield "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
-    yield from ["", *notes(cells)]
+    yield from ["", *numbered(cells)]
 
 
 def as_md(cells: Sequence[Cell], columns: Sequence[str]) -> Iterator[str]:
     head, *lines = grid(cells, columns)
     yield from (f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
-    for note in notes(cells):
+    for note in numbered(cells):
         yield from ["", note]
 
 

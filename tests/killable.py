@@ -60,30 +60,28 @@ trainer.train(resume_from_checkpoint=lorakit.last_checkpoint(run, before=12))
 """
 # as examples/site/pages/trainers.md has it
 LOOP = """
-import shutil
 from pathlib import Path
 run = Path(run)
 run.mkdir(exist_ok=True)
 rows = torch.arange(320).reshape(32, 10)
-saved = sorted(int(path.name.removeprefix("step-")) for path in run.glob("step-*"))
-if saved:
-    model = lorakit.load(run / f"step-{{saved[-1]}}", base).train()
+begun = max((int(path.name.removeprefix("step-")) for path in run.glob("step-*")), default=0)
+if begun:
+    model = lorakit.load(run / f"step-{{begun}}", base).train()
 else:
     model = lorakit.apply("adapt q_proj,v_proj rank 4 dropout 0.1", base).train()
 optimizer = lorakit.optimizer(model, lr=5e-3)
 step = lorakit.Step(model, optimizer)
-begin = 0
-if saved:
-    state = torch.load(run / f"state-{{saved[-1]}}.pt")
-    begin = state["step"]
+torch.manual_seed(0)
+if begun:
+    state = torch.load(run / f"state-{{begun}}.pt")
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["drawn"])
-for number in range(begin + 1, 13):
+for number in range(begun + 1, 13):
     batch = rows[torch.randint(0, 32, (2,))]
     step(dict(input_ids=batch, labels=batch))
     os.write(log, f"{{number}}\\n".encode())
     if number % 2 == 0:
-        state = dict(step=number, optimizer=optimizer.state_dict(), drawn=torch.get_rng_state())
+        state = dict(optimizer=optimizer.state_dict(), drawn=torch.get_rng_state())
         torch.save(state, run / "state.new")
         (run / "state.new").replace(run / f"state-{{number}}.pt")
         lorakit.save(model, run / f"step-{{number}}")

@@ -1,4 +1,4 @@
-"""The same start, rows and trainer give the losses that PEFT's adapters give, and `lorakit train` those of TRL's SFT."""
+"""The same start, rows and trainer give the losses that PEFT gives, and `lorakit train` has those of TRL's SFT."""
 
 from __future__ import annotations
 
