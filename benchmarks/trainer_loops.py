@@ -99,7 +99,7 @@ def lit(model: Any) -> Any:
     """Return a module of Lightning's around a model."""
     import lightning.pytorch as pl
 
-    class Lit(pl.LightningModule):
+    class Lit(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = model

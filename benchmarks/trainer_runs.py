@@ -60,7 +60,7 @@ class Run:
         from transformers import AutoTokenizer
 
         self.setting = setting
-        self.tokenizer = AutoTokenizer.from_pretrained(setting.base)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(setting.base)
         self.model = lorakit.apply(setting.spec, self.fresh())
 
     def fresh(self) -> Any:

@@ -104,8 +104,11 @@ ELASTIC = "torch.distributed.launcher.api"
 class Kind(Protocol):
     """A way to train into `root/out`, with checkpoints in `root/CHECKPOINTS`."""
 
-    name: str
-    checkpoints: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def checkpoints(self) -> str: ...
 
     def start(self, root: Path, before: str = "", *more: object) -> Child:
         """Begin, or go on where there is anything to go on from."""

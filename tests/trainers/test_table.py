@@ -19,12 +19,7 @@ SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "trainers.py"
 TRAINERS = ("Trainer", "TRL SFT", "TRL DPO", "Accelerate", "Lightning", "a loop", "`lorakit train`")
 CELLS = ("train", "checkpoint", "resume", "best model", "evaluate", "predict", "generate")
 QUANTIZERS = ("none", "nf4 double", "hqq(bits=4)", "ao_int8")
-LACKING = {
-    ("a loop", "evaluate"),
-    ("a loop", "predict"),
-    ("`lorakit train`", "best model"),
-    ("`lorakit train`", "predict"),
-}
+LACKING = {"a loop": ("evaluate", "predict"), "`lorakit train`": ("best model", "predict")}
 # one that keeps what it learned, and one that brings it back
 FEW = ("checkpoint", "resume")
 EVERY_CELL = bool(os.environ.get("LORAKIT_EVERY_CELL"))
