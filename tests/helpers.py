@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,3 +100,13 @@ def randomize(model: nn.Module, seed: int = 5) -> None:
         for name, value in model.named_parameters():
             if "lora_B" in name:
                 value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+
+
+def run_page(title: str, model: Path, **names: Any) -> dict[str, Any]:
+    """Run the first code of a section of the page on trainers, on a model of this folder; return what it leaves."""
+    root = Path(__file__).parent.parent
+    section = (root / "examples/site/pages/trainers.md").read_text("utf-8").partition(f"\n## {title}\n")[2]
+    code = re.findall(r"```python\n(.*?)```", section, re.S)[0]
+    code = code.replace("SmolLM2-135M-Instruct", str(model)).replace("qlora.lora", str(root / "examples/qlora.lora"))
+    exec(compile(code, title, "exec"), names)
+    return names

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from lorakit.planning.place import Place
 logger = logging.getLogger(__name__)
 # of a parameter's weights, those that no step moves
 MOST = 0.5
+_built: WeakSet[torch.optim.Optimizer] = WeakSet()
 
 
 def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Optimizer:
@@ -45,6 +47,7 @@ def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Op
     if is_sharded(unwrapped(model)):
         _check_takes_shards(factory, [parameter for group in groups for parameter in group["params"]])
     optimizer = factory.build(groups)
+    _built.add(optimizer)
     if not paged:
         return optimizer
 
@@ -52,6 +55,11 @@ def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Op
         return factory.state(tuple(parameter.shape), name_of(parameter.dtype))
 
     return Paged(optimizer, parameters=paged, state=state, shared=getattr(factory, "shared_state", ()))
+
+
+def is_built(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer is one that `build_optimizer` returned, whatever pages stand around it."""
+    return (optimizer.wrapped if isinstance(optimizer, Paged) else optimizer) in _built
 
 
 def _check_takes_shards(factory: OptimizerFactory, parameters: Sequence[nn.Parameter]) -> None:

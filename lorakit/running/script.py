@@ -25,6 +25,7 @@ from lorakit.artifacts.adapter_folder import save_adapter
 from lorakit.errors import LorakitError, PlanError, PromiseError, TrainingError, WriteError
 from lorakit.running.asked import FOLDER, Asked, Told, read_asked
 from lorakit.running.words import adapted_words, left_to_script, optimizer_words, said_of_optimizer
+from lorakit.trainers import neglected
 from lorakit.trainers.peft import peft, peft_config
 
 
@@ -171,6 +172,7 @@ class Script:
     def _tell_optimizer(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         if self._told.optimizer:
             return
+        neglected.leave(optimizer)
         is_given = optimizer in self._given
         said = "" if is_given else said_of_optimizer(self._spec, model)
         whose = "the spec's" if is_given else "the script's own"

@@ -20,8 +20,11 @@ from lorakit.application.trainables import frozen_words, trainables
 from lorakit.data.tokens import IGNORED
 from lorakit.errors import TrainingError
 from lorakit.huggingface import marks
+from lorakit.trainers import neglected
 
 logger = logging.getLogger("lorakit")
+# those that are watched, and those of them, and their copies, whose first forward to train was seen
+_watched: WeakSet[nn.Module] = WeakSet()
 _trained: WeakSet[nn.Module] = WeakSet()
 _stepped: WeakSet[torch.optim.Optimizer] = WeakSet()
 _fresh: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
@@ -40,6 +43,7 @@ def watch(model: nn.Module) -> None:
     if not _is_registered:
         register_optimizer_step_pre_hook(_before_step)
         _is_registered = True
+    _watched.add(model)
     _trained.discard(model)
     if _before_forward not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_before_forward, with_kwargs=True)
@@ -47,6 +51,7 @@ def watch(model: nn.Module) -> None:
 
 def let_alone(model: nn.Module) -> None:
     """Undo `watch`."""
+    _watched.discard(model)
     for key, hook in list(model._forward_pre_hooks.items()):
         if hook is _before_forward:
             del model._forward_pre_hooks[key]
@@ -106,16 +111,30 @@ def _before_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs
     if optimizer in _stepped or _is_captured():
         return
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    _check_numbers(optimizer, held)
     # a closure computes the gradients in the step
     has_gradients = not any(map(callable, (*args[1:], *kwargs.values())))
-    for model in list(_trained):
+    # the forward of a compiled model is not seen
+    for model in list(_watched | _trained):
         found = {parameter: path for path, parameter in trainables(model).items()}
         mine = {parameter: path for parameter, path in found.items() if parameter in held}
         if found and not mine:
             _check_held(model, held, next(iter(found.values())))
-        elif mine and has_gradients:
+            continue
+        if has_gradients and mine and model in _trained:
             _check_gradients(mine)
+        if any(one.requires_grad and (one.grad is not None or not has_gradients) for one in mine):
+            neglected.tell(model, optimizer)
     _stepped.add(optimizer)
+
+
+def _check_numbers(optimizer: torch.optim.Optimizer, held: set[nn.Parameter]) -> None:
+    """Raise TrainingError if an optimizer that lays all parameters in one row holds packed weights too."""
+    if isinstance(optimizer, torch.optim.LBFGS) and not all(one.is_floating_point() for one in held):
+        raise TrainingError(
+            "this LBFGS takes all of its parameters together, and holds quantized weights, which are no such numbers: "
+            "give it those that train, `[one for one in model.parameters() if one.requires_grad]`"
+        )
 
 
 def _check_held(model: nn.Module, held: set[nn.Parameter], first: str) -> None:

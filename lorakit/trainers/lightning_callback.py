@@ -64,7 +64,9 @@ class LightningCallback(Callback):  # type: ignore[misc]
         if self._spec is not None:
             adapted = adapted_in(pl_module)
             if not adapted:
-                api.apply(self._spec, self._model(pl_module), plugins=self._plugins, **self._given)
+                model = api.apply(self._spec, self._model(pl_module), plugins=self._plugins, **self._given)
+                # Lightning trains each module in the mode that it finds it in: transformers loads for evaluation
+                model.train(stage == "fit")
             for model in adapted.values():
                 self._check_same(model)
         give_adapters(pl_module)

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from lorakit.planning.plan import Plan
 
 
-@hookimpl
+# before what reads the names of adapter files: a state is made whole first
+@hookimpl(tryfirst=True)
 def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
     take_adapters(model)
 

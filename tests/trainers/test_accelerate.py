@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lorakit
-from helpers import adapters, make_llama, randomize
+from helpers import adapters, make_llama, randomize, run_page
 
 SPEC = "adapt q_proj,v_proj rank 4 dropout 0.3 quant nf4\ntrain model.norm\noptimizer adamw lr 0.01"
 ROWS = torch.randint(0, 128, (16, 12), generator=torch.Generator().manual_seed(1))
@@ -218,3 +218,11 @@ def test_a_damaged_state_changes_nothing(tmp_path: Path) -> None:
     # the state is the model's own tensors, as any is
     assert all(torch.equal(changed[name], value) for name, value in adapters(model).items())
     assert before.keys() == changed.keys()
+
+
+def test_the_page(llama_folder: Path, tokens: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"input_ids": row, "labels": row} for row in tokens]
+    run_page("Accelerate", llama_folder, batches=torch.utils.data.DataLoader(rows))  # type: ignore[arg-type]
+    for folder in ("adapter", "state/adapter"):
+        assert lorakit.load(folder, str(llama_folder))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import lorakit
-from helpers import adapters, make_llama
+from helpers import adapters, make_llama, run_page
 
 pl: Any = pytest.importorskip("lightning.pytorch")
 for name in ("lightning", "lightning.pytorch"):
@@ -241,3 +241,13 @@ def test_the_other_package_of_lightning(tmp_path: Path) -> None:
     made.fit(Plain(), Rows())
     made.save_checkpoint(tmp_path / "adapter.ckpt")
     assert not any("embed_tokens" in name for name in torch.load(tmp_path / "adapter.ckpt")["state_dict"])
+
+
+def test_the_page(llama_folder: Path, tokens: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"input_ids": row, "labels": row} for row in tokens]
+    names = run_page("Lightning", llama_folder, batches=torch.utils.data.DataLoader(rows))  # type: ignore[arg-type]
+    assert names["module"].model.training
+    assert lorakit.load("adapter", str(llama_folder))
+    (file,) = tmp_path.rglob("*.ckpt")
+    assert not any("embed_tokens" in name for name in torch.load(file)["state_dict"])

@@ -1,0 +1,128 @@
+"""What a spec says of its optimizer and another one does not do: told once, when that one first steps the adapters."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import nn
+
+from lorakit.application.optimizer import is_built, parameter_groups
+from lorakit.application.state import Adapted, state_of
+from lorakit.language.printer import call_text
+from lorakit.paging import Paged
+from lorakit.planning.plan import Plan
+
+logger = logging.getLogger("lorakit")
+_told: WeakSet[torch.optim.Optimizer] = WeakSet()
+# statements of a spec's text
+NAMED, RATED = re.compile(r"^\s*optimizer\b", re.M), re.compile(r"^\s*optimizer\b[^#\n]*\blr\b", re.M)
+
+
+def tell(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Say once what of a model's spec an optimizer that steps its adapters does not do, and what does it."""
+    if optimizer in _told or is_built(optimizer):
+        return
+    leave(optimizer)
+    if lost := neglected(model, optimizer):
+        logger.warning(
+            "this loop's %s trains the adapters, and what the spec says of the optimizer is not in force: %s; "
+            "`lorakit.optimizer(model)` is the optimizer that has it, for transformers' Trainer as "
+            "`optimizers=(lorakit.optimizer(model), None)`",
+            type(_inner(optimizer)).__name__, ", ".join(f"`{one}`" for one in lost),
+        )  # fmt: skip
+
+
+def leave(optimizer: torch.optim.Optimizer) -> None:
+    """Say nothing of an optimizer: somebody else does."""
+    _told.add(optimizer)
+
+
+def neglected(model: nn.Module, optimizer: torch.optim.Optimizer) -> Sequence[str]:
+    """Return what the plans in use say of the optimizer of what this one steps, and it does not do, in a spec's words.
+
+    A rate that no rule gives and no statement names is the loop's own.
+    """
+    state = state_of(model)
+    (plan, *_) = (adapter.plan for adapter in state.used)
+    rates = {parameter: _rate(group) for group in optimizer.param_groups for parameter in group["params"]}
+    groups = parameter_groups(model)
+    wanted = _rates_of(groups, rates)
+    # what moves with the optimizer's own rate has it
+    moved = _rates_of(parameter_groups(model, 2 * plan.optimizer.lr), rates)
+    ruled = [rates[one] / rate for one, rate in wanted.items() if moved[one] == rate]
+    own = [rates[one] / rate for one, rate in wanted.items() if moved[one] != rate]
+    return [
+        *_statement(plan, state, optimizer, own),
+        *(_rule_rates(state) if not all(map(_is_one, ruled)) else ()),
+        *(_shares(state) if any(not math.isclose(one, own[0]) for one in own) else ()),
+        *(["paged"] if any(group["paged"] for group in groups) and not _pages(optimizer) else ()),
+    ]
+
+
+def _rate(group: Mapping[str, Any]) -> float:
+    # a schedule may have begun at nought
+    return float(group.get("initial_lr", group.get("lr", math.nan)))
+
+
+def _rates_of(groups: Iterable[Mapping[str, Any]], held: Mapping[Any, float]) -> dict[nn.Parameter, float]:
+    return {parameter: group["lr"] for group in groups for parameter in group["params"] if parameter in held}
+
+
+def _is_one(quotient: float) -> bool:
+    return math.isclose(quotient, 1.0)
+
+
+def _statement(plan: Plan, state: Adapted, optimizer: torch.optim.Optimizer, quotients: Sequence[float]) -> list[str]:
+    """Return the `optimizer` statement, or its rate, where it is not followed."""
+    said = plan.optimizer
+    factory = state.plugins.optimizer(said.call)
+    text = call_text(said.call)
+    # what was meant and not written cannot be told from what was written
+    named = NAMED.search(plan.source) is not None or text != "adamw"
+    rated = RATED.search(plan.source) is not None or said.lr != factory.default_lr
+    lost_rate = rated and bool(quotients) and not any(map(_is_one, quotients))
+    rate = f"lr {said.lr:g}"
+    if named and not _is_kind(factory, said.call.options, optimizer):
+        return [f"optimizer {text} {rate}" if lost_rate else f"optimizer {text}"]
+    return [rate] if lost_rate else []
+
+
+def _is_kind(factory: Any, options: Iterable[tuple[str, Any]], optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer is of the kind that a factory builds, with the options that were given to that."""
+    twin = nn.Parameter(torch.zeros(1))
+    made = factory.build([{"params": [twin], "lr": factory.default_lr}])
+    inner = _inner(optimizer)
+    mine, theirs = made.param_groups[0], inner.param_groups[0]
+    same = all(theirs.get(name, mine.get(name)) == mine.get(name) for name, _ in options)
+    return isinstance(inner, type(made)) and same
+
+
+def _rule_rates(state: Adapted) -> Sequence[str]:
+    entries = [entry for adapter in state.used for entry in adapter.plan.entries]
+    rates = [rate for entry in entries for rate in (entry.adapter and entry.adapter.lr, entry.train_lr) if rate]
+    return [f"lr {rate:g}" for rate in dict.fromkeys(rates)]
+
+
+def _shares(state: Adapted) -> Sequence[str]:
+    """Return what gives single parameters another rate than the rest, if anything does."""
+    adapters = [entry.adapter for one in state.used for entry in one.plan.entries if entry.adapter]
+    ratios = [one.settings.lr_ratio for one in adapters if one.settings.lr_ratio]
+    others = any(parameter.rate != 1.0 for one in adapters for parameter in one.parameters)
+    return [f"lr_ratio {one:g}" for one in dict.fromkeys(ratios)] or ["rates of single parameters"] * others
+
+
+def _pages(optimizer: torch.optim.Optimizer) -> bool:
+    if isinstance(optimizer, Paged):
+        return optimizer.near_bytes + optimizer.far_bytes > 0
+    # bitsandbytes' own
+    return bool(getattr(optimizer, "is_paged", False))
+
+
+def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    return optimizer.wrapped if isinstance(optimizer, Paged) else optimizer
