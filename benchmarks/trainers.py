@@ -173,6 +173,8 @@ def found(kind: type[Run], quant: str, cell: str, base: Path) -> Cell:
     with TemporaryDirectory() as folder, quiet():
         try:
             figure = CELLS[cell](kind, Setting(base, spec, Path(folder) / "work"))
+        except DiffersError as error:
+            return Cell(kind.name, quant, cell, "no", note=str(error))
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
             return Cell(kind.name, quant, cell, "no", note=f"{type(error).__name__}: {lines[0]}")

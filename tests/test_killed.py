@@ -20,7 +20,7 @@ from killable import KINDS, Kind, Tally, Unbroken, chain, left, state, unbroken
 
 from helpers import make_llama
 from lorakit import last_checkpoint
-from lorakit.trainers.checkpoints import checkpoint_steps
+from lorakit.trainers.checkpoints import begin, checkpoint_steps
 
 KILLS = int(os.environ.get("LORAKIT_KILLS", "100"))
 CHAIN = 3
@@ -131,6 +131,24 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
     assert last_checkpoint(run) == str(run / "checkpoint-2")
     damage(run / "checkpoint-2")
     assert last_checkpoint(run) is None and last_checkpoint(tmp_path / "none") is None
+
+
+def test_one_process_does_not_wait_for_what_several_began(
+    tmp_path: Path, made_checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(made_checkpoints, tmp_path / "run"))
+    last = run / "checkpoint-4"
+    whole = (last / "trainer_state.json").read_text()
+    for found in (run / "checkpoint-2", last):
+        for name in ("LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK"):
+            if found == last:
+                monkeypatch.delenv(name)
+            else:
+                monkeypatch.setenv(name, "2" if name == "LOCAL_WORLD_SIZE" else "0")
+        begin(last)
+        shutil.copy(last / "rng_state.pth", last / "rng_state_0.pth")
+        (last / "trainer_state.json").write_text(whole)
+        assert last_checkpoint(run) == str(found)
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,9 @@ def begin(checkpoint: Path) -> None:
     aside.replace(checkpoint / STATE)
     if awaited := [GENERATORS.format(rank) for rank in _ranks_here()]:
         (checkpoint / _AWAITED).write_text(json.dumps(awaited), encoding="utf-8")
+    else:
+        # several may have begun it, and one goes on
+        (checkpoint / _AWAITED).unlink(missing_ok=True)
 
 
 def _ranks_here() -> range:

@@ -51,3 +51,21 @@ def test_the_table_has_every_trainer(results: Results) -> None:
 def test_a_cell_holds(trainer: str, quant: str, cell: str, results: Results) -> None:
     found = results[trainer, quant, cell]
     assert found["result"] == ("–" if cell in LACKING.get(trainer, ()) else "ok"), found["note"]
+
+
+def test_a_cell_that_fails_says_why() -> None:
+    words = [
+        sys.executable,
+        SCRIPT,
+        "--trainers",
+        "a loop",
+        "--quant",
+        "nf4(blocksize=63)",
+        "--cells",
+        "train",
+        "predict",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no [1]" in done.stdout and "– [2]" in done.stdout
+    assert "[1] SpecError: " in done.stdout and "blocksize" in done.stdout
