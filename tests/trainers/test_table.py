@@ -28,13 +28,20 @@ BASES = QUANTIZERS if EVERY_CELL else ("nf4 double",)
 Results = dict[tuple[str, str, str], dict[str, str]]
 
 
+def ran(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run the script; it prints dashes, whatever the machine's language is."""
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *words], capture_output=True, encoding="utf-8", env=environment, check=False
+    )
+
+
 @pytest.fixture(scope="module")
 def results() -> Results:
     if EVERY_CELL:
         pytest.importorskip("lorakit_hqq")
         pytest.importorskip("lorakit_torchao")
-    words = [sys.executable, SCRIPT, "--format", "json", "--cells", *CHOSEN, "--quant", *BASES]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = ran("--format", "json", "--cells", *CHOSEN, "--quant", *BASES)
     assert done.stdout, done.stderr
     found = {(one["trainer"], one["quant"], one["cell"]): one for one in json.loads(done.stdout)}
     assert done.returncode == any(one["result"] == "no" for one in found.values())
@@ -54,18 +61,7 @@ def test_a_cell_holds(trainer: str, quant: str, cell: str, results: Results) -> 
 
 
 def test_a_cell_that_fails_says_why() -> None:
-    words = [
-        sys.executable,
-        SCRIPT,
-        "--trainers",
-        "a loop",
-        "--quant",
-        "nf4(blocksize=63)",
-        "--cells",
-        "train",
-        "predict",
-    ]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = ran("--trainers", "a loop", "--quant", "nf4(blocksize=63)", "--cells", "train", "predict")
     assert done.returncode == 1
     assert "no [1]" in done.stdout and "– [2]" in done.stdout
     assert "[1] SpecError: " in done.stdout and "blocksize" in done.stdout
