@@ -1,4 +1,4 @@
-"""Faults on purpose: an error at the n-th operation on files below a folder, or a signal."""
+"""Faults on purpose: an error at the n-th operation on files below a folder, or a signal to a group of processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def arm(folder: str, number: int, what: str, log: str) -> None:
         os.write(written, f"{name} {path}\n".encode(errors="backslashreplace"))
         if count == number:
             if what.startswith("SIG"):
-                os.kill(os.getpid(), getattr(signal, what))
+                os.killpg(0, getattr(signal, what))
                 return
             raise OSError(getattr(errno, what), os.strerror(getattr(errno, what)), path)
 

@@ -2,13 +2,14 @@
 
 Run as a program it is that process. It forks a child for each line of JSON on standard input, `{"code": …}`, and
 answers with the child's id; `{"wait": id}` it answers with how that child ended and what it said, which is a pipe's
-content at most.
+content at most. `{"import": name}` has it import what its children will need.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import io
 import json
 import os
@@ -34,7 +35,8 @@ class Child:
     err: str = ""
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        os.kill(self.pid, number)
+        """Signal it and all that it started."""
+        os.killpg(self.pid, number)
 
     def wait(self) -> int:
         """Return the exit code; for one that a signal ended, its number below zero."""
@@ -58,6 +60,11 @@ class Nursery:
         self._process.stdin.write(json.dumps(what) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
+
+    def warm(self, *names: str) -> None:
+        """Import modules that children will need."""
+        for name in names:
+            self.ask({"import": name})
 
     def start(self, code: str) -> Child:
         """Run Python code in a process of its own."""
@@ -135,6 +142,8 @@ def _serve() -> None:
                 with os.fdopen(end, "rb") as stream:
                     said.append(stream.read().decode(errors="replace"))
             answer = [os.waitstatus_to_exitcode(status), *said]
+        elif "import" in asked:
+            answer = importlib.import_module(asked["import"]).__name__
         else:
             (out, out_in), (err, err_in) = os.pipe(), os.pipe()
             for end in (out_in, err_in):
@@ -142,6 +151,8 @@ def _serve() -> None:
             answer = os.fork()
             if answer == 0:
                 _run(asked["code"], out_in, err_in)
+            # here, so that it is so before anybody may kill it
+            os.setpgid(answer, answer)
             os.close(out_in)
             os.close(err_in)
             pipes[answer] = (out, err)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -13,8 +14,12 @@ from lorakit.artifacts.folders import new_folder
 from lorakit.artifacts.owning import discard
 from lorakit.errors import OutputError, WriteError
 
-# what transformers' Trainer writes last of a checkpoint
+# what transformers' Trainer writes last of a checkpoint, in its first process
 STATE = "trainer_state.json"
+# what each of several processes writes of it, no sooner and no later than it comes to it
+GENERATORS = "rng_state_{}.pth"
+# which of these have to be there
+_AWAITED = ".awaited.json"
 KEPT = 2
 _NAME = re.compile(r"checkpoint-(\d+)")
 # what stands in STATE until all else of a checkpoint is written
@@ -91,6 +96,17 @@ def begin(checkpoint: Path) -> None:
     aside = checkpoint / f".{STATE}.new"
     aside.write_text(json.dumps({text: True}), encoding="utf-8")
     aside.replace(checkpoint / STATE)
+    if awaited := [GENERATORS.format(rank) for rank in _ranks_here()]:
+        (checkpoint / _AWAITED).write_text(json.dumps(awaited), encoding="utf-8")
+    else:
+        # several may have begun it, and one goes on
+        (checkpoint / _AWAITED).unlink(missing_ok=True)
+
+
+def _ranks_here() -> range:
+    """Return the ranks that a launcher started on this machine, if several: other machines may have other disks."""
+    count, rank, local = (int(os.environ.get(name, 0)) for name in ("LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK"))
+    return range(rank - local, rank - local + count) if count > 1 else range(0)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -117,9 +133,21 @@ def why_not_whole(folder: Path) -> str:
             _CHECKS.get(file.suffix, lambda _: None)(file)
         except Exception:
             return f"{file.name} is cut short"
+    if lacking := _lacking(folder):
+        return f"no {lacking[0]}"
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     unfinished = isinstance(state, dict) and any(_UNFINISHED in name for name in state)
     return "its run ended while it was written" if unfinished else ""
+
+
+def _lacking(folder: Path) -> list[str]:
+    """Return what other processes than the first have yet to write; a checkpoint of the model alone awaits nothing."""
+    if not (folder / _AWAITED).is_file():
+        return []
+    named = json.loads((folder / _AWAITED).read_text(encoding="utf-8"))
+    awaited = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    lacking = [name for name in awaited if not (folder / name).is_file()]
+    return lacking if len(lacking) < len(awaited) else []
 
 
 def _newest_first(work: Path) -> list[tuple[Path, str]]:

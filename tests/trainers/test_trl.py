@@ -160,20 +160,13 @@ def scorer() -> Any:
     return LlamaForSequenceClassification(config)
 
 
-def test_sft_learns_as_without_the_view_and_as_peft_does(tmp_path: Path, tokenizer: Any) -> None:
+def test_sft_learns_as_without_the_view(tmp_path: Path, tokenizer: Any) -> None:
     spec, rows = "adapt q_proj,v_proj rank 4", [{"prompt": row["prompt"], "completion": row["chosen"]} for row in PAIRS]
-    lorakit.save(lorakit.apply(spec, make_llama(**SIZES)), tmp_path / "start")
-    models = {
-        "plain": lorakit.apply(spec, make_llama(**SIZES)),
-        "view": lorakit.peft(lorakit.apply(spec, make_llama(**SIZES))),
-        "peft": peft.PeftModel.from_pretrained(make_llama(**SIZES), tmp_path / "start", is_trainable=True),
-    }
-    found = {
-        name: logged(trained("SFT", model, rows, tmp_path / name, processing_class=tokenizer))
-        for name, model in models.items()
-    }
-    assert found["view"] == found["plain"]
-    assert found["view"] == pytest.approx(found["peft"], abs=1e-5)
+    found = [
+        logged(trained("SFT", model, rows, tmp_path, processing_class=tokenizer))
+        for model in (lorakit.apply(spec, make_llama(**SIZES)), lorakit.peft(lorakit.apply(spec, make_llama(**SIZES))))
+    ]
+    assert found[0] == found[1] and len(set(found[0])) == 3
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, tokenizer: Any) -> None:
