@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from lorakit.application.sharding import fill
-from lorakit.application.state import Adapted
+from lorakit.application.state import Adapted, NamedAdapter
 from lorakit.artifacts.loading import planned_files
 from lorakit.artifacts.peft_names import adapter_tensors
 from lorakit.artifacts.reading import read_plan
@@ -16,6 +18,7 @@ from lorakit.errors import AdapterError
 from lorakit.planning.difference import difference
 from lorakit.planning.plan import Plan
 
+logger = logging.getLogger("lorakit")
 # what may be another when a run goes on: nothing of it is in what the model computes
 FREE = {"lr", "lr_ratio", "paged"}
 
@@ -29,14 +32,33 @@ def resume(model: nn.Module, state: Adapted, name: str, folder: Path) -> None:
     saved = read_plan(folder)
     if saved is None:
         raise AdapterError(f"{folder} has no plan.json: what it was trained as cannot be held against `{name}`")
-    if found := first_difference(saved, adapter.plan):
-        raise AdapterError(
-            f"{folder} is of another run than `{name}`: {found}; write the spec as it was then, or begin anew"
-        )
+    check_same(saved, adapter, str(folder))
     files, _ = planned_files(folder, state.inventory, model, state.plugins)
     with torch.no_grad():
         for one in adapter_tensors(model, adapter):
             fill(one.tensor, files.tensors[one.file_name])
+
+
+def check_same(saved: Plan, adapter: NamedAdapter, where: str) -> None:
+    """Raise AdapterError if an adapter is not of a saved plan, and say in what else the two differ."""
+    if found := first_difference(saved, adapter.plan):
+        raise AdapterError(
+            f"{where} is of another run than `{adapter.name}`: {found}; write the spec as it was then, or begin anew"
+        )
+    if others := ", ".join(dict.fromkeys(_free_differences(saved, adapter.plan))):
+        logger.warning(
+            "%s was trained by another optimizer than `%s` names now: %s; a trainer that brings the optimizer's state "
+            "back goes on with the rates of then",
+            where, adapter.name, others,
+        )  # fmt: skip
+
+
+def _free_differences(before: Plan, after: Plan) -> Iterable[str]:
+    found = difference(before, after)
+    fields = [*found.totals, *(field for change in found.changes for field in change.fields if field[0] in FREE)]
+    for name, was, will in fields:
+        if name in {"optimizer", *FREE}:
+            yield f"{name} {was or 'none'} → {will or 'none'}"
 
 
 def first_difference(before: Plan, after: Plan) -> str:
