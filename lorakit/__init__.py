@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lorakit.hooks import hookimpl
     from lorakit.stepping.step import Step
     from lorakit.trainers.peft import peft, peft_config
+    from lorakit.trainers.spec_optimizer import SpecOptimizer
 
 __all__ = [
     "AdapterError",
@@ -47,6 +48,7 @@ __all__ = [
     "PlanError",
     "PluginError",
     "SpecError",
+    "SpecOptimizer",
     "Step",
     "TrainingError",
     "WriteError",
@@ -72,6 +74,7 @@ __all__ = [
 # These load when they are asked for: the command line starts without what its command does not use
 _LATER = {
     "hookimpl": "lorakit.hooks",
+    "SpecOptimizer": "lorakit.trainers.spec_optimizer",
     "Step": "lorakit.stepping.step",
     "peft": "lorakit.trainers.peft",
     "peft_config": "lorakit.trainers.peft",

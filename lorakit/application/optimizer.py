@@ -7,10 +7,12 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
 
+from lorakit.application.optimizer_words import said_of_optimizer
 from lorakit.application.places import full_parameters, own_parameters
 from lorakit.application.sharding import is_sharded
 from lorakit.application.state import NamedAdapter, state_of, unwrapped
@@ -24,6 +26,7 @@ from lorakit.planning.place import Place
 logger = logging.getLogger(__name__)
 # of a parameter's weights, those that no step moves
 MOST = 0.5
+_known: WeakSet[torch.optim.Optimizer] = WeakSet()
 
 
 def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Optimizer:
@@ -45,13 +48,38 @@ def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Op
     if is_sharded(unwrapped(model)):
         _check_takes_shards(factory, [parameter for group in groups for parameter in group["params"]])
     optimizer = factory.build(groups)
+    know(optimizer)
     if not paged:
         return optimizer
 
     def state(parameter: nn.Parameter) -> Mapping[str, tuple[tuple[int, ...], str]]:
         return factory.state(tuple(parameter.shape), name_of(parameter.dtype))
 
-    return Paged(optimizer, parameters=paged, state=state, shared=getattr(factory, "shared_state", ()))
+    pager = Paged(optimizer, parameters=paged, state=state, shared=getattr(factory, "shared_state", ()))
+    know(pager)
+    return pager
+
+
+def know(optimizer: torch.optim.Optimizer) -> None:
+    """Take an optimizer for one of which nothing is left to say."""
+    _known.add(optimizer)
+
+
+def say_if_neglected(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Say which lines of the specs of a model's adapters are not in force, where another optimizer steps."""
+    if optimizer in _known:
+        return
+    know(optimizer)
+    said = said_of_optimizer(state_of(model))
+    if isinstance(optimizer, Paged) or "Paged" in type(optimizer).__name__:
+        said = [one for one in said if one != "`paged`"]
+    if said:
+        logger.warning(
+            "an %s steps that is not the spec's; not in force: %s; `lorakit.optimizer(model)` makes the one with "
+            "them, for transformers' Trainer as `optimizers=(lorakit.optimizer(model), None)`, or where it refuses "
+            "that as `optimizer_cls_and_kwargs=(lorakit.SpecOptimizer, {})`",
+            type(getattr(optimizer, "wrapped", optimizer)).__name__, ", ".join(said),
+        )  # fmt: skip
 
 
 def _check_takes_shards(factory: OptimizerFactory, parameters: Sequence[nn.Parameter]) -> None:

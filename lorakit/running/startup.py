@@ -19,7 +19,6 @@ AWAITED = {
     "transformers.modeling_utils": "loading",
     "transformers.trainer": "training",
     "peft.utils.other": "preparing",
-    "peft.mapping_func": "adapting",
 }
 
 

@@ -27,6 +27,7 @@ def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
     learning.watch(model)
     # who trains by another loop does not wait for these
     once_loaded("transformers.trainer", _meet_trainers)
+    once_loaded("peft.tuners.tuners_utils", _meet_tuners)
 
 
 def _meet_trainers(module: Any) -> None:
@@ -35,6 +36,13 @@ def _meet_trainers(module: Any) -> None:
     from lorakit.trainers.references import NoSecondModel
 
     module.DEFAULT_CALLBACKS += [NoSecondModel, AdaptersAlone]
+
+
+def _meet_tuners(module: Any) -> None:
+    """Have PEFT put its adapters on no model that is adapted."""
+    from lorakit.trainers import foreign_adapters
+
+    foreign_adapters.refuse(module)
 
 
 @hookimpl

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from lorakit.application.optimizer import say_if_neglected
 from lorakit.application.state import adapted_state
 from lorakit.application.trainables import frozen_words, trainables
 from lorakit.data.tokens import IGNORED
@@ -113,8 +114,10 @@ def _before_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs
         mine = {parameter: path for parameter, path in found.items() if parameter in held}
         if found and not mine:
             _check_held(model, held, next(iter(found.values())))
-        elif mine and has_gradients:
-            _check_gradients(mine)
+        elif mine:
+            if has_gradients:
+                _check_gradients(mine)
+            say_if_neglected(model, optimizer)
     _stepped.add(optimizer)
 
 
