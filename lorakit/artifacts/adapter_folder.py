@@ -39,10 +39,14 @@ COMPANIONS = {
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Written:
-    """What an adapter's files say: its plan as it is now, and its tensors by their names there, on the CPU."""
+    """What an adapter's files say: its plan as it is now, and its tensors by their names there, on the CPU.
+
+    `started` is what its start took from the base weights.
+    """
 
     plan: Plan
     tensors: Mapping[str, Tensor]
+    started: Mapping[str, Tensor]
 
 
 def save_adapter(
@@ -116,13 +120,13 @@ def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins, name: 
         CONFIG: lambda path: path.write_text(config, encoding="utf-8"),
         PLAN: lambda path: path.write_text(plan.to_json() + "\n", encoding="utf-8"),
     }
-    if adapter.taken:
-        starts = {f"{path}.{matrix}": value for path, pair in adapter.taken.items() for matrix, value in _named(pair)}
+    starts = {f"{path}.{matrix}": value for path, pair in adapter.taken.items() for matrix, value in _named(pair)}
+    if starts:
         writers[START] = lambda path: save_file(starts, path, metadata={"format": "pt"})
     for file_name, write in writers.items():
         write_aside(folder / file_name, write)
     plugins.before_save(model, folder)
-    return Written(plan, ready)
+    return Written(plan, ready, starts)
 
 
 def write_aside(file: Path, write: Callable[[Path], object]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.application.sharding import fill
 from lorakit.application.state import Adapted, NamedAdapter
@@ -21,6 +22,8 @@ from lorakit.planning.plan import Plan
 logger = logging.getLogger("lorakit")
 # what may be another when a run goes on: nothing of it is in what the model computes
 FREE = {"lr", "lr_ratio", "paged"}
+# what another machine's decomposition of the same weight may differ by
+SAME_START = 1e-3
 
 
 def resume(model: nn.Module, state: Adapted, name: str, folder: Path) -> None:
@@ -34,6 +37,7 @@ def resume(model: nn.Module, state: Adapted, name: str, folder: Path) -> None:
         raise AdapterError(f"{folder} has no plan.json: what it was trained as cannot be held against `{name}`")
     check_same(saved, adapter, str(folder))
     files, _ = planned_files(folder, state.inventory, model, state.plugins)
+    check_start(files.taken, adapter, str(folder))
     with torch.no_grad():
         for one in adapter_tensors(model, adapter):
             fill(one.tensor, files.tensors[one.file_name])
@@ -51,6 +55,30 @@ def check_same(saved: Plan, adapter: NamedAdapter, where: str) -> None:
             "back goes on with the rates of then",
             where, adapter.name, others,
         )  # fmt: skip
+
+
+def check_start(taken: Mapping[str, tuple[Tensor, Tensor]], adapter: NamedAdapter, where: str) -> None:
+    """Raise AdapterError if the start of an adapter took something else from the base weights than that of a saved one.
+
+    With another seed, or of another base, the base that is left is another.
+    """
+    for path, here in adapter.taken.items():
+        if path not in taken or _apart(taken[path], here) > SAME_START:
+            raise AdapterError(
+                f"{where} is of another run than `{adapter.name}`: its start took something else from the base weight "
+                f"of `{path}`; apply the spec with the seed of then, to the base of then, or begin anew"
+            )
+
+
+def _apart(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """Return how far two products of A (rank, inputs) and B (outputs, rank) are apart, relative to the second."""
+    first, second = ([each.double().cpu() for each in pair] for pair in (one, other))
+    if any(mine.shape[axis] != theirs.shape[axis] for mine, theirs, axis in zip(first, second, (1, 0), strict=True)):
+        return math.inf
+    # ‖X · Y‖² is the trace of XᵀX · YYᵀ, which no rank makes large
+    wide, tall = torch.cat((first[0], second[0])), torch.cat((first[1], -second[1]), 1)
+    norms = [float(((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt()) for a, b in ((wide, tall), second)]
+    return norms[0] / norms[1] if norms[1] else norms[0]
 
 
 def _free_differences(before: Plan, after: Plan) -> Iterable[str]:

@@ -7,6 +7,7 @@ by the tensors alone an adapter with another alpha, or on another base, would be
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from lorakit.application.state import DEFAULT, NamedAdapter, adapter_of, state_of
 from lorakit.artifacts.adapter_folder import Written
 from lorakit.artifacts.peft_names import PREFIX, AdapterTensor, adapter_tensors
-from lorakit.artifacts.resuming import check_same
+from lorakit.artifacts.reading import pairs_of
+from lorakit.artifacts.resuming import check_same, check_start
 from lorakit.errors import AdapterError, PlanError
 from lorakit.planning.place import Place
 from lorakit.planning.plan import Plan
 
-PLAN = "lorakit_plan"
+PLAN, START = "lorakit_plan", "lorakit_start"
 WHERE = "this checkpoint"
 # the names of what a model's adapters were given by a load that goes on, before which others are left out on purpose
 _given: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
@@ -42,13 +44,39 @@ def state_dict_of(written: Mapping[str, Written]) -> dict[str, Tensor]:
     for place, one in written.items():
         found |= {_key(place, name): tensor for name, tensor in one.tensors.items()}
         # bytearray: torch wants memory that may be written
-        found[_key(place, PLAN)] = torch.frombuffer(bytearray(one.plan.to_json().encode()), dtype=torch.uint8)
+        found[_own_key(place, PLAN)] = torch.frombuffer(bytearray(one.plan.to_json().encode()), dtype=torch.uint8)
+        found |= {_own_key(place, f"{START}/{name}"): tensor for name, tensor in one.started.items()}
     return found
 
 
 def _key(place: str, name: str) -> str:
     # whatever stands around a model in PEFT's way hands on what begins so
-    return name if not place and name.startswith(PREFIX) else f"{PREFIX}{place}/{name}"
+    return name if not place and name.startswith(PREFIX) else _own_key(place, name)
+
+
+def _own_key(place: str, name: str) -> str:
+    return f"{PREFIX}{place}/{name}"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Saved:
+    """What a checkpoint says of an adapter beside its tensors: its plan as bytes, and what its start took."""
+
+    plan: Tensor
+    started: Mapping[str, Tensor]
+
+
+def _take_saved(state_dict: MutableMapping[str, Any]) -> dict[str, _Saved]:
+    """Take out of a state dict what is said of its adapters, by their folders."""
+    plans: dict[str, Tensor] = {}
+    started: dict[str, dict[str, Tensor]] = {}
+    for key in [key for key in state_dict if key.startswith(PREFIX)]:
+        place, _, name = key.removeprefix(PREFIX).partition("/")
+        if name == PLAN:
+            plans[place] = state_dict.pop(key)
+        elif name.startswith(f"{START}/"):
+            started.setdefault(place, {})[name.removeprefix(f"{START}/")] = state_dict.pop(key)
+    return {place: _Saved(plan, started.get(place, {})) for place, plan in plans.items()}
 
 
 def stand_by(model: nn.Module) -> None:
@@ -73,11 +101,7 @@ def _before(model: nn.Module, state_dict: dict[str, Any], prefix: str = "", *_: 
     Raises: AdapterError where they are not those of the adapters in use; nothing is changed then.
     """
     _given.pop(model, None)
-    end = _key("", PLAN).removeprefix(PREFIX)
-    saved = {
-        key.removeprefix(PREFIX).removesuffix(end): state_dict.pop(key)
-        for key in list(state_dict) if key.startswith(PREFIX) and key.endswith(end)
-    }  # fmt: skip
+    saved = _take_saved(state_dict)
     wanted = _planned(model, saved) if saved else _unplanned(model, state_dict, prefix)
     if not wanted:
         _check_any(model, state_dict, prefix)
@@ -96,7 +120,7 @@ def _after(model: nn.Module, keys: Any) -> None:
         keys.missing_keys[:] = [name for name in keys.missing_keys if name in given]
 
 
-def _planned(model: nn.Module, saved: Mapping[str, Tensor]) -> dict[str, list[AdapterTensor]]:
+def _planned(model: nn.Module, saved: Mapping[str, _Saved]) -> dict[str, list[AdapterTensor]]:
     """Return what the adapters in use take from a checkpoint, by name, once each was found to be of its plan there."""
     state = state_of(model)
     used = {place: state.get(name) for name, place in places(one.name for one in state.used).items()}
@@ -109,11 +133,12 @@ def _planned(model: nn.Module, saved: Mapping[str, Tensor]) -> dict[str, list[Ad
     wanted: dict[str, list[AdapterTensor]] = {}
     for place, adapter in used.items():
         try:
-            plan = Plan.from_json(bytes(saved[place].numpy()).decode())
+            plan = Plan.from_json(bytes(saved[place].plan.numpy()).decode())
         # UnicodeDecodeError is a ValueError
         except (PlanError, ValueError, TypeError) as error:
             raise AdapterError(f"{WHERE} holds no plan of `{adapter.name}` that can be read: {error}") from error
         check_same(plan, adapter, WHERE)
+        check_start(pairs_of(saved[place].started, WHERE), adapter, WHERE)
         _collect(model, adapter, place, wanted)
     return wanted
 

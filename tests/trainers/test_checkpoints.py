@@ -186,6 +186,25 @@ def test_another_plan_is_refused_before_anything_is_changed(
     assert "keys" not in caplog.text
 
 
+def pissa(seed: int) -> nn.Module:
+    return lorakit.apply("adapt q_proj rank 2 quant nf4 init pissa(iterations=1)", make_llama(), seed=seed)
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_another_start_from_the_base_is_refused(views: bool, tmp_path: Path) -> None:
+    """With another seed this start takes another part of the base weights, which no tensor of the adapter shows."""
+    pytest.importorskip("lorakit_methods")
+    whole = pissa(0)
+    wrap = lorakit.peft if views else lambda model: model
+    trainer(wrap(whole), tmp_path).train()
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    with pytest.raises(lorakit.AdapterError, match="its start took something else from the base weight of `model.lay"):
+        trainer(wrap(pissa(1)), tmp_path).train(resume_from_checkpoint=True)
+    again = pissa(0)
+    trainer(wrap(again), tmp_path).train(resume_from_checkpoint=True)
+    assert same(again, whole)
+
+
 def test_another_model_of_the_same_plan_is_refused(left: Path, tmp_path: Path) -> None:
     model = lorakit.apply(SPEC, make_llama(hidden_size=32))
     with pytest.raises(lorakit.AdapterError, match=r"q_proj.lora_A.weight` is \(4, 64\), and .* here \(4, 32\)"):
