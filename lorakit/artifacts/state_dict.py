@@ -25,8 +25,8 @@ from lorakit.planning.plan import Plan
 
 PLAN, START = "lorakit_plan", "lorakit_start"
 WHERE = "this checkpoint"
-# the names of what a model's adapters were given by a load that goes on, before which others are left out on purpose
-_given: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
+# of loads that go on: what the names in a model begin with, and those that its adapters get from a checkpoint
+_given: WeakKeyDictionary[nn.Module, tuple[str, frozenset[str]]] = WeakKeyDictionary()
 
 
 def places(names: Iterable[str]) -> dict[str, str]:
@@ -110,14 +110,14 @@ def _before(model: nn.Module, state_dict: dict[str, Any], prefix: str = "", *_: 
     values = {key: state_dict.pop(key) for key in wanted if key in state_dict}
     # what layers share has a name in each of them
     state_dict.update({prefix + one.inner: value for key, value in values.items() for one in wanted[key]})
-    _given[model] = frozenset(prefix + one.inner for ones in wanted.values() for one in ones)
+    _given[model] = prefix, frozenset(prefix + one.inner for ones in wanted.values() for one in ones)
 
 
 def _after(model: nn.Module, keys: Any) -> None:
     """Take what a checkpoint leaves out on purpose off the list of what is missing."""
-    given = _given.pop(model, None)
-    if given is not None:
-        keys.missing_keys[:] = [name for name in keys.missing_keys if name in given]
+    if model in _given:
+        prefix, names = _given.pop(model)
+        keys.missing_keys[:] = [name for name in keys.missing_keys if name in names or not name.startswith(prefix)]
 
 
 def _planned(model: nn.Module, saved: Mapping[str, _Saved]) -> dict[str, list[AdapterTensor]]:
@@ -133,7 +133,7 @@ def _planned(model: nn.Module, saved: Mapping[str, _Saved]) -> dict[str, list[Ad
     wanted: dict[str, list[AdapterTensor]] = {}
     for place, adapter in used.items():
         try:
-            plan = Plan.from_json(bytes(saved[place].plan.numpy()).decode())
+            plan = Plan.from_json(bytes(saved[place].plan.cpu().numpy()).decode())
         # UnicodeDecodeError is a ValueError
         except (PlanError, ValueError, TypeError) as error:
             raise AdapterError(f"{WHERE} holds no plan of `{adapter.name}` that can be read: {error}") from error

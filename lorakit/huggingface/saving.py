@@ -125,7 +125,6 @@ def put_away(model: nn.Module, folder: Path) -> None:
             path.unlink()
         return
     for path in stale:
-        path.replace(path.with_name(path.name + OLD))
-        logger.warning(
-            "%s was there before the adapter, which it is not of: it is called %s now", path, path.name + OLD
-        )
+        other = path.with_name(path.name + OLD)
+        path.replace(other)
+        logger.warning("%s is of a whole model, not of the adapter beside it: it is called %s now", path, other.name)
