@@ -269,7 +269,7 @@ def test_adapters_of_the_scripts_own_are_refused(run: Run) -> None:
     pytest.importorskip("peft")
     done = run(OWN_ADAPTERS)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    said = r"train\.py:\d+: error: this script puts adapters of its own, a LoraConfig, on a LlamaForCausalLM"
+    said = r"train\.py:\d+: error: PEFT is to put adapters of its own, a LoraConfig, on a LlamaForCausalLM that lorakit"
     assert re.search(said, done.stderr)
 
 

@@ -54,7 +54,9 @@ def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Op
     def state(parameter: nn.Parameter) -> Mapping[str, tuple[tuple[int, ...], str]]:
         return factory.state(tuple(parameter.shape), name_of(parameter.dtype))
 
-    return Paged(optimizer, parameters=paged, state=state, shared=getattr(factory, "shared_state", ()))
+    pager = Paged(optimizer, parameters=paged, state=state, shared=getattr(factory, "shared_state", ()))
+    know(pager)
+    return pager
 
 
 def know(optimizer: torch.optim.Optimizer) -> None:

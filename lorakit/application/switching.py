@@ -105,7 +105,7 @@ def _switch(model: nn.Module, state: Adapted, strengths: Mapping[str, Strength])
         adapter = state.get(name)
         if isinstance(strength, float) and strength == 0.0:
             continue
-        for path in _full(model, adapter):
+        for path in full_values(model, adapter):
             if path in standing:
                 raise ModelError(f"`{standing[path]}` and `{name}` both trained `{path}` in full: use one of them")
             if not isinstance(strength, Tensor) and strength != 1.0:
@@ -123,7 +123,9 @@ def _switch(model: nn.Module, state: Adapted, strengths: Mapping[str, Strength])
 
 def _stand(model: nn.Module, state: Adapted, standing: Mapping[str, str]) -> None:
     """Let the values of the adapters named in `standing` stand in the model, and the base's own everywhere else."""
-    live = {path: parameter for adapter in state.named.values() for path, parameter in _full(model, adapter).items()}
+    live = {
+        path: parameter for adapter in state.named.values() for path, parameter in full_values(model, adapter).items()
+    }
     with torch.no_grad():
         for path, parameter in live.items():
             now, then = state.standing.get(path), standing.get(path)
@@ -138,7 +140,7 @@ def _stand(model: nn.Module, state: Adapted, standing: Mapping[str, str]) -> Non
     state.standing = dict(standing)
 
 
-def _full(model: nn.Module, adapter: NamedAdapter) -> dict[str, Tensor]:
+def full_values(model: nn.Module, adapter: NamedAdapter) -> dict[str, Tensor]:
     """Return what an adapter trains in full, and the buffers beside it, by path in the model without adapters."""
     first: dict[int, tuple[str, Tensor]] = {}
     for entry in adapter.plan.entries:
@@ -150,6 +152,6 @@ def _full(model: nn.Module, adapter: NamedAdapter) -> dict[str, Tensor]:
 
 def remember_base(model: nn.Module, state: Adapted, adapter: NamedAdapter) -> None:
     """Keep a copy of the base's own values of what a new adapter will train in full, unless one is there."""
-    for path, parameter in _full(model, adapter).items():
+    for path, parameter in full_values(model, adapter).items():
         if path not in state.base:
             state.base[path] = whole(parameter.detach()).to("cpu", copy=True)

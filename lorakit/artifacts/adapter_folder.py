@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -15,13 +15,14 @@ from lorakit.application.compute import own_value
 from lorakit.application.sharding import meet, whole, writes
 from lorakit.application.state import Adapted, NamedAdapter, adapter_of, state_of, unwrapped
 from lorakit.application.statistics import moved_buffers
-from lorakit.artifacts.folders import new_folder
+from lorakit.artifacts.folders import new_folder, open_up
 from lorakit.artifacts.model_card import CARD, keep_card
 from lorakit.artifacts.peft_config import FOREIGN_TYPE, peft_config
 from lorakit.artifacts.peft_names import adapter_tensors
 from lorakit.artifacts.saved_plan import check_tensors, plan_to_save
 from lorakit.errors import OutputError
 from lorakit.hooks.manager import Plugins
+from lorakit.planning.plan import Plan
 
 WEIGHTS, CONFIG, PLAN = "adapter_model.safetensors", "adapter_config.json", "plan.json"
 # what a start took from the base weights, for an adapter that has such a start
@@ -34,6 +35,18 @@ COMPANIONS = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
     "merges.txt", "added_tokens.json",
 }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Written:
+    """What an adapter's files say: its plan as it is now, and its tensors by their names there, on the CPU.
+
+    `started` is what its start took from the base weights.
+    """
+
+    plan: Plan
+    tensors: Mapping[str, Tensor]
+    started: Mapping[str, Tensor]
 
 
 def save_adapter(
@@ -77,10 +90,10 @@ def _write_all(
         beside(folder)
 
 
-def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins, name: str | None = None) -> None:
+def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins, name: str | None = None) -> Written | None:
     """Write an adapter's files into a folder that exists, each aside first, so that none is ever half there.
 
-    Every process that holds a part of a sharded model has to call this; the first writes.
+    Every process that holds a part of a sharded model has to call this; the first writes, and alone is told what.
 
     Raises: ModelError if a tensor is not finite, or its shape is not one that its method gives.
     """
@@ -96,24 +109,31 @@ def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins, name: 
     ]
     check_tensors(tensors)
     if not writes(model):
-        return
+        return None
     ready = {one.file_name: _ready(one.tensor) for one in tensors}
     fields = peft_config(plan, model, plugins, changes_base=bool(adapter.taken))
     _say_if_foreign(adapter, str(fields["peft_type"]))
     _say_if_moved(model, state)
     config = json.dumps(fields, indent=2) + "\n"
     writers: dict[str, Callable[[Path], object]] = {
-        WEIGHTS: lambda path: save_file(_unshared(ready), path, metadata={"format": "pt"}),
+        WEIGHTS: lambda path: save_file(unshared(ready), path, metadata={"format": "pt"}),
         CONFIG: lambda path: path.write_text(config, encoding="utf-8"),
         PLAN: lambda path: path.write_text(plan.to_json() + "\n", encoding="utf-8"),
     }
-    if adapter.taken:
-        starts = {f"{path}.{matrix}": value for path, pair in adapter.taken.items() for matrix, value in _named(pair)}
+    starts = {f"{path}.{matrix}": value for path, pair in adapter.taken.items() for matrix, value in _named(pair)}
+    if starts:
         writers[START] = lambda path: save_file(starts, path, metadata={"format": "pt"})
     for file_name, write in writers.items():
-        write(aside := folder / f".{file_name}.new")
-        aside.replace(folder / file_name)
+        write_aside(folder / file_name, write)
     plugins.before_save(model, folder)
+    return Written(plan, ready, starts)
+
+
+def write_aside(file: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written under another name beside it, and put in its place with the usual permissions."""
+    write(aside := file.with_name(f".{file.name}.new"))
+    open_up(aside)
+    aside.replace(file)
 
 
 def _named(pair: tuple[Tensor, Tensor]) -> Iterable[tuple[str, Tensor]]:
@@ -165,7 +185,7 @@ def _ready(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu").contiguous()
 
 
-def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copy tensors that share storage: both ends of a trained tie are written, since PEFT reads each by its name."""
     seen: set[int] = set()
     result = {}

@@ -118,7 +118,7 @@ def _aside(target: Path) -> Iterator[Path]:
         made = scratch / target.name
         try:
             yield made
-            _open_up(made)
+            open_up(made)
             _flush_made(made, target)
             _put_in_place(made, target)
             _flush_place(target)
@@ -211,10 +211,8 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code))
 
 
-def _open_up(made: Path) -> None:
-    """Give a folder and its files the usual permissions; safetensors makes files for the owner alone."""
-    if not made.is_dir():
-        return
+def open_up(made: Path) -> None:
+    """Give a file, or a folder and its files, the usual permissions; safetensors makes files for the owner alone."""
     mask = os.umask(0)
     os.umask(mask)
     for path in [made, *made.rglob("*")]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from lorakit.application.places import full_parameters, module_at, other_ends
+from lorakit.application.sharding import own_class
 from lorakit.artifacts.peft_experts import misread_by_peft
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.place import Place
@@ -30,8 +31,10 @@ def peft_config(plan: Plan, model: nn.Module, plugins: Plugins, *, changes_base:
     one adapter, or a start that was taken from the base weight.
     """
     adapted = [entry for entry in plan.entries if entry.adapter is not None]
+    task = _task(model)
     common = {
-        "task_type": _task(model),
+        "task_type": task,
+        "auto_mapping": None if task else _origin(model),
         "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
         "inference_mode": True,
     }
@@ -154,6 +157,14 @@ def _task(model: nn.Module) -> str | None:
     if config is None or not generates or getattr(model, "main_input_name", "") != "input_ids":
         return None
     return "SEQ_2_SEQ_LM" if getattr(config, "is_encoder_decoder", False) else "CAUSAL_LM"
+
+
+def _origin(model: nn.Module) -> dict[str, str] | None:
+    """Return where the class of a model is from, by which PEFT's `AutoPeftModel` makes one where there is no task."""
+    if not hasattr(model, "from_pretrained"):
+        return None
+    kind = own_class(model)
+    return {"base_model_class": kind.__name__, "parent_library": kind.__module__}
 
 
 def _ambiguous(paths: Iterable[str], model: nn.Module) -> frozenset[str]:

@@ -105,12 +105,16 @@ def read_taken(folder: Path) -> Mapping[str, tuple[Tensor, Tensor]]:
     path = folder / START
     if not _stands(path):
         return {}
-    tensors = _stored(path)
+    return pairs_of(_stored(path), str(path))
+
+
+def pairs_of(tensors: Mapping[str, Tensor], where: str) -> Mapping[str, tuple[Tensor, Tensor]]:
+    """Return lora_A and lora_B by path from tensors that are named behind their paths. Raises: AdapterError."""
     paths = dict.fromkeys(Place(name).holder for name in tensors)
     try:
         return {path: (tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"]) for path in paths}
     except KeyError as error:
-        raise AdapterError(f"{path} is damaged: it lacks {shown(error.args[0])}") from error
+        raise AdapterError(f"{where} is damaged: it lacks {shown(error.args[0])}") from error
 
 
 def _tensors(folder: Path, allow_pickle: bool) -> Mapping[str, Tensor]:

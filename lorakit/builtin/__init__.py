@@ -21,13 +21,14 @@ def plugins() -> dict[str, ModuleType]:
         rwkv,
         stacked_parameters,
     )
-    from lorakit.huggingface import former_names, models, own_layers, recomputing, saving
+    from lorakit.huggingface import embeddings, former_names, models, own_layers, recomputing, saving
     from lorakit.running import saved
     from lorakit.trainers import first_step, state_dicts
 
     modules = (
         kernels, linear_layers, other_layers, bitsandbytes_layers, stacked_parameters, rwkv, dispatched_models,
-        factory_models, models, saving, again, recomputing, own_layers, former_names, first_step, state_dicts, saved,
+        factory_models, models, saving, embeddings, again, recomputing, own_layers, former_names, first_step,
+        state_dicts, saved,
         data_formats, data_shapes,
     )  # fmt: skip
     return {**vocabulary(), **_by_name(modules)}

@@ -6,7 +6,7 @@ None of them is promised by transformers. This is the one file that names them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -20,8 +20,6 @@ CONFIG_QUANTIZED = "_is_quantized"
 # how tensors of the files became parameters, which `save_pretrained` turns back; it cannot for packed tensors, and
 # without this record goes by the model's class
 CONVERSIONS = "_weight_conversions"
-# what a checkpoint leaves out on purpose: Trainer warns of any other missing name when it resumes
-LEFT_OUT = "_keys_to_ignore_on_save"
 SAVE = "save_pretrained"
 # on each parameter that came from a file, or was tied to one that did
 LOADED = "_is_hf_initialized"
@@ -101,12 +99,11 @@ def forget_reading(model: nn.Module) -> None:
     vars(model).pop(CONVERSIONS, None)
 
 
-def set_saving(model: nn.Module, save: Callable[..., None], left_out: Iterable[str]) -> None:
-    """Let `save` stand for the model's own `save_pretrained`, which leaves these names of its state out."""
-    vars(model).update({SAVE: save, LEFT_OUT: list(left_out)})
+def set_saving(model: nn.Module, save: Callable[..., None]) -> None:
+    """Let `save` stand for the model's own `save_pretrained`."""
+    vars(model)[SAVE] = save
 
 
 def clear_saving(model: nn.Module) -> None:
     """Give a model its own `save_pretrained` back."""
-    for name in (SAVE, LEFT_OUT):
-        vars(model).pop(name, None)
+    vars(model).pop(SAVE, None)

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from lorakit.layers.shown import shown
 from lorakit.layers.strength import Strength, factor, is_off, one_factor
 
 
@@ -84,7 +85,7 @@ class LoRALayer(nn.Module, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """The effective weight as the base layer holds its own; dropout does not show in it.
+        """The effective weight as the base layer holds its own; no one learns by it while the adapter drops inputs.
 
         Some modules compute with the weights of their children instead of calling them (nn.TransformerEncoderLayer and
         nn.MultiheadAttention in evaluation mode); through this they still see the adapter.
@@ -93,7 +94,7 @@ class LoRALayer(nn.Module, ABC):
         if self.is_off:
             return base
         change = self.change(self.lora_A.to(base.dtype), self.lora_B.to(base.dtype))
-        return base + self._as_held(one_factor(self, self.strength) * change)
+        return shown(base + self._as_held(one_factor(self, self.strength) * change), self, self.dropout)
 
     def _as_held(self, weight: Tensor) -> Tensor:
         """Return a weight (out_features, in_features) as the base layer holds its own."""

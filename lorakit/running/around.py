@@ -8,9 +8,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from lorakit.application.state import adapted_state, unwrapped
+from lorakit.application.state import unwrapped
 from lorakit.application.trainables import trainables
-from lorakit.errors import ModelError
 from lorakit.layers.quantized_linear import QuantizedLinear
 from lorakit.running.script import script
 from lorakit.trainers.accelerate_states import checkpoint_adapters
@@ -115,21 +114,3 @@ def preparing(module: ModuleType) -> None:
         return prepare
 
     _replace(module, "prepare_model_for_kbit_training", around)
-
-
-def adapting(module: ModuleType) -> None:
-    """Refuse PEFT's own adapters on what is adapted already, which PEFT does in words that name neither."""
-
-    def around(own: Function) -> Function:
-        def put_on(model: Any, peft_config: Any, *args: Any, **kwargs: Any) -> Any:
-            if adapted_state(unwrapped(model)) is not None and not hasattr(peft_config, "is_applied"):
-                raise ModelError(
-                    f"this script puts adapters of its own, a {type(peft_config).__name__}, on a "
-                    f"{type(model).__name__} that `lorakit run` adapted when it was loaded: leave that out, which many "
-                    "scripts do by an option, or run the script without lorakit"
-                )
-            return own(model, peft_config, *args, **kwargs)
-
-        return put_on
-
-    _replace(module, "get_peft_model", around)

@@ -20,12 +20,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lorakit import api
 from lorakit.application.optimizer import know
-from lorakit.application.state import adapted_state, state_of, unwrapped
+from lorakit.application.optimizer_words import names_optimizer, said_of_optimizer
+from lorakit.application.state import adapted_state, adapter_of, state_of, unwrapped
 from lorakit.application.trainables import trainables
 from lorakit.artifacts.adapter_folder import save_adapter
 from lorakit.errors import LorakitError, PlanError, PromiseError, TrainingError, WriteError
 from lorakit.running.asked import FOLDER, Asked, Told, read_asked
-from lorakit.running.words import adapted_words, left_to_script, optimizer_words, said_of_optimizer
+from lorakit.running.words import adapted_words, left_to_script, optimizer_words
 from lorakit.trainers.peft import peft, peft_config
 
 
@@ -143,10 +144,10 @@ class Script:
         if trainer.optimizer is not None or getattr(trainer, "optimizer_cls_and_kwargs", None) is not None:
             return
         model = unwrapped(trainer.model)
-        said = said_of_optimizer(self._spec, model) if adapted_state(model) is not None else ""
+        said = ", ".join(said_of_optimizer(state_of(model))) if adapted_state(model) is not None else ""
         if not said:
             return
-        named = getattr(self._spec, "optimizer", None) is not None
+        named = names_optimizer(adapter_of(model).plan, state_of(model).plugins)
         trainer.optimizer = api.optimizer(model, None if named else trainer.args.learning_rate)
         self._given.add(trainer.optimizer)
         fields = "`optim`, `learning_rate` and `weight_decay`" if named else "`optim` and `weight_decay`"
@@ -175,7 +176,7 @@ class Script:
         if self._told.optimizer:
             return
         is_given = optimizer in self._given
-        said = "" if is_given else said_of_optimizer(self._spec, model)
+        said = "" if is_given else ", ".join(said_of_optimizer(state_of(model)))
         whose = "the spec's" if is_given else "the script's own"
         lost = f"; not in force: {said}" if said else ""
         self._told.optimizer = f"{optimizer_words(optimizer)}, {whose}{lost}"

@@ -5,14 +5,13 @@ It is imported as `sitecustomize` is. Nothing is loaded here that a script might
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
 
+from lorakit.awaiting import once_loaded
 from lorakit.running.asked import FOLDER
 
 # what stands around each library's own function, once it has loaded: a name in `lorakit.running.around`
@@ -21,7 +20,6 @@ AWAITED = {
     "transformers.trainer": "training",
     "accelerate.accelerator": "checkpointing",
     "peft.utils.other": "preparing",
-    "peft.mapping_func": "adapting",
 }
 
 
@@ -31,7 +29,8 @@ def begin(folder: str) -> None:
     sys.path[:] = [one for one in sys.path if one != folder]
     _start_as_usual()
     if os.environ.get(FOLDER) == folder:
-        sys.meta_path.insert(0, Awaiting())
+        for name, around in AWAITED.items():
+            once_loaded(name, functools.partial(_attend, around))
 
 
 def _start_as_usual() -> None:
@@ -48,27 +47,5 @@ def _start_as_usual() -> None:
             sys.modules.setdefault("sitecustomize", ours)
 
 
-class Awaiting:
-    """Finds libraries as the others do, and has a word with those that are awaited once they are loaded."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name not in AWAITED:
-            return None
-        for finder in sys.meta_path:
-            if finder is not self and (found := finder.find_spec(name, path, target)) is not None:
-                _attend(found, AWAITED[name])
-                return found
-        return None
-
-
-def _attend(spec: ModuleSpec, around: str) -> None:
-    loader: Any = spec.loader
-    load = loader.exec_module
-
-    def load_and_stand_around(module: ModuleType) -> None:
-        load(module)
-        getattr(importlib.import_module("lorakit.running.around"), around)(module)
-
-    loader.exec_module = load_and_stand_around
+def _attend(around: str, module: ModuleType) -> None:
+    getattr(importlib.import_module("lorakit.running.around"), around)(module)

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from lorakit.api import summary
-from lorakit.application.state import adapter_of
 from lorakit.language.spec import Spec
 from lorakit.planning.plan import Plan
 
@@ -30,25 +29,6 @@ def optimizer_words(optimizer: torch.optim.Optimizer) -> str:
     inner = getattr(optimizer, "wrapped", None)
     name = type(optimizer).__name__ if inner is None else f"{type(inner).__name__}, paged"
     return f"{name}, lr {' and '.join(rates)}"
-
-
-def said_of_optimizer(spec: Spec | Plan, model: nn.Module) -> str:
-    """Return what a spec says of the optimizer of its adapter on a model: its name, rates, and paging; or nothing."""
-    plan = adapter_of(model).plan
-    optimizer = spec.optimizer
-    words = []
-    if isinstance(spec, Spec) and optimizer is not None:
-        words.append(f"`{str(Spec(optimizer=spec.optimizer)).strip()}`")
-    elif optimizer is not None:
-        words.append(f"`optimizer {plan.optimizer.call.name} lr {plan.optimizer.lr:g}`")
-    adapters = [one.adapter for one in plan.entries if one.adapter is not None]
-    rates = [*(one.lr for one in adapters), *(one.train_lr for one in plan.entries)]
-    words += [f"`lr {rate:g}`" for rate in dict.fromkeys(filter(None, rates))]
-    if any(parameter.rate != 1.0 for one in adapters for parameter in one.parameters):
-        words.append("rates of single parameters")
-    if any(one.paged for one in adapters) and not plan.optimizer.paged:
-        words.append("`paged`")
-    return ", ".join(words)
 
 
 def left_to_script(spec: Spec | Plan) -> str:

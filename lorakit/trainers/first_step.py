@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lorakit.awaiting import once_loaded
 from lorakit.hooks.specs import hookimpl
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lorakit.planning.plan import Plan
-
-TRAINERS = {"transformers.trainer", "trl"}
 
 
 @hookimpl
@@ -27,11 +25,24 @@ def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
     from lorakit.trainers import learning
 
     learning.watch(model)
-    # who trains by another loop does not wait for it
-    if TRAINERS & sys.modules.keys():
-        from lorakit.trainers import references
+    # who trains by another loop does not wait for these
+    once_loaded("transformers.trainer", _meet_trainers)
+    once_loaded("peft.tuners.tuners_utils", _meet_tuners)
 
-        references.watch()
+
+def _meet_trainers(module: Any) -> None:
+    """Have every Trainer that is made from now on look at its model first."""
+    from lorakit.trainers.plain_saving import AdaptersAlone
+    from lorakit.trainers.references import NoSecondModel
+
+    module.DEFAULT_CALLBACKS += [NoSecondModel, AdaptersAlone]
+
+
+def _meet_tuners(module: Any) -> None:
+    """Have PEFT put its adapters on no model that is adapted."""
+    from lorakit.trainers import foreign_adapters
+
+    foreign_adapters.refuse(module)
 
 
 @hookimpl

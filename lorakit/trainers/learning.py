@@ -125,6 +125,7 @@ def _before_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs
             _check_gradients(mine)
         if any(one.requires_grad and (one.grad is not None or not has_gradients) for one in mine):
             neglected.tell(model, optimizer)
+            _say_if_lost(model, held - found.keys())
     _stepped.add(optimizer)
 
 
@@ -168,6 +169,17 @@ def _check_gradients(mine: Mapping[nn.Parameter, str]) -> None:
             "%d of %d parameters of the adapters, first `%s`, got no gradient in the first step: what they belong to "
             "was not used for its loss, and does not learn from such batches",
             len(lacking), len(mine), lacking[0],
+        )  # fmt: skip
+
+
+def _say_if_lost(model: nn.Module, others: set[nn.Parameter]) -> None:
+    """Say what of a model an optimizer trains beside its adapters: nothing saves it."""
+    lost = [name for name, parameter in model.named_parameters() if parameter in others and parameter.requires_grad]
+    if lost:
+        logger.warning(
+            "%d parameters of the model train beside its adapters, first `%s`: no checkpoint and no adapter folder "
+            "holds them; have the spec train them: `train %s`",
+            len(lost), lost[0], lost[0].rpartition(".")[0],
         )  # fmt: skip
 
 

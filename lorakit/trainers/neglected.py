@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,15 +11,13 @@ import torch
 from torch import nn
 
 from lorakit.application.optimizer import is_known, know, parameter_groups
+from lorakit.application.optimizer_words import names_optimizer
 from lorakit.application.state import Adapted, state_of
 from lorakit.language.printer import call_text
 from lorakit.paging import Paged
 from lorakit.planning.plan import Plan
-from lorakit.planning.planner import DEFAULT_OPTIMIZER
 
 logger = logging.getLogger("lorakit")
-# in a spec's text
-STATEMENT = re.compile(r"(^|[;{])\s*optimizer\b", re.MULTILINE)
 
 
 def tell(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -31,7 +28,8 @@ def tell(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     if lost := neglected(model, optimizer):
         logger.warning(
             "an %s steps that is not the spec's; not in force: %s; `lorakit.optimizer(model)` makes the one with them, "
-            "for transformers' Trainer as `optimizers=(lorakit.optimizer(model), None)`",
+            "for transformers' Trainer as `optimizers=(lorakit.optimizer(model), None)`, or where it refuses that as "
+            "`optimizer_cls_and_kwargs=(lorakit.SpecOptimizer, {})`",
             type(_inner(optimizer)).__name__, ", ".join(f"`{one}`" for one in lost),
         )  # fmt: skip
 
@@ -75,9 +73,8 @@ def _statement(plan: Plan, state: Adapted, optimizer: torch.optim.Optimizer, quo
     """Return the `optimizer` statement, where there is one and any of it is not followed."""
     said = plan.optimizer
     factory = state.plugins.optimizer(said.call)
-    usual = (DEFAULT_OPTIMIZER, factory.default_lr, False)
     # what was written counts, though it be what is meant without
-    if (said.call, said.lr, said.paged) == usual and not STATEMENT.search(plan.source):
+    if not names_optimizer(plan, state.plugins):
         return []
     is_rated = not quotients or any(map(_is_one, quotients))
     if is_rated and _is_kind(factory, said.call.options, optimizer) and (_pages(optimizer) or not said.paged):

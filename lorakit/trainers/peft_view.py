@@ -15,10 +15,8 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from lorakit.api import summary
 from lorakit.application.state import DEFAULT, adapter_of, state_of, unwrapped
-from lorakit.artifacts.checkpoint import MODEL_WEIGHTS
-from lorakit.artifacts.peft_names import PREFIX
 from lorakit.errors import ModelError
-from lorakit.huggingface import marks, saving
+from lorakit.huggingface import saving
 from lorakit.trainers.checkpoints import is_checkpoint
 from lorakit.trainers.peft_config import TYPE, SpecConfig
 from lorakit.trainers.peft_tuner import SpecTuner
@@ -52,11 +50,6 @@ class PeftView(PeftModel):
     def active_adapter(self, name: str) -> None:
         # PEFT keeps its own record; which is in use, the model knows
         pass
-
-    @property
-    def _keys_to_ignore_on_save(self) -> list[str]:
-        left_out = getattr(self.base_model.model, marks.LEFT_OUT, None) or ()
-        return [PREFIX + name for name in left_out]
 
     def get_base_model(self) -> nn.Module:
         """Return the adapted model itself."""
@@ -117,12 +110,12 @@ class PeftView(PeftModel):
         model, folder = self.base_model.model, Path(save_directory)
         if is_checkpoint(folder):
             adapter_of(model)
-            # Trainer would take it for all that there is, and hold no plan against it
-            (folder / MODEL_WEIGHTS).unlink(missing_ok=True)
         first = self.active_adapter
         for name in selected_adapters or self.peft_config:
             with self.base_model.holding(name) as held:
                 saving.write_into(model, folder if name == first else folder / name, held)
+        # Trainer would take them for all that there is
+        saving.put_away(model, folder)
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Return how many parameters train, and how many there are: a quantized weight counts as what it stands for."""

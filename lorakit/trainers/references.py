@@ -9,7 +9,6 @@ import sys
 from typing import Any
 
 from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers import trainer as transformers_trainer
 
 from lorakit.application.state import adapted_state
 from lorakit.errors import ModelError
@@ -22,7 +21,7 @@ class NoSecondModel(TrainerCallback):
         # a view of an adapted model is not adapted itself
         if not isinstance(model, PreTrainedModel) or adapted_state(model) is None:
             return
-        trainer = _being_made()
+        trainer = being_made()
         if trainer is not None and _would_load(args, trainer):
             raise ModelError(
                 f"{type(trainer['self']).__name__} would load a second model, without this one's adapters and as its "
@@ -31,7 +30,7 @@ class NoSecondModel(TrainerCallback):
             )
 
 
-def _being_made() -> dict[str, Any] | None:
+def being_made() -> dict[str, Any] | None:
     """Return what the constructor of the trainer that is being made was given; TRL shows it nowhere else by then."""
     frame, found = sys._getframe(), None
     while (frame := frame.f_back) is not None:  # type: ignore[assignment]
@@ -49,10 +48,3 @@ def _would_load(args: Any, given: dict[str, Any]) -> bool:
         return given["ref_model"] is None
     # of GRPO and RLOO, which take none
     return hasattr(args, "num_generations") and getattr(args, "beta", 0.0) != 0.0
-
-
-def watch() -> None:
-    """Have every Trainer that is made from now on look at its model first."""
-    known: list[type[TrainerCallback]] = transformers_trainer.DEFAULT_CALLBACKS  # type: ignore[assignment]
-    if NoSecondModel not in known:
-        known.append(NoSecondModel)

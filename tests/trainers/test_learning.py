@@ -135,6 +135,19 @@ def test_an_adapter_that_no_gradient_reaches_is_named(caplog: pytest.LogCaptureF
     assert record.getMessage().startswith("2 of 4 parameters of the adapters, first `unused.lora_A`, got no gradient")
 
 
+def test_what_trains_beside_the_adapters_is_said_to_be_lost(
+    tokens: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    model: Any = lorakit.apply("adapt q_proj rank 4\ntrain lm_head", make_llama())
+    model.model.norm.requires_grad_(True)
+    for _ in range(2):
+        learn(model, torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1), tokens)
+        model.model.norm.requires_grad_(False)
+    (record,) = caplog.records
+    assert "1 parameters of the model train beside its adapters, first `model.norm.weight`" in record.getMessage()
+    assert "`train model.norm`" in record.getMessage()
+
+
 def test_what_is_right_passes(tokens: torch.Tensor) -> None:
     """Closures, optimizers of other things beside, copies, compiled models, evaluation, and after merging."""
     model: Any = lorakit.apply("adapt q_proj rank 4", make_llama())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lorakit.hooks import LayerShape
 from lorakit.layers.quantized_linear import QuantizedLinear
+from lorakit.layers.shown import shown
 from lorakit.layers.strength import Strength, is_off
 
 
@@ -48,7 +49,8 @@ class AdapterLayer(nn.Module, ABC):
         base: Tensor = self.base_layer.weight  # type: ignore[assignment]
         if self.is_off:
             return base
-        return self._turned(self.exact_weight(self._turned(base).float())).to(base.dtype)
+        weight = self._turned(self.exact_weight(self._turned(base).float())).to(base.dtype)
+        return shown(weight, self, getattr(self, "dropout", None))
 
     @property
     def bias(self) -> Tensor | None:
