@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         parse,
         plan,
         save,
+        shard,
         summary,
         survive,
     )
@@ -65,6 +66,7 @@ __all__ = [
     "peft_config",
     "plan",
     "save",
+    "shard",
     "summary",
     "survive",
 ]

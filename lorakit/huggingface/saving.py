@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from lorakit.artifacts.checkpoint import MODEL_WEIGHTS
 from lorakit.hooks.specs import hookimpl
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from lorakit.planning.plan import Plan
 
@@ -48,20 +49,31 @@ def lorakit_model_merged(model: nn.Module) -> None:
             del model._load_state_dict_pre_hooks[key]
 
 
-def _save_adapter(model: nn.Module, save_directory: str | Path, is_main_process: bool = True, **_: Any) -> None:
-    """Write the adapter into a folder that Trainer may have made already."""
+def _save_adapter(
+    model: nn.Module,
+    save_directory: str | Path,
+    is_main_process: bool = True,
+    state_dict: Mapping[str, Tensor] | None = None,
+    **_: Any,
+) -> None:
+    """Write the adapter into a folder that Trainer may have made already.
+
+    Of a sharded model a trainer that calls this in one process alone hands over what it gathered.
+    """
     from lorakit.artifacts.adapter_folder import WEIGHTS
     from lorakit.trainers.checkpoints import is_checkpoint
 
     if not is_main_process:
         return
     folder = Path(save_directory)
-    write_into(model, folder)
+    write_into(model, folder, gathered=state_dict)
     if is_checkpoint(folder):
         _name_twice(folder / WEIGHTS, folder / MODEL_WEIGHTS)
 
 
-def write_into(model: nn.Module, folder: Path, name: str | None = None) -> None:
+def write_into(
+    model: nn.Module, folder: Path, name: str | None = None, *, gathered: Mapping[str, Tensor] | None = None
+) -> None:
     """Write an adapter's files into a folder, which may be there; a checkpoint is not whole from then on."""
     from lorakit.application.state import state_of
     from lorakit.artifacts.adapter_folder import write_adapter_files
@@ -71,7 +83,7 @@ def write_into(model: nn.Module, folder: Path, name: str | None = None) -> None:
     if is_checkpoint(folder):
         # also what stands here from another run
         begin(folder)
-    write_adapter_files(model, folder, state_of(model).plugins, name)
+    write_adapter_files(model, folder, state_of(model).plugins, name, gathered=gathered)
 
 
 def _name_twice(file: Path, other: Path) -> None:

@@ -24,9 +24,12 @@ def lorakit_before_apply(model: nn.Module, plan: Plan) -> None:
 
 @hookimpl
 def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
+    from lorakit.application import checksums
     from lorakit.trainers import learning
 
     learning.watch(model)
+    if checksums.is_useful():
+        checksums.remember(model)
     # who trains by another loop does not wait for it
     if TRAINERS & sys.modules.keys():
         from lorakit.trainers import references
@@ -36,6 +39,8 @@ def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
 
 @hookimpl
 def lorakit_model_merged(model: nn.Module) -> None:
+    from lorakit.application import checksums
     from lorakit.trainers import learning
 
     learning.let_alone(model)
+    checksums.forget(model)
