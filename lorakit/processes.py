@@ -39,7 +39,17 @@ class Processes:
 
     @classmethod
     def started(cls) -> Processes:
-        """Return what a launcher said in the environment. Raises: DataError for what no launcher says."""
+        """Return what a launcher said in the environment.
+
+        Raises: DataError for what no launcher says, and where it says that engines are to spread the model.
+        """
+        for engine in ("FSDP", "DEEPSPEED"):
+            if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true":
+                raise DataError(
+                    f"accelerate is told to train by {engine}, and `lorakit train` has each process hold the model and "
+                    "take its share of the rows: accelerate launch --multi_gpu, or a script of your own with "
+                    "lorakit.shard"
+                )
         said = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
         if int(said["WORLD_SIZE"] or 1) <= 1:
             return ALONE

@@ -211,6 +211,27 @@ def launched(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", *command], cwd=folder, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.parametrize(
+    "said, told",
+    [
+        (
+            {"ACCELERATE_USE_FSDP": "true"},
+            "accelerate is told to train by FSDP.*--multi_gpu, or a script.*lorakit.shard",
+        ),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT is not set: start"),
+    ],
+)
+def test_what_a_launcher_says_is_looked_at_first(
+    said: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(lorakit.DataError, match=told):
+        app.main(["train", "a.lora", "model", "data.jsonl", "-o", "out"], standalone_mode=False)
+
+
 TORCHRUN = ("torch.distributed.run", "--nproc-per-node", "2")
 ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
 
