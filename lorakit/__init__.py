@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         parse,
         plan,
         save,
+        shard,
         summary,
         survive,
     )
@@ -71,6 +72,7 @@ __all__ = [
     "peft_config",
     "plan",
     "save",
+    "shard",
     "summary",
     "survive",
 ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from lorakit.errors import ModelError, PlanError
 from lorakit.hooks.manager import Plugins
@@ -16,8 +17,10 @@ from lorakit.values import ModelReference
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
     from transformers import Trainer
 
+    from lorakit.application.layout import Frozen
     from lorakit.application.summary import Summary
     from lorakit.named_adapters import Adapters
     from lorakit.paging import Paged
@@ -111,11 +114,43 @@ def apply(
     )
 
 
-def optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Optimizer:
-    """Return the optimizer that the spec names, with its groups, over everything that trains. Raises: ModelError."""
+@overload
+def optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Optimizer: ...
+
+
+@overload
+def optimizer(model: None = None, lr: float | None = None) -> Callable[..., torch.optim.Optimizer]: ...
+
+
+def optimizer(
+    model: nn.Module | None = None, lr: float | None = None
+) -> torch.optim.Optimizer | Callable[..., torch.optim.Optimizer]:
+    """Return the optimizer that the spec names, with its groups, over everything that trains.
+
+    Without a model it is what a trainer calls with one when the time has come, as transformers' Trainer has to under
+    FSDP: `optimizer_cls_and_kwargs=(lorakit.optimizer, {})`.
+    Raises: ModelError, also where the optimizer cannot step what is sharded, or is going to be.
+    """
+    if model is None:
+        return functools.partial(optimizer, lr=lr)
     from lorakit.application.optimizer import build_optimizer
 
     return build_optimizer(model, lr)
+
+
+def shard(model: nn.Module, mesh: DeviceMesh | None = None, *, frozen: Frozen = "shard") -> nn.Module:
+    """Spread an adapted model over the processes of a mesh, by default all of them, by torch's FSDP2, and return it.
+
+    With `frozen="shard"` everything is spread, and each block is gathered as its turn comes. With
+    `frozen="replicate"`, for a base that fits, what is frozen stays whole on every device; what trains is spread with
+    its gradients and its optimizer state. Make the optimizer afterwards; `save`, `disabled` and `merged` work on both,
+    called in every process. In the first step quantized weights are held against what they were before.
+    Raises: ModelError if no process group is there, or one piece trains several dtypes; TrainingError, in the first
+    step, where bytes came back changed.
+    """
+    from lorakit.application.layout import shard_model
+
+    return shard_model(model, mesh, frozen=frozen)
 
 
 def paged(optimizer: torch.optim.Optimizer, budget: int | None = None) -> Paged:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lorakit.artifacts.folders import claimed, require_space
 from lorakit.artifacts.owning import owned, sweep_within
@@ -17,12 +17,13 @@ from lorakit.errors import DataError, OutputError
 from lorakit.jobs import Job, apply_job, decided, save_job
 from lorakit.language.spec import Spec
 from lorakit.pipeline import accelerator, device_limit, device_words, read_first, read_started
+from lorakit.processes import ALONE, Processes
 from lorakit.reporter import SILENT, Reporter
 from lorakit.trainers.checkpoints import checkpoint_steps
 from lorakit.trainers.plain_settings import check_settings
-from lorakit.trainers.reports import PLAIN, Reports, check_reports
+from lorakit.trainers.reports import NO_REPORTS, PLAIN, Reports, check_reports
 from lorakit.trainers.settings import Outcome, Settings
-from lorakit.trainers.tasks import check_file, read_source
+from lorakit.trainers.tasks import Source, check_file, read_source
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +43,7 @@ class Training:
 
     `held_out` is data to measure on, where it lies apart. `lr` and `weight_decay` replace the optimizer's own.
     `reports` are names out of `trainers.reports.REPORTS`, `plot` is where a picture of the losses goes, `command` what
-    was typed.
+    was typed. Of `processes` that train together the first writes.
     """
 
     data: str
@@ -57,6 +58,7 @@ class Training:
     reports: tuple[str, ...] = ()
     plot: Path | None = None
     command: str = ""
+    processes: Processes = ALONE
 
 
 def train(job: Job, training: Training, plugins: Plugins, display: Display, reporter: Reporter = SILENT) -> Outcome:
@@ -65,8 +67,14 @@ def train(job: Job, training: Training, plugins: Plugins, display: Display, repo
     Raises: LorakitError, WriteError, TrainingError where it leaves the finite numbers.
     """
     reads = (*job.reads, training.data, training.held_out)
-    with claimed(job.output, job.force, *reads), _checkpoints_of(job, training.resume):
-        return _train(job, training, plugins, display, reporter)
+    with ExitStack() as places:
+        if training.processes.is_first:
+            places.enter_context(claimed(job.output, job.force, *reads))
+            places.enter_context(_checkpoints_of(job, training.resume))
+        sources = _read(job, training, plugins, reporter)
+        # what can be seen without them is seen before torch, the other processes and the model
+        with training.processes.joined():
+            return _train(job, training, sources, plugins, display, reporter)
 
 
 def _limit(spec: Spec | Plan) -> int | None:
@@ -75,7 +83,16 @@ def _limit(spec: Spec | Plan) -> int | None:
     return None if said else device_limit()
 
 
-def _train(job: Job, training: Training, plugins: Plugins, display: Display, reporter: Reporter) -> Outcome:
+class Sources(NamedTuple):
+    """What was read of the data to train on, of that to measure on and to calibrate with, where they lie apart."""
+
+    training: Source
+    held_out: Source | None
+    calibration: Source | None
+
+
+def _read(job: Job, training: Training, plugins: Plugins, reporter: Reporter) -> Sources:
+    """Look at what a run is given, and read its data. Raises: LorakitError."""
     check_reports(training.reports, is_plain=job.model.is_factory)
     if job.model.is_factory:
         check_settings(training.settings)
@@ -84,10 +101,20 @@ def _train(job: Job, training: Training, plugins: Plugins, display: Display, rep
     for code in (training.loss, job.model.text if job.model.is_factory else None):
         if code is not None:
             check_file(code)
-    source = read_source(training.data, plugins, training.reading, reporter)
-    apart = None if training.held_out is None else read_source(training.held_out, plugins, training.reading, reporter)
-    other = None if job.calibration is None else read_source(job.calibration, plugins, training.reading, reporter)
-    # what can be seen without them is seen before torch and the model are read
+
+    def read(data: str) -> Source:
+        return read_source(data, plugins, training.reading, reporter)
+
+    return Sources(
+        read(training.data),
+        None if training.held_out is None else read(training.held_out),
+        None if job.calibration is None else read(job.calibration),
+    )
+
+
+def _train(
+    job: Job, training: Training, sources: Sources, plugins: Plugins, display: Display, reporter: Reporter
+) -> Outcome:
     from lorakit.artifacts.owning import discard
     from lorakit.planning.report import show_bytes
     from lorakit.trainers.loss_plot import save_loss_plot
@@ -96,7 +123,7 @@ def _train(job: Job, training: Training, plugins: Plugins, display: Display, rep
     from lorakit.trainers.summing import ended, next_steps, peak_memory, start_measuring
     from lorakit.trainers.tasks import make_task
 
-    settings = training.settings
+    settings, processes = training.settings, training.processes
     first = read_first(job.model, plugins, reporter)
     plan = decided(
         job, first, plugins, reporter,
@@ -104,15 +131,17 @@ def _train(job: Job, training: Training, plugins: Plugins, display: Display, rep
     )  # fmt: skip
     plan = optimized(plan, plugins, lr=training.lr, weight_decay=training.weight_decay)
     words = training_words(plan, plugins, settings)
-    task = make_task(source, first, job.model, settings, training.loss, reporter, held_out=apart)
+    task = make_task(sources.training, first, job.model, settings, training.loss, reporter, held_out=sources.held_out)
     calibrating = task
-    if other is not None:
-        alone = replace(settings, held_out=0.0)
-        calibrating = make_task(other, first, job.model, alone, training.loss, reporter)
+    if sources.calibration is not None:
+        whole = replace(settings, held_out=0.0)
+        calibrating = make_task(sources.calibration, first, job.model, whole, training.loss, reporter)
     adapters = plan.memory.gradients * (1 + bool(settings.save_every) * CHECKPOINT_FACTOR)
     require_space(job.output, adapters + job.with_base * plan.memory.weights)
     reporter.show_plan(plan)
     reporter.say(f"\n{device_words()}")
+    if processes.count > 1:
+        reporter.say(f"{processes.count} processes train together: the memory above is that of each")
     reporter.say(task.description)
     reporter.say(words)
     reporter.say(shortage_words(first, plan, is_text=task.is_text))
@@ -120,19 +149,22 @@ def _train(job: Job, training: Training, plugins: Plugins, display: Display, rep
     model, starter = read_started(job.model, first, plan, plugins, reporter, seed=settings.seed, device=device)
     if device is not None:
         model.to(device)
-    if not training.resume:
+    if processes.is_first and not training.resume:
         discard(job.checkpoints)
         job.checkpoints.mkdir()
     apply_job(job, starter, model, calibrating, reporter)
     # a fresh adapter changes nothing, and by now the model computes in what is quick here
-    _sample(training.sample, task, model, "before", reporter)
+    sample = training.sample if processes.is_first else None
+    _sample(sample, task, model, "before", reporter)
     start_measuring()
-    reports = Reports(training.reports, job.logs, job.output.name)
-    outcome = task.train(model, job.checkpoints, display, resume=training.resume, reports=reports)
+    reports = Reports(training.reports, job.logs, job.output.name) if processes.is_first else NO_REPORTS
+    outcome = task.train(model, job.checkpoints, display, resume=training.resume, reports=reports, processes=processes)
     peak = peak_memory()
-    if outcome.stopped:
+    if outcome.stopped or not processes.is_first:
+        # to leave is to wait for the first, which has files to write
+        processes.meet()
         return outcome
-    _sample(training.sample, task, model, "after", reporter)
+    _sample(sample, task, model, "after", reporter)
     specs = job.spec.sources or {"spec": job.spec.source} if isinstance(job.spec, Spec) else {}
     record = RunRecord(
         training.command, specs, plan, task.settings, words, task.description, outcome,
@@ -152,6 +184,7 @@ def _train(job: Job, training: Training, plugins: Plugins, display: Display, rep
     if files := [name for name in training.reports if name in PLAIN]:
         reporter.say(f"{job.logs}: {', '.join(files)}")
     reporter.say(f"\n{next_steps(job.output, job.model, first, plan, is_text=task.is_text)}")
+    processes.meet()
     return outcome
 
 

@@ -468,7 +468,7 @@ def test_a_vocabulary_that_grew_after_apply_trains_and_comes_back(tmp_path: Path
 def test_a_rate_that_is_none_is_refused(lr: object) -> None:
     model = lorakit.apply("adapt q_proj rank 2", make_llama())
     with pytest.raises(lorakit.ModelError, match="lr is a number above 0, such as 2e-4, not "):
-        lorakit.optimizer(model, lr=lr)  # type: ignore[arg-type]
+        lorakit.optimizer(model, lr=lr)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("spec", [None, b"adapt q_proj rank 2", ["adapt q_proj rank 2"]])

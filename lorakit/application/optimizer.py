@@ -12,8 +12,9 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
+from lorakit.application.layout import blocks_of, casts_what_trains, check_pieces, is_to_be_sharded
 from lorakit.application.places import full_parameters, own_parameters
-from lorakit.application.sharding import is_sharded
+from lorakit.application.sharding import as_shard, is_sharded, is_sharded_tensor
 from lorakit.application.state import NamedAdapter, state_of, unwrapped
 from lorakit.application.trainables import frozen_words, trainables
 from lorakit.dtypes import BF16_STEPS, name_of
@@ -42,10 +43,15 @@ def build_optimizer(model: nn.Module, lr: float | None = None) -> torch.optim.Op
     factory, groups = _factory(model), parameter_groups(model, lr)
     _say_if_lost(model, groups)
     paged = {parameter for group in groups if group.pop("paged") for parameter in group["params"]}
-    if paged and os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        raise ModelError("paged: FSDP shards what trains, and no page holds the state of a shard; leave out `paged`")
-    if is_sharded(unwrapped(model)):
+    is_to_be = os.environ.get("ACCELERATE_USE_FSDP") == "true" or is_to_be_sharded()
+    if is_to_be or is_sharded(unwrapped(model)):
+        if paged:
+            raise ModelError(
+                "paged: FSDP shards what trains, and no page holds the state of a shard; leave out `paged`"
+            )
         _check_takes_shards(factory, [parameter for group in groups for parameter in group["params"]])
+    if is_to_be and not casts_what_trains():
+        check_pieces(unwrapped(model), blocks_of(unwrapped(model)))
     optimizer = factory.build(groups)
     know(optimizer)
     if not paged:
@@ -70,15 +76,16 @@ def is_known(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _check_takes_shards(factory: OptimizerFactory, parameters: Sequence[nn.Parameter]) -> None:
-    """Take a step on one more parameter like the largest: whoever wrote it may have had no shards in mind."""
-    twin = nn.Parameter(torch.zeros_like(max(parameters, key=torch.numel).detach()))
+    """Take a step on one more parameter like the largest, as a shard: whoever wrote it may have had none in mind."""
+    largest = max(parameters, key=torch.numel).detach()
+    twin = nn.Parameter(torch.zeros_like(largest if is_sharded_tensor(largest) else as_shard(largest)))
     twin.grad = torch.zeros_like(twin)
     try:
         factory.build([{"params": [twin], "lr": factory.default_lr}]).step()
     # it fails as code does
     except Exception as error:
         raise ModelError(
-            f"`{factory.name}` cannot step what is sharded over processes: {error}; name another optimizer, as adamw"
+            f"`{factory.name}` cannot step what is sharded over processes: {error}; name another `optimizer`, as adamw"
         ) from error
 
 

@@ -12,15 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lorakit.application.compute import own_value
-from lorakit.application.sharding import meet, whole, writes
+from lorakit.application.sharding import is_replica, is_sharded_tensor, meet, whole, writes
 from lorakit.application.state import Adapted, NamedAdapter, adapter_of, state_of, unwrapped
 from lorakit.application.statistics import moved_buffers
 from lorakit.artifacts.folders import new_folder, open_up
 from lorakit.artifacts.model_card import CARD, keep_card
 from lorakit.artifacts.peft_config import FOREIGN_TYPE, peft_config
-from lorakit.artifacts.peft_names import adapter_tensors
+from lorakit.artifacts.peft_names import AdapterTensor, adapter_tensors
 from lorakit.artifacts.saved_plan import check_tensors, plan_to_save
-from lorakit.errors import OutputError
+from lorakit.errors import ModelError, OutputError
 from lorakit.hooks.manager import Plugins
 from lorakit.planning.plan import Plan
 
@@ -63,12 +63,15 @@ def save_adapter(
 
     It is the one in use, or that of the name. `beside` adds files of its own to the folder before it takes its place;
     `also` names what else may be replaced; a README.md that a person wrote stays. A model that is sharded is saved by
-    all of its processes together; the first writes.
+    all of its processes together; the first writes. Of one that trains under DistributedDataParallel the first does
+    too, and does not wait for the others.
     Raises: ModelError if the model has no such adapter, OutputError if the folder holds anything else, WriteError.
     """
     if not replace:
         _refuse_foreign(folder, {*COMPANIONS, *also})
     try:
+        if is_replica(model) and not writes(model):
+            return folder
         if writes(model):
             with new_folder(folder) as aside:
                 _write_all(model, aside, plugins, name, beside)
@@ -90,10 +93,18 @@ def _write_all(
         beside(folder)
 
 
-def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins, name: str | None = None) -> Written | None:
+def write_adapter_files(
+    model: nn.Module,
+    folder: Path,
+    plugins: Plugins,
+    name: str | None = None,
+    *,
+    gathered: Mapping[str, Tensor] | None = None,
+) -> Written | None:
     """Write an adapter's files into a folder that exists, each aside first, so that none is ever half there.
 
-    Every process that holds a part of a sharded model has to call this; the first writes, and alone is told what.
+    Every process that holds a part of a sharded model has to call this; the first writes, and alone is told what. With
+    a state dict that holds what was `gathered` of it already, the first alone.
 
     Raises: ModelError if a tensor is not finite, or its shape is not one that its method gives.
     """
@@ -104,7 +115,7 @@ def write_adapter_files(model: nn.Module, folder: Path, plugins: Plugins, name: 
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     # in the dtype that is written: what is finite in a wider one may not be so there
     tensors = [
-        replace(one, tensor=own_value(state, held.get(one.inner, one.tensor), whole(one.tensor)))
+        replace(one, tensor=own_value(state, held.get(one.inner, one.tensor), _gathered(one, gathered)))
         for one in adapter_tensors(model, replace(adapter, plan=plan))
     ]
     check_tensors(tensors)
@@ -134,6 +145,17 @@ def write_aside(file: Path, write: Callable[[Path], object]) -> None:
     write(aside := file.with_name(f".{file.name}.new"))
     open_up(aside)
     aside.replace(file)
+
+
+def _gathered(one: AdapterTensor, gathered: Mapping[str, Tensor] | None) -> Tensor:
+    if gathered is None or not is_sharded_tensor(one.tensor):
+        return whole(one.tensor)
+    if one.inner not in gathered:
+        raise ModelError(
+            f"the adapter is saved out of a state dict that lacks `{one.inner}`: hand over all that was gathered of "
+            "the model, or call lorakit.save(model, folder) in every process"
+        )
+    return gathered[one.inner]
 
 
 def _named(pair: tuple[Tensor, Tensor]) -> Iterable[tuple[str, Tensor]]:

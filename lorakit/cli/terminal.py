@@ -85,7 +85,11 @@ def print_data(text: str) -> None:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print an error to standard error and leave with this exit code."""
+    """Print an error to standard error and leave with this exit code; of processes that work together one prints."""
+    from lorakit.processes import speaks
+
+    if not speaks():
+        raise SystemExit(code)
     text = message if message.startswith("error") else f"error: {message}"
     paints = colored(sys.stderr) and "\n" not in text
     sys.stderr.write(f"\x1b[1;31m{text}\x1b[0m\n" if paints else f"{text}\n")

@@ -160,17 +160,19 @@ def train(
 
     Example: lorakit train qlora.lora ./SmolLM2-135M chats.jsonl -o adapter
     """
+    import os
     import shlex
     import sys
     from pathlib import Path
 
     from lorakit.cli.inputs import read_spec, step_of
-    from lorakit.cli.terminal import SIGNALLED, console, reporter, say
+    from lorakit.cli.terminal import SIGNALLED, be_quiet, console, reporter, say
     from lorakit.data.shapes import read_columns
     from lorakit.data.source import Reading
     from lorakit.errors import DataError
     from lorakit.jobs import Job
     from lorakit.plugins import default_plugins
+    from lorakit.processes import Processes
     from lorakit.trainers.display import Display
     from lorakit.trainers.reports import chosen_reports
     from lorakit.trainers.settings import Settings
@@ -178,6 +180,13 @@ def train(
     from lorakit.training import train as train_adapter
     from lorakit.values import ModelReference
 
+    processes = Processes.started()
+    if processes.count > 1:
+        # torch advises of what its DDP could leave out, in each process
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if not processes.is_first:
+        context = click.get_current_context()
+        be_quiet(context, context.command.params[0], True)
     if held_out is not None and held_out_data is not None:
         raise DataError("--held-out takes a share of DATA, and --held-out-data brings its own: give one of them")
     parsed = read_spec(spec, variables)
@@ -204,6 +213,7 @@ def train(
         capture=step.capture,
         seed=seed,
         goes_on=on_failed_checkpoint == "go-on",
+        processes=processes.count,
     )
     reference = ModelReference(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     plugins = default_plugins()
@@ -211,7 +221,7 @@ def train(
     reading = Reading(read_columns(columns, plugins) if columns else {}, max_left_out)
     training = Training(
         data, settings, loss, sample, resume, reading, held_out_data, lr, weight_decay, chosen_reports(report or ""),
-        Path(plot) if plot else None, shlex.join(["lorakit", *sys.argv[1:]]),
+        Path(plot) if plot else None, shlex.join(["lorakit", *sys.argv[1:]]), processes,
     )  # fmt: skip
     display = Display(console(stderr=True), say)
     outcome = train_adapter(job, training, plugins, display, reporter())

@@ -50,14 +50,23 @@ def lorakit_model_merged(model: nn.Module) -> None:
     state_dict.let_go(model)
 
 
-def _save_adapters(model: nn.Module, save_directory: str | Path, is_main_process: bool = True, **_: Any) -> None:
-    """Write the adapters in use into a folder that Trainer may have made already."""
+def _save_adapters(
+    model: nn.Module,
+    save_directory: str | Path,
+    is_main_process: bool = True,
+    state_dict: Mapping[str, Tensor] | None = None,
+    **_: Any,
+) -> None:
+    """Write the adapters in use into a folder that Trainer may have made already.
+
+    Of a sharded model a trainer that calls this in one process alone hands over what it gathered.
+    """
     from lorakit.trainers.checkpoints import is_checkpoint
 
     if not is_main_process:
         return
     folder = Path(save_directory)
-    written = write_used(model, folder)
+    written = write_used(model, folder, gathered=state_dict)
     if written and is_checkpoint(folder):
         write_state(folder / MODEL_WEIGHTS, written)
 
@@ -71,7 +80,7 @@ def write_state(file: Path, tensors: Mapping[str, Tensor]) -> None:
     write_aside(file, lambda path: save_file(unshared(dict(tensors)), path, metadata={"format": "pt"}))
 
 
-def write_used(model: nn.Module, folder: Path) -> dict[str, Tensor]:
+def write_used(model: nn.Module, folder: Path, *, gathered: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Write the adapters in use, each where PEFT has it, and return them as one state dict; empty where none writes.
 
     Weights of a whole model that stood there are out of the way then. Raises: ModelError if none is in use.
@@ -83,7 +92,7 @@ def write_used(model: nn.Module, folder: Path) -> dict[str, Tensor]:
     written: dict[str, Written] = {}
     begin_folder(folder)
     for name, place in places(used).items():
-        if (one := write_into(model, folder / place, name)) is not None:
+        if (one := write_into(model, folder / place, name, gathered=gathered)) is not None:
             written[place] = one
     put_away(model, folder)
     return state_dict_of(written)
@@ -99,13 +108,15 @@ def begin_folder(folder: Path) -> None:
         begin(folder)
 
 
-def write_into(model: nn.Module, folder: Path, name: str | None = None) -> Written | None:
+def write_into(
+    model: nn.Module, folder: Path, name: str | None = None, *, gathered: Mapping[str, Tensor] | None = None
+) -> Written | None:
     """Write an adapter's files into a folder, which may be there; return what was written, if it was here."""
     from lorakit.application.state import state_of
     from lorakit.artifacts.adapter_folder import write_adapter_files
 
     begin_folder(folder)
-    return write_adapter_files(model, folder, state_of(model).plugins, name)
+    return write_adapter_files(model, folder, state_of(model).plugins, name, gathered=gathered)
 
 
 def put_away(model: nn.Module, folder: Path) -> None:

@@ -39,6 +39,8 @@ class QuantizedLinear(nn.Module):
         self.quantizer = quantizer
         self.kernels = tuple(kernels)
         self.form = form
+        # of what is stored, taken before it is sharded
+        self.checksums: dict[str, Tensor] = {}
         # the prefix keeps a quantizer's names apart from a module's own attributes
         self._stored = {name: f"weight_{name}" for name in quantized.tensors}
         for name, tensor in quantized.tensors.items():

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from lorakit.application.sharding import is_parallel, is_unit
 from lorakit.errors import ModelError
 from lorakit.paging import Paged
 from lorakit.stepping.before import Before
@@ -79,6 +80,11 @@ class Step:
         """
         if not next(self.model.parameters()).is_cuda:
             raise ModelError("capture: the model is not on a CUDA device, and graphs are CUDA's; move it there before")
+        if (unit := next((one for one in self.model.modules() if is_unit(one) or is_parallel(one)), None)) is not None:
+            raise ModelError(
+                f"capture: a {type(unit).__name__} talks to other processes in forward and backward, which no graph "
+                "holds; leave out `capture`"
+            )
         self._captured = Captured(self.model, self._learning, self._say)
         return self
 

@@ -6,13 +6,15 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorakit.artifacts.folders import new_folder
+from lorakit.artifacts.folders import disk_reason, new_folder
 from lorakit.artifacts.owning import discard
 from lorakit.errors import OutputError, WriteError
+from lorakit.processes import ALONE, Processes
 
 # what transformers' Trainer writes last of a checkpoint, in its first process
 STATE = "trainer_state.json"
@@ -28,11 +30,15 @@ _UNFINISHED = " is not whole: "
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """Where a run's checkpoints go; `goes_on` says if it goes on where one cannot be written, `say` tells the user."""
+    """Where a run's checkpoints go; `goes_on` says if it goes on where one cannot be written, `say` tells the user.
+
+    Several processes write one together, and find the same again.
+    """
 
     work: Path
     goes_on: bool
     say: Callable[[str], None]
+    processes: Processes = ALONE
 
     def write(self, step: int, fill: Callable[[Path], object], *, needed: bool = False) -> None:
         """Write what `fill` puts into a folder as the checkpoint of a step, and let go of all but the last two.
@@ -40,7 +46,7 @@ class Checkpoints:
         A run that ends here needs it. Raises: WriteError where the run does not go on without it.
         """
         try:
-            with new_folder(self.work / f"checkpoint-{step}") as folder:
+            with _filled_together(self.work / f"checkpoint-{step}", self.processes) as folder:
                 fill(folder)
         except (OutputError, WriteError) as error:
             standing = last_whole(self.work)
@@ -49,10 +55,14 @@ class Checkpoints:
                 raise WriteError(f"{error}; {kept}") from error
             self.say(f"warning: {error}; {kept}, and training goes on")
             return
-        self._let_go(step)
+        if self.processes.is_first:
+            self._let_go(step)
 
     def last(self) -> Path | None:
         """Return the last whole checkpoint, if there is any, and say which later ones are not whole."""
+        return self.processes.told(self._last() if self.processes.is_first else None)
+
+    def _last(self) -> Path | None:
         for folder, why in _newest_first(self.work):
             if not why:
                 # a run that was killed may have been about to
@@ -65,6 +75,38 @@ class Checkpoints:
         """Remove all checkpoints but the last two up to a step."""
         for _, old in sorted((step, one) for step, one in checkpoint_steps(self.work).items() if step <= last)[:-KEPT]:
             discard(old)
+
+
+@contextmanager
+def _filled_together(target: Path, processes: Processes) -> Iterator[Path]:
+    """Yield to every process the folder aside that the first makes, and puts in target's place once all filled it.
+
+    Raises: OutputError, WriteError, in every process alike; in the first alone, where only moving it fails.
+    """
+    with ExitStack() as stack:
+        begun: Path | str = ""
+        if processes.is_first:
+            try:
+                begun = stack.enter_context(new_folder(target))
+            except (OutputError, WriteError) as error:
+                processes.told(str(error))
+                raise
+        folder = processes.told(begun)
+        if isinstance(folder, str):
+            raise WriteError(folder)
+        try:
+            yield folder
+        except Exception as error:
+            why = str(error) if isinstance(error, OutputError | WriteError) else disk_reason(error)
+            if why is None:
+                raise
+            processes.gathered(why)
+            if processes.is_first:
+                # told with its place as it leaves the folder
+                raise
+            raise WriteError(f"writing {target} failed: {why}") from error
+        if why := next(filter(None, processes.gathered("")), ""):
+            raise WriteError(f"writing {target} failed: {why}")
 
 
 def last_whole(work: Path, before: int | None = None) -> Path | None:

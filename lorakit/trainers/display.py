@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from lorakit.bars import bar, spinner
+from lorakit.processes import another_failed
 
 # between two lines, where there is no terminal
 SECONDS = 5.0
@@ -135,7 +136,8 @@ def perplexity(loss: float) -> str:
 @contextmanager
 def _interrupts(stop: StopAsked, say: Callable[[str], None]) -> Iterator[None]:
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.signal:
+        # a launcher ends the others with one that failed, and no further step comes
+        if stop.signal or another_failed():
             restore()
             signal.raise_signal(number)
             return

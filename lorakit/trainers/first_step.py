@@ -22,9 +22,12 @@ def lorakit_before_apply(model: nn.Module, plan: Plan) -> None:
 
 @hookimpl
 def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
+    from lorakit.application import checksums
     from lorakit.trainers import learning
 
     learning.watch(model)
+    if checksums.is_useful():
+        checksums.remember(model)
     # who trains by another loop does not wait for these
     once_loaded("transformers.trainer", _meet_trainers)
     once_loaded("peft.tuners.tuners_utils", _meet_tuners)
@@ -47,6 +50,8 @@ def _meet_tuners(module: Any) -> None:
 
 @hookimpl
 def lorakit_model_merged(model: nn.Module) -> None:
+    from lorakit.application import checksums
     from lorakit.trainers import learning
 
     learning.let_alone(model)
+    checksums.forget(model)

@@ -11,24 +11,27 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-TENSORS, PYTHON = "generators.safetensors", "generator.json"
+TENSORS, PYTHON = "generators{}.safetensors", "generator{}.json"
 
 
-def save_generators(folder: Path) -> None:
-    """Write torch's generators, the CPU's and every accelerator's, and Python's own into a checkpoint's folder."""
+def save_generators(folder: Path, rank: int = 0) -> None:
+    """Write torch's generators, the CPU's and every accelerator's, and Python's own into a checkpoint's folder.
+
+    Those of further processes lie beside the first's.
+    """
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    save_file(states, folder / TENSORS)
-    (folder / PYTHON).write_text(json.dumps(random.getstate()), encoding="utf-8")
+    save_file(states, _named(folder, TENSORS, rank))
+    _named(folder, PYTHON, rank).write_text(json.dumps(random.getstate()), encoding="utf-8")
 
 
-def read_generators(folder: Path) -> Mapping[str, Any]:
-    """Return what `save_generators` wrote; nothing for a checkpoint from before there was such a file."""
-    if not (folder / TENSORS).is_file():
+def read_generators(folder: Path, rank: int = 0) -> Mapping[str, Any]:
+    """Return what `save_generators` wrote; nothing where a checkpoint is of fewer processes, or has no such file."""
+    if not (tensors := _named(folder, TENSORS, rank)).is_file():
         return {}
-    version, numbers, gauss = json.loads((folder / PYTHON).read_text(encoding="utf-8"))
-    return {**load_file(folder / TENSORS), "python": (version, tuple(numbers), gauss)}
+    version, numbers, gauss = json.loads(_named(folder, PYTHON, rank).read_text(encoding="utf-8"))
+    return {**load_file(tensors), "python": (version, tuple(numbers), gauss)}
 
 
 def restore_generators(states: Mapping[str, Any]) -> None:
@@ -40,3 +43,7 @@ def restore_generators(states: Mapping[str, Any]) -> None:
             torch.set_rng_state(state)
         elif torch.cuda.is_available() and int(name.partition(":")[2]) < torch.cuda.device_count():
             torch.cuda.set_rng_state(state, name)
+
+
+def _named(folder: Path, name: str, rank: int) -> Path:
+    return folder / name.format(f"-{rank}" if rank else "")

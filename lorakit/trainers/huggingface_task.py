@@ -21,6 +21,7 @@ from lorakit.data.language_model import read_tokenizer, row_limit, vocabulary_of
 from lorakit.data.source import Data
 from lorakit.data.tokens import Tokenized, split, tokenize
 from lorakit.huggingface.record_attention import attention_by_record
+from lorakit.processes import ALONE, Processes
 from lorakit.reporter import SILENT, Reporter
 from lorakit.stepping.shortage import in_words
 from lorakit.trainers.answering import answer
@@ -101,7 +102,7 @@ class LanguageTask:
             f"{self._data.description}\n"
             f"{rows} ({self.rows.trained_tokens:,} tokens learned an epoch{cut}), "
             f"{len(self.held_out.rows)} held out{apart}; {self.settings.steps} steps of "
-            f"{self.settings.batch * self.settings.accumulate} rows"
+            f"{self.settings.rows} rows"
             f"{left_out}"
         )
 
@@ -112,9 +113,18 @@ class LanguageTask:
 
     @attention_by_record()
     def train(
-        self, model: nn.Module, work: Path, display: Display, *, resume: bool, reports: Reports = NO_REPORTS
+        self,
+        model: nn.Module,
+        work: Path,
+        display: Display,
+        *,
+        resume: bool,
+        reports: Reports = NO_REPORTS,
+        processes: Processes = ALONE,
     ) -> Outcome:
         """Train an adapted model; checkpoints go to `work`, and to resume goes on from the last that is whole there.
+
+        Processes that train together are joined already; each takes its share of every step.
 
         Raises: ModelError for a model that mixes the records of a packed row, TrainingError where training leaves the
         finite numbers, WriteError where a checkpoint cannot be written and the settings do not say to go on.
@@ -122,7 +132,7 @@ class LanguageTask:
         settings = self.settings
         if self._packs:
             check_apart(model, self.rows.rows, self._tokenizer.pad_token_id, settings.batch)
-        checkpoints = Checkpoints(work, settings.goes_on, display.warn)
+        checkpoints = Checkpoints(work, settings.goes_on, display.warn, processes)
         checkpoint = checkpoints.last() if resume else None
         optimizer = build_optimizer(model)
         finite = Finite(model, optimizer)
@@ -155,7 +165,7 @@ class LanguageTask:
         # it prints raw dictionaries
         trainer.remove_callback(PrinterCallback)
         done = step_of(checkpoint) if checkpoint else 0
-        watch = Watch(display, display.stop, settings.steps)
+        watch = Watch(display, display.stop, settings.steps, processes)
         logs = logs_of(reports)
         told = Logs(logs)
         before = self._held_out_loss(trainer, display)
@@ -238,6 +248,8 @@ def _arguments(
         report_to=[name for name in reports.names if name not in PLAIN] or "none",
         run_name=reports.run or None,
         dataloader_pin_memory=on_gpu,
+        # Trainer takes a process without a GPU for one that is alone otherwise
+        use_cpu=settings.processes > 1 and not on_gpu,
         include_num_input_tokens_seen="non_padding",
         **_checkpointing(settings),
     )

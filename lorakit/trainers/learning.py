@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from lorakit.application.sharding import note_replica
 from lorakit.application.state import adapted_state
 from lorakit.application.trainables import frozen_words, trainables
 from lorakit.data.tokens import IGNORED
@@ -63,6 +64,7 @@ def _before_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         return
     if _is_captured():
         return
+    note_replica(model)
     _check_trains(model, (*args, *kwargs.values()))
     _check_fresh(model)
     _check_labels(kwargs.get("labels"))

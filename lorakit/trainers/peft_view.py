@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from lorakit.api import summary
@@ -97,10 +97,12 @@ class PeftView(PeftModel):
         save_embedding_layers: str | bool = "auto",
         is_main_process: bool = True,
         path_initial_model_for_weight_conversion: str | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
         **_: Any,
     ) -> None:
         """Write adapters as lorakit does: the one in use into the folder, each other into a folder of its name in it.
 
+        Of a sharded model a trainer hands over what it gathered, by the names that this view gives it.
         Raises: ModelError, OutputError, WriteError.
         """
         if not safe_serialization or path_initial_model_for_weight_conversion:
@@ -111,9 +113,10 @@ class PeftView(PeftModel):
         if is_checkpoint(folder):
             adapter_of(model)
         first = self.active_adapter
+        gathered = state_dict and {name.removeprefix(PREFIX): value for name, value in state_dict.items()}
         for name in selected_adapters or self.peft_config:
             with self.base_model.holding(name) as held:
-                saving.write_into(model, folder if name == first else folder / name, held)
+                saving.write_into(model, folder if name == first else folder / name, held, gathered=gathered)
         # Trainer would take them for all that there is
         saving.put_away(model, folder)
 

@@ -36,9 +36,21 @@ class Start:
 
 
 def write_checkpoint(
-    model: nn.Module, optimizer: torch.optim.Optimizer, step: int, history: Sequence[Record], folder: Path
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    history: Sequence[Record],
+    folder: Path,
+    *,
+    rank: int = 0,
 ) -> None:
-    """Write adapter, optimizer state, generators, step and history into a folder."""
+    """Write adapter, optimizer state, generators, step and history into a folder.
+
+    Of processes that train together each writes its generators, and the first all else, which is the same in each.
+    """
+    save_generators(folder, rank)
+    if rank:
+        return
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
@@ -51,13 +63,12 @@ def write_checkpoint(
     groups = [{name: value for name, value in group.items() if name != "params"} for group in state["param_groups"]]
     write_adapter_files(model, folder, state_of(model).plugins)
     save_file(tensors, folder / OPTIMIZER)
-    save_generators(folder)
     progress = {"global_step": step, "optimizer": plain, "groups": groups, "log_history": list(history)}
     (folder / STATE).write_text(json.dumps(progress), encoding="utf-8")
 
 
-def read_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> Start:
-    """Put a checkpoint back, and return its step, the generators as they stood, and what was logged until then."""
+def read_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, rank: int = 0) -> Start:
+    """Put a checkpoint back, and return its step, this process's generators then, and what was logged until then."""
     restore_tensors(model, load_file(folder / WEIGHTS))
     saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
     values: dict[int, dict[str, Any]] = {}
@@ -71,7 +82,7 @@ def read_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, folder: 
         {**own, **kept} for own, kept in zip(optimizer.state_dict()["param_groups"], saved["groups"], strict=True)
     ]
     optimizer.load_state_dict({"state": values, "param_groups": groups})
-    return Start(int(saved["global_step"]), read_generators(folder), saved.get("log_history", ()))
+    return Start(int(saved["global_step"]), read_generators(folder, rank), saved.get("log_history", ()))
 
 
 def _taken(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from lorakit.application.batches import moved
 from lorakit.application.optimizer import build_optimizer, keeps_lr
 from lorakit.errors import DataError
 from lorakit.named_objects import named_object
+from lorakit.processes import ALONE, Processes
 from lorakit.stepping.batches import elements_of
 from lorakit.stepping.losses import PairLoss
 from lorakit.stepping.shortage import in_words, is_shortage
@@ -35,7 +36,7 @@ from lorakit.trainers.plain_checkpoints import Start, read_checkpoint, write_che
 from lorakit.trainers.plain_settings import check_settings
 from lorakit.trainers.reports import NO_REPORTS, Reports, check_reports, logs_of
 from lorakit.trainers.schedules import chosen, share
-from lorakit.trainers.settings import Outcome, Settings, steps_of
+from lorakit.trainers.settings import Outcome, Settings, steps_of, steps_of_epoch
 
 # what is counted
 UNIT = "rows"
@@ -79,7 +80,7 @@ class PairsTask:
         apart = f" by {self._apart}" if self._apart else ""
         return (
             f"{self._data}: {len(self._pairs)} pairs to train on, {len(self._held_out)} held out{apart}; "
-            f"{self.settings.steps} steps of {self.settings.batch * self.settings.accumulate} pairs"
+            f"{self.settings.steps} steps of {self.settings.rows} pairs"
         )
 
     def calibration(self, count: int) -> list[tuple[Any]]:
@@ -87,9 +88,18 @@ class PairsTask:
         return [(inputs,) for inputs, _ in DataLoader(self._pairs[:count])]  # type: ignore[arg-type]
 
     def train(
-        self, model: nn.Module, work: Path, display: Display, *, resume: bool, reports: Reports = NO_REPORTS
+        self,
+        model: nn.Module,
+        work: Path,
+        display: Display,
+        *,
+        resume: bool,
+        reports: Reports = NO_REPORTS,
+        processes: Processes = ALONE,
     ) -> Outcome:
         """Train an adapted model; checkpoints go to `work`, and to resume goes on from the last that is whole there.
+
+        Processes that train together are joined already; each takes its share of every step's batches.
 
         Raises: DataError if a pair does not fit the model, TrainingError where training leaves the finite numbers,
         WriteError where a checkpoint cannot be written and the settings do not say to go on.
@@ -98,14 +108,15 @@ class PairsTask:
         settings = self.settings
         optimizer = resumable(build_optimizer(model))
         base_rates = [group["lr"] for group in optimizer.param_groups]
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         schedule = chosen(settings.schedule, keeps_lr(model))
-        # what dropout draws is the seed's, and goes on after a checkpoint where it stood
-        torch.manual_seed(settings.seed)
-        checkpoints = Checkpoints(work, settings.goes_on, display.warn)
+        # what dropout draws is the seed's, for each process other, and goes on after a checkpoint where it stood
+        torch.manual_seed(settings.seed + processes.rank)
+        checkpoints = Checkpoints(work, settings.goes_on, display.warn, processes)
         checkpoint = checkpoints.last() if resume else None
-        start = read_checkpoint(model, optimizer, checkpoint) if checkpoint else Start()
+        start = read_checkpoint(model, optimizer, checkpoint, processes.rank) if checkpoint else Start()
         done, count = start.step, 0
-        before = self._held_out_loss(model)
+        before = self._held_out_loss(model, processes)
         history = History(start.history, logs_of(reports), self._pace)
         if checkpoint is None:
             display.held_out(0, before, is_text=False)
@@ -122,7 +133,7 @@ class PairsTask:
         with display.running(settings.steps, UNIT, done) as stop, finite.watching(done), in_words():
             if done < settings.steps:
                 step.rehearse(self._longest())
-            steps = _steps(self._pairs, settings, done, start.drawn) if done < settings.steps else ()
+            steps = _steps(self._pairs, settings, done, start.drawn, processes) if done < settings.steps else ()
             for batches in steps:
                 factor = share(schedule, done, settings.steps, settings.warmup)
                 for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
@@ -130,29 +141,37 @@ class PairsTask:
                 to_training(optimizer)
                 optimizer.zero_grad(set_to_none=True)
                 loss = float(step.learn(*batches))
+                own = sum(map(_size, batches))
+                # each has the mean over its own rows
+                loss, rows = processes.sums(loss * own, own)
+                loss /= rows
+                processes.add_gradients(trained, own / rows)
                 norm = float(step.update())
                 done += 1
-                count += sum(map(_size, batches))
+                count += int(rows)
+                stop.signal = processes.largest(stop.signal)
                 lr = optimizer.param_groups[0]["lr"]
                 history.add(done, loss=loss, grad_norm=norm, learning_rate=lr, **needs.since())
                 display.step(done, loss, lr, count)
                 if _due(done, settings.evaluate_every, settings):
                     to_evaluation(optimizer)
-                    held_out = self._held_out_loss(model)
+                    held_out = self._held_out_loss(model, processes)
                     display.held_out(done, held_out, is_text=False)
                     history.add(done, eval_loss=held_out)
                 ends = bool(stop.signal) and done < settings.steps
                 if ends or _due(done, settings.save_every, settings):
                     to_evaluation(optimizer)
                     finite.check_state()
-                    fill = functools.partial(write_checkpoint, model, optimizer, done, history.records)
+                    fill = functools.partial(
+                        write_checkpoint, model, optimizer, done, history.records, rank=processes.rank
+                    )
                     checkpoints.write(done, fill, needed=ends)
                 if done >= settings.steps or ends:
                     break
         seconds = history.seconds
         to_evaluation(optimizer)
         stopped = stop.signal if done < settings.steps else 0
-        after = None if stopped else self._held_out_loss(model)
+        after = None if stopped else self._held_out_loss(model, processes)
         if not stopped:
             display.held_out(done, after, is_text=False)
             history.add(done, eval_loss=after)
@@ -163,7 +182,8 @@ class PairsTask:
     @property
     def _pace(self) -> float:
         """Epochs a step."""
-        return self.settings.accumulate / -(-len(self._pairs) // self.settings.batch)
+        batches = -(-len(self._pairs) // self.settings.batch)
+        return self.settings.accumulate * self.settings.processes / batches
 
     def answer(self, model: nn.Module, prompt: str) -> str:
         """A plain model has no prompt to answer. Raises: DataError."""
@@ -180,17 +200,18 @@ class PairsTask:
         batch: Pair = next(iter(DataLoader(rows, len(rows))))  # type: ignore[arg-type]
         return batch
 
-    def _held_out_loss(self, model: nn.Module) -> float | None:
+    def _held_out_loss(self, model: nn.Module, processes: Processes) -> float | None:
         if not self._held_out:
             return None
         was_training = model.training
         model.eval()
         loss_of, total = Checked(self._loss_of), 0.0
         with torch.no_grad():
-            for inputs, targets in DataLoader(self._held_out, self.settings.batch):  # type: ignore[arg-type]
+            loader: DataLoader[Pair] = DataLoader(self._held_out, self.settings.batch)  # type: ignore[arg-type]
+            for inputs, targets in itertools.islice(loader, processes.rank, None, processes.count):
                 total += float(loss_of.loss(model, (inputs, targets))) * _size((inputs, targets))
         model.train(was_training)
-        mean = total / len(self._held_out)
+        mean = processes.sums(total)[0] / len(self._held_out)
         return mean if math.isfinite(mean) else math.inf
 
 
@@ -240,19 +261,36 @@ def _size(batch: Pair) -> int:
     return len(batch[1])
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The batches of one process, of those that all draw alike."""
+
+    batches: BatchSampler
+    processes: Processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(self.batches, self.processes.rank, None, self.processes.count)
+
+
 def _steps(
-    pairs: Sequence[Pair], settings: Settings, done: int, drawn: Mapping[str, Any] | None
+    pairs: Sequence[Pair], settings: Settings, done: int, drawn: Mapping[str, Any] | None, processes: Processes
 ) -> Iterator[list[Pair]]:
-    """Yield the batches of each step, without end; the last step of an epoch may have fewer.
+    """Yield this process's batches of each step, without end; the last step of an epoch may have fewer, or none.
 
     The first `done` steps were seen before a resume; what follows draws on from the generators as they were then.
     """
     seen = epoch = 0
     while True:
         generator = torch.Generator().manual_seed(settings.seed + epoch)
-        loader: DataLoader[Pair] = DataLoader(pairs, settings.batch, shuffle=True, generator=generator)  # type: ignore[arg-type]
+        drawing = BatchSampler(RandomSampler(pairs, generator=generator), settings.batch, drop_last=False)
+        loader: DataLoader[Pair] = DataLoader(
+            pairs,  # type: ignore[arg-type]
+            batch_sampler=Share(drawing, processes),
+            generator=generator,
+        )
         batches = iter(loader)
-        while step := list(itertools.islice(batches, settings.accumulate)):
+        for _ in range(steps_of_epoch(settings, len(pairs))):
+            step = list(itertools.islice(batches, settings.accumulate))
             seen += 1
             if seen > done:
                 yield step

@@ -35,13 +35,14 @@ def training_words(plan: Plan, plugins: Plugins, settings: Settings) -> str:
     factory = plugins.optimizer(plan.optimizer.call)
     schedule = chosen(settings.schedule, bool(getattr(factory, "constant_lr", False)))
     decay = getattr(factory, "weight_decay", None)
+    several = settings.processes > 1
     limit = f"at most {settings.max_grad_norm:g}" if settings.max_grad_norm else "without a limit"
     words = (
         f"schedule {schedule}",
         f"warmup {settings.warmup}",
         f"lr {plan.optimizer.lr:g}",
         *([] if decay is None else [f"weight decay {decay:g}"]),
-        f"batch {settings.batch} × accumulation {settings.accumulate}",
+        f"batch {settings.batch} × accumulation {settings.accumulate}" + f" × {settings.processes} processes" * several,
         f"gradient norm {limit}",
         f"packing {'on' if settings.pack else 'off'}",
         f"gradient checkpointing {_checkpointing(plan.memory)}",

@@ -16,7 +16,8 @@ class Settings:
 
     `steps` of 0 takes `epochs`; the `…_every` count steps, and 0 is never. A step takes `accumulate` batches.
     `schedule` is one of `schedules.SCHEDULES`, or empty for what the optimizer is meant for. `max_grad_norm` of 0 sets
-    no limit. With `pack` a row is as many records as it holds. `goes_on` where a checkpoint cannot be written.
+    no limit. With `pack` a row is as many records as it holds. `goes_on` where a checkpoint cannot be written. So many
+    `processes` take a batch each.
     """
 
     steps: int = 0
@@ -35,6 +36,12 @@ class Settings:
     capture: bool = False
     seed: int = 0
     goes_on: bool = False
+    processes: int = 1
+
+    @property
+    def rows(self) -> int:
+        """The rows of a step."""
+        return self.batch * self.accumulate * self.processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +66,13 @@ def steps_of(settings: Settings, rows: int) -> int:
     """Return the steps of a run over so many rows; an epoch's last step may be a smaller one."""
     if settings.steps:
         return settings.steps
+    return max(1, round_up(settings.epochs * steps_of_epoch(settings, rows)))
+
+
+def steps_of_epoch(settings: Settings, rows: int) -> int:
+    """Return the steps in which all of so many rows are learned from once."""
     batches = -(-rows // settings.batch)
-    return max(1, round_up(settings.epochs * -(-batches // settings.accumulate)))
+    return -(-batches // (settings.accumulate * settings.processes))
 
 
 def round_up(count: float) -> int:

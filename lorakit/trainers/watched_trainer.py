@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback
 
+from lorakit.processes import Processes
 from lorakit.stepping.head import HeadByChunks
 from lorakit.trainers.checkpoints import Checkpoints
 from lorakit.trainers.condensed import Condense, as_it_is
@@ -77,15 +78,16 @@ class FiniteState(TrainerCallback):
 
 
 class Watch(TrainerCallback):
-    """Tells the display what happens, and ends training with a checkpoint where the user asked to stop.
+    """Tells the display what happens, and ends training with a checkpoint where any process was asked to stop.
 
     `first` is what was logged before training.
     """
 
-    def __init__(self, display: Display, stop: StopAsked, steps: int) -> None:
+    def __init__(self, display: Display, stop: StopAsked, steps: int, processes: Processes) -> None:
         self._display = display
         self._stop = stop
         self._steps = steps
+        self._processes = processes
         self.first: tuple[Record, ...] = ()
         self._before = 0
         # tokens since the start, without padding
@@ -107,6 +109,7 @@ class Watch(TrainerCallback):
             self._display.held_out(state.global_step, float(metrics["eval_loss"]), is_text=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._stop.signal = self._processes.largest(self._stop.signal)
         if self._stop.signal:
             control.should_save = True
             control.should_training_stop = True
