@@ -30,13 +30,14 @@ def tell(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             "an %s steps that is not the spec's; not in force: %s; `lorakit.optimizer(model)` makes the one with them, "
             "for transformers' Trainer as `optimizers=(lorakit.optimizer(model), None)`, or where it refuses that as "
             "`optimizer_cls_and_kwargs=(lorakit.SpecOptimizer, {})`",
-            type(_inner(optimizer)).__name__, ", ".join(f"`{one}`" for one in lost),
+            type(_inner(optimizer)).__name__, ", ".join(lost),
         )  # fmt: skip
 
 
 def neglected(model: nn.Module, optimizer: torch.optim.Optimizer) -> Sequence[str]:
-    """Return what the plans in use say of the optimizer of what this one steps, and it does not do, in a spec's words.
+    """Return what the plans in use say of the optimizer of what this one steps, and it does not do.
 
+    Each is a statement or a clause as a spec has it, between backquotes where it is one.
     Without a statement on it, the optimizer and a rate that no rule gives are the loop's own.
     """
     state = state_of(model)
@@ -52,7 +53,7 @@ def neglected(model: nn.Module, optimizer: torch.optim.Optimizer) -> Sequence[st
         *_statement(plan, state, optimizer, own),
         *(_rule_rates(state) if not all(map(_is_one, ruled)) else ()),
         *(_shares(state) if any(not math.isclose(one, own[0]) for one in own) else ()),
-        *(["paged"] if _asks_to_page(groups, plan) and not _pages(optimizer) else ()),
+        *(["`paged`"] if _asks_to_page(groups, plan) and not _pages(optimizer) else ()),
     ]
 
 
@@ -79,13 +80,17 @@ def _statement(plan: Plan, state: Adapted, optimizer: torch.optim.Optimizer, quo
     is_rated = not quotients or any(map(_is_one, quotients))
     if is_rated and _is_kind(factory, said.call.options, optimizer) and (_pages(optimizer) or not said.paged):
         return []
-    return [f"optimizer {call_text(said.call)} lr {said.lr:g}{' paged' * said.paged}"]
+    return [f"`optimizer {call_text(said.call)} lr {said.lr:g}{' paged' * said.paged}`"]
 
 
 def _is_kind(factory: Any, options: Iterable[tuple[str, Any]], optimizer: torch.optim.Optimizer) -> bool:
     """Return whether an optimizer is of the kind that a factory builds, with the options that were given to that."""
     twin = nn.Parameter(torch.zeros(1))
-    made = factory.build([{"params": [twin], "lr": factory.default_lr}])
+    try:
+        made = factory.build([{"params": [twin], "lr": factory.default_lr}])
+    # it fails as code does, and a word on an optimizer is not to end its first step
+    except Exception:
+        return True
     inner = _inner(optimizer)
     mine, theirs = made.param_groups[0], inner.param_groups[0]
     same = all(theirs.get(name, mine.get(name)) == mine.get(name) for name, _ in options)
@@ -95,7 +100,7 @@ def _is_kind(factory: Any, options: Iterable[tuple[str, Any]], optimizer: torch.
 def _rule_rates(state: Adapted) -> Sequence[str]:
     entries = [entry for adapter in state.used for entry in adapter.plan.entries]
     rates = [rate for entry in entries for rate in (entry.adapter and entry.adapter.lr, entry.train_lr) if rate]
-    return [f"lr {rate:g}" for rate in dict.fromkeys(rates)]
+    return [f"`lr {rate:g}`" for rate in dict.fromkeys(rates)]
 
 
 def _shares(state: Adapted) -> Sequence[str]:
@@ -103,7 +108,7 @@ def _shares(state: Adapted) -> Sequence[str]:
     adapters = [entry.adapter for one in state.used for entry in one.plan.entries if entry.adapter]
     ratios = [one.settings.lr_ratio for one in adapters if one.settings.lr_ratio]
     others = any(parameter.rate != 1.0 for one in adapters for parameter in one.parameters)
-    return [f"lr_ratio {one:g}" for one in dict.fromkeys(ratios)] or ["rates of single parameters"] * others
+    return [f"`lr_ratio {one:g}`" for one in dict.fromkeys(ratios)] or ["rates of single parameters"] * others
 
 
 def _asks_to_page(groups: Iterable[Mapping[str, Any]], plan: Plan) -> bool:

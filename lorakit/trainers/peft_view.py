@@ -15,6 +15,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from lorakit.api import summary
 from lorakit.application.state import DEFAULT, adapter_of, state_of, unwrapped
+from lorakit.artifacts.peft_names import PREFIX
 from lorakit.errors import ModelError
 from lorakit.huggingface import saving
 from lorakit.trainers.checkpoints import is_checkpoint
