@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from lorakit.trainers.accelerate_states import checkpoint_adapters
     from lorakit.trainers.lightning import lightning_callback
     from lorakit.trainers.peft import peft, peft_config
-    from lorakit.trainers.spec_optimizer import SpecOptimizer
 
 __all__ = [
     "AdapterError",
@@ -51,7 +50,6 @@ __all__ = [
     "PlanError",
     "PluginError",
     "SpecError",
-    "SpecOptimizer",
     "Step",
     "TrainingError",
     "WriteError",
@@ -80,7 +78,6 @@ __all__ = [
 # These load when they are asked for: the command line starts without what its command does not use
 _LATER = {
     "hookimpl": "lorakit.hooks",
-    "SpecOptimizer": "lorakit.trainers.spec_optimizer",
     "Step": "lorakit.stepping.step",
     "checkpoint_adapters": "lorakit.trainers.accelerate_states",
     "lightning_callback": "lorakit.trainers.lightning",

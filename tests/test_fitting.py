@@ -23,7 +23,7 @@ TEXT = "adapt @linear rank 16 dtype fp32\nstep batch 4 tokens 512"
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    return make_llama(num_hidden_layers=4, hidden_size=256, intermediate_size=512)  # type: ignore[no-any-return]
+    return make_llama(num_hidden_layers=4, hidden_size=256, intermediate_size=512)
 
 
 def size(count: float) -> Amount:

@@ -18,6 +18,7 @@ from transformers import Trainer, TrainingArguments
 
 import lorakit
 from helpers import make_gpt2, make_llama, randomize
+from lorakit.language.spec import Spec
 from lorakit.pipeline import decide
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.plan import Memory, Plan
@@ -104,7 +105,7 @@ def tight(model: nn.Module, count: int, spec: str = SPEC) -> str:
     return f"memory {bisect_right(sizes, -count, key=fewer) - 1}KiB"
 
 
-def decided(spec: lorakit.Spec, model: nn.Module, inventory: Inventory, **step: int) -> Plan:
+def decided(spec: Spec, model: nn.Module, inventory: Inventory, **step: int) -> Plan:
     return decide(spec, model, default_plugins(), inventory=inventory, **step)  # type: ignore[arg-type]
 
 
@@ -174,7 +175,7 @@ def test_plain_blocks_and_their_dropout() -> None:
     for clause in ("", size):
         plan = lorakit.plan(f"{spec}\nstep batch 256 tokens 1 {clause}", Blocks(), example=x)
         assert len(plan.memory.recomputed) == (2 if clause else 0)
-        model = randomized(lorakit.apply(plan, Blocks())).train()
+        model: Any = randomized(lorakit.apply(plan, Blocks())).train()
         calls = [0]
         model.blocks[0].register_forward_hook(lambda *_, calls=calls: calls.__setitem__(0, calls[0] + 1))
         model.blocks[0][1].register_forward_hook(lambda *_, calls=calls: calls.__setitem__(0, calls[0] + 10))
@@ -221,7 +222,7 @@ def test_copies_pickles_and_merging() -> None:
     text = "adapt blocks.*.0 rank 4 dtype fp32\nstep batch 256 tokens 1 memory 900KiB"
     plan = lorakit.plan(text, Blocks(), example=example)
     assert plan.memory.recomputed
-    model = lorakit.apply(plan, Blocks())
+    model: Any = lorakit.apply(plan, Blocks())
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)

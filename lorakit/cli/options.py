@@ -29,7 +29,7 @@ class Number(click.FloatRange):
         return "X"
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[Any]):
     """Bytes with a unit, as the language has them."""
 
     name = "size"

@@ -96,7 +96,7 @@ def _fit(
     if not isinstance(parsed, Spec):
         raise PlanError("a plan made elsewhere keeps its decisions: give --fit the spec that it was made of")
     step = parsed.step or Step()
-    said = {"batch": asked["batch"] or step.batch or 1, "tokens": asked["tokens"] or step.tokens or 512}
+    said: dict[str, Any] = {"batch": asked["batch"] or step.batch or 1, "tokens": asked["tokens"] or step.tokens or 512}
     found = fit(replace(parsed, step=replace(step, **said)), decider(structure, recompute=recompute), size)
     _print(found.plan, form, every_module)
     if form != "text":

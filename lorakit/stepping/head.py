@@ -90,9 +90,10 @@ class HeadByChunks:
         body = _Recalled(self._body, kwargs.get("logits_to_keep"), [len(one) for one in chunks])
         trained: list[nn.Parameter] = []
         total: Tensor | None = None
-        lift, gradients = 1.0, []
-        kind: type = tuple
-        with _in_place_of(self._model, self._model.base_model_prefix, body):
+        lift = 1.0
+        gradients: list[Tensor | None] = []
+        kind: Any = tuple
+        with _in_place_of(self._model, str(self._model.base_model_prefix), body):
             for chunk in chunks:
                 output = own(**given, labels=chunk.unsqueeze(0), shift_labels=chunk.unsqueeze(0))
                 kind = type(output)

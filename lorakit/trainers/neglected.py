@@ -29,7 +29,7 @@ def tell(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         logger.warning(
             "an %s steps that is not the spec's; not in force: %s; `lorakit.optimizer(model)` makes the one with them, "
             "for transformers' Trainer as `optimizers=(lorakit.optimizer(model), None)`, or where it refuses that as "
-            "`optimizer_cls_and_kwargs=(lorakit.SpecOptimizer, {})`",
+            "`optimizer_cls_and_kwargs=(lorakit.optimizer, {})`",
             type(_inner(optimizer)).__name__, ", ".join(lost),
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ SPEC = "adapt @linear rank 2"
 WAY = (
     "; `lorakit.optimizer(model)` makes the one with them, for transformers' Trainer as "
     "`optimizers=(lorakit.optimizer(model), None)`, or where it refuses that as "
-    "`optimizer_cls_and_kwargs=(lorakit.SpecOptimizer, {})`"
+    "`optimizer_cls_and_kwargs=(lorakit.optimizer, {})`"
 )
 
 

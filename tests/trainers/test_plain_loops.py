@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -121,7 +121,7 @@ def test_a_module_that_holds_the_model_stands_for_it(tokens: torch.Tensor, tmp_p
     holder = Holder(policy=model, head=nn.Linear(2, 2))
     around = [holder, nn.DataParallel(holder), torch.compile(holder, backend="eager"), Holder(policy=holder)]
     for number, one in enumerate(around):
-        step = lorakit.Step(one, lorakit.optimizer(one))  # type: ignore[arg-type]
+        step = lorakit.Step(one, lorakit.optimizer(cast(nn.Module, one)))  # type: ignore[arg-type]
         step({"input_ids": tokens, "labels": tokens})
         lorakit.save(one, tmp_path / str(number))  # type: ignore[arg-type]
         assert lorakit.summary(one) == lorakit.summary(model)  # type: ignore[arg-type]

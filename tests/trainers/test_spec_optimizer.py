@@ -49,7 +49,7 @@ def test_what_a_trainers_own_optimizer_leaves_out_is_said_once(
     trainer(lorakit.apply(spec, make_llama()), tmp_path).train()
     (message,) = said(caplog)
     assert message.startswith("an AdamW steps that is not the spec's; ") and f"; not in force: {lost}; " in message
-    assert "`optimizer_cls_and_kwargs=(lorakit.SpecOptimizer, {})`" in message
+    assert "`optimizer_cls_and_kwargs=(lorakit.optimizer, {})`" in message
 
 
 def test_nothing_is_said_where_nothing_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -75,7 +75,7 @@ def test_a_loop_of_ones_own_is_told_too(tokens: torch.Tensor, caplog: pytest.Log
     assert message.startswith("an Adagrad steps that is not the spec's")
 
 
-FACTORY: Any = (lorakit.SpecOptimizer, {})
+FACTORY: Any = (lorakit.optimizer, {})
 
 
 @pytest.mark.parametrize("views", [False, True])
@@ -90,7 +90,7 @@ def test_the_factory_makes_the_specs_optimizer(views: bool, tmp_path: Path) -> N
         assert sorted(group["initial_lr"] for group in run.optimizer.param_groups) == [0.1, 0.5]  # type: ignore[union-attr]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
     model = lorakit.apply(SGD, make_llama())
-    run = trainer(model, tmp_path, optimizer_cls_and_kwargs=(lorakit.SpecOptimizer, {"lr": 0.2}))
+    run = trainer(model, tmp_path, optimizer_cls_and_kwargs=(lorakit.optimizer, {"lr": 0.2}))
     assert sorted(group["lr"] for group in run.create_optimizer().param_groups) == [0.2, 0.5]
 
 
