@@ -340,7 +340,7 @@ def test_a_plan_is_made_of_standard_input(
     [
         ("lorakit plan a", {"plain,a.lora"}),
         ("lorakit plan m", {"file,m"}),
-        ("lorakit explain L10", {f"plain,L10{n}" for n in range(1, 9)}),
+        ("lorakit explain L10", {f"plain,L10{n}" for n in range(1, 10)}),
         ("lorakit help mer", {"plain,merge"}),
         ("lorakit plan --form", {"plain,--format"}),
     ],

@@ -118,7 +118,9 @@ def _aside(target: Path) -> Iterator[Path]:
         made = scratch / target.name
         try:
             yield made
-            open_up(made)
+            if made.is_dir():
+                # a file keeps what it was given
+                open_up(made)
             _flush_made(made, target)
             _put_in_place(made, target)
             _flush_place(target)

@@ -216,7 +216,7 @@ def memory_rows(memory: Memory) -> Iterable[tuple[str, int, str]]:
     yield (
         "workspace",
         memory.workspace,
-        "for a moment: logits, by chunks, or gradients beside the largest weight dequantized"
+        "for a moment: logits, or gradients beside a dequantized weight"
         if memory.workspace
         else "",
     )

@@ -113,7 +113,7 @@ def test_monsters(text: str, code: str) -> None:
     analysis = look(text)
     assert len(render_text(analysis.diagnostics, analysis.sources)) < 4_000
     assert analysis.diagnostics[0].code == code
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 20
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_monsters(text: str, code: str) -> None:
     ids=lambda text: text[:20],
 )
 def test_much_of_something(text: str) -> None:
-    assert seconds(lambda: look(text)) < 10
+    assert seconds(lambda: look(text)) < 40
 
 
 def test_an_error_of_many_problems_shows_a_screen_of_them_and_holds_all() -> None:

@@ -99,7 +99,7 @@ def test_five_thousand_statements(line: str) -> None:
     look("adapt q rank 4")
     start = time.process_time()
     analysis = look(text)
-    assert time.process_time() - start < 4
+    assert time.process_time() - start < 16
     assert analysis.spec is not None and len(analysis.spec.rules) == 5_000
 
 

@@ -313,7 +313,7 @@ def test_what_cannot_step_shards_is_refused_before_any_step(nursery: Nursery) ->
     child = nursery.start(SHARDED)
     assert child.wait() == 0, child.err
     paged, eight, plain = child.out.splitlines()
-    assert paged == "paged: a parameter is a DTensor, whose state no page can hold; step it without paging"
+    assert paged == "paged: FSDP shards what trains, and no page holds the state of a shard; leave out `paged`"
     assert eight.startswith("`adamw8bit` cannot step what is sharded over processes: ") and eight.endswith("as adamw")
     assert plain == "AdamW True"
 
