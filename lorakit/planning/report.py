@@ -216,7 +216,5 @@ def memory_rows(memory: Memory) -> Iterable[tuple[str, int, str]]:
     yield (
         "workspace",
         memory.workspace,
-        "for a moment: logits, or gradients beside a dequantized weight"
-        if memory.workspace
-        else "",
+        "for a moment: logits, or gradients beside a dequantized weight" if memory.workspace else "",
     )
