@@ -9,20 +9,24 @@ on a CPU it is the bytes of all tensors that exist at once.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from live import Live
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from live import Live
 
 import lorakit
 from lorakit.errors import PromiseError
 from lorakit.planning.plan import Plan
 
 SPEC = "adapt @linear rank 16 quant nf4 double"
-# family, its widths beside `hidden`, and whether its head is tied to its embedding
+# a config class, and its widths
 FAMILIES = {
     "llama": ("LlamaConfig", {"intermediate": 3.5, "vocabulary": 32_000}),
     "qwen3": ("Qwen3Config", {"intermediate": 3.0, "vocabulary": 64_000}),

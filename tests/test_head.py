@@ -16,7 +16,7 @@ import lorakit
 from architectures import ARCHITECTURES, Architecture
 from helpers import make_gpt2, make_llama, randomize
 from lorakit.data.tokens import IGNORED
-from lorakit.planning.head import LOGITS, TILE, rows_at_once
+from lorakit.planning.head import LOGITS, TILE, chunk_of, rows_at_once
 from lorakit.stepping.head import HeadByChunks
 from lorakit.trainers.condensed import learned_only, learned_places, one_row
 
@@ -205,6 +205,7 @@ def test_every_architecture_has_its_own_loss(architecture: Architecture) -> None
 
 
 def test_rows_at_once_are_of_a_size_that_is_known() -> None:
+    assert [chunk_of(rows, 1024) for rows in (1, 1024, 1025, 1536, 4096)] == [1, 1024, 513, 768, 1024]
     for vocabulary in (2, 49_152, 128_256, 262_144, 10**9):
         rows = rows_at_once(vocabulary)
         assert rows % TILE == 0 and (rows == TILE or rows * vocabulary <= LOGITS)

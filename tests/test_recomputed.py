@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import weakref
 from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from live import Live
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainingArguments
 
 import lorakit
@@ -29,42 +28,6 @@ SPEC = "adapt @linear rank 4 dtype fp32"
 STEP = "step batch 4 tokens 64"
 BATCH = {"input_ids": torch.randint(128, (4, 64), generator=torch.Generator().manual_seed(0))}
 BATCH["labels"] = BATCH["input_ids"]
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of tensors that exist, and the most that did."""
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self._seen: set[int] = set()
-        for tensor in (*model.parameters(), *model.buffers(), *_state(optimizer)):
-            self._add(tensor)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for one in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(one, Tensor):
-                self._add(one)
-        return made
-
-    def _add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
-
-
-def _state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [one for state in optimizer.state.values() for one in state.values() if isinstance(one, Tensor)]
 
 
 def make_deep(**changes: Any) -> Any:
@@ -203,7 +166,8 @@ def test_no_more_is_held() -> None:
         optimizer = lorakit.optimizer(model)
         step = lorakit.Step(model, optimizer)
         step(BATCH)
-        with Live(model, optimizer) as live:
+        state = (one for held in optimizer.state.values() for one in held.values() if isinstance(one, Tensor))
+        with Live((*model.parameters(), *model.buffers(), *state)) as live:
             step(BATCH)
         # those of the step before go first
         assert live.most == pytest.approx(plan.memory.peak - plan.memory.gradients, rel=0.03), count

@@ -11,3 +11,8 @@ TILE = 128
 def rows_at_once(vocabulary: int) -> int:
     """Return for how many rows logits are computed at once in a training step; they come by as many at a time."""
     return max(LOGITS // max(vocabulary, 1) // TILE, 1) * TILE
+
+
+def chunk_of(rows: int, most: int) -> int:
+    """Return how many of these rows a chunk has where at most so many are computed at once: all of one size."""
+    return -(-rows // -(-rows // most))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lorakit.planning.activations import FLOAT32, activations_of, head_of
 from lorakit.planning.computing import dequantized_bytes, held_itemsize, widened_bytes
 from lorakit.planning.hardware import Compute
-from lorakit.planning.head import rows_at_once
+from lorakit.planning.head import chunk_of, rows_at_once
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.plan import Memory, PlanEntry
 
@@ -30,7 +30,7 @@ def forecast(
     """
     rows = step.batch * step.tokens
     vocabulary, _ = head_of(inventory)
-    at_once = min(rows, rows_at_once(vocabulary))
+    at_once = chunk_of(rows, rows_at_once(vocabulary))
     changed = sum(entry.bytes.weight_before - entry.bytes.weight_after for entry in entries)
     changed -= widened_bytes(inventory, entries, compute)
     own, itemsize = _itemsize(inventory), _itemsize(inventory, compute)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lorakit.data.tokens import IGNORED
-from lorakit.planning.head import rows_at_once
+from lorakit.planning.head import chunk_of, rows_at_once
 
 Output = Any
 Forward = Callable[..., Output]
@@ -74,9 +74,7 @@ class HeadByChunks:
             return 0
         if self._agrees is None:
             self._agrees = self._is_own_loss(own, labels.device)
-        count = labels.numel()
-        # all of one size, as far as it goes
-        return -(-count // -(-count // self._rows)) if self._agrees else 0
+        return chunk_of(labels.numel(), self._rows) if self._agrees else 0
 
     def _by_chunks(self, own: Forward, kwargs: Mapping[str, Any], rows: int) -> Any:
         targets = kwargs["shift_labels"] if kwargs.get("shift_labels") is not None else following(kwargs["labels"])
