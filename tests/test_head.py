@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_condensed import chats, make_capped, make_mixtral, own_loss, padded
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lorakit
@@ -123,6 +125,51 @@ def test_all_logits_never_exist_together() -> None:
     # beside them the widest is the MLP's
     config: Any = model.config
     assert largest == 4 * 64 * config.intermediate_size > ROWS * VOCABULARY
+
+
+def test_a_body_that_gives_more_rows_than_there_are_labels_is_left_to_the_model() -> None:
+    model: Any = adapted(make_llama())
+    own = model.forward
+
+    def forward(input_ids: Tensor, labels: Tensor, **given: Any) -> Any:
+        # as models do that put an image's tokens before a text's
+        if len(input_ids) > 2:
+            ids = torch.cat([input_ids[:, :4], input_ids], 1)
+            labels = torch.cat([torch.full_like(labels[:, :4], IGNORED), labels], 1)
+            return own(ids, labels=labels, **{**given, "shift_labels": None})
+        return own(input_ids, labels=labels, **given)
+
+    wanted = forward(**batch_of()).loss
+    model.forward = forward
+    head = HeadByChunks(model, ROWS)
+    for _ in range(2):
+        with head.standing():
+            output = model(**batch_of())
+        assert output.logits is not None and float(output.loss) == float(wanted)
+
+
+def check_data_parallel(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    model = adapted(make_llama(), "adapt q_proj,lm_head rank 4 dtype fp32")
+    found = []
+    batch = batch_of()
+    batch = {name: value.roll(rank, 1) for name, value in batch.items()}
+    wrapped: Any = nn.parallel.DistributedDataParallel(model)
+    for head in (nullcontext(), HeadByChunks(model, ROWS).standing()):
+        model.zero_grad()
+        with head:
+            output = wrapped(**batch)
+        output.loss.backward()
+        found.append({name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None})
+    assert output.logits is None and found[0].keys() == found[1].keys() and found[0]
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=2e-5, atol=1e-7, msg=name)
+    torch.distributed.destroy_process_group()
+
+
+def test_gradients_that_several_processes_average(tmp_path: Path) -> None:
+    spawn(check_data_parallel, (str(tmp_path),), nprocs=2)
 
 
 def test_few_rows_are_computed_as_ever() -> None:

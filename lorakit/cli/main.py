@@ -20,7 +20,6 @@ from lorakit.cli.help import Group, command, group
 from lorakit.cli.terminal import BAD_INPUT, INTERRUPTED, SIGNALLED, WORK_FAILED, fail
 from lorakit.encoding import ERRORS
 from lorakit.errors import LorakitError, TrainingError, WriteError
-from lorakit.processes import is_gone, speaks
 from lorakit.version import __version__
 
 # in the order in which help shows them
@@ -168,6 +167,8 @@ def main() -> None:
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), WORK_FAILED)
     except Exception as error:
+        from lorakit.processes import is_gone, speaks
+
         if not speaks():
             raise SystemExit(WORK_FAILED) from None
         if is_gone(error):

@@ -61,9 +61,11 @@ def fit(spec: Spec, decide: Decide, size: Amount) -> Fit:
             if needs(plan) <= size.value:
                 return _lean(spec, last, decide, size)
         taken = last
+    from lorakit.planning.report import show_bytes
+
     raise PlanError(
         f"nothing that a spec says makes a step fit {size.written:g}{size.unit}: it holds "
-        f"{needs(plan) / 2**30:.2f}GiB with {'; '.join(change.words for change in taken)}"
+        f"{show_bytes(needs(plan))} with {'; '.join(change.words for change in taken)}"
     )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lorakit.application.sharding import is_sharded
 from lorakit.data.tokens import IGNORED
 from lorakit.planning.head import chunk_of, rows_at_once
 
@@ -42,7 +43,11 @@ class HeadByChunks:
     @contextmanager
     def standing(self) -> Iterator[None]:
         """Have the model's forward compute by chunks inside the block; its output has a loss and no logits then."""
-        if self._body is None or _several() or getattr(self._model, "_compiled_call_impl", None) is not None:
+        if (
+            self._body is None
+            or is_sharded(self._model)
+            or getattr(self._model, "_compiled_call_impl", None) is not None
+        ):
             yield
             return
         own, was = self._model.forward, self._model.__dict__.get("forward")
@@ -51,7 +56,11 @@ class HeadByChunks:
             rows = self._rows_of(own, args, kwargs)
             if not rows:
                 return own(*args, **kwargs)
-            return self._by_chunks(own, kwargs, rows)
+            try:
+                return self._by_chunks(own, kwargs, rows)
+            except _UnlikeError:
+                self._agrees = False
+                return own(*args, **kwargs)
 
         self._model.forward = forward
         try:
@@ -144,6 +153,10 @@ class HeadByChunks:
                 module.training = training
 
 
+class _UnlikeError(Exception):
+    """A body gives other rows than there are labels for: which belong together, the model's own forward knows."""
+
+
 class _Recalled(nn.Module):
     """Stands in the place of a body: computes what it computes once, and gives one chunk of it after the other."""
 
@@ -153,6 +166,7 @@ class _Recalled(nn.Module):
         object.__setattr__(self, "_own", body)
         self._kept = kept
         self._sizes = iter(sizes)
+        self._rows = sum(sizes)
         self._output: Any = None
         self._done = 0
         self.hidden = torch.empty(0)
@@ -171,6 +185,8 @@ class _Recalled(nn.Module):
             own: Any = self.__dict__["_own"]
             self._output = own(*args, **kwargs)
             self.hidden = kept_rows(self._output[0], self._kept)
+            if len(self.hidden) != self._rows:
+                raise _UnlikeError
         size = next(self._sizes)
         self.chunk = self.hidden[self._done : self._done + size].detach()
         if torch.is_grad_enabled():
@@ -254,7 +270,3 @@ def _added(totals: Sequence[Tensor | None], more: Sequence[Tensor | None]) -> li
         one if other is None else other.float() if one is None else one.add_(other)
         for one, other in zip(totals, more, strict=True)
     ]
-
-
-def _several() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -12,7 +12,6 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
-from lorakit.stepping.head import HeadByChunks
 from lorakit.stepping.ladder import Climb, Ladder
 from lorakit.stepping.losses import OwnLoss, refused, several_processes
 from lorakit.stepping.shortage import retried
@@ -35,7 +34,6 @@ class Survivor(TrainerCallback):
         self._step, self._create = trainer.training_step, trainer.create_optimizer
         self._clip = trainer.accelerator.clip_grad_norm_
         self._learning = OwnLoss(model)
-        self._head = HeadByChunks(model)
         self._items: Any = None
         self._refused = several_processes()
         self._ladder = Ladder(
@@ -59,7 +57,7 @@ class Survivor(TrainerCallback):
 
         def run(batch: Any, share: float) -> Tensor:
             # each part is divided by what the whole holds already
-            by_chunks = self._head.standing() if self._takes_the_loss_alone else nullcontext()
+            by_chunks = self._learning.head.standing() if self._takes_the_loss_alone else nullcontext()
             with uncounted(self._trainer), by_chunks:
                 loss: Tensor = self._step(model, dict(batch), num_items_in_batch)
             return loss
