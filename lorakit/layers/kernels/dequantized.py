@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lorakit.layers.kernels.in_place import add_product_
-from lorakit.layers.kernels.low_rank import add_low_rank_, as_rows
+from lorakit.layers.kernels.low_rank import add_low_rank, add_low_rank_, as_rows
+from lorakit.layers.kernels.product import Dequantize, form_of, product
 from lorakit.values import LowRank, QuantizedWeight, Storage
 
 if TYPE_CHECKING:
     from lorakit.hooks.protocols import Linear
-
-# from a quantizer's tensors by name to the weight (out_features, in_features) in a dtype
-Dequantize = Callable[[Mapping[str, Tensor], torch.dtype], Tensor]
 
 
 def dequantizing(storage: Storage) -> Linear:
@@ -28,7 +25,15 @@ def dequantizing(storage: Storage) -> Linear:
     def dequantize(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         return storage.quantizer.dequantize(QuantizedWeight(tensors, storage.shape, storage.dtype)).to(dtype)
 
-    return functools.partial(dequantized_linear, dequantize=dequantize)
+    return linear_of(storage, dequantize)
+
+
+def linear_of(storage: Storage, dequantize: Dequantize, merge: Any = None) -> Linear:
+    """Return what multiplies with a weight of this storage by what dequantizes it.
+
+    `merge` is the layout that products of one input may share (`merging.py`).
+    """
+    return functools.partial(dequantized_linear, dequantize=dequantize, form=form_of(storage, dequantize, merge))
 
 
 def dequantized_linear(
@@ -38,6 +43,7 @@ def dequantized_linear(
     low_rank: Sequence[LowRank],
     *,
     dequantize: Dequantize,
+    form: str,
 ) -> Tensor:
     """Return x (..., in_features) @ weightᵀ + bias + what adapters add, in the dtype that a plain Linear would give.
 
@@ -45,15 +51,22 @@ def dequantized_linear(
     """
     device = x.device.type
     if not torch.is_autocast_enabled(device):
-        return _dequantized_linear(x, base, bias, low_rank, dequantize)
+        return _dequantized_linear(x, base, bias, low_rank, dequantize, form)
     x = x.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
-        return _dequantized_linear(x, base, bias, low_rank, dequantize)
+        return _dequantized_linear(x, base, bias, low_rank, dequantize, form)
 
 
 def _dequantized_linear(
-    x: Tensor, base: Mapping[str, Tensor], bias: Tensor | None, low_rank: Sequence[LowRank], dequantize: Dequantize
+    x: Tensor,
+    base: Mapping[str, Tensor],
+    bias: Tensor | None,
+    low_rank: Sequence[LowRank],
+    dequantize: Dequantize,
+    form: str,
 ) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _compiled(x, base, bias, low_rank, form)
     rows, dtype = as_rows(x), x.dtype
     scalings: list[float] = []
     pairs: list[Tensor] = []
@@ -70,6 +83,16 @@ def _dequantized_linear(
     else:
         result = _Product.apply(rows, bias, dequantize(base, dtype), base, dequantize, scalings, *pairs)
     return result if x.ndim == 2 else result.view(*x.shape[:-1], result.shape[1])
+
+
+def _compiled(
+    x: Tensor, base: Mapping[str, Tensor], bias: Tensor | None, low_rank: Sequence[LowRank], form: str
+) -> Tensor:
+    """Return the product as one op, and with it what every row gets alike."""
+    if any(dropout or isinstance(scaling, Tensor) for _, _, scaling, dropout in low_rank):
+        return add_low_rank(product(x, bias, base, (), (), form), x, low_rank)
+    pairs = [matrix for lora_A, lora_B, _, _ in low_rank for matrix in (lora_A, lora_B)]
+    return product(x, bias, base, pairs, [one.scaling for one in low_rank], form)
 
 
 # where the pairs begin among what the product is given
@@ -100,7 +123,7 @@ class _Product(torch.autograd.Function):
         result = functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
         thin = [functional.linear(x, lora_A) for lora_A in pairs[::2]]
         for one, lora_B, scaling in zip(thin, pairs[1::2], scalings, strict=True):
-            add_product_(result, one, lora_B.t(), scaling)
+            result.addmm_(one, lora_B.t(), alpha=scaling)
         # x is there for the gradient of A alone
         ctx.save_for_backward(*([x, *thin, *pairs] if pairs else []))
         return result
@@ -119,10 +142,6 @@ class _Product(torch.autograd.Function):
                 # asked for once: checkpointing gives them out once
                 x, *kept = ctx.saved_tensors
                 thin, pairs = kept[:count], kept[count:]
-                if torch.compiler.is_compiling():
-                    # a compiler keeps what a product reads; what a pass that waits for the gradient reads, it may as
-                    # well compute again on the way
-                    x = x * torch.ops.lorakit.one_after(gradient)
                 for index, scaling in enumerate(ctx.scalings):
                     lora_A, lora_B = pairs[2 * index : 2 * index + 2]
                     of_thin = _scaled(gradient @ lora_B, scaling)
@@ -131,9 +150,9 @@ class _Product(torch.autograd.Function):
                     of_pairs.append(of_thin.t() @ x if needed[first] else None)
                     of_pairs.append(_scaled(gradient.t() @ thin[index], scaling) if needed[first + 1] else None)
             if needed[0]:
-                of_x = gradient @ ctx.dequantize(_anew(ctx.tensors, gradient), gradient.dtype)
+                of_x = gradient @ ctx.dequantize(ctx.tensors, gradient.dtype)
                 for of_thin, lora_A in narrow:
-                    add_product_(of_x, of_thin, lora_A, 1.0)
+                    of_x.addmm_(of_thin, lora_A)
         if needed[1]:
             of_bias = gradient.sum(0, dtype=ctx.bias_dtype)
         return of_x, of_bias, None, None, None, None, *of_pairs
@@ -141,20 +160,6 @@ class _Product(torch.autograd.Function):
 
 def _scaled(product: Tensor, scaling: float) -> Tensor:
     return product if scaling == 1.0 else product * scaling
-
-
-def _anew(tensors: Mapping[str, Tensor], gradient: Tensor) -> Mapping[str, Tensor]:
-    """Return the tensors of a weight that is to be dequantized again; a compiler would keep the first result else.
-
-    It sees that both come from the same, unless the smallest of them waits for the gradient.
-    """
-    if not torch.compiler.is_compiling() or not tensors:
-        return tensors
-    smallest = ""
-    for name, tensor in tensors.items():
-        if not smallest or tensor.numel() < tensors[smallest].numel():
-            smallest = name
-    return {**tensors, smallest: torch.ops.lorakit.copy_after(tensors[smallest], gradient)}
 
 
 def _exactly(device: str) -> contextlib.AbstractContextManager[Any]:

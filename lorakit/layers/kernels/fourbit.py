@@ -7,7 +7,6 @@ Source: Dettmers et al. 2023, "QLoRA", arXiv:2305.14314, section 3.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,9 @@ import bitsandbytes.functional as bnb
 import torch
 from torch import Tensor
 
-from lorakit.layers.kernels.dequantized import dequantized_linear
+from lorakit.layers.kernels.dequantized import linear_of
 from lorakit.layers.kernels.fourbit_cpu import writer
+from lorakit.layers.kernels.merging import FourBits
 from lorakit.values import Storage
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def four_bit(storage: Storage) -> Linear:
             weight = write(packed, _scales(tensors) if quantizer.double else tensors["absmax"])
         return weight if weight.dtype == dtype else weight.to(dtype)
 
-    return functools.partial(dequantized_linear, dequantize=dequantize)
+    return linear_of(storage, dequantize, FourBits(quantizer.name, quantizer.blocksize))
 
 
 def dequantize_4bit(

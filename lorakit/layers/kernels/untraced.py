@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lorakit.layers.kernels.dequantized import dequantized_linear
+from lorakit.layers.kernels.dequantized import linear_of
 from lorakit.values import QuantizedWeight, Storage
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def untraced(storage: Storage) -> Linear:
         )
         return weight.to(dtype)
 
-    return functools.partial(dequantized_linear, dequantize=dequantize)
+    return linear_of(storage, dequantize)
 
 
 @torch.library.impl(_LIBRARY, "dequantize", "CompositeExplicitAutograd")
