@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -69,8 +70,12 @@ class OwnLoss:
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         device = next(model.parameters()).device
+        given = {name: moved(value, device) for name, value in batch.items()}
+        if self._caches:
+            # what a next token would be asked with is of no use here, and a block compiled for one is of that one alone
+            given = {"use_cache": False, **given}
         with self.head.standing():
-            loss = getattr(model(**{name: moved(value, device) for name, value in batch.items()}), "loss", None)
+            loss = getattr(model(**given), "loss", None)
         if not isinstance(loss, Tensor):
             raise ModelError("the model gives no loss for this batch: give it `labels`, or Step a `loss` of its own")
         return loss
@@ -87,6 +92,11 @@ class OwnLoss:
         if getattr(config, "output_router_logits", False):
             return "its loss holds one over the routers of all rows together"
         return ""
+
+    @property
+    def _caches(self) -> bool:
+        config = getattr(self.model, "config", None)
+        return bool(getattr(config, "use_cache", False)) and "use_cache" in inspect.signature(self.model.forward).parameters
 
     @property
     def _name(self) -> str:

@@ -35,6 +35,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     ranks: tl.constexpr,
     nested: tl.constexpr,
     precision: tl.constexpr,
+    by_dot: tl.constexpr,
     block_groups: tl.constexpr,
     nested_blocksize: tl.constexpr,
     tile_rows: tl.constexpr,
@@ -66,16 +67,28 @@ def _kernel(  # type: ignore[no-untyped-def]
     even = tl.load(levels + (byte >> 4)) * scale
     odd = tl.load(levels + (byte & 15)) * scale
     if rank > 0:
-        k = tl.arange(0, ranks)
-        thin = tl.load(
-            lora_B + row[:, None].to(tl.int64) * rank + k[None, :],
-            mask=(row[:, None] < rows) & (k[None, :] < rank),
-            other=0.0,
-        )
-        at = lora_A + k[:, None].to(tl.int64) * columns + pair[None, :] * 2
-        there = (k[:, None] < rank) & (pair[None, :] * 2 < columns)
-        even += scaling * tl.dot(thin, tl.load(at, mask=there, other=0.0), input_precision=precision)
-        odd += scaling * tl.dot(thin, tl.load(at + 1, mask=there, other=0.0), input_precision=precision)
+        # products of tensor cores lie otherwise and have to be moved; few columns are summed as fast where they are
+        if by_dot:
+            k = tl.arange(0, ranks)
+            thin = tl.load(
+                lora_B + row[:, None].to(tl.int64) * rank + k[None, :],
+                mask=(row[:, None] < rows) & (k[None, :] < rank),
+                other=0.0,
+            )
+            at = lora_A + k[:, None].to(tl.int64) * columns + pair[None, :] * 2
+            there = (k[:, None] < rank) & (pair[None, :] * 2 < columns)
+            even += scaling * tl.dot(thin, tl.load(at, mask=there, other=0.0), input_precision=precision)
+            odd += scaling * tl.dot(thin, tl.load(at + 1, mask=there, other=0.0), input_precision=precision)
+        else:
+            change_even = tl.zeros((tile_rows, half), tl.float32)
+            change_odd = tl.zeros((tile_rows, half), tl.float32)
+            for k in tl.static_range(rank):
+                own = tl.load(lora_B + row.to(tl.int64) * rank + k, mask=row < rows, other=0.0).to(tl.float32)[:, None]
+                at = lora_A + k * columns + pair * 2
+                change_even += own * tl.load(at, mask=pair * 2 < columns, other=0.0).to(tl.float32)[None, :]
+                change_odd += own * tl.load(at + 1, mask=pair * 2 < columns, other=0.0).to(tl.float32)[None, :]
+            even += scaling * change_even
+            odd += scaling * change_odd
     both = tl.interleave(even, odd)
     where = first + tl.arange(0, tile_columns)
     tl.store(
@@ -96,6 +109,7 @@ def write(
     blocksize: int,
     nested_blocksize: int = 256,
     tile: tuple[int, int, int] = TILE,
+    by_dot: bool = True,
 ) -> None:
     """Write weight + scaling · B @ A to `out` (out_features, in_features), whose rows lie one after the other.
 
@@ -118,7 +132,7 @@ def write(
             tensors["nested_offset"] if nested else absmax, levels, nested_levels, lora_A.contiguous(),
             lora_B.contiguous(), out, rows, columns, scaling, rank=rank,
             ranks=max(NARROWEST, triton.next_power_of_2(rank)), nested=nested,
-            precision="tf32" if out.dtype != torch.float32 else "ieee", block_groups=blocksize // ALIGNED,
+            precision="tf32" if out.dtype != torch.float32 else "ieee", by_dot=by_dot, block_groups=blocksize // ALIGNED,
             nested_blocksize=nested_blocksize, tile_rows=tile_rows, tile_columns=tile_columns, aligned=ALIGNED,
             num_warps=warps, enable_fp_fusion=False,
         )  # fmt: skip
