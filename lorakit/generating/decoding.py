@@ -157,14 +157,14 @@ class _Standing:
 
     def cache(self, *args: Any, **kwargs: Any) -> Any:
         """Return a static cache of a rounded length, one of before where it fits."""
-        assert self._static_cache is not None
+        make: Any = self._static_cache
         if "max_cache_len" not in kwargs or args or self._encodes:
-            return self._static_cache(*args, **kwargs)
+            return make(*args, **kwargs)
         kwargs["max_cache_len"] = -(-kwargs["max_cache_len"] // STEP) * STEP
         key = tuple(kwargs.get(name) for name in ("cache_implementation", "batch_size", "max_cache_len"))
         # transformers makes each cache as long as the longest before
         vars(self._model).pop("_previous_max_cache_length", None)
-        return self._decoding.kept_cache(key, lambda: self._static_cache(**kwargs))
+        return self._decoding.kept_cache(key, lambda: make(**kwargs))
 
     def prepare(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the inputs of the next pass, or, where a graph computes it, keep them for the graph."""

@@ -40,9 +40,9 @@ CAPABILITY = (8, 0)
 
 _DTYPES = (torch.bfloat16, torch.float16)
 
-torch.library.define(
-    "lorakit::few_rows_4bit",
-    "(Tensor x, Tensor packed, Tensor absmax, Tensor? nested_absmax, Tensor? nested_offset, Tensor? bias, "
+_LIBRARY = torch.library.Library("lorakit", "FRAGMENT")
+_LIBRARY.define(
+    "few_rows_4bit(Tensor x, Tensor packed, Tensor absmax, Tensor? nested_absmax, Tensor? nested_offset, Tensor? bias, "
     "Tensor? lora_A, Tensor? lora_B, float scaling, int blocksize, str quant_type, int[] shape) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -60,7 +60,7 @@ def few_rows(storage: Storage, otherwise: Linear) -> Linear:
     def linear(x: Tensor, base: Mapping[str, Tensor], bias: Tensor | None, low_rank: Sequence[LowRank]) -> Tensor:
         if torch.is_autocast_enabled("cuda"):
             x = x.to(torch.get_autocast_dtype("cuda"))
-        if not _takes(x, base, low_rank):
+        if not _takes(x, base, bias, low_rank):
             return otherwise(x, base, bias, low_rank)
         rows = as_rows(x)
         with torch.autocast("cuda", enabled=False):
@@ -84,12 +84,13 @@ def fits(storage: Storage) -> bool:
     )
 
 
-def _takes(x: Tensor, base: Mapping[str, Tensor], low_rank: Sequence[LowRank]) -> bool:
+def _takes(x: Tensor, base: Mapping[str, Tensor], bias: Tensor | None, low_rank: Sequence[LowRank]) -> bool:
+    trains = x.requires_grad or (bias is not None and bias.requires_grad) or any(map(_trains, low_rank))
     return (
         x.dtype in _DTYPES
         and x.is_cuda
         and 0 < x.shape[:-1].numel() <= MOST_ROWS
-        and not (torch.is_grad_enabled() and (x.requires_grad or any(_trains(one) for one in low_rank)))
+        and not (trains and torch.is_grad_enabled())
         # other classes of tensors multiply by rules of their own
         and (torch.compiler.is_compiling() or type(base["packed"]) in _IN_MEMORY)
         and not torch._C._are_functorch_transforms_active()
@@ -100,11 +101,7 @@ _IN_MEMORY = (torch.nn.Parameter, Tensor)
 
 
 def _trains(one: LowRank) -> bool:
-    return (
-        one.lora_A.requires_grad
-        or one.lora_B.requires_grad
-        or (isinstance(one.scaling, Tensor) and one.scaling.requires_grad)
-    )
+    return one.A.requires_grad or one.B.requires_grad or (isinstance(one.scaling, Tensor) and one.scaling.requires_grad)
 
 
 def _product(
@@ -118,8 +115,8 @@ def _product(
         base.get("nested_absmax"),
         base.get("nested_offset"),
         None if bias is None else bias.to(rows.dtype),
-        None if inside is None else inside.lora_A,
-        None if inside is None else inside.lora_B,
+        None if inside is None else inside.A,
+        None if inside is None else inside.B,
         0.0 if inside is None else inside.scaling,
         *form,
     )
@@ -131,12 +128,12 @@ def _inside(one: LowRank, rows: Tensor) -> bool:
     return (
         not one.dropout
         and not isinstance(one.scaling, Tensor)
-        and one.lora_A.dtype == one.lora_B.dtype
-        and one.lora_A.dtype in (rows.dtype, torch.float32)
+        and one.A.dtype == one.B.dtype
+        and one.A.dtype in (rows.dtype, torch.float32)
     )
 
 
-@torch.library.impl("lorakit::few_rows_4bit", "CompositeExplicitAutograd")
+@torch.library.impl(_LIBRARY, "few_rows_4bit", "CompositeExplicitAutograd")
 def _dequantized(
     x: Tensor,
     packed: Tensor,
@@ -160,7 +157,7 @@ def _dequantized(
     return add_low_rank_(result, x, [LowRank(lora_A, lora_B, scaling, 0.0)])
 
 
-@torch.library.register_fake("lorakit::few_rows_4bit")  # type: ignore[untyped-decorator]
+@torch.library.register_fake("lorakit::few_rows_4bit", lib=_LIBRARY)  # type: ignore[untyped-decorator]
 def _shaped(
     x: Tensor,
     packed: Tensor,
@@ -178,7 +175,7 @@ def _shaped(
     return x.new_empty((x.shape[0], shape[0]))
 
 
-@torch.library.impl("lorakit::few_rows_4bit", "CUDA")
+@torch.library.impl(_LIBRARY, "few_rows_4bit", "CUDA")
 def _in_one_kernel(
     x: Tensor,
     packed: Tensor,
