@@ -306,6 +306,18 @@ def capture(trainer: Trainer) -> None:
     stand_around(trainer)
 
 
+def generate(model: nn.Module, inputs: Any = None, **settings: Any) -> Any:
+    """Return what transformers' `model.generate(inputs, **settings)` returns, with or without adapters on the model.
+
+    On a CUDA device each token after the prompt is one CUDA graph over a static cache, where nothing in `settings` asks
+    for a cache or a search of its own. Graphs and caches are kept for the next call. What cannot be captured is logged
+    once and computed as ever.
+    """
+    from lorakit.generating.generate import generate as captured
+
+    return captured(model, inputs, **settings)
+
+
 def _decisions(spec: Spec | Plan | str | Path, plugins: Plugins) -> Spec | Plan:
     from lorakit.planning.plan import Plan
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +12,13 @@ from torch import Tensor, nn
 
 from lorakit.stepping.batches import parts_of
 from lorakit.stepping.before import Before
+from lorakit.stepping.graphs import PASSES, reason, told_so, without_waiting
 from lorakit.stepping.losses import Learning
 from lorakit.stepping.padding import Padding
-from lorakit.stepping.shortage import free_caches, is_shortage, let_go
+from lorakit.stepping.shortage import free_caches, let_go
 
 # forms of batches; each has a graph, which takes some MiB beside the memory that all share
 MOST = 24
-# passes before a capture, for what libraries and compilers prepare on their first calls
-PASSES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +104,7 @@ class Captured:
             filled = inputs if isinstance(batch, Mapping) else tuple(inputs.values())
             return self._recorded(filled, inputs, torch.ones((), device=device), before)
         except Exception as error:
-            why = _reason(error)
+            why = reason(error)
             let_go(error)
         before.restore()
         free_caches(thoroughly=True)
@@ -117,12 +115,12 @@ class Captured:
         trained = [one for one in self._model.parameters() if one.requires_grad]
         self._stream.wait_stream(torch.cuda.current_stream())
         # compiled code is of one answer to whether it is captured
-        with _told_so():
+        with told_so():
             with torch.cuda.stream(self._stream):
                 for number in range(PASSES):
                     for parameter in trained:
                         parameter.grad = None
-                    with _without_waiting() if number == PASSES - 1 else nullcontext():
+                    with without_waiting() if number == PASSES - 1 else nullcontext():
                         self._pass(batch, share)
             torch.cuda.current_stream().wait_stream(self._stream)
             # the graph makes its own, into which it writes and does not add
@@ -139,42 +137,6 @@ class Captured:
         loss = self._learning.loss(self._model, batch) * share
         loss.backward()
         return loss.detach()
-
-
-@contextmanager
-def _told_so() -> Iterator[None]:
-    """Let whoever asks whether this is captured hear that it is: there, models leave out questions to the device."""
-    asked = torch.cuda.is_current_stream_capturing
-    torch.cuda.is_current_stream_capturing = _always
-    try:
-        yield
-    finally:
-        torch.cuda.is_current_stream_capturing = asked
-
-
-def _always() -> bool:
-    return True
-
-
-@contextmanager
-def _without_waiting() -> Iterator[None]:
-    """Let whatever waits for the device fail: a capture that fails half-way leaves generators that draw no more."""
-    mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
-
-
-def _reason(error: Exception) -> str:
-    if is_shortage(error):
-        return "memory ran out"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
-    where = f", at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    if "synchronizing CUDA operation" in str(error):
-        return f"it waits for the device on its way{where}"
-    return f"{type(error).__name__}: {error}{where}"
 
 
 def _shapes(parts: Mapping[Any, Tensor]) -> str:

@@ -11,6 +11,7 @@ from transformers import TextStreamer
 
 from lorakit.data.examples import Message
 from lorakit.errors import DataError
+from lorakit.generating.generate import generate
 
 
 def knows_chats(tokenizer: Any) -> bool:
@@ -47,7 +48,8 @@ def answer(
     model.eval()
     torch.manual_seed(seed)
     try:
-        ids = model.generate(  # type: ignore[operator]
+        ids = generate(
+            model,
             **inputs,
             **sampling,
             **unset,

@@ -68,7 +68,9 @@ def four_bit(storage: Storage) -> Linear:
             weight = write(packed, _scales(tensors) if quantizer.double else tensors["absmax"])
         return weight if weight.dtype == dtype else weight.to(dtype)
 
-    return linear_of(storage, dequantize, FourBits(quantizer.name, quantizer.blocksize))
+    from lorakit.layers.kernels.few_rows import few_rows
+
+    return few_rows(storage, linear_of(storage, dequantize, FourBits(quantizer.name, quantizer.blocksize)))
 
 
 def dequantize_4bit(

@@ -8,12 +8,29 @@ the dtype, as four-bit codes times a scale of float32 do.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
+import functools
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from lorakit.layers.kernels import fourbit
+from lorakit.layers.kernels.nvrtc import Kernel, NoCompilerError, available, bits_of, compiled
+
+logger = logging.getLogger("lorakit")
+
+# columns of a strip that have one scale, and ranks that tensor cores multiply at once
+PIECE, NARROW = 32, 16
+# more would not fit a strip's registers
+MOST_RANKS = 8
+WARPS, THREADS = 8, 256
+# warps that keep a large device busy
+ENOUGH = 4096
+# tensor cores multiply bf16 since
+CAPABILITY = (8, 0)
 
 _LIBRARY = torch.library.Library("lorakit", "FRAGMENT")
 _LIBRARY.define(
@@ -78,14 +95,12 @@ def _merged(
     columns: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    from lorakit.layers.kernels.fourbit import dequantize_4bit
-
     members = _members(stored, kinds, pairs)
     result = members[0][0]["packed"].new_empty((sum(B.shape[0] for _, _, B in members), columns), dtype=dtype)
     first = 0
     for (tensors, lora_A, lora_B), scaling in zip(members, scalings, strict=True):
         rows = lora_B.shape[0]
-        weight = dequantize_4bit(tensors, blocksize, quant_type, (rows, columns), torch.float32)
+        weight = fourbit.dequantize_4bit(tensors, blocksize, quant_type, (rows, columns), torch.float32)
         if lora_A.shape[0]:
             weight.addmm_(lora_B.float(), lora_A.float(), alpha=scaling)
         result[first : first + rows].copy_(weight)
@@ -107,30 +122,88 @@ def _shaped(
     return stored[0].new_empty((sum(lora_B.shape[0] for lora_B in pairs[1::2]), columns), dtype=dtype)
 
 
-if torch.cuda.is_available() and importlib.util.find_spec("triton"):
-    from lorakit.layers.kernels import merging_triton
 
-    @torch.library.impl(_LIBRARY, "merged_4bit", "CUDA")
-    def _in_one_pass(
-        stored: Sequence[Tensor],
-        kinds: int,
-        pairs: Sequence[Tensor],
-        scalings: Sequence[float],
-        blocksize: int,
-        quant_type: str,
-        columns: int,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        from lorakit.layers.kernels.fourbit import DOUBLE, levels
+@torch.library.impl(_LIBRARY, "merged_4bit", "CUDA")
+def _in_one_pass(
+    stored: Sequence[Tensor],
+    kinds: int,
+    pairs: Sequence[Tensor],
+    scalings: Sequence[float],
+    blocksize: int,
+    quant_type: str,
+    columns: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    arguments = (stored, kinds, pairs, scalings, blocksize, quant_type, columns, dtype)
+    members = _members(stored, kinds, pairs)
+    if not all(_readable(tensors, lora_A, lora_B, columns, dtype) for tensors, lora_A, lora_B in members):
+        return _merged(*arguments)
+    device = stored[0].device
+    try:
+        kernels = [_kernel(lora_A.shape[0], kinds == len(NAMES), dtype, device) for _, lora_A, _ in members]
+    except NoCompilerError as error:
+        _say_once(str(error))
+        return _merged(*arguments)
+    result = stored[0].new_empty((sum(lora_B.shape[0] for _, _, lora_B in members), columns), dtype=dtype)
+    first = 0
+    # kernels are launched on the current device, wherever the tensors lie: a model may be split over several
+    with torch.cuda.device(device):
+        for kernel, (tensors, lora_A, lora_B), scaling in zip(kernels, members, scalings, strict=True):
+            rows, rank = lora_B.shape
+            strips = -(-columns // (PIECE * _pieces(rank)))
+            chunk = _chunk(rows, strips)
+            kernel.launch(
+                (strips, -(-rows // (chunk * WARPS)), 1),
+                THREADS,
+                (
+                    tensors["packed"], tensors["absmax"], tensors.get("nested_absmax"), tensors.get("nested_offset"),
+                    fourbit.levels(quant_type, device), fourbit.levels(fourbit.DOUBLE, device), lora_A.contiguous(),
+                    lora_B.contiguous(), result[first:], rows, columns, blocksize.bit_length() - 1, rank,
+                    bits_of(scaling), chunk,
+                ),
+            )  # fmt: skip
+            first += rows
+    return result
 
-        if columns % merging_triton.ALIGNED or blocksize % merging_triton.ALIGNED:
-            return _merged(stored, kinds, pairs, scalings, blocksize, quant_type, columns, dtype)
-        device = stored[0].device
-        tables = levels(quant_type, device), levels(DOUBLE, device)
-        result = stored[0].new_empty((sum(B.shape[0] for B in pairs[1::2]), columns), dtype=dtype)
-        first = 0
-        for (tensors, lora_A, lora_B), scaling in zip(_members(stored, kinds, pairs), scalings, strict=True):
-            out = result[first : first + lora_B.shape[0]]
-            merging_triton.write(out, tensors, lora_A, lora_B, scaling, *tables, blocksize)
-            first += lora_B.shape[0]
-        return result
+
+def _readable(tensors: Mapping[str, Tensor], lora_A: Tensor, lora_B: Tensor, columns: int, dtype: torch.dtype) -> bool:
+    packed = tensors["packed"]
+    return (
+        available()
+        and dtype in (torch.bfloat16, torch.float16)
+        and lora_A.dtype == lora_B.dtype == dtype
+        and lora_A.shape[0] <= MOST_RANKS * NARROW
+        and columns % PIECE == 0
+        and lora_B.shape[0] > 0
+        and packed.is_contiguous()
+        and packed.data_ptr() % 4 == 0
+        and torch.cuda.get_device_capability(packed.device) >= CAPABILITY
+    )
+
+
+def _pieces(rank: int) -> int:
+    """Return how many times 32 columns a strip has: registers hold a whole strip's part of A."""
+    return max(1, 4 // max(1, -(-rank // (2 * NARROW))))
+
+
+def _chunk(rows: int, strips: int) -> int:
+    """Return how many rows a warp goes down, so that there are some thousand warps."""
+    wanted = rows * strips / ENOUGH
+    return max(NARROW, min(256, round(wanted / NARROW) * NARROW))
+
+
+@functools.cache
+def _kernel(rank: int, doubled: bool, dtype: torch.dtype, device: torch.device) -> Kernel:
+    defines = (
+        f"RANKS={-(-rank // NARROW)}",
+        f"WHOLE={int(rank % NARROW == 0)}",
+        f"PIECES={_pieces(rank)}",
+        f"HALF={int(dtype == torch.float16)}",
+        f"DOUBLED={int(doubled)}",
+    )
+    return compiled(Path(__file__).with_suffix(".cu").read_text(), "merged", defines, device)
+
+
+@functools.cache
+def _say_once(why: str) -> None:
+    logger.info("merged weights: they are dequantized and added to in two steps, since %s", why)
