@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorakit.layers.kernels.merging import FourBits, merged
+from lorakit.layers.kernels.merging import merged
+from lorakit.layers.kernels.product import FourBits
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,7 @@ def _of_pairs(group: Group, gradient: Tensor, x: Tensor, pairs: Sequence[Tensor]
         for part, lora_B, scaling in zip(owners, pairs[1::2], group.scalings, strict=True)
     ]
     of_A = (_side_by_side(of_thin, 1).t() @ x).split(ranks, 0)
-    of_B = [
-        _scaled(part.t() @ one, scaling) for part, one, scaling in zip(owners, thin, group.scalings, strict=True)
-    ]
+    of_B = [_scaled(part.t() @ one, scaling) for part, one, scaling in zip(owners, thin, group.scalings, strict=True)]
     both = [one for pair in zip(of_A, of_B, strict=True) for one in pair]
     return [one.to(own.dtype) for one, own in zip(both, pairs, strict=True)]
 

@@ -96,7 +96,10 @@ class OwnLoss:
     @property
     def _caches(self) -> bool:
         config = getattr(self.model, "config", None)
-        return bool(getattr(config, "use_cache", False)) and "use_cache" in inspect.signature(self.model.forward).parameters
+        return (
+            bool(getattr(config, "use_cache", False))
+            and "use_cache" in inspect.signature(self.model.forward).parameters
+        )
 
     @property
     def _name(self) -> str:

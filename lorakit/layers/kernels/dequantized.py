@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lorakit.layers.kernels.low_rank import add_low_rank, add_low_rank_, as_rows
-from lorakit.layers.kernels.product import Dequantize, form_of, product
+from lorakit.layers.kernels.product import Dequantize, FourBits, form_of, product
 from lorakit.values import LowRank, QuantizedWeight, Storage
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def dequantizing(storage: Storage) -> Linear:
     return linear_of(storage, dequantize)
 
 
-def linear_of(storage: Storage, dequantize: Dequantize, merge: Any = None) -> Linear:
+def linear_of(storage: Storage, dequantize: Dequantize, merge: FourBits | None = None) -> Linear:
     """Return what multiplies with a weight of this storage by what dequantizes it.
 
     `merge` is the layout that products of one input may share (`merging.py`).

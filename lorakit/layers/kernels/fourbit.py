@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lorakit.layers.kernels.dequantized import linear_of
 from lorakit.layers.kernels.fourbit_cpu import writer
-from lorakit.layers.kernels.merging import FourBits
+from lorakit.layers.kernels.product import FourBits
 from lorakit.values import Storage
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from lorakit.layers.kernels import fourbit
 from lorakit.layers.kernels.nvrtc import Kernel, NoCompilerError, available, bits_of, compiled
+from lorakit.layers.kernels.product import FourBits
 
 logger = logging.getLogger("lorakit")
 
@@ -40,14 +40,6 @@ _LIBRARY.define(
 )
 # tensors of one weight, in this order; the last two where scales are doubled
 NAMES = ("packed", "absmax", "nested_absmax", "nested_offset")
-
-
-@dataclass(frozen=True, slots=True)
-class FourBits:
-    """What weights have to share to be written as one: the format, and the size of blocks."""
-
-    quant_type: str
-    blocksize: int
 
 
 def merged(
@@ -79,7 +71,11 @@ def _members(
     stored: Sequence[Tensor], kinds: int, pairs: Sequence[Tensor]
 ) -> list[tuple[dict[str, Tensor], Tensor, Tensor]]:
     return [
-        (dict(zip(NAMES, stored[kinds * index : kinds * (index + 1)], strict=False)), pairs[2 * index], pairs[2 * index + 1])
+        (
+            dict(zip(NAMES, stored[kinds * index : kinds * (index + 1)], strict=False)),
+            pairs[2 * index],
+            pairs[2 * index + 1],
+        )
         for index in range(len(stored) // kinds)
     ]
 
@@ -120,7 +116,6 @@ def _shaped(
     dtype: torch.dtype,
 ) -> Tensor:
     return stored[0].new_empty((sum(lora_B.shape[0] for lora_B in pairs[1::2]), columns), dtype=dtype)
-
 
 
 @torch.library.impl(_LIBRARY, "merged_4bit", "CUDA")

@@ -21,16 +21,24 @@ Dequantize = Callable[[Mapping[str, Tensor], torch.dtype], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class FourBits:
+    """What weights have to share to be written as one by `merging.py`: the format, and the size of blocks."""
+
+    quant_type: str
+    blocksize: int
+
+
+@dataclass(frozen=True, slots=True)
 class Form:
     """How one kind of stored weight is multiplied with, under the name that the op is given: ops take no objects.
 
-    `merge` is the layout that `merging.py` can write together with what adapters add, if it is one.
+    `merge` is the layout that it may be written in together with what adapters add, if there is one.
     """
 
     quantizer: Any
     dequantize: Dequantize
     shape: tuple[int, int]
-    merge: Any = None
+    merge: FourBits | None = None
 
 
 FORMS: dict[str, Form] = {}
@@ -47,7 +55,7 @@ _LIBRARY.define(
 )
 
 
-def form_of(storage: Storage, dequantize: Dequantize, merge: Any = None) -> str:
+def form_of(storage: Storage, dequantize: Dequantize, merge: FourBits | None = None) -> str:
     """Return the name of a form, the same in every process; what dequantizes has to be the same for equal storages."""
     first = name = f"{storage.quantizer!r} {tuple(storage.shape)} {storage.dtype}"
     count = 1
@@ -59,7 +67,12 @@ def form_of(storage: Storage, dequantize: Dequantize, merge: Any = None) -> str:
 
 
 def product(
-    x: Tensor, bias: Tensor | None, base: Mapping[str, Tensor], pairs: Sequence[Tensor], scalings: Sequence[float], form: str
+    x: Tensor,
+    bias: Tensor | None,
+    base: Mapping[str, Tensor],
+    pairs: Sequence[Tensor],
+    scalings: Sequence[float],
+    form: str,
 ) -> Tensor:
     """Return x (..., in_features) @ weightᵀ + bias + Σ scaling · (x Aᵀ) Bᵀ; pairs are A, B, A, B, …"""
     result: Tensor = torch.ops.lorakit.product.default(
