@@ -17,8 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.generating import cache_state
+from lorakit.generating.fusing import fused
 from lorakit.generating.model_state import model_state
-from lorakit.generating.token import Token, capture
+from lorakit.generating.pieces import Compile, inductor
+from lorakit.generating.places import is_plain, put_back, taken
+from lorakit.generating.token import Capture, Token
 from lorakit.stepping.graphs import reason
 from lorakit.stepping.shortage import free_caches, let_go
 
@@ -30,7 +33,7 @@ STEP = 256
 GROWING = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
 # forms of one answer's tokens; what has more has a new one for each
 MOST_FORMS = 4
-DEVICE = "cuda"
+ONE_BY_ONE = "tokens run one operation after the other"
 
 _MODELS: weakref.WeakKeyDictionary[nn.Module, Decoding] = weakref.WeakKeyDictionary()
 
@@ -38,7 +41,7 @@ _MODELS: weakref.WeakKeyDictionary[nn.Module, Decoding] = weakref.WeakKeyDiction
 def decoding(model: nn.Module, say: Callable[[str], None]) -> Decoding:
     """Return what captures a model's tokens, the same for the same model."""
     if model not in _MODELS:
-        _MODELS[model] = Decoding(say)
+        _MODELS[model] = Decoding(say, Capture())
     return _MODELS[model]
 
 
@@ -49,15 +52,18 @@ Make = Callable[[], tuple[Callable[[], Any], Mapping[Any, Tensor]]]
 class Decoding:
     """The captured tokens of one model, and the caches that they read and write.
 
-    `say` gets a line where a token cannot be captured; it is computed as ever then.
+    `say` gets a line where a token cannot be captured; it is computed as ever then. `capture` makes a graph of a pass.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, say: Callable[[str], None], capture: Callable[..., Any], device: str = "cuda", compile: Compile = inductor
+    ) -> None:
         self._say = say
+        self._capture = capture
+        self._compile = compile
+        self.device = device
         self._tokens: OrderedDict[Any, Token | None] = OrderedDict()
         self._caches: OrderedDict[Any, Any] = OrderedDict()
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
         self._said: set[str] = set()
         self._states: dict[Any, int] = {}
 
@@ -113,15 +119,20 @@ class Decoding:
         return self._tokens[key]
 
     def _made(self, make: Make, cache: Any) -> Token | None:
-        try:
-            run, inputs = make()
-            return capture(run, inputs, cache, self._pool, self._stream)
-        except Exception as error:
-            why = reason(error)
-            let_go(error)
-        free_caches(thoroughly=True)
-        self.say(f"generate: tokens run one operation after the other: {why}")
+        for fuse, instead in ((self._fuse, "what stands between products is not compiled"), (None, ONE_BY_ONE)):
+            try:
+                run, inputs = make()
+                made: Token = self._capture(run, inputs, cache, fuse)
+                return made
+            except Exception as error:
+                why = reason(error)
+                let_go(error)
+            free_caches(thoroughly=True)
+            self.say(f"generate: {instead}: {why}")
         return None
+
+    def _fuse(self, run: Callable[[], Any], change: Any, restore: Any) -> Callable[[], Any]:
+        return fused(run, change, restore, self.say, self._compile)
 
     def say(self, line: str) -> None:
         """Say a line that was not said of this model yet."""
@@ -174,7 +185,7 @@ class _Standing:
             or kwargs.get("is_first_iteration")
             or kwargs.get("next_sequence_length") != 1
             or not cache_state.is_static(cache)
-            or input_ids.device.type != DEVICE
+            or input_ids.device.type != self._decoding.device
         ):
             return self._prepare(input_ids, *args, **kwargs)
         if self._same is None or self._same[1] is not cache:
@@ -196,7 +207,7 @@ class _Standing:
     def _whole(self, input_ids: Tensor, cache: Any, given: Mapping[str, Any]) -> tuple[Token, Any] | None:
         """Return the graph that prepares its inputs too: masks and positions follow from what the device counts."""
         others = {name: value for name, value in given.items() if name not in GROWING and value is not cache}
-        if self._encodes or not _is_plain(others):
+        if self._encodes or not is_plain(others):
             return None
         if any(hasattr(layer, "cumulative_length_int") for layer in cache.layers):
             # masks follow from what Python counts
@@ -228,9 +239,9 @@ class _Standing:
     def _prepared(self, prepared: Mapping[str, Any], cache: Any) -> tuple[Token, Mapping[Any, Tensor]] | None:
         """Return the graph of the model alone, and the inputs that were prepared as ever."""
         values: dict[Any, Tensor] = {}
-        rest = {name: _taken(value, (name,), values) for name, value in prepared.items()}
+        rest = {name: taken(value, (name,), values) for name, value in prepared.items()}
         others = {name: value for name, value in rest.items() if value is not cache}
-        if not _is_plain(others):
+        if not is_plain(others):
             return None
 
         def make() -> tuple[Callable[[], Any], Mapping[Any, Tensor]]:
@@ -238,7 +249,7 @@ class _Standing:
 
             def run() -> Any:
                 return self._forward(
-                    **{name: _put_back(value, inputs) for name, value in rest.items()}, return_dict=True
+                    **{name: put_back(value, inputs) for name, value in rest.items()}, return_dict=True
                 )
 
             return run, inputs
@@ -256,7 +267,7 @@ class _Standing:
     def _token(self, key: Any, make: Make, cache: Any) -> Token | None:
         self._keys.add(key)
         if len(self._keys) > MOST_FORMS:
-            self._decoding.say("generate: tokens run one operation after the other: each has a form of its own")
+            self._decoding.say(f"generate: {ONE_BY_ONE}: each has a form of its own")
             return None
         return self._decoding.token(key, make, cache)
 
@@ -265,40 +276,3 @@ def _last(input_ids: Tensor, given: Mapping[str, Any]) -> dict[Any, Tensor]:
     """Return what is new with a token, of everything that grows: the token itself, its position."""
     grown = {name: given[name] for name in GROWING if isinstance(given.get(name), Tensor) and "mask" not in name}
     return {"": input_ids[:, -1:]} | {name: value[..., -1:] for name, value in grown.items()}
-
-
-class _Place(tuple[Any, ...]):
-    """Where a tensor was among inputs."""
-
-
-def _taken(value: Any, place: tuple[Any, ...], tensors: dict[Any, Tensor]) -> Any:
-    """Return inputs with their tensors, which are put aside, replaced by their places."""
-    if isinstance(value, Tensor):
-        tensors[place] = value
-        return _Place(place)
-    if isinstance(value, dict):
-        held = {name: _taken(inner, (*place, name), tensors) for name, inner in value.items()}
-        return held if type(value) is dict else type(value)(**held)
-    if type(value) in (list, tuple):
-        return type(value)(_taken(inner, (*place, index), tensors) for index, inner in enumerate(value))
-    return value
-
-
-def _put_back(value: Any, tensors: Mapping[Any, Tensor]) -> Any:
-    if isinstance(value, _Place):
-        return tensors[tuple(value)]
-    if isinstance(value, dict):
-        held = {name: _put_back(inner, tensors) for name, inner in value.items()}
-        return held if type(value) is dict else type(value)(**held)
-    if type(value) in (list, tuple):
-        return type(value)(_put_back(inner, tensors) for inner in value)
-    return value
-
-
-def _is_plain(value: Any) -> bool:
-    """Return whether a value is the same wherever it prints the same."""
-    if isinstance(value, dict):
-        return all(map(_is_plain, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from lorakit.generating.cache_state import CacheState, Place, put
 from lorakit.stepping.graphs import PASSES, told_so, without_waiting
+
+# where the next token lies among inputs
+TOKENS = {"", ("input_ids",)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,30 +37,64 @@ class Token:
         return copied(self.outputs)
 
 
-def capture(
-    run: Callable[[], Any], inputs: Mapping[Any, Tensor], cache: Any, pool: Any, stream: torch.cuda.Stream
-) -> Token:
-    """Return a pass over a cache as a graph; the cache is as before then. Raises: whatever the pass raises."""
-    before = CacheState.of(cache)
-    stream.wait_stream(torch.cuda.current_stream())
-    try:
-        with told_so():
-            with torch.cuda.stream(stream):
-                for number in range(PASSES):
-                    with without_waiting() if number == PASSES - 1 else nullcontext():
-                        run()
-                    if before.moved(cache):
-                        raise ValueError("its cache makes new tensors for each token")
-                    counters = before.counted(cache)
-                    before.restore()
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=stream):
-                outputs = run()
-    finally:
-        torch.cuda.current_stream().wait_stream(stream)
+# from a function, what changes its inputs and what puts back what it writes, to one that computes the same
+Fuse = Callable[[Callable[[], Any], Callable[[], None], Callable[[], None]], Callable[[], Any]]
+
+
+class Capture:
+    """Makes graphs of passes, which share their memory and the stream that they are captured on."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
+
+    def __call__(
+        self, run: Callable[[], Any], inputs: Mapping[Any, Tensor], cache: Any, fuse: Fuse | None = None
+    ) -> Token:
+        """Return a pass over a cache, fused if asked for, as a graph; the cache is as before then.
+
+        Raises: whatever the pass raises.
+        """
+        before = CacheState.of(cache)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with told_so():
+                with torch.cuda.stream(self._stream):
+                    run, counters = prepared(run, inputs, cache, before, fuse)
+                torch.cuda.current_stream().wait_stream(self._stream)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                    outputs = run()
+        finally:
+            torch.cuda.current_stream().wait_stream(self._stream)
+            before.restore()
+        return Token(graph, inputs, outputs, counters)
+
+
+def prepared(
+    run: Callable[[], Any], inputs: Mapping[Any, Tensor], cache: Any, before: CacheState, fuse: Fuse | None
+) -> tuple[Callable[[], Any], list[tuple[Place, int]]]:
+    """Return a pass that ran before, and what it counts in Python; the cache is as before then."""
+    run()
+    if before.moved(cache):
+        raise ValueError("its cache makes new tensors for each token")
+    counters = before.counted(cache)
+    before.restore()
+    if fuse is not None:
+        run = fuse(run, partial(_change, inputs), before.restore)
+    for number in range(1, PASSES):
+        with without_waiting() if number == PASSES - 1 else nullcontext():
+            run()
+        if before.moved(cache):
+            raise ValueError("its cache makes new tensors for each token")
         before.restore()
-    return Token(graph, inputs, outputs, counters)
+    return run, counters
+
+
+def _change(inputs: Mapping[Any, Tensor]) -> None:
+    """Make other tokens of those among the inputs."""
+    for name in TOKENS & inputs.keys():
+        inputs[name].copy_(torch.where(inputs[name] > 0, inputs[name] - 1, 1))
 
 
 def copied(value: Any) -> Any:
