@@ -157,12 +157,10 @@ def _made(part: Piece | Operation) -> list[Value]:
 
 def _call(part: Piece | Operation, ready: Any) -> Callable[[_Values], None]:
     if isinstance(part, Piece):
-        module = ready.get(part.key)
-        plain = part.module
+        compute = ready.get(part.key, part.module)
 
         def run_piece(values: _Values) -> None:
-            inputs = [values.get(one) for one in part.inputs]
-            values.put(part.outputs, plain(*inputs) if module is None else module(inputs))
+            values.put(part.outputs, compute(*map(values.get, part.inputs)))
 
         return run_piece
 

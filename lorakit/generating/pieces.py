@@ -22,7 +22,7 @@ SECONDS = 30.0
 # compiled pieces that are kept, of all models
 MOST = 128
 
-Compile = Callable[[fx.GraphModule, Sequence[Tensor]], Callable[[list[Tensor]], Sequence[Tensor]]]
+Compile = Callable[[fx.GraphModule, Sequence[Tensor]], Callable[..., Sequence[Tensor]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def compiled(pieces: Sequence[Piece], compile: Compile, say: Callable[[str], Non
     return ready
 
 
-def inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+def inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
     """Return a module compiled by Inductor."""
     from torch._inductor.compile_fx import compile_fx
 
