@@ -1,8 +1,8 @@
 """Products of a few rows with four-bit weights, for inference: weights are read once, packed as they are.
 
-`lorakit::few_rows_4bit` is one kernel in CUDA C++ for up to 64 rows, and one before it where an adapter adds to the
-product; elsewhere it dequantizes. Levels are rounded to the dtype of the inputs, as a dequantized weight is, and scales
-multiply sums in fp32.
+`lorakit::few_rows_4bit` is one kernel in CUDA C++ for up to 64 rows, with what adapters add and for all weights that
+multiply the same rows; elsewhere it dequantizes. Levels are rounded to the dtype of the inputs, as a dequantized weight
+is, and scales multiply sums in fp32.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from lorakit.layers.kernels import fourbit
+from lorakit.layers.kernels.few_rows_cuda import MEMBERS, MOST_ROWS, PIECE, Member, launch, pairs
 from lorakit.layers.kernels.low_rank import add_low_rank_, as_rows
-from lorakit.layers.kernels.nvrtc import Kernel, NoCompilerError, available, bits_of, compiled
+from lorakit.layers.kernels.nvrtc import NoCompilerError, available
 from lorakit.values import LowRank, Storage
 
 if TYPE_CHECKING:
@@ -27,13 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lorakit")
 
-# rows of inputs; above them dequantizing pays, and one kernel's sums no longer fit its registers
-MOST_ROWS = 64
-# weights that a warp multiplies before their sum is scaled
-PIECE = 64
-# of tensor cores: rows of inputs and of outputs that are multiplied at once
-ROW_TILE, OUT_TILE = 8, 16
-THREADS = 256
 # tensor cores multiply bf16 since
 CAPABILITY = (8, 0)
 
@@ -41,8 +35,9 @@ _DTYPES = (torch.bfloat16, torch.float16)
 
 _LIBRARY = torch.library.Library("lorakit", "FRAGMENT")
 _LIBRARY.define(
-    "few_rows_4bit(Tensor x, Tensor packed, Tensor absmax, Tensor? nested_absmax, Tensor? nested_offset, Tensor? bias, "
-    "Tensor? lora_A, Tensor? lora_B, float scaling, int blocksize, str quant_type, int[] shape) -> Tensor",
+    "few_rows_4bit(Tensor x, Tensor[] packed, Tensor[] absmax, Tensor[] nested_absmax, Tensor[] nested_offset, "
+    "Tensor?[] biases, Tensor?[] lora_A, Tensor?[] lora_B, float[] scalings, int[] heights, int blocksize, "
+    "str quant_type) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -52,7 +47,7 @@ def few_rows(storage: Storage, otherwise: Linear) -> Linear:
     if not fits(storage):
         return otherwise
     quantizer: Any = storage.quantizer
-    form = (quantizer.blocksize, quantizer.name, list(storage.shape))
+    form = ([storage.shape[0]], quantizer.blocksize, quantizer.name)
     for dtype in _DTYPES:
         pairs(quantizer.name, dtype, storage.device)
 
@@ -107,16 +102,17 @@ def _product(
     rows: Tensor, base: Mapping[str, Tensor], bias: Tensor | None, low_rank: Sequence[LowRank], form: tuple[Any, ...]
 ) -> Tensor:
     inside, after = (low_rank[0], low_rank[1:]) if low_rank and _inside(low_rank[0], rows) else (None, low_rank)
-    result: Tensor = torch.ops.lorakit.few_rows_4bit.default(
+    doubled = "nested_absmax" in base
+    (result,) = torch.ops.lorakit.few_rows_4bit.default(
         rows,
-        base["packed"],
-        base["absmax"],
-        base.get("nested_absmax"),
-        base.get("nested_offset"),
-        None if bias is None else bias.to(rows.dtype),
-        None if inside is None else inside.A,
-        None if inside is None else inside.B,
-        0.0 if inside is None else inside.scaling,
+        [base["packed"]],
+        [base["absmax"]],
+        [base["nested_absmax"]] if doubled else [],
+        [base["nested_offset"]] if doubled else [],
+        [None if bias is None else bias.to(rows.dtype)],
+        [None if inside is None else inside.A],
+        [None if inside is None else inside.B],
+        [0.0 if inside is None else inside.scaling],
         *form,
     )
     return add_low_rank_(result, rows, after) if after else result
@@ -135,140 +131,109 @@ def _inside(one: LowRank, rows: Tensor) -> bool:
 @torch.library.impl(_LIBRARY, "few_rows_4bit", "CompositeExplicitAutograd")
 def _dequantized(
     x: Tensor,
-    packed: Tensor,
-    absmax: Tensor,
-    nested_absmax: Tensor | None,
-    nested_offset: Tensor | None,
-    bias: Tensor | None,
-    lora_A: Tensor | None,
-    lora_B: Tensor | None,
-    scaling: float,
+    packed: Sequence[Tensor],
+    absmax: Sequence[Tensor],
+    nested_absmax: Sequence[Tensor],
+    nested_offset: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    lora_A: Sequence[Tensor | None],
+    lora_B: Sequence[Tensor | None],
+    scalings: Sequence[float],
+    heights: Sequence[int],
     blocksize: int,
     quant_type: str,
-    shape: Sequence[int],
-) -> Tensor:
-    tensors = {"packed": packed, "absmax": absmax}
-    if nested_absmax is not None and nested_offset is not None:
-        tensors |= {"nested_absmax": nested_absmax, "nested_offset": nested_offset}
-    result = functional.linear(x, fourbit.dequantize_4bit(tensors, blocksize, quant_type, shape, x.dtype), bias)
-    if lora_A is None or lora_B is None:
+) -> list[Tensor]:
+    members = _members(packed, absmax, nested_absmax, nested_offset, biases, lora_A, lora_B, scalings, heights)
+    return [_by_dequantizing(x, one, blocksize, quant_type) for one in members]
+
+
+def _members(
+    packed: Sequence[Tensor],
+    absmax: Sequence[Tensor],
+    nested_absmax: Sequence[Tensor],
+    nested_offset: Sequence[Tensor],
+    *others: Sequence[Any],
+) -> list[Member]:
+    none = [None] * len(packed)
+    nested = nested_absmax or none, nested_offset or none
+    return [Member(*one) for one in zip(packed, absmax, *nested, *others, strict=True)]
+
+
+def _by_dequantizing(x: Tensor, one: Member, blocksize: int, quant_type: str) -> Tensor:
+    tensors = {"packed": one.packed, "absmax": one.absmax}
+    if one.nested_absmax is not None and one.nested_offset is not None:
+        tensors |= {"nested_absmax": one.nested_absmax, "nested_offset": one.nested_offset}
+    weight = fourbit.dequantize_4bit(tensors, blocksize, quant_type, (one.n_out, x.shape[1]), x.dtype)
+    result = functional.linear(x, weight, one.bias)
+    if one.lora_A is None or one.lora_B is None:
         return result
-    return add_low_rank_(result, x, [LowRank(lora_A, lora_B, scaling, 0.0)])
+    return add_low_rank_(result, x, [LowRank(one.lora_A, one.lora_B, one.scaling, 0.0)])
 
 
 @torch.library.register_fake("lorakit::few_rows_4bit", lib=_LIBRARY)  # type: ignore[untyped-decorator]
-def _shaped(
-    x: Tensor,
-    packed: Tensor,
-    absmax: Tensor,
-    nested_absmax: Tensor | None,
-    nested_offset: Tensor | None,
-    bias: Tensor | None,
-    lora_A: Tensor | None,
-    lora_B: Tensor | None,
-    scaling: float,
-    blocksize: int,
-    quant_type: str,
-    shape: Sequence[int],
-) -> Tensor:
-    return x.new_empty((x.shape[0], shape[0]))
+def _shaped(x: Tensor, packed: Any, *others: Any) -> list[Tensor]:
+    heights = others[-3]
+    return [x.new_empty((x.shape[0], height)) for height in heights]
 
 
 @torch.library.impl(_LIBRARY, "few_rows_4bit", "CUDA")
 def _in_one_kernel(
     x: Tensor,
-    packed: Tensor,
-    absmax: Tensor,
-    nested_absmax: Tensor | None,
-    nested_offset: Tensor | None,
-    bias: Tensor | None,
-    lora_A: Tensor | None,
-    lora_B: Tensor | None,
-    scaling: float,
+    packed: Sequence[Tensor],
+    absmax: Sequence[Tensor],
+    nested_absmax: Sequence[Tensor],
+    nested_offset: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    lora_A: Sequence[Tensor | None],
+    lora_B: Sequence[Tensor | None],
+    scalings: Sequence[float],
+    heights: Sequence[int],
     blocksize: int,
     quant_type: str,
-    shape: Sequence[int],
-) -> Tensor:
-    arguments = (x, packed, absmax, nested_absmax, nested_offset, bias, lora_A, lora_B, scaling, blocksize, quant_type)
-    if not _readable(x, packed, shape, blocksize):
-        return _dequantized(*arguments, shape)
-    wide = lora_A is not None and lora_A.dtype == torch.float32
-    tiles, out_tiles = tiling(x.shape[0], shape[0])
-    try:
-        kernels = _kernels(tiles, out_tiles, x.dtype, nested_absmax is not None, wide, x.device)
-    except NoCompilerError as error:
-        _say_once(str(error))
-        return _dequantized(*arguments, shape)
-    x = x.contiguous()
-    x = x.clone() if x.data_ptr() % 16 else x
-    rows, (n_out, n_in) = x.shape[0], shape
-    result = x.new_empty((rows, n_out))
-    thin, rank = None, 0
+) -> list[Tensor]:
+    members = _members(packed, absmax, nested_absmax, nested_offset, biases, lora_A, lora_B, scalings, heights)
+    if not all(_readable(x, one, blocksize) for one in members):
+        return [_by_dequantizing(x, one, blocksize, quant_type) for one in members]
+    # kernels read words of 16 bytes
+    x, members = _aligned(x), [_with_aligned_factors(one) for one in members]
+    results: list[Tensor] = []
     # kernels are launched on the current device, wherever the tensors lie: a model may be split over several
     with torch.cuda.device(x.device):
-        if lora_A is not None and lora_B is not None and len(lora_A):
-            lora_A, lora_B, rank = lora_A.contiguous(), lora_B.contiguous(), len(lora_A)
-            thin = x.new_empty((rows, rank), dtype=torch.float32)
-            kernels["thin_product"].launch(
-                (rank, -(-rows // ROW_TILE), 1), THREADS, (x, lora_A, thin, rows, n_in, rank)
-            )
-        kernels["few_rows"].launch(
-            (-(-n_out // (OUT_TILE * out_tiles)), 1, 1),
-            THREADS,
-            (
-                x, packed, absmax, nested_absmax, nested_offset,
-                fourbit.levels(fourbit.DOUBLE, x.device), pairs(quant_type, x.dtype, x.device), bias, thin, lora_B,
-                result, rows, n_out, n_in, (blocksize // PIECE).bit_length() - 1, rank, bits_of(scaling),
-            ),
-        )  # fmt: skip
-    return result
+        try:
+            for together in _launches(members):
+                results += launch(x, together, blocksize, quant_type)
+        except NoCompilerError as error:
+            _say_once(str(error))
+            return [_by_dequantizing(x, one, blocksize, quant_type) for one in members]
+    return results
 
 
-def _readable(x: Tensor, packed: Tensor, shape: Sequence[int], blocksize: int) -> bool:
+def _launches(members: Sequence[Member]) -> list[Sequence[Member]]:
+    return [members[first : first + MEMBERS] for first in range(0, len(members), MEMBERS)]
+
+
+def _with_aligned_factors(one: Member) -> Member:
+    if one.lora_A is None or one.lora_B is None or not len(one.lora_A):
+        return replace(one, lora_A=None, lora_B=None)
+    return replace(one, lora_A=_aligned(one.lora_A), lora_B=_aligned(one.lora_B))
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+
+
+def _readable(x: Tensor, one: Member, blocksize: int) -> bool:
     return (
         0 < x.shape[0] <= MOST_ROWS
         and x.dtype in _DTYPES
-        and packed.is_contiguous()
-        and packed.data_ptr() % 8 == 0
-        and shape[0] > 0
-        and shape[1] > 0
-        and shape[1] % PIECE == 0
+        and one.packed.is_contiguous()
+        and one.packed.data_ptr() % 8 == 0
+        and one.n_out > 0
+        and x.shape[1] > 0
+        and x.shape[1] % PIECE == 0
         and blocksize % PIECE == 0
     )
-
-
-def tiling(rows: int, n_out: int) -> tuple[int, int]:
-    """Return how many tiles of 8 rows and of 16 outputs a block of the kernel multiplies."""
-    tiles = 1 << max(0, (rows - 1) // ROW_TILE).bit_length()
-    return tiles, 1
-
-
-_PAIRS: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
-
-
-def pairs(quant_type: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the two levels of each byte (256,) as 16 bits each, that of its high half in the low bits."""
-    key = (quant_type, dtype, device)
-    if key not in _PAIRS:
-        levels = fourbit.levels(quant_type, torch.device("cpu")).to(dtype).view(torch.int16).int() & 0xFFFF
-        byte = torch.arange(256)
-        _PAIRS[key] = (levels[byte >> 4] | levels[byte & 15] << 16).int().to(device)
-    return _PAIRS[key]
-
-
-@functools.cache
-def _kernels(
-    tiles: int, out_tiles: int, dtype: torch.dtype, doubled: bool, wide: bool, device: torch.device
-) -> Mapping[str, Kernel]:
-    source = Path(__file__).with_suffix(".cu").read_text()
-    defines = (
-        f"ROW_TILES={tiles}",
-        f"OUT_TILES={out_tiles}",
-        f"HALF={int(dtype == torch.float16)}",
-        f"DOUBLED={int(doubled)}",
-        f"WIDE={int(wide)}",
-    )
-    return {name: compiled(source, name, defines, device) for name in ("few_rows", "thin_product")}
 
 
 @functools.cache

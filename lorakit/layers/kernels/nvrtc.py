@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# what a tensor, None or a whole number becomes; nothing else is passed
-Argument = Tensor | int | None
+# what is passed: a tensor's address, a whole number of 32 bits, or a struct's bytes
+Argument = Tensor | int | bytes | None
+# of the driver's interface
+_LARGEST_SHARED = 8
 
 
 class NoCompilerError(RuntimeError):
@@ -32,12 +34,29 @@ class Kernel:
     function: ctypes.c_void_p
     module: ctypes.c_void_p
 
-    def launch(self, grid: tuple[int, int, int], threads: int, arguments: Sequence[Argument]) -> None:
-        """Queue it on the current stream, with static shared memory alone; tensors lie on the current device."""
+    def launch(
+        self, grid: tuple[int, int, int], threads: int, arguments: Sequence[Argument], shared: int = 0
+    ) -> None:
+        """Queue it on the current stream, with so many bytes of shared memory that it does not name itself.
+
+        Tensors lie on the current device.
+        """
         held = [_passed(one) for one in arguments]
         pointers = (ctypes.c_void_p * len(held))(*(ctypes.cast(ctypes.byref(one), ctypes.c_void_p) for one in held))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        _check(_driver().cuLaunchKernel(self.function, *grid, threads, 1, 1, 0, stream, pointers, None))
+        _check(_driver().cuLaunchKernel(self.function, *grid, threads, 1, 1, shared, stream, pointers, None))
+
+    def blocks(self, threads: int, shared: int = 0) -> int:
+        """Return how many blocks run on one multiprocessor at once, with this shared memory, which is allowed then."""
+        count = ctypes.c_int()
+        if shared:
+            _check(_driver().cuFuncSetAttribute(self.function, _LARGEST_SHARED, shared))
+        _check(
+            _driver().cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                ctypes.byref(count), self.function, threads, ctypes.c_size_t(shared)
+            )
+        )
+        return count.value
 
 
 def compiled(source: str, name: str, defines: Sequence[str], device: torch.device) -> Kernel:
@@ -65,6 +84,8 @@ def _passed(argument: Argument) -> Any:
         return ctypes.c_void_p(0)
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, bytes):
+        return ctypes.create_string_buffer(argument, len(argument))
     return ctypes.c_int(argument)
 
 
