@@ -1,10 +1,10 @@
 """Products of few rows with four-bit weights, and tokens a second of greedy generation, with PEFT's in the same run.
 
-    python benchmarks/decoding.py products [--rank 16] [--out-tiles 0]
+    python benchmarks/decoding.py products [--rank 16] [--rows 1 8 64] [--slots 0]
     python benchmarks/decoding.py tokens [--layers 32] [--batch 1 8] [--prompt 128] [--new 64] [--only lorakit,peft]
     python benchmarks/decoding.py profile [--layers 32] [--batch 1]
 
-Prints JSON lines. A product's time is that of one in a CUDA graph over weights that no cache holds together; beside it
+Prints JSON lines. A product of several heights is that of several weights with one input. Its time is that of one in a CUDA graph over weights that no cache holds together; beside it
 are torch's product in bf16 and bitsandbytes' own in four bits. The model is Llama-3-8B-shaped with random weights: NF4
 with double quantization, rank 16 on all seven projections, adapters in bf16.
 """
@@ -17,7 +17,7 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,11 +28,21 @@ from train_step import ours, theirs
 
 import lorakit
 from lorakit.builtin.fourbit import NF4
-from lorakit.layers.kernels import few_rows
+from lorakit.layers.kernels import few_rows_cuda
 from lorakit.layers.kernels.fourbit import dequantize_4bit
 
-SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336), (6144, 4096), (1024, 4096))
+# heights of the weights that read one input, and its width
+SHAPES = (
+    ((4096,), 4096),
+    ((14336,), 4096),
+    ((4096,), 14336),
+    ((1024,), 4096),
+    ((4096, 1024, 1024), 4096),
+    ((14336, 14336), 4096),
+)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
+# of what a quantizer stores, in the op's order
+NAMES = ("packed", "absmax", "nested_absmax", "nested_offset")
 # bytes of weights that are gone through in turn, more than an L2 cache holds
 AROUND = 2**28
 # of nf4 with doubled scales
@@ -59,58 +69,60 @@ def timed(run: Callable[[int], Any], count: int) -> float:
 
 
 def products(arguments: argparse.Namespace) -> None:
-    if arguments.out_tiles:
-        usual = few_rows.tiling
-        few_rows.tiling = lambda rows, n_out: (usual(rows, n_out)[0], arguments.out_tiles)
-    for shape in SHAPES:
-        products_of(shape, arguments.rank)
+    if arguments.slots:
+        few_rows_cuda.slots = lambda *_: arguments.slots
+    for heights, n_in in SHAPES:
+        products_of(heights, n_in, arguments.rank, arguments.rows)
         torch.cuda.empty_cache()
 
 
-def products_of(shape: tuple[int, int], rank: int) -> None:
-    size = shape[0] * shape[1]
+def products_of(heights: tuple[int, ...], n_in: int, rank: int, all_rows: Sequence[int]) -> None:
+    size = sum(heights) * n_in
     several, count = max(2, AROUND // (2 * size)), max(2, int(AROUND / (BYTES * size)))
-    dense = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) * 0.02 for _ in range(several)]
-    stored = [NF4(double=True).quantize(dense[index % several]).tensors for index in range(count)]
+    dense = [[normal(height, n_in) for height in heights] for _ in range(several)]
+    stored = [[NF4(double=True).quantize(one).tensors for one in dense[index % several]] for index in range(count)]
     states = [
-        bnb.functional.quantize_4bit(dense[index % several], quant_type="nf4", compress_statistics=True)
+        [bnb.functional.quantize_4bit(one, quant_type="nf4", compress_statistics=True) for one in dense[index % several]]
         for index in range(count)
     ]
-    lora_A = torch.randn(rank, shape[1], device="cuda", dtype=torch.bfloat16) * 0.02
-    lora_B = torch.randn(shape[0], rank, device="cuda", dtype=torch.bfloat16) * 0.02
-    none = None, None
+    lora_A, lora_B = [normal(rank, n_in) for _ in heights], [normal(height, rank) for height in heights]
+    none = [None] * len(heights)
 
-    def few(x: Tensor, index: int, factors: tuple[Tensor | None, Tensor | None]) -> Tensor:
-        held = stored[index]
-        result: Tensor = torch.ops.lorakit.few_rows_4bit(
-            x, held["packed"], held["absmax"], held["nested_absmax"], held["nested_offset"], None, *factors, 1.0, 64,
-            "nf4", list(shape),
-        )  # fmt: skip
+    def few(x: Tensor, index: int, factors: tuple[Any, Any]) -> list[Tensor]:
+        held = [[one[name] for one in stored[index]] for name in NAMES]
+        result: list[Tensor] = torch.ops.lorakit.few_rows_4bit(
+            x, *held, none, *factors, [1.0] * len(heights), list(heights), 64, "nf4"
+        )
         return result
 
-    def dequantized(x: Tensor, index: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        return x @ dequantize_4bit(stored[index], 64, "nf4", list(shape), dtype).t()
+    def dequantized(x: Tensor, index: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+        return [
+            x @ dequantize_4bit(one, 64, "nf4", [height, n_in], dtype).t()
+            for one, height in zip(stored[index], heights, strict=True)
+        ]
 
-    def plain(x: Tensor, index: int) -> Tensor:
-        return torch.mm(x, dense[index].t())
+    def plain(x: Tensor, index: int) -> list[Tensor]:
+        return [torch.mm(x, one.t()) for one in dense[index]]
 
-    def theirs_4bit(x: Tensor, index: int) -> Tensor:
-        result: Tensor = bnb.matmul_4bit(x, states[index][0].t(), states[index][1])
-        return result
+    def theirs_4bit(x: Tensor, index: int) -> list[Tensor]:
+        return [bnb.matmul_4bit(x, packed.t(), state) for packed, state in states[index]]
 
-    for rows in ROWS:
-        x = torch.randn(rows, shape[1], device="cuda", dtype=torch.bfloat16)
+    for rows in all_rows:
+        x = torch.randn(rows, n_in, device="cuda", dtype=torch.bfloat16)
         exact = dequantized(x.float(), 0, torch.float32)
-        both = exact + (x.float() @ lora_A.float().t()) @ lora_B.float().t()
+        both = [
+            one + (x.float() @ A.float().t()) @ B.float().t() for one, A, B in zip(exact, lora_A, lora_B, strict=True)
+        ]
         line: dict[str, Any] = {
-            "shape": shape,
+            "heights": heights,
+            "n_in": n_in,
             "rows": rows,
-            "error": f"{_error(few(x, 0, none), exact):.1e}",
-            "error_dequantized": f"{_error(dequantized(x, 0), exact):.1e}",
-            "error_adapted": f"{_error(few(x, 0, (lora_A, lora_B)), both):.1e}",
+            "error": f"{_largest_error(few(x, 0, (none, none)), exact):.1e}",
+            "error_dequantized": f"{_largest_error(dequantized(x, 0), exact):.1e}",
+            "error_adapted": f"{_largest_error(few(x, 0, (lora_A, lora_B)), both):.1e}",
         }
         runs: dict[str, tuple[Callable[[int], Any], int]] = {
-            "us": (partial(few, x, factors=none), count),
+            "us": (partial(few, x, factors=(none, none)), count),
             "us_adapted": (partial(few, x, factors=(lora_A, lora_B)), count),
             "us_bf16": (partial(plain, x), several),
             "us_dequantized": (partial(dequantized, x), count),
@@ -124,6 +136,14 @@ def products_of(shape: tuple[int, int], rank: int) -> None:
         line["ratio_to_bf16"] = round(line["us"] / line["us_bf16"], 3)
         line["tb_s"] = round(size * BYTES / line["us"] / 1e6, 2)
         print(json.dumps(line), flush=True)
+
+
+def normal(rows: int, columns: int) -> Tensor:
+    return torch.randn(rows, columns, device="cuda", dtype=torch.bfloat16) * 0.02
+
+
+def _largest_error(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    return max(_error(one, other) for one, other in zip(results, exact, strict=True))
 
 
 def _error(result: Tensor, exact: Tensor) -> float:
@@ -239,8 +259,9 @@ def profile(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("what", choices=["products", "tokens", "profile"])
-    for name, default in (("layers", 32), ("prompt", 128), ("new", 64), ("rank", 16), ("out-tiles", 0)):
+    for name, default in (("layers", 32), ("prompt", 128), ("new", 64), ("rank", 16), ("slots", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--only", default="lorakit,peft")
     arguments = parser.parse_args()

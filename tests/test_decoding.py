@@ -14,11 +14,13 @@ from helpers import make_llama
 from lorakit.builtin.fourbit import NF4
 from lorakit.generating import cache_state
 from lorakit.generating.cache_state import CacheState
-from lorakit.layers.kernels.few_rows import fits, pairs, tiling
+from lorakit.layers.kernels.few_rows import fits
+from lorakit.layers.kernels.few_rows_cuda import MOST_ROWS, grid, pairs
 from lorakit.layers.kernels.fourbit import levels
 from lorakit.values import Storage
 
 WINDOW = 6
+NAMES = ("packed", "absmax", "nested_absmax", "nested_offset")
 
 
 def gemma() -> Any:
@@ -39,12 +41,13 @@ def test_few_rows_are_the_product_with_the_dequantized_weight(double: bool, rank
     quantizer = NF4(double=double)
     stored = quantizer.quantize(torch.randn(24, 128))
     x, bias, lora_A, lora_B = torch.randn(3, 128), torch.randn(24), torch.randn(rank, 128), torch.randn(24, rank)
-    arguments = (
-        x, stored.tensors["packed"], stored.tensors["absmax"], stored.tensors.get("nested_absmax"),
-        stored.tensors.get("nested_offset"), bias, lora_A, lora_B, 0.5, 64, "nf4", [24, 128],
-    )  # fmt: skip
-    wanted = functional.linear(x, quantizer.dequantize(stored) + 0.5 * lora_B @ lora_A, bias)
-    assert torch.allclose(torch.ops.lorakit.few_rows_4bit(*arguments), wanted, atol=1e-4)
+    held = [[stored.tensors[name]] * 2 if name in stored.tensors else [] for name in NAMES]
+    factors = [bias, None], [lora_A, None], [lora_B, None]
+    arguments = (x, *held, *factors, [0.5, 0.0], [24, 24], 64, "nf4")
+    weight = quantizer.dequantize(stored)
+    both, alone = torch.ops.lorakit.few_rows_4bit(*arguments)
+    assert torch.allclose(both, functional.linear(x, weight + 0.5 * lora_B @ lora_A, bias), atol=1e-4)
+    assert torch.allclose(alone, functional.linear(x, weight), atol=1e-4)
     torch.library.opcheck(torch.ops.lorakit.few_rows_4bit.default, arguments)
 
 
@@ -54,12 +57,19 @@ def test_both_levels_of_a_byte_lie_as_the_kernel_reads_them() -> None:
     assert all(held[byte].tolist() == [of[byte >> 4].item(), of[byte & 15].item()] for byte in range(256))
 
 
-def test_sums_of_a_block_fit_where_the_table_was() -> None:
-    for rows in range(1, 65):
-        tiles, out_tiles = tiling(rows, 4096)
-        assert rows <= 8 * tiles and tiles in (1, 2, 4, 8)
-        # of 8 warps, in 256 × 32 words
-        assert 8 * 8 * tiles * 16 * out_tiles <= 256 * 32
+@pytest.mark.parametrize("rows", range(1, 65))
+def test_blocks_are_dealt_out_so_that_each_has_outputs_and_inputs(rows: int) -> None:
+    for heights, ranks, n_in in (((4096,), (16,), 4096), ((520, 8), (0, 40), 14336), ((24,), (64,), 64)):
+        for slots in (1, 264, 396):
+            how = grid(rows, heights, ranks, n_in, slots)
+            assert rows <= 8 * how.row_tiles <= MOST_ROWS and how.tiles >= len(heights)
+            assert 0 < how.main <= how.tiles * how.splits
+            groups = -(-n_in // 256)
+            # the last split has inputs too
+            assert (how.splits - 1) * -(-groups // how.splits) < groups
+
+
+def test_weights_on_a_cpu_are_not_for_the_kernel() -> None:
     assert not fits(Storage(NF4(), (8, 128), torch.bfloat16, torch.device("cpu")))
 
 

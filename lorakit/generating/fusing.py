@@ -15,6 +15,7 @@ from lorakit.generating.one_query import one_query
 from lorakit.generating.pieces import Compile, Piece, compiled, inductor, piece
 from lorakit.generating.places import put_back, taken
 from lorakit.generating.recording import Operation, Recording, Value, record
+from lorakit.generating.together import together
 
 
 def fused(
@@ -60,12 +61,13 @@ def fused(
 def _check(recording: Recording, run: Callable[[], list[Tensor]], restore: Callable[[], None]) -> None:
     """Raises: ValueError where the operations alone compute something else: code of others writes to memory too."""
     kept = [recording.found[value] for value in recording.written if value in recording.found]
-    wanted = [tensor.clone() for tensor in (*run(), *kept)]
-    restore()
+    # before the function: what others write is of other inputs still
     values = _Values(recording)
     for operation in recording.operations:
         values.put(operation.results, tree_leaves(values.called(operation)))
-    same = all(map(_same, (*map(values.get, recording.results), *kept), wanted))
+    found = [tensor.clone() for tensor in (*map(values.get, recording.results), *kept)]
+    restore()
+    same = all(map(_same, found, (*run(), *kept)))
     restore()
     if not same:
         raise ValueError("not all that it computes are operations of torch")
@@ -121,7 +123,7 @@ def _steps(recording: Recording, say: Callable[[str], None], compile: Compile) -
     reads = _reads(recording, by_level)
     for level, operations in by_level.items():
         if level % 2:
-            parts += operations
+            parts += together(operations, recording)
         else:
             needed = {value for value in reads if reads[value] - {level}}
             parts.append(piece(operations, needed, recording))

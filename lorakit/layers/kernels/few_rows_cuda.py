@@ -99,7 +99,7 @@ def launch(x: Tensor, members: Sequence[Member], blocksize: int, quant_type: str
     (rows, n_in), doubled = x.shape, members[0].nested_absmax is not None
     wide = any(one.lora_A is not None and one.lora_A.dtype == torch.float32 for one in members)
     name, row_tiles = kernel_of(rows)
-    kernel = _kernel(name, row_tiles, x.dtype, doubled, wide, x.device)
+    kernel = _kernel(name, row_tiles, x.dtype, doubled, wide, n_in % (PIECE * GROUP) == 0, x.device)
     shared = SHARED if name == "several_rows" else 0
     heights, ranks = [one.n_out for one in members], [one.rank for one in members]
     how = grid(rows, heights, ranks, n_in, slots(kernel, shared, x.device))
@@ -163,7 +163,9 @@ def slots(kernel: Kernel, shared: int, device: torch.device) -> int:
 
 
 @functools.cache
-def _kernel(name: str, row_tiles: int, dtype: torch.dtype, doubled: bool, wide: bool, device: torch.device) -> Kernel:
+def _kernel(
+    name: str, row_tiles: int, dtype: torch.dtype, doubled: bool, wide: bool, even: bool, device: torch.device
+) -> Kernel:
     here = Path(__file__).parent
     source = (here / "four_bits.cuh").read_text() + (here / f"{name}.cu").read_text()
     defines: Mapping[str, int] = {
@@ -171,5 +173,6 @@ def _kernel(name: str, row_tiles: int, dtype: torch.dtype, doubled: bool, wide: 
         "HALF": int(dtype == torch.float16),
         "DOUBLED": int(doubled),
         "WIDE": int(wide),
+        "EVEN": int(even),
     }
     return compiled(source, name, [f"{one}={value}" for one, value in defines.items()], device)

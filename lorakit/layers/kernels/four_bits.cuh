@@ -9,7 +9,8 @@
 // the others wait for them where they need it, after their own sums. Blocks start in the order of their numbers.
 //
 // Shapes: x (rows, n_in); packed (n_out, n_in / 2); lora_A (rank, n_in); lora_B (n_out, rank); thin (rows, rank) fp32;
-// y (rows, n_out). Defined outside: ROW_TILES (of 8 rows of x), HALF, DOUBLED, WIDE (factors in fp32).
+// y (rows, n_out). Defined outside: ROW_TILES (of 8 rows of x), HALF, DOUBLED, WIDE (factors in fp32), EVEN (rows are
+// whole groups).
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -83,10 +84,21 @@ __device__ __forceinline__ u32 acquired(const u32* at) {
   return value;
 }
 
-// the pair of levels of byte `which` of four; `lane` is 4 · the lane's number
-__device__ __forceinline__ u32 pair(const u32* table, u32 bytes, int which, u32 lane) {
-  u32 at = which == 0 ? bytes << 7 : bytes >> (8 * which - 7);
-  return *(const u32*)((const u8*)table + ((at & 0x7f80) | lane));
+__device__ __forceinline__ u32 in_shared(const void* at) {
+  u32 address;
+  asm("{ .reg .u64 at; cvta.to.shared.u64 at, %1; cvt.u32.u64 %0, at; }" : "=r"(address) : "l"(at));
+  return address;
+}
+
+__device__ __forceinline__ u32 from_shared(u32 address) {
+  u32 value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address));
+  return value;
+}
+
+// the pair of levels of byte `which` of four; `own` is where the lane's copy of the table begins
+__device__ __forceinline__ u32 pair(u32 own, u32 bytes, int which) {
+  return from_shared(__byte_perm(bytes, 0, 0x4440 + which) * 128 + own);
 }
 
 __device__ __forceinline__ void fill(u32* table, const u32* pairs) {
@@ -105,6 +117,28 @@ __device__ __forceinline__ int member_of_tile(const Members& members, int tile) 
   return which;
 }
 
+// where the lane's two rows of 16 begin: bytes from the weight's first, with those of the lanes before it in the quad
+struct Source {
+  u32 offset[2];
+#if DOUBLED
+  float mean;
+#endif
+};
+
+__device__ __forceinline__ void begin_at(Source& source, const Member& from, int first, int pieces, int lane) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    u32 row = min(first + half * 8 + (lane >> 2), from.n_out - 1);
+    source.offset[half] = row * pieces * 32 + (lane & 3) * 8;
+  }
+#if DOUBLED
+  source.mean = __ldg(from.offset);
+#endif
+}
+
+// the last of a row's pieces, where rows are no whole groups
+__device__ __forceinline__ int within(int piece, int pieces) { return EVEN ? piece : min(piece, pieces - 1); }
+
 // what a warp reads ahead: weights of 16 rows, and of the lane's piece of two rows what its scale is made of
 struct Ahead {
   uint2 bytes[2][GROUP];
@@ -115,20 +149,20 @@ struct Ahead {
   float scale[2];
 };
 
-__device__ __forceinline__ void read(Ahead& ahead, const Member& from, int first, int group, int pieces, int shift,
-                                     int lane) {
-  int quad = lane & 3, own = min(group * GROUP + quad, pieces - 1);
+__device__ __forceinline__ void read(Ahead& ahead, const Member& from, const Source& source, int group, int pieces,
+                                     int shift, int lane) {
+  int own = within(group * GROUP + (lane & 3), pieces);
 #if DOUBLED
-  ahead.mean = __ldg(from.offset);
+  ahead.mean = source.mean;
 #endif
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    size_t row = min(first + half * 8 + (lane >> 2), from.n_out - 1);
-    const u8* start = from.packed + row * pieces * 32 + quad * 8;
+    const u8* start = from.packed + source.offset[half];
+    if (EVEN) start += group * GROUP * 32;
 #pragma unroll
     for (int piece = 0; piece < GROUP; piece++)
-      ahead.bytes[half][piece] = streamed(start + min(group * GROUP + piece, pieces - 1) * 32);
-    size_t block = (row * pieces + own) >> shift;
+      ahead.bytes[half][piece] = streamed(start + (EVEN ? piece : within(group * GROUP + piece, pieces)) * 32);
+    u32 block = ((source.offset[half] >> 5) + own) >> shift;
 #if DOUBLED
     ahead.code[half] = __ldg((const u8*)from.absmax + block);
     ahead.scale[half] = __ldg(from.nested + (block >> 8));
@@ -147,19 +181,19 @@ __device__ __forceinline__ void scales(float (&scale)[2], const Ahead& now, cons
     scale[half] = __fadd_rn(__fmul_rn(second[now.code[half]], now.scale[half]), now.mean);
 #endif
     // beyond the last piece the last is read again, and counts nothing
-    if (group * GROUP + quad >= pieces) scale[half] = 0.f;
+    if (!EVEN && group * GROUP + quad >= pieces) scale[half] = 0.f;
   }
 }
 
 // the wide side of the four products of a piece
-__device__ __forceinline__ void levels(u32 (&a)[4][4], const u32* table, uint2 upper, uint2 lower, u32 lane) {
+__device__ __forceinline__ void levels(u32 (&a)[4][4], u32 own, uint2 upper, uint2 lower) {
 #pragma unroll
   for (int step = 0; step < 4; step++) {
     u32 above = step < 2 ? upper.x : upper.y, below = step < 2 ? lower.x : lower.y;
-    a[step][0] = pair(table, above, (step & 1) * 2, lane);
-    a[step][1] = pair(table, below, (step & 1) * 2, lane);
-    a[step][2] = pair(table, above, (step & 1) * 2 + 1, lane);
-    a[step][3] = pair(table, below, (step & 1) * 2 + 1, lane);
+    a[step][0] = pair(own, above, (step & 1) * 2);
+    a[step][1] = pair(own, below, (step & 1) * 2);
+    a[step][2] = pair(own, above, (step & 1) * 2 + 1);
+    a[step][3] = pair(own, below, (step & 1) * 2 + 1);
   }
 }
 

@@ -16,18 +16,12 @@ __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;"
 
 __device__ __forceinline__ void arrived() { asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory"); }
 
-__device__ __forceinline__ u32 in_shared(const void* at) {
-  u32 address;
-  asm("{ .reg .u64 at; cvta.to.shared.u64 at, %1; cvt.u32.u64 %0, at; }" : "=r"(address) : "l"(at));
-  return address;
-}
-
 // chunk number `chunk` of x into a stage: (CHUNK, 8 · ROW_TILES, 8) of 16 bytes, those of odd rows in swapped pairs
 __device__ __forceinline__ void stage(u32* to, const u16* x, int chunk, int pieces, int rows, int n_in) {
 #pragma unroll
   for (int i = 0; i < 2; i++) {
     int at = threadIdx.x + i * THREADS, eight = at & 7, row = (at >> 3) % (8 * ROW_TILES), piece = at / (64 * ROW_TILES);
-    int column = min(chunk * CHUNK + piece, pieces - 1) * 64 + eight * 8;
+    int column = within(chunk * CHUNK + piece, pieces) * 64 + eight * 8;
     const u16* from = x + (size_t)min(row, rows - 1) * n_in + column;
     copy(in_shared(to + ((at & ~7) | (eight ^ (row & 1))) * 4), from, row < rows);
   }
@@ -54,8 +48,10 @@ several_rows(const __grid_constant__ Members members, const u16* __restrict__ x,
   const Member& member = members.of[member_of_tile(members, tile)];
   const int first = (tile - member.first_tile) * 128;
 
+  Source source;
   Ahead ahead;
-  if (begin < end) read(ahead, member, first + warp * 16, begin, pieces, shift, lane);
+  begin_at(source, member, first + warp * 16, pieces, lane);
+  if (begin < end) read(ahead, member, source, begin, pieces, shift, lane);
 #pragma unroll
   for (int i = 0; i < STAGES - 1; i++) {
     if (begin * CHUNKS + i < end * CHUNKS) stage(staged + i * STAGE_WORDS, x, begin * CHUNKS + i, pieces, rows, n_in);
@@ -66,6 +62,7 @@ several_rows(const __grid_constant__ Members members, const u16* __restrict__ x,
   second[threadIdx.x] = __ldg(nested_levels + threadIdx.x);
 #endif
   __syncthreads();
+  const u32 own_levels = in_shared(table) + lane * 4;
 
   float sum[ROW_TILES][4];
 #pragma unroll
@@ -74,7 +71,7 @@ several_rows(const __grid_constant__ Members members, const u16* __restrict__ x,
     for (int i = 0; i < 4; i++) sum[t][i] = 0.f;
   for (int group = begin; group < end; group++) {
     Ahead now = ahead;
-    if (group + 1 < end) read(ahead, member, first + warp * 16, group + 1, pieces, shift, lane);
+    if (group + 1 < end) read(ahead, member, source, group + 1, pieces, shift, lane);
     float scale[2];
     scales(scale, now, second, group, pieces, quad);
 #pragma unroll
@@ -91,7 +88,7 @@ several_rows(const __grid_constant__ Members members, const u16* __restrict__ x,
       for (int inner = 0; inner < CHUNK; inner++) {
         const int piece = part_of * CHUNK + inner;
         u32 a[4][4];
-        levels(a, table, now.bytes[0][piece], now.bytes[1][piece], lane * 4);
+        levels(a, own_levels, now.bytes[0][piece], now.bytes[1][piece]);
         float above = __shfl_sync(~0u, scale[0], (lane & 28) | piece);
         float below = __shfl_sync(~0u, scale[1], (lane & 28) | piece);
 #pragma unroll
