@@ -4,9 +4,10 @@
     python benchmarks/decoding.py tokens [--layers 32] [--batch 1 8] [--prompt 128] [--new 64] [--only lorakit,peft]
     python benchmarks/decoding.py profile [--layers 32] [--batch 1]
 
-Prints JSON lines. A product of several heights is that of several weights with one input. Its time is that of one in a CUDA graph over weights that no cache holds together; beside it
-are torch's product in bf16 and bitsandbytes' own in four bits. The model is Llama-3-8B-shaped with random weights: NF4
-with double quantization, rank 16 on all seven projections, adapters in bf16.
+Prints JSON lines. A product of several heights is that of several weights with one input. Its time is that of one in a
+CUDA graph over weights that no cache holds together; beside it are torch's product in bf16 and bitsandbytes' own in four
+bits. The model is Llama-3-8B-shaped with random weights: NF4 with double quantization, rank 16 on all seven projections,
+adapters in bf16.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def timed(run: Callable[[int], Any], count: int) -> float:
 
 def products(arguments: argparse.Namespace) -> None:
     if arguments.slots:
-        few_rows_cuda.slots = lambda *_: arguments.slots
+        vars(few_rows_cuda)["slots"] = lambda *_: arguments.slots
     for heights, n_in in SHAPES:
         products_of(heights, n_in, arguments.rank, arguments.rows)
         torch.cuda.empty_cache()
@@ -82,7 +83,10 @@ def products_of(heights: tuple[int, ...], n_in: int, rank: int, all_rows: Sequen
     dense = [[normal(height, n_in) for height in heights] for _ in range(several)]
     stored = [[NF4(double=True).quantize(one).tensors for one in dense[index % several]] for index in range(count)]
     states = [
-        [bnb.functional.quantize_4bit(one, quant_type="nf4", compress_statistics=True) for one in dense[index % several]]
+        [
+            bnb.functional.quantize_4bit(one, quant_type="nf4", compress_statistics=True)
+            for one in dense[index % several]
+        ]
         for index in range(count)
     ]
     lora_A, lora_B = [normal(rank, n_in) for _ in heights], [normal(height, rank) for height in heights]

@@ -58,7 +58,9 @@ def test_few_rows_are_multiplied_as_exactly_as_by_dequantizing(quantizer: Any, r
 def test_weights_of_one_input_are_multiplied_as_they_are_alone(rows: int) -> None:
     heights, ranks = (520, 40, 16, 304, 8), (16, 0, 5, 40, 16)
     x = torch.randn(rows, 2048, device="cuda", dtype=torch.bfloat16)
-    stored = [NF4(double=True).quantize(torch.randn(height, 2048, device="cuda").bfloat16()).tensors for height in heights]
+    stored = [
+        NF4(double=True).quantize(torch.randn(height, 2048, device="cuda").bfloat16()).tensors for height in heights
+    ]
     names = ("packed", "absmax", "nested_absmax", "nested_offset")
     drawn: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16}
     lora_A = [torch.randn(rank, 2048, **drawn) if rank else None for rank in ranks]

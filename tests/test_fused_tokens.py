@@ -30,8 +30,8 @@ from lorakit.generating.levels import levels
 from lorakit.generating.one_query import attended
 from lorakit.generating.places import taken
 from lorakit.generating.recording import record
-from lorakit.generating.token import TOKENS, Token
 from lorakit.generating.together import together
+from lorakit.generating.token import TOKENS, Token
 
 # widths that are no whole blocks of four-bit weights, which are dequantized by torch's operations then
 SIZES: dict[str, Any] = {
@@ -169,7 +169,7 @@ def test_memory_that_others_write_to_is_noticed() -> None:
         return [hidden + 1]
 
     with pytest.raises(ValueError, match="not all that it computes are operations of torch"):
-        fused(run, lambda: x.add_(1), lambda: None, print, as_it_is)  # type: ignore[arg-type, func-returns-value]
+        fused(run, lambda: x.add_(1), lambda: None, print, as_it_is)  # type: ignore[arg-type]
 
 
 def test_writes_keep_their_order_with_reads() -> None:

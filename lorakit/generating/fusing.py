@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lorakit.generating.levels import levels
+from lorakit.generating.levels import Levels, levels
 from lorakit.generating.one_query import one_query
 from lorakit.generating.pieces import Compile, Piece, compiled, inductor, piece
 from lorakit.generating.places import put_back, taken
@@ -47,7 +47,9 @@ def fused(
     change()
     _check(recording, listed, restore)
     held.clear()
-    steps = _steps(recording, say, compile)
+    parts = _parts(recording)
+    ready = compiled([one for one in parts if isinstance(one, Piece)], compile, say)
+    steps = _steps(parts, ready, recording)
 
     def again() -> Any:
         values = _Values(recording)
@@ -63,8 +65,8 @@ def _check(recording: Recording, run: Callable[[], list[Tensor]], restore: Calla
     kept = [recording.found[value] for value in recording.written if value in recording.found]
     # before the function: what others write is of other inputs still
     values = _Values(recording)
-    for operation in recording.operations:
-        values.put(operation.results, tree_leaves(values.called(operation)))
+    for step in _steps(recording.operations, {}, recording):
+        step.run(values)
     found = [tensor.clone() for tensor in (*map(values.get, recording.results), *kept)]
     restore()
     same = all(map(_same, found, (*run(), *kept)))
@@ -117,7 +119,7 @@ class _Values:
             self._held.pop(value, None)
 
 
-def _steps(recording: Recording, say: Callable[[str], None], compile: Compile) -> list[_Step]:
+def _parts(recording: Recording) -> list[Piece | Operation]:
     parts: list[Piece | Operation] = []
     by_level = levels(recording)
     reads = _reads(recording, by_level)
@@ -127,7 +129,13 @@ def _steps(recording: Recording, say: Callable[[str], None], compile: Compile) -
         else:
             needed = {value for value in reads if reads[value] - {level}}
             parts.append(piece(operations, needed, recording))
-    ready = compiled([one for one in parts if isinstance(one, Piece)], compile, say)
+    return parts
+
+
+def _steps(
+    parts: Sequence[Piece | Operation], ready: Mapping[Any, Callable[..., Any]], recording: Recording
+) -> list[_Step]:
+    """Return calls, `ready` being what runs pieces by their keys; memory is given up with its last use."""
     last: dict[Value, int] = {}
     for number, part in enumerate(parts):
         used = part.inputs if isinstance(part, Piece) else map(recording.base, part.read)
@@ -140,7 +148,7 @@ def _steps(recording: Recording, say: Callable[[str], None], compile: Compile) -
     return [_Step(_call(part, ready), tuple(done[number])) for number, part in enumerate(parts)]
 
 
-def _reads(recording: Recording, by_level: Any) -> dict[Value, set[int]]:
+def _reads(recording: Recording, by_level: Levels) -> dict[Value, set[int]]:
     """Return the levels where a base's memory is read; what is returned is read at -1."""
     reads: dict[Value, set[int]] = defaultdict(set)
     for level, operations in by_level.items():
@@ -157,7 +165,7 @@ def _made(part: Piece | Operation) -> list[Value]:
     return [one for one in made if one is not None]
 
 
-def _call(part: Piece | Operation, ready: Any) -> Callable[[_Values], None]:
+def _call(part: Piece | Operation, ready: Mapping[Any, Callable[..., Any]]) -> Callable[[_Values], None]:
     if isinstance(part, Piece):
         compute = ready.get(part.key, part.module)
 

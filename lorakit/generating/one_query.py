@@ -51,7 +51,7 @@ def _fits(
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> bool:  # fmt: skip
     return (
-        query.ndim == 4  # noqa: PLR2004
+        query.ndim == 4
         and query.shape[-2] == 1
         and not dropout_p
         and not is_causal

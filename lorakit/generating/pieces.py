@@ -51,8 +51,7 @@ def piece(operations: Sequence[Operation], needed: set[Value], recording: Record
         if value in nodes:
             return nodes[value]
         if value in recording.views:
-            operation, index = recording.views[value]
-            call(operation)
+            call(recording.views[value][0])
             return nodes[value]
         inputs.append(value)
         # those of a graph stand before everything else
@@ -61,7 +60,9 @@ def piece(operations: Sequence[Operation], needed: set[Value], recording: Record
         return nodes[value]
 
     def call(operation: Operation) -> None:
-        args, kwargs = tree_map(lambda one: node(one) if isinstance(one, Value) else one, (operation.args, operation.kwargs))
+        args, kwargs = tree_map(
+            lambda one: node(one) if isinstance(one, Value) else one, (operation.args, operation.kwargs)
+        )
         made = graph.call_function(operation.function, args, kwargs)
         several = [str(one.type) for one in operation.function._schema.returns] != ["Tensor"]
         for index, result in enumerate(operation.results):
@@ -76,7 +77,9 @@ def piece(operations: Sequence[Operation], needed: set[Value], recording: Record
     for operation in operations:
         call(operation)
     graph.erase_node(first)
-    outputs = tuple(value for value in nodes if value in needed and value not in inputs and value not in recording.views)
+    outputs = tuple(
+        value for value in nodes if value in needed and value not in inputs and value not in recording.views
+    )
     graph.output(tuple(nodes[value] for value in outputs))
     # no dead code is looked for: what writes is there for its own sake
     module = fx.GraphModule(torch.nn.Module(), graph)
@@ -121,7 +124,7 @@ def inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., 
     """Return a module compiled by Inductor."""
     from torch._inductor.compile_fx import compile_fx
 
-    result: Any = compile_fx(module, inputs)
+    result: Callable[..., Sequence[Tensor]] = compile_fx(module, inputs)
     return result
 
 

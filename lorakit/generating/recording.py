@@ -88,7 +88,7 @@ def record(run: Callable[[], Sequence[Tensor]]) -> Recording:
     return recorder.recording
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[misc]
+class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.recording = Recording()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lorakit.layers.kernels import fourbit
-from lorakit.layers.kernels.nvrtc import Kernel, compiled
+from lorakit.layers.kernels.nvrtc import Argument, Kernel, compiled
 
 # rows of inputs; above them dequantizing pays, and one kernel's sums no longer fit its registers
 MOST_ROWS = 64
@@ -107,7 +107,7 @@ def launch(x: Tensor, members: Sequence[Member], blocksize: int, quant_type: str
     # so that each begins at a multiple of 16 bytes
     thin = [x.new_empty((rows, -(-rank // 4) * 4), dtype=torch.float32) for rank in ranks]
     levels = fourbit.levels(fourbit.DOUBLE, x.device)
-    arguments = [_packed(members, thin, results, how), x, levels, pairs(quant_type, x.dtype, x.device)]
+    arguments: list[Argument] = [_packed(members, thin, results, how), x, levels, pairs(quant_type, x.dtype, x.device)]
     arguments.append(_counters(members[0].packed, how.tiles))
     if name == "several_rows":
         size = how.tiles * how.splits * row_tiles * 4 * THREADS if how.splits > 1 else 0

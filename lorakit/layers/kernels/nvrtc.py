@@ -34,9 +34,7 @@ class Kernel:
     function: ctypes.c_void_p
     module: ctypes.c_void_p
 
-    def launch(
-        self, grid: tuple[int, int, int], threads: int, arguments: Sequence[Argument], shared: int = 0
-    ) -> None:
+    def launch(self, grid: tuple[int, int, int], threads: int, arguments: Sequence[Argument], shared: int = 0) -> None:
         """Queue it on the current stream, with so many bytes of shared memory that it does not name itself.
 
         Tensors lie on the current device.
