@@ -70,7 +70,7 @@ class Again:
             for name in TOKENS & inputs.keys():
                 inputs[name].add_(1).remainder_(100)
 
-        run = fuse(run, change, before.restore)
+        run, kept = fuse(run, change, before.restore)
         outputs, held = run(), dict[Any, Tensor]()
         before.restore()
         taken(outputs, (), held)
@@ -84,7 +84,7 @@ class Again:
                     held[place].copy_(value)
 
         graph: Any = Graph()
-        return Token(graph, inputs, outputs, counters)
+        return Token(graph, inputs, outputs, counters, kept)
 
 
 def answered(model: Any, ids: Tensor, compile: Any, **settings: Any) -> tuple[Tensor, Tensor]:
@@ -149,13 +149,13 @@ def test_what_is_not_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> 
     def run() -> dict[str, Tensor]:
         return {"y": ((x * 2 + 1) @ weight).sigmoid() + x}
 
-    again = fused(run, lambda: None, lambda: None, said.append, refuse)
+    again, _ = fused(run, lambda: None, lambda: None, said.append, refuse)
     x.normal_()
     assert torch.equal(again()["y"], run()["y"])
     assert said == ["generate: a piece of a token is not compiled: RuntimeError: no compiler"] * 2
     monkeypatch.setattr(pieces, "SECONDS", -1.0)
     said.clear()
-    assert torch.equal(fused(run, lambda: None, lambda: None, said.append, refuse)()["y"], run()["y"])
+    assert torch.equal(fused(run, lambda: None, lambda: None, said.append, refuse)[0]()["y"], run()["y"])
     assert len(said) == 1 and "compiling took" in said[0]
 
 
@@ -170,6 +170,13 @@ def test_memory_that_others_write_to_is_noticed() -> None:
 
     with pytest.raises(ValueError, match="not all that it computes are operations of torch"):
         fused(run, lambda: x.add_(1), lambda: None, print, as_it_is)  # type: ignore[arg-type]
+
+
+def test_constants_of_python_are_kept_for_graphs() -> None:
+    x = torch.ones(3)
+    again, kept = fused(lambda: [x + torch.tensor([1.0, 2.0, 3.0])], lambda: None, lambda: None, print, as_it_is)
+    assert any(isinstance(one, Tensor) and one.tolist() == [1.0, 2.0, 3.0] for one in kept)
+    assert again()[0].tolist() == [2.0, 3.0, 4.0]
 
 
 def test_writes_keep_their_order_with_reads() -> None:
@@ -194,7 +201,7 @@ def test_writes_keep_their_order_with_reads() -> None:
         for tensor, value in zip((count, kept), state, strict=True):
             tensor.copy_(value)
 
-    again = fused(run, lambda: None, restore, print, as_it_is)
+    again, _ = fused(run, lambda: None, restore, print, as_it_is)
     for _ in range(3):
         wanted = [tensor.clone() for tensor in (*run(), count, kept)]
         restore()
@@ -234,7 +241,7 @@ def test_products_of_one_input_are_one_launch() -> None:
         one for level, operations in levels(recording).items() if level % 2 for one in together(operations, recording)
     ]
     assert sorted(len(one.results) for one in launches) == [1, 2]
-    again = fused(run, lambda: None, lambda: None, print, as_it_is)
+    again, _ = fused(run, lambda: None, lambda: None, print, as_it_is)
     x.normal_()
     assert all(map(torch.equal, again(), run()))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -130,7 +130,7 @@ class Decoding:
             self.say(f"generate: {instead}: {why}")
         return None
 
-    def _fuse(self, run: Callable[[], Any], change: Any, restore: Any) -> Callable[[], Any]:
+    def _fuse(self, run: Callable[[], Any], change: Any, restore: Any) -> tuple[Callable[[], Any], Sequence[Any]]:
         return fused(run, change, restore, self.say, self._compile)
 
     def say(self, line: str) -> None:

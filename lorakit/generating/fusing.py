@@ -24,10 +24,10 @@ def fused(
     restore: Callable[[], None],
     say: Callable[[str], None],
     compile: Compile = inductor,
-) -> Callable[[], Any]:
+) -> tuple[Callable[[], Any], Sequence[Any]]:
     """Return what computes as a function does, from the tensors that the function reads to those that it writes.
 
-    No Python of the function runs again. What was recorded is compared with the function on inputs that `change` makes;
+    With it comes what has to be there as long as its kernels run, such as in a graph. No Python of the function runs again. What was recorded is compared with the function on inputs that `change` makes;
     `restore` puts back what a run writes. Raises: ValueError where it would compute something else; whatever the
     function raises.
     """
@@ -57,7 +57,7 @@ def fused(
             step.run(values)
         return put_back(form, dict(zip(places, map(values.get, recording.results), strict=True)))
 
-    return again
+    return again, (*recording.constants, *ready.values())
 
 
 def _check(recording: Recording, run: Callable[[], list[Tensor]], restore: Callable[[], None]) -> None:

@@ -124,8 +124,10 @@ def inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., 
     """Return a module compiled by Inductor."""
     from torch._inductor.compile_fx import compile_fx
 
-    result: Callable[..., Sequence[Tensor]] = compile_fx(module, inputs)
-    return result
+    result: Any = compile_fx(module, inputs)
+    if getattr(result, "_boxed_call", False):
+        return lambda *given: result(list(given))  # type: ignore[no-any-return]
+    return lambda *given: result(*given)  # type: ignore[no-any-return]
 
 
 def _examples(forms: Sequence[Form]) -> list[Tensor]:

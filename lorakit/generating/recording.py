@@ -65,6 +65,8 @@ class Recording:
     forms: dict[Value, Form] = field(default_factory=dict)
     found: dict[Value, Tensor] = field(default_factory=dict)
     results: list[Value] = field(default_factory=list)
+    # of Python's numbers, which nobody else holds
+    constants: list[Tensor] = field(default_factory=list)
 
     @property
     def written(self) -> set[Value]:
@@ -112,6 +114,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.aten.lift_fresh.default:
+            self.recording.constants += args
         given_args, given_kwargs = tree_map(self._given, (args, kwargs))
         returned = func(*args, **kwargs)
         _refuse_questions(func, returned, (args, kwargs))
@@ -152,7 +156,8 @@ def _written(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> froz
 
 
 def _refuse_questions(function: Any, returned: Any, given: Any) -> None:
-    if any(isinstance(one, int | float | bool | complex) for one in tree_leaves(returned)) and any(
+    # beside tensors, numbers are of their shapes
+    if isinstance(returned, int | float | complex) and any(
         isinstance(one, Tensor) and one.device.type != "cpu" for one in tree_leaves(given)
     ):
         raise ValueError(f"{function} asks the device for a number")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,8 @@ class Token:
     inputs: Mapping[Any, Tensor]
     outputs: Any
     counters: list[tuple[Place, int]]
+    # what the graph reads and runs, and others may let go
+    kept: Sequence[Any] = ()
 
     def replay(self, values: Mapping[Any, Tensor]) -> Any:
         """Return what the pass returns for these values, in memory of its own."""
@@ -37,8 +39,9 @@ class Token:
         return copied(self.outputs)
 
 
-# from a function, what changes its inputs and what puts back what it writes, to one that computes the same
-Fuse = Callable[[Callable[[], Any], Callable[[], None], Callable[[], None]], Callable[[], Any]]
+# from a function, what changes its inputs and what puts back what it writes, to one that computes the same, and what to
+# keep for it
+Fuse = Callable[[Callable[[], Any], Callable[[], None], Callable[[], None]], tuple[Callable[[], Any], Sequence[Any]]]
 
 
 class Capture:
@@ -60,7 +63,7 @@ class Capture:
         try:
             with told_so():
                 with torch.cuda.stream(self._stream):
-                    run, counters = prepared(run, inputs, cache, before, fuse)
+                    run, counters, kept = prepared(run, inputs, cache, before, fuse)
                 torch.cuda.current_stream().wait_stream(self._stream)
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
@@ -68,27 +71,28 @@ class Capture:
         finally:
             torch.cuda.current_stream().wait_stream(self._stream)
             before.restore()
-        return Token(graph, inputs, outputs, counters)
+        return Token(graph, inputs, outputs, counters, kept)
 
 
 def prepared(
     run: Callable[[], Any], inputs: Mapping[Any, Tensor], cache: Any, before: CacheState, fuse: Fuse | None
-) -> tuple[Callable[[], Any], list[tuple[Place, int]]]:
-    """Return a pass that ran before, and what it counts in Python; the cache is as before then."""
+) -> tuple[Callable[[], Any], list[tuple[Place, int]], Sequence[Any]]:
+    """Return a pass that ran before, what it counts in Python, and what to keep; the cache is as before then."""
     run()
     if before.moved(cache):
         raise ValueError("its cache makes new tensors for each token")
     counters = before.counted(cache)
     before.restore()
+    kept: Sequence[Any] = ()
     if fuse is not None:
-        run = fuse(run, partial(_change, inputs), before.restore)
+        run, kept = fuse(run, partial(_change, inputs), before.restore)
     for number in range(1, PASSES):
         with without_waiting() if number == PASSES - 1 else nullcontext():
             run()
         if before.moved(cache):
             raise ValueError("its cache makes new tensors for each token")
         before.restore()
-    return run, counters
+    return run, counters, kept
 
 
 def _change(inputs: Mapping[Any, Tensor]) -> None:

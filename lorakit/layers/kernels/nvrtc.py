@@ -27,7 +27,7 @@ class NoCompilerError(RuntimeError):
     """There is no NVRTC, or it refuses a source."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Kernel:
     """A compiled kernel of one device; `module` keeps it loaded."""
 
