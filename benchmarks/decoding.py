@@ -1,6 +1,6 @@
 """Products of few rows with four-bit weights, and tokens a second of greedy generation, with PEFT's in the same run.
 
-    python benchmarks/decoding.py products [--rank 16] [--rows 1 8 64] [--slots 0]
+    python benchmarks/decoding.py products [--rank 16] [--rows 1 8 64] [--slots 0] [--define BLOCKS=2]
     python benchmarks/decoding.py tokens [--layers 32] [--batch 1 8] [--prompt 128] [--new 64] [--only lorakit,peft]
     python benchmarks/decoding.py profile [--layers 32] [--batch 1]
 
@@ -74,6 +74,11 @@ def products(arguments: argparse.Namespace) -> None:
         usual = few_rows_cuda.slots
         # the usual is asked too: it allows shared memory
         vars(few_rows_cuda)["slots"] = lambda *given: arguments.slots if usual(*given) else 0
+    if arguments.define:
+        compiled = few_rows_cuda.compiled
+        vars(few_rows_cuda)["compiled"] = lambda source, name, defines, device: compiled(
+            source, name, [*defines, *arguments.define], device
+        )
     for heights, n_in in SHAPES:
         products_of(heights, n_in, arguments.rank, arguments.rows)
         torch.cuda.empty_cache()
@@ -178,7 +183,8 @@ def tokens_of(whose: str, arguments: argparse.Namespace) -> None:
     model = adapted(theirs if whose == "peft" else ours, arguments.layers)
     ways: dict[str, Callable[..., Tensor]] = {"generate": model.generate}
     if whose == "lorakit":
-        ways = {"captured": partial(lorakit.generate, model), **ways}
+        alone = partial(lorakit.generate, model, disable_compile=True)
+        ways = {"captured": partial(lorakit.generate, model), "captured, not compiled": alone, **ways}
     for batch in arguments.batch:
         torch.manual_seed(2)
         ids = torch.randint(0, 128000, (batch, arguments.prompt), device="cuda")
@@ -268,6 +274,7 @@ def main() -> None:
     for name, default in (("layers", 32), ("prompt", 128), ("new", 64), ("rank", 16), ("slots", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--define", nargs="+", default=[], help="of the kernels' sources, such as BLOCKS=2")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--only", default="lorakit,peft")
     arguments = parser.parse_args()

@@ -105,7 +105,7 @@ def logits(generate: Any, ids: torch.Tensor, **settings: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("settings", [{}, {"do_sample": True, "temperature": 0.7}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True, "temperature": 0.7}, {"disable_compile": True}], ids=str)
 @pytest.mark.parametrize("padded", [False, True])
 def test_captured_tokens_are_those_of_generate(
     model: Any, padded: bool, settings: Any, caplog: pytest.LogCaptureFixture
@@ -118,7 +118,7 @@ def test_captured_tokens_are_those_of_generate(
         captured = logits(lambda *args, **kw: lorakit.generate(model, *args, **kw), ids, **settings)
         again = logits(lambda *args, **kw: lorakit.generate(model, *args, **kw), ids, **settings)
     assert "generate:" not in caplog.text
-    static = logits(model.generate, ids, cache_implementation="static", disable_compile=True, **settings)
+    static = logits(model.generate, ids, **{**settings, "cache_implementation": "static", "disable_compile": True})
     assert torch.equal(captured.sequences, again.sequences) and torch.equal(captured.sequences, static.sequences)
     for one, other in zip(captured.logits, static.logits, strict=True):
         assert error(one, other.double()) < 1e-2

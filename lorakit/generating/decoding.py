@@ -67,9 +67,9 @@ class Decoding:
         self._states: dict[Any, int] = {}
 
     @contextmanager
-    def standing_before(self, model: Any) -> Iterator[None]:
-        """Answer for the model's own methods."""
-        stands = _Standing(self, model)
+    def standing_before(self, model: Any, compiles: bool = True) -> Iterator[None]:
+        """Answer for the model's own methods; `compiles` is whether what stands between products is compiled."""
+        stands = _Standing(self, model, compiles)
         replaced = {
             "prepare_inputs_for_generation": stands.prepare,
             "forward": stands.forward,
@@ -108,17 +108,19 @@ class Decoding:
         self._caches[key] = make()
         return self._caches[key]
 
-    def token(self, key: Any, make: Make, cache: Any) -> Token | None:
-        """Return the graph of a key, captured if it is new; None where it cannot be."""
+    def token(self, key: Any, make: Make, cache: Any, compiles: bool) -> Token | None:
+        """Return the graph of a key, captured, and compiled if asked for, if it is new; None where it cannot be."""
+        key = key, compiles
         if key not in self._tokens:
             while len(self._tokens) >= MOST_TOKENS:
                 self._tokens.popitem(last=False)
-            self._tokens[key] = self._made(make, cache)
+            self._tokens[key] = self._made(make, cache, compiles)
         self._tokens.move_to_end(key)
         return self._tokens[key]
 
-    def _made(self, make: Make, cache: Any) -> Token | None:
-        for fuse, instead in ((self._fuse, "what stands between products is not compiled"), (None, ONE_BY_ONE)):
+    def _made(self, make: Make, cache: Any, compiles: bool) -> Token | None:
+        ways = ((self._fuse, "what stands between products is not compiled"), (None, ONE_BY_ONE))
+        for fuse, instead in ways[not compiles :]:
             try:
                 run, inputs = make()
                 made: Token = self._capture(run, inputs, cache, fuse)
@@ -152,8 +154,9 @@ def _in_place_of(original: Any, method: Callable[..., Any]) -> Callable[..., Any
 class _Standing:
     """What answers for one model during one call of `generate`."""
 
-    def __init__(self, decoding: Decoding, model: Any) -> None:
+    def __init__(self, decoding: Decoding, model: Any, compiles: bool) -> None:
         self._decoding = decoding
+        self._compiles = compiles
         self._prepare = model.prepare_inputs_for_generation
         self._forward = model.forward
         self._static_cache = getattr(model, "_prepare_static_cache", None)
@@ -268,7 +271,7 @@ class _Standing:
         if len(self._keys) > MOST_FORMS:
             self._decoding.say(f"generate: {ONE_BY_ONE}: each has a form of its own")
             return None
-        return self._decoding.token(key, make, cache)
+        return self._decoding.token(key, make, cache, self._compiles)
 
 
 def _last(input_ids: Tensor, given: Mapping[str, Any]) -> dict[Any, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,10 +21,11 @@ def generate(model: nn.Module, inputs: Any = None, **settings: Any) -> Any:
     from lorakit.generating.model_state import why_not
 
     own: Any = model.generate
-    if not _asks_for_the_usual(model, settings) or why_not(model) is not None:
+    asked = partial(_asked, model, settings)
+    if not _asks_for_the_usual(asked) or why_not(model) is not None:
         return own(inputs, **settings)
     stands = decoding(model, logger.info)
-    with stands.standing_before(model):
+    with stands.standing_before(model, compiles=not asked("disable_compile", False)):
         result = own(inputs, **{**settings, "cache_implementation": "static", "disable_compile": True})
     if not isinstance(result, Tensor):
         # which may hold the cache
@@ -30,15 +33,16 @@ def generate(model: nn.Module, inputs: Any = None, **settings: Any) -> Any:
     return result
 
 
-def _asks_for_the_usual(model: Any, settings: dict[str, Any]) -> bool:
-    def asked(name: str, usual: Any) -> Any:
-        if settings.get(name) is not None:
-            return settings[name]
-        for config in (settings.get("generation_config"), getattr(model, "generation_config", None)):
-            if getattr(config, name, None) is not None:
-                return getattr(config, name)
-        return usual
+def _asked(model: Any, settings: dict[str, Any], name: str, usual: Any) -> Any:
+    if settings.get(name) is not None:
+        return settings[name]
+    for config in (settings.get("generation_config"), getattr(model, "generation_config", None)):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    return usual
 
+
+def _asks_for_the_usual(asked: Callable[[str, Any], Any]) -> bool:
     return (
         not any(asked(name, None) for name in OWN)
         and asked("num_beams", 1) == 1

@@ -1,9 +1,12 @@
 // y = x Wᵀ + bias + scaling · thin · Bᵀ for up to 8 rows of x: a block takes 16 outputs, its warps take turns
 // along the inputs. Blocks stay and go on to other outputs, whose weights they have begun to read by then.
 
+#ifndef BLOCKS
+#define BLOCKS 3  // on one multiprocessor at once
+#endif
 #define BUFFERS 2  // sums of one tile are added up while those of the next are made
 
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 few_rows(const __grid_constant__ Members members, const u16* __restrict__ x, const float* __restrict__ nested_levels,
          const u32* __restrict__ pairs, u32* counters, int rows, int n_in, int shift, int tiles, int thin_blocks) {
   __shared__ __align__(128) u32 table[256 * 32];

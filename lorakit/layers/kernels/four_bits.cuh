@@ -289,7 +289,10 @@ __device__ __forceinline__ void thin_product(const Members& members, const u16* 
 __device__ __forceinline__ void arrive(u32* counters) {
   __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) atomicAdd(counters, 1);
+  if (threadIdx.x == 0) {
+    __threadfence();
+    atomicAdd(counters, 1);
+  }
 }
 
 // by one thread, with the block's others waiting for it afterwards

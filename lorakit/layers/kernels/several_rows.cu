@@ -115,6 +115,7 @@ several_rows(const __grid_constant__ Members members, const u16* __restrict__ x,
     __syncthreads();
     if (threadIdx.x == 0) {
       u32* done = counters + 2 + tile;
+      __threadfence();
       is_last = atomicAdd(done, 1) == (u32)splits - 1;
       if (is_last) *done = 0;
       __threadfence();
