@@ -31,6 +31,7 @@ import lorakit
 from lorakit.builtin.fourbit import NF4
 from lorakit.layers.kernels import few_rows_cuda
 from lorakit.layers.kernels.fourbit import dequantize_4bit
+from lorakit.layers.kernels.nvrtc import compiled
 
 # heights of the weights that read one input, and its width
 SHAPES = (
@@ -75,7 +76,6 @@ def products(arguments: argparse.Namespace) -> None:
         # the usual is asked too: it allows shared memory
         vars(few_rows_cuda)["slots"] = lambda *given: arguments.slots if usual(*given) else 0
     if arguments.define:
-        compiled = few_rows_cuda.compiled
         vars(few_rows_cuda)["compiled"] = lambda source, name, defines, device: compiled(
             source, name, [*defines, *arguments.define], device
         )

@@ -310,9 +310,9 @@ def generate(model: nn.Module, inputs: Any = None, **settings: Any) -> Any:
     """Return what transformers' `model.generate(inputs, **settings)` returns, with or without adapters on the model.
 
     On a CUDA device each token after the prompt is one CUDA graph over a static cache, where nothing in `settings` asks
-    for a cache or a search of its own. What a token computes between its products is compiled by Inductor when tokens of
-    its form first come, which takes seconds; `disable_compile=True` leaves that out. Graphs and caches are kept for the next call. What cannot be captured or
-    compiled is logged once and computed as ever.
+    for a cache or a search of its own. What a token computes between its products is compiled by Inductor when tokens
+    of its form first come, which takes seconds; `disable_compile=True` leaves that out. Graphs and caches are kept for
+    the next call. What cannot be captured or compiled is logged once and computed as ever.
     """
     from lorakit.generating.generate import generate as captured
 

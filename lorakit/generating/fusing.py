@@ -27,9 +27,9 @@ def fused(
 ) -> tuple[Callable[[], Any], Sequence[Any]]:
     """Return what computes as a function does, from the tensors that the function reads to those that it writes.
 
-    With it comes what has to be there as long as its kernels run, such as in a graph. No Python of the function runs again. What was recorded is compared with the function on inputs that `change` makes;
-    `restore` puts back what a run writes. Raises: ValueError where it would compute something else; whatever the
-    function raises.
+    With it comes what has to be there as long as its kernels run, such as in a graph. No Python of the function runs
+    again. What was recorded is compared with the function on inputs that `change` makes; `restore` puts back what a run
+    writes. Raises: ValueError where it would compute something else; whatever the function raises.
     """
     held: dict[Any, Tensor] = {}
     form: Any = None

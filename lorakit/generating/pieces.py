@@ -126,8 +126,8 @@ def inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., 
 
     result: Any = compile_fx(module, inputs)
     if getattr(result, "_boxed_call", False):
-        return lambda *given: result(list(given))  # type: ignore[no-any-return]
-    return lambda *given: result(*given)  # type: ignore[no-any-return]
+        return lambda *given: result(list(given))
+    return lambda *given: result(*given)
 
 
 def _examples(forms: Sequence[Form]) -> list[Tensor]:
