@@ -39,7 +39,7 @@ class Backend:
 
 
 def _attention(inputs: Sequence[Any]) -> AbstractContextManager[Any]:
-    """Prefer cuDNN's attention on Hopper and later, where it takes half of the time that torch's flash attention does."""
+    """Prefer cuDNN's attention on Hopper and later, where it takes half of the time of torch's flash attention."""
     device = next((one.device for one in inputs if isinstance(one, Tensor) and one.is_cuda), None)
     if device is None or torch.cuda.get_device_capability(device) < (9, 0):
         return nullcontext()

@@ -104,7 +104,7 @@ def _weight(group: Group, kinds: int, flat: Sequence[Tensor], pairs: Sequence[Te
             (
                 _side_by_side(own[::2], 0),
                 own[1]
-                if adapters < 2  # noqa: PLR2004
+                if adapters < 2
                 else _side_by_side([_scaled(one, factor) for one, factor in zip(own[1::2], factors, strict=True)], 1),
             )
         )

@@ -2,8 +2,8 @@
 
 A product with it is one product for all of them, and has nothing to add afterwards. The sum is rounded once, from
 float32, so that a change smaller than a rounding still tells in the mean over a row's weights; added to a product it is
-lost where it is smaller than the product's own rounding. That holds where dequantized weights lie between the numbers of
-the dtype, as four-bit codes times a scale of float32 do.
+lost where it is smaller than the product's own rounding. That holds where dequantized weights lie between the numbers
+of the dtype, as four-bit codes times a scale of float32 do.
 """
 
 from __future__ import annotations

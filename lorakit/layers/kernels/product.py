@@ -74,7 +74,7 @@ def product(
     scalings: Sequence[float],
     form: str,
 ) -> Tensor:
-    """Return x (..., in_features) @ weightᵀ + bias + Σ scaling · (x Aᵀ) Bᵀ; pairs are A, B, A, B, …"""
+    """Return x (..., in_features) @ weightᵀ + bias + Σ scaling · (x Aᵀ) Bᵀ, where pairs are A and B in turn."""
     result: Tensor = torch.ops.lorakit.product.default(
         x, bias, list(base.values()), list(pairs), list(scalings), ",".join(base), form
     )
