@@ -17,25 +17,23 @@ from lorakit.compiling.groups import group
 class Backend:
     """A backend of torch.compile.
 
-    `kept` is the share of what a block would keep for its backward pass that it may keep, from 0, where only what
-    enters it is, to 1. `inner` compiles what comes out; Inductor unless given.
+    `kept` is the share that is kept of what would take time to compute again in the backward pass, from 0, where only
+    what enters a block is kept, to 1. `inner` compiles what comes out; Inductor unless given.
     """
 
     kept: float = 1.0
     inner: Callable[[fx.GraphModule, Sequence[Any]], Any] | None = None
 
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
-        from torch._functorch import config
-
         group(module)
-        with config.patch(activation_memory_budget=self.kept), _attention(inputs):
+        with _attention(inputs):
             if self.inner is not None:
                 return self.inner(module, inputs)
             from torch._inductor.compile_fx import compile_fx
 
             from lorakit.compiling.partition import Partitioner
 
-            return compile_fx(module, inputs, config_patches={"custom_partitioner_fn": Partitioner()})
+            return compile_fx(module, inputs, config_patches={"custom_partitioner_fn": Partitioner(self.kept)})
 
 
 def _attention(inputs: Sequence[Any]) -> AbstractContextManager[Any]:
