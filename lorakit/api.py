@@ -306,6 +306,21 @@ def capture(trainer: Trainer) -> None:
     stand_around(trainer)
 
 
+def compile_blocks(model: nn.Module, *, kept: float = 1.0, send: bool = False) -> int:
+    """Compile the blocks of an adapted model with torch.compile, in place for its training; return how many there are.
+
+    Projections that read one input become one product, with their adapters inside the weights that it multiplies with,
+    whatever model the block is of. `kept` is the share of products and attention that is kept for the backward pass, by
+    bytes; the rest, and what lies between, is computed again. Of blocks that a plan (`step memory SIZE`) or gradient
+    checkpointing has computed again, what enters them alone is kept. With `send` what is kept waits in pinned CPU
+    memory. The first steps take longer, while code is made; evaluation and generation run as ever. Before `capture`,
+    where both are wanted. Raises: ModelError where there are no blocks, or the model is sharded.
+    """
+    from lorakit.compiling.blocks import compile_blocks as in_place
+
+    return in_place(model, kept=kept, send=send)
+
+
 def generate(model: nn.Module, inputs: Any = None, **settings: Any) -> Any:
     """Return what transformers' `model.generate(inputs, **settings)` returns, with or without adapters on the model.
 

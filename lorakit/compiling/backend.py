@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from lorakit.compiling.groups import group
+
+logger = logging.getLogger("lorakit")
 
 
 @dataclass(frozen=True)
@@ -25,15 +29,26 @@ class Backend:
     inner: Callable[[fx.GraphModule, Sequence[Any]], Any] | None = None
 
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
-        group(module)
-        with _attention(inputs):
-            if self.inner is not None:
-                return self.inner(module, inputs)
-            from torch._inductor.compile_fx import compile_fx
+        try:
+            group(module)
+            with _attention(inputs):
+                return (self.inner or self._inductor)(module, inputs)
+        except Exception as error:
+            # a compiler has many reasons, and the block computes without it
+            _say_once(f"{type(error).__name__}: {error}".partition("\n")[0])
+            return module.forward
 
-            from lorakit.compiling.partition import Partitioner
+    def _inductor(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        from torch._inductor.compile_fx import compile_fx
 
-            return compile_fx(module, inputs, config_patches={"custom_partitioner_fn": Partitioner(self.kept)})
+        from lorakit.compiling.partition import Partitioner
+
+        return compile_fx(module, inputs, config_patches={"custom_partitioner_fn": Partitioner(self.kept)})
+
+
+@functools.cache
+def _say_once(why: str) -> None:
+    logger.warning("a block is not compiled, and computes one operation after the other: %s", why)
 
 
 def _attention(inputs: Sequence[Any]) -> AbstractContextManager[Any]:

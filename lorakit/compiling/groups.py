@@ -59,23 +59,21 @@ def _put_together(graph: fx.Graph, members: Sequence[_Product]) -> None:
     first = members[0]
     assert first.form.merge is not None
     what = Group(
-        first.form.merge,
+        *first.form.merge,
         tuple(one.form.shape[0] for one in members),
         first.form.shape[1],
         tuple(len(one.scalings) for one in members),
         tuple(scaling for one in members for scaling in one.scalings),
     )
+    given: Any = (
+        first.x,
+        [one.bias for one in members],
+        [list(one.stored) for one in members],
+        [pair for one in members for pair in one.pairs],
+        what,
+    )
     with graph.inserting_before(first.node):
-        made = graph.call_function(
-            together,
-            (
-                first.x,
-                [one.bias for one in members],
-                [list(one.stored) for one in members],
-                [pair for one in members for pair in one.pairs],
-                what,
-            ),
-        )
+        made = graph.call_function(together, given)
         for number, one in enumerate(members):
             part = graph.call_function(operator.getitem, (made, number))
             part.meta = {name: one.node.meta[name] for name in _KEPT if name in one.node.meta}

@@ -102,8 +102,21 @@ def _operations(node: fx.Node) -> int:
     count = flop_registry.get(getattr(node.target, "overloadpacket", None))
     if count is None:
         return 0
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda one: one.meta.get("val"))
-    return int(count(*args, **kwargs, out_val=node.meta.get("val")))
+    args: Any
+    kwargs: Any
+    args, kwargs = fx.map_arg((node.args, node.kwargs), _value)
+    result = node.meta.get("val")
+    try:
+        return int(count(*args, **kwargs, out_val=result))
+    except AssertionError:
+        # torch counts attention whose keys have as many heads as its queries
+        query, *others = args
+        keys = [one.new_empty((*query.shape[:2], *one.shape[2:]), device="meta") for one in others[:2]]
+        return int(count(query, *keys, *others[2:], **kwargs, out_val=result))
+
+
+def _value(node: fx.Node) -> Any:
+    return node.meta.get("val")
 
 
 def _draws(node: fx.Node) -> bool:

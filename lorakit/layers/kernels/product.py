@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from lorakit.values import Storage
 Dequantize = Callable[[Mapping[str, Tensor], torch.dtype], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class FourBits:
+class FourBits(NamedTuple):
     """What weights have to share to be written as one by `merging.py`: the format, and the size of blocks."""
 
     quant_type: str

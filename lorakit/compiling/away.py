@@ -22,7 +22,7 @@ MOST_AROUND = 8
 FLYING = 256 << 20
 
 
-class _Held:
+class Held:
     """A stretch of a device's memory in CPU memory; `back` is its copy on the device once that is on its way."""
 
     def __init__(self, away: Away, host: Tensor, device: torch.device) -> None:
@@ -60,7 +60,7 @@ class _Held:
 class _View:
     """A saved tensor's place in what was sent."""
 
-    held: _Held
+    held: Held
     dtype: torch.dtype
     size: torch.Size
     stride: tuple[int, ...]
@@ -82,11 +82,11 @@ class Away:
         self.bytes = 0
 
     @contextmanager
-    def around(self, before: Sequence[_Held]) -> Iterator[list[_Held]]:
+    def around(self, before: Sequence[Held]) -> Iterator[list[Held]]:
         """Send what is saved inside; yields what was sent, and `before` is what an earlier block sent."""
-        sent: list[_Held] = []
+        sent: list[Held] = []
         # of this block alone: its outputs are what the next one keeps
-        by_storage: dict[int, _Held] = {}
+        by_storage: dict[int, Held] = {}
 
         def pack(value: Tensor) -> Tensor | _View:
             storage = value.untyped_storage()
@@ -123,7 +123,7 @@ class Away:
             and SMALLEST <= storage.nbytes() <= MOST_AROUND * value.nbytes
         )
 
-    def _send(self, value: Tensor) -> _Held:
+    def _send(self, value: Tensor) -> Held:
         storage = value.untyped_storage()
         whole = torch.empty(0, dtype=torch.uint8, device=value.device).set_(storage)
         free = self._free.get(storage.nbytes())
@@ -138,7 +138,7 @@ class Away:
         self._flying += whole.nbytes
         self.bytes += whole.nbytes
         self._let_go(FLYING)
-        return _Held(self, host, value.device)
+        return Held(self, host, value.device)
 
     def _let_go(self, most: int) -> None:
         """Have computing wait until at most so many bytes are on their way out; what has left may be overwritten."""
