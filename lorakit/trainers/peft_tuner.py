@@ -12,11 +12,14 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import Tensor, nn
 
 from lorakit.api import load, merge
+from lorakit.application.sharding import is_sharded
 from lorakit.application.state import adapter_of, state_of
 from lorakit.application.trainables import trained_by
+from lorakit.artifacts.adapter_state import EARLIER, below, packed
 from lorakit.artifacts.peft_names import PREFIX, adapter_tensors
 from lorakit.artifacts.resuming import resume
 from lorakit.errors import ModelError
+from lorakit.huggingface import saving
 from lorakit.named_adapters import Adapters
 from lorakit.trainers.earlier import Earlier
 from lorakit.trainers.peft_config import TYPE, SpecConfig
@@ -113,6 +116,19 @@ class SpecTuner(nn.Module):
             self._leave()
             if standing:
                 self.earlier[standing].stand(self.model)
+
+    def state(self, gathered: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return all adapters as one state; those as they were too, but of a sharded model, which is in parts then."""
+        with self.holding(self.adapters.names[0]):
+            held = packed(self.model, gathered=gathered)
+            for name, one in self.earlier.items() if not is_sharded(self.model) else ():
+                held |= {f"{EARLIER}{name}.{file_name}": value for file_name, value in one.values.items()}
+            return saving.to_write(held)
+
+    def earlier_in(self, state_dict: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+        """Return what a state holds of adapters as they were, by name. Raises: AdapterError if that does not fit."""
+        found = {name: below(state_dict, f"{EARLIER}{name}.") for name in self.earlier}
+        return {name: self.earlier[name].fitting(values) for name, values in found.items() if values}
 
     def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
         """Let adapters train, or not. Raises: ModelError."""
