@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lorakit.api import load, merge
 from lorakit.application.sharding import is_sharded
-from lorakit.application.state import adapter_of, state_of
+from lorakit.application.state import DEFAULT, adapter_of, state_of
 from lorakit.application.trainables import trained_by
 from lorakit.artifacts.adapter_state import EARLIER, below, packed
 from lorakit.artifacts.peft_names import PREFIX, adapter_tensors
@@ -28,6 +28,19 @@ from lorakit.trainers.peft_config import TYPE, SpecConfig
 REFERENCE = "ref"
 # how PEFT names the base model where a batch gives a row no adapter
 BASE = "__base__"
+
+
+class _Configs(dict[str, SpecConfig]):
+    """Configs by name, the active adapter's for `default` where none is called so: TRL asks for no other name."""
+
+    def __init__(self, configs: Mapping[str, SpecConfig], active: SpecConfig) -> None:
+        super().__init__(configs)
+        self._active = active
+
+    def __missing__(self, name: str) -> SpecConfig:
+        if name != DEFAULT:
+            raise KeyError(name)
+        return self._active
 
 
 class SpecTuner(nn.Module):
@@ -67,7 +80,8 @@ class SpecTuner(nn.Module):
     def peft_config(self) -> dict[str, SpecConfig]:
         """A config for each adapter, also for those that came another way."""
         names = (*self.adapters.names, *self.earlier)
-        return {name: self._configs.get(name) or self._config_of(name) for name in names}
+        configs = {name: self._configs.get(name) or self._config_of(name) for name in names}
+        return _Configs(configs, configs[self.active_adapters[0]])
 
     def _config_of(self, name: str) -> SpecConfig:
         adapter = adapter_of(self.model, self.earlier[name].of if name in self.earlier else name)
