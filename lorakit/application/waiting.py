@@ -79,7 +79,7 @@ def check_can_wait(plan: Plan, plugins: Plugins, taken: Mapping[str, Any], obser
             raise ModelError(
                 f"{name} takes a part from the weight of `{entry.path}`, which this process does not hold: {REMEDY}"
             )
-    if name := next(iter(observed), None):
+    for name in observed:
         raise ModelError(f"{name} sees what goes into layers, and this process holds no weights to run: {REMEDY}")
 
 
