@@ -10,6 +10,7 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
+from peft.peft_model import TunerLayerStatus, TunerModelStatus
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
@@ -21,6 +22,7 @@ from lorakit.errors import ModelError
 from lorakit.huggingface import saving
 from lorakit.trainers.checkpoints import is_checkpoint
 from lorakit.trainers.peft_config import TYPE, SpecConfig
+from lorakit.trainers.peft_status import layer_status, model_status
 from lorakit.trainers.peft_tuner import SpecTuner
 
 
@@ -145,6 +147,15 @@ class PeftView(PeftModel):
         """Return how many parameters train, and how many there are: a quantized weight counts as what it stands for."""
         counted = summary(self.base_model.model)
         return counted.trainable_parameters, counted.total_parameters
+
+    def get_layer_status(self) -> list[TunerLayerStatus]:
+        """Return the status of each layer that has an adapter or trains in full."""
+        enabled = bool(self.base_model.adapters.used) and not self._adapters_disabled
+        return layer_status(self.base_model, enabled=enabled)
+
+    def get_model_status(self) -> TunerModelStatus:
+        """Return what the status of all layers comes to."""
+        return model_status(self.base_model, self.get_layer_status(), self.get_nb_trainable_parameters())
 
 
 # `get_peft_model` and PEFT's own loading look here for the class that serves a config
