@@ -96,7 +96,12 @@ def learned(model: nn.Module, count: int = STEPS) -> list[float]:
 
 def held(model: nn.Module) -> int:
     """Return the bytes of a model's parameters that lie in this process."""
-    parts = (one.to_local() if hasattr(one, "to_local") else one for one in model.parameters())
+    return local(model.parameters())
+
+
+def local(tensors: Any) -> int:
+    """Return the bytes of tensors that lie in this process."""
+    parts = (one.to_local() if hasattr(one, "to_local") else one for one in tensors)
     return sum(part.numel() * part.element_size() for part in parts)
 
 
@@ -224,6 +229,37 @@ def check_shard(quant: str, frozen: Any, folder: Path) -> None:
     lorakit.save(model, folder / f"{quant.replace(' ', '-')}-{frozen}")
 
 
+PLANNED = {
+    # what is stored in four bits has scales of odd numbers
+    f"{SPEC.format('nf4 double')}train model.norm\n": 0.01,
+    "adapt q_proj,v_proj rank 3 dtype fp32\noptimizer adamw lr 5e-3\n": 0.0,
+    "adapt @linear rank 4 dtype fp32\ntrain lm_head\noptimizer sgd lr 1e-2\n": 0.0,
+}
+
+
+def check_planned(folder: Path) -> None:
+    """What each device holds is what the plan says of it; the first has what cannot be halved."""
+    frozens: tuple[Any, ...] = ("shard", "replicate")
+    for spec, tolerance in PLANNED.items():
+        for frozen in frozens:
+            memory = lorakit.plan(spec, make_llama(), devices=WORLD, frozen=frozen).memory
+            model = lorakit.shard(adapted(spec), frozen=frozen)
+            optimizer = lorakit.optimizer(model)
+            rows = Rows().rows[:1]
+            model(input_ids=rows, labels=rows).loss.backward()
+            optimizer.step()
+            gradients = [one.grad for one in model.parameters() if one.grad is not None]
+            moments = [one for state in optimizer.state.values() for one in state.values()]
+            found = torch.tensor([held(model), local(gradients), local(moments)])
+            every = [torch.empty_like(found) for _ in range(WORLD)]
+            dist.all_gather(every, found)
+            weights, trained, kept = torch.stack(every).amax(0).tolist()
+            assert weights == pytest.approx(memory.weights + memory.adapters, rel=tolerance)
+            assert trained == memory.gradients
+            # counters of steps are in no shard
+            assert kept == pytest.approx(memory.optimizer, rel=0.01)
+
+
 def layers(model: nn.Module) -> dict[str, QuantizedLinear]:
     return {name: one for name, one in model.named_modules() if isinstance(one, QuantizedLinear)}
 
@@ -287,6 +323,7 @@ CHECKS: dict[str, Check] = {
     "waiting refused": check_waiting_refused,
     "fresh head": check_fresh_head,
     **{f"corrupted {way}": functools.partial(check_corrupted, way) for way in ("shard", "fully_shard")},
+    "planned": check_planned,
     "pieces": check_pieces,
     "one writes": check_one_writes,
 }
@@ -375,6 +412,10 @@ def test_what_needs_weights_is_refused_where_there_are_none(failures: dict[str, 
 @pytest.mark.parametrize("way", ["shard", "fully_shard"])
 def test_a_changed_byte_is_told_by_the_weight_it_is_of(way: str, failures: dict[str, str]) -> None:
     expect_none(failures[f"corrupted {way}"])
+
+
+def test_a_device_holds_what_the_plan_says_of_it(failures: dict[str, str]) -> None:
+    expect_none(failures["planned"])
 
 
 def test_what_trains_in_one_piece_has_one_dtype(failures: dict[str, str]) -> None:
