@@ -163,8 +163,9 @@ class PairsTask:
                     to_evaluation(optimizer)
                     finite.check_state()
                     fill = functools.partial(
-                        write_checkpoint, model, optimizer, done, history.records, rank=processes.rank
-                    )
+                        write_checkpoint, model, optimizer, done, history.records,
+                        rank=processes.rank, count=processes.count,
+                    )  # fmt: skip
                     checkpoints.write(done, fill, needed=ends)
                 if done >= settings.steps or ends:
                     break
