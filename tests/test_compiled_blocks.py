@@ -282,8 +282,9 @@ def test_a_compiler_that_fails_is_said_and_the_block_computes(
 
 
 def test_refusals_say_what_to_do() -> None:
+    alone: Any = lorakit.apply("adapt 0 rank 4", nn.Sequential(nn.Linear(32, 32)))
     with pytest.raises(lorakit.ModelError, match=r"no adapted blocks.*torch\.compile"):
-        lorakit.compile_blocks(lorakit.apply("adapt 0 rank 4", nn.Sequential(nn.Linear(32, 32)))[0])
+        lorakit.compile_blocks(alone[0])
     with pytest.raises(lorakit.ModelError, match="on a CPU"):
         lorakit.compile_blocks(net(), send=True)
 
