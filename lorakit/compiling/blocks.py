@@ -57,6 +57,14 @@ def compile_blocks(model: nn.Module, *, kept: float = 1.0, send: bool = False) -
     return len(blocks)
 
 
+def compile_if_any(model: nn.Module) -> int:
+    """Compile the blocks of a model that has some which can be; return how many there are."""
+    try:
+        return compile_blocks(model)
+    except ModelError:
+        return 0
+
+
 class _Chain:
     """What the block before sent, in the pass that runs."""
 
