@@ -48,6 +48,8 @@ def plan(
     batch: int | None = None,
     tokens: int | None = None,
     recompute: bool | None = None,
+    devices: int | None = None,
+    frozen: Frozen | None = None,
     example: Any = None,
     hardware: Hardware | None = None,
     trust_remote_code: bool = False,
@@ -56,11 +58,12 @@ def plan(
     """Return what a spec makes of a model: an nn.Module (meta tensors are fine), a Hugging Face config, or a reference.
 
     No weight is read. The memory forecast is for a step on batch × tokens, else the spec's, or 1 × 512; `recompute`
-    computes blocks again in its backward pass (gradient checkpointing). A plan made elsewhere keeps its decisions
-    and, where nothing else is said, its step; its figures are counted again. `example` is what a plain PyTorch model's
-    forward takes, a dict of arguments by name, a tuple, or one tensor: it shows which layers read the same tensor.
-    `hardware` decides what the model computes in where the spec does not say it; without one it is this machine's
-    accelerator, or else its CPU.
+    computes blocks again in its backward pass (gradient checkpointing). Of several `devices` it is what each holds,
+    with rows of its own, once `shard` has spread the model over them with `frozen` as it is given there. A plan made
+    elsewhere keeps its decisions and, where nothing else is said, its step; its figures are counted again. `example` is
+    what a plain PyTorch model's forward takes, a dict of arguments by name, a tuple, or one tensor: it shows which
+    layers read the same tensor. `hardware` decides what the model computes in where the spec does not say it; without
+    one it is this machine's accelerator, or else its CPU.
     Raises: SpecError, PlanError, ModelError.
     """
     from lorakit.pipeline import decide, read_structure
@@ -69,7 +72,8 @@ def plan(
     structure = read_structure(_source(model, trust_remote_code), plugins)
     return decide(
         _decisions(spec, plugins), structure, plugins,
-        batch=batch, tokens=tokens, recompute=recompute, example=example, hardware=hardware,
+        batch=batch, tokens=tokens, recompute=recompute, devices=devices, frozen=frozen, example=example,
+        hardware=hardware,
     )  # fmt: skip
 
 
@@ -304,6 +308,21 @@ def capture(trainer: Trainer) -> None:
     from lorakit.trainers.capturing import capture as stand_around
 
     stand_around(trainer)
+
+
+def compile_blocks(model: nn.Module, *, kept: float = 1.0, send: bool = False) -> int:
+    """Compile the blocks of an adapted model with torch.compile, in place for its training; return how many there are.
+
+    Projections that read one input become one product, with their adapters inside the weights that it multiplies with,
+    whatever model the block is of. `kept` is the share of products and attention that is kept for the backward pass, by
+    bytes; the rest, and what lies between, is computed again. Of blocks that a plan (`step memory SIZE`) or gradient
+    checkpointing has computed again, what enters them alone is kept. With `send` what is kept waits in pinned CPU
+    memory. The first steps take longer, while code is made; evaluation and generation run as ever. Before `capture`,
+    where both are wanted. Raises: ModelError where there are no blocks, or the model is sharded.
+    """
+    from lorakit.compiling.blocks import compile_blocks as in_place
+
+    return in_place(model, kept=kept, send=send)
 
 
 def generate(model: nn.Module, inputs: Any = None, **settings: Any) -> Any:

@@ -12,6 +12,7 @@ from lorakit.reporter import SILENT, Reporter
 if TYPE_CHECKING:
     from torch import nn
 
+    from lorakit.application.layout import Frozen
     from lorakit.application.starting import Starter
     from lorakit.hooks.manager import Plugins
     from lorakit.planning.hardware import Hardware
@@ -71,6 +72,8 @@ def decide(
     tokens: int | None = None,
     recompute: bool | None = None,
     limit: int | None = None,
+    devices: int | None = None,
+    frozen: Frozen | None = None,
     example: Any = None,
     hardware: Hardware | None = None,
     inventory: Inventory | None = None,
@@ -78,7 +81,8 @@ def decide(
     """Return what a spec makes of a model, for the step that is given, or the spec's own, or 1 × 512 that keep all.
 
     A plan made elsewhere keeps its decisions, and its step where nothing is said; its figures are counted again.
-    A step holds at most `limit` bytes, or what the spec says, if blocks that are computed again can do it.
+    A step holds at most `limit` bytes, or what the spec says, if blocks that are computed again can do it. Of several
+    `devices` the figures are those of each, with `frozen` weights sharded or replicated.
     `example` is what a plain model's forward takes, to see which layers read the same tensor; an `inventory` that was
     read before spares reading it again. `hardware` is what a spec
     decides the computing dtype for: this machine's unless given.
@@ -89,7 +93,9 @@ def decide(
     from lorakit.planning.planner import make_plan
 
     inventory = inventory or inventory_of(structure, plugins, example)
-    asked = {"batch": batch, "tokens": tokens, "recompute": recompute, "limit": limit}
+    asked = {
+        "batch": batch, "tokens": tokens, "recompute": recompute, "limit": limit, "devices": devices, "frozen": frozen
+    }  # fmt: skip
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if not isinstance(spec, Spec):
         return finished(replace(spec, memory=replace(spec.memory, **given)), inventory, plugins)

@@ -151,6 +151,34 @@ def test_one_process_does_not_wait_for_what_several_began(
         assert last_checkpoint(run) == str(found)
 
 
+def test_trainer_does_not_go_on_from_what_one_process_did_not_write(
+    tmp_path: Path, made_checkpoints: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from test_training import trainer
+
+    import lorakit
+
+    run = Path(shutil.copytree(made_checkpoints, tmp_path / "run"))
+    last, state = run / "checkpoint-4", (run / "checkpoint-4" / "trainer_state.json").read_text()
+    with monkeypatch.context() as two:
+        for name in ("LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK"):
+            two.setenv(name, "2" if name == "LOCAL_WORLD_SIZE" else "0")
+        begin(last)
+    shutil.copy(last / "rng_state.pth", last / "rng_state_0.pth")
+    (last / "trainer_state.json").write_text(state)
+
+    def go_on(checkpoint: str | bool) -> None:
+        model = lorakit.apply("adapt q_proj,v_proj rank 4", make_llama())
+        trainer(model, run, steps=6).train(resume_from_checkpoint=checkpoint)
+
+    with pytest.raises(lorakit.AdapterError, match=r"-4 is not whole.*rng_state_1.pth.*checkpoint-2', the la"):
+        go_on(True)
+    go_on(str(last))
+    assert "checkpoint-4 lacks rng_state_1.pth" in caplog.text
+    shutil.copy(last / "rng_state.pth", last / "rng_state_1.pth")
+    go_on(True)
+
+
 @pytest.fixture(scope="module")
 def made_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from test_training import trainer

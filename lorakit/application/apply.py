@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from lorakit.application.building import build_adapter
 from lorakit.application.compute import cast, check_compute, uncast
-from lorakit.application.observing import observe
+from lorakit.application.observing import observe, watched
 from lorakit.application.places import (
     adapt_parameter,
     base_layer_of,
@@ -28,6 +28,7 @@ from lorakit.application.state import DEFAULT, Adapted, NamedAdapter, adapted_st
 from lorakit.application.statistics import small_buffers
 from lorakit.application.storing import check_stored, layer_weight, quantized_layer, with_weight
 from lorakit.application.switching import disabled, remember_base, use
+from lorakit.application.waiting import begin_waiting, check_can_wait, waits
 from lorakit.errors import ModelError, PlanError
 from lorakit.hooks.manager import Plugins
 from lorakit.layers.quantized_linear import QuantizedLinear
@@ -60,12 +61,13 @@ def apply_plan(
     """Return the model, adapted in place under a name; if anything fails, hooks included, it is as it was before.
 
     The same plan, weights and seed give the same bits on every device: each adapter draws from a generator of its own.
-    On a model that has adapters already, the new ones stand around those, and alone are in use. `calibration` holds
-    batches for plugins that see inputs first; an initializer that has seen them may move ranks, and the model then
-    remembers the plan with these. `taken` and `started` are what an earlier start of the same adapter took from the
-    base, and what was started while the model was read.
-    Raises: ModelError if the name is taken or the model holds meta tensors, PlanError if it is not the planned one or
-    a plugin lacks calibration data.
+    In a process that waits for the values of the first, all is made without any. On a model that has adapters already,
+    the new ones stand around those, and alone are in use. `calibration` holds batches for plugins that see inputs
+    first; an initializer that has seen them may move ranks, and the model then remembers the plan with these. `taken`
+    and `started` are what an earlier start of the same adapter took from the base, and what was started while the model
+    was read.
+    Raises: ModelError if the name is taken or the first process's model holds meta tensors, PlanError if it is not the
+    planned one or a plugin lacks calibration data.
     """
     state = adapted_state(model)
     _check_name(state, name)
@@ -75,7 +77,12 @@ def apply_plan(
             plan = completed(plan, plugins)
             plugins.before_apply(model, plan)
             modules = plain_modules(model.named_modules())
-            _check(plan, model, modules)
+            is_waiting = waits(model)
+            _check(plan, model, modules, is_waiting=is_waiting)
+            if is_waiting:
+                check_can_wait(plan, plugins, taken or {}, _observers(plan, model, plugins))
+                # what adapters begin with comes from the first process as all else
+                initialize = False
             check_compute(model, state, plan)
             # taken over before the model runs, since bitsandbytes' own layers may repack their weights when they do
             converted = _converted(modules.values(), plugins)
@@ -91,6 +98,8 @@ def apply_plan(
             built = _build(plan, model, modules, converted, state, starter, progress)
             if state is None:
                 state = Adapted(inventory, plugins, buffers=small_buffers(model))
+            if is_waiting:
+                begin_waiting(model, plan, state)
             _commit(model, state, NamedAdapter(name, plan, seed, built.adapters, taken=built.taken), built)
             plugins.model_ready(model, plan)
         except BaseException:
@@ -212,7 +221,11 @@ def _check_name(state: Adapted | None, name: str) -> None:
         raise ModelError(f"an adapter's name is a word, not {name!r}")
 
 
-def _check(plan: Plan, model: nn.Module, modules: dict[str, nn.Module]) -> None:
+def _observers(plan: Plan, model: nn.Module, plugins: Plugins) -> Iterable[str]:
+    return (f"`{one.name}`" for one in watched(plan, model, plugins))
+
+
+def _check(plan: Plan, model: nn.Module, modules: dict[str, nn.Module], *, is_waiting: bool) -> None:
     check_once(plan)
     for entry in plan.entries:
         place = Place.of(entry)
@@ -224,7 +237,8 @@ def _check(plan: Plan, model: nn.Module, modules: dict[str, nn.Module]) -> None:
         if entry.is_whole and (entry.quant is not None or (entry.shape is not None and entry.shape.quantizer)):
             # no spec gives this, a plan that someone wrote may
             raise PlanError(f"`{entry.path}` is stored quantized, and cannot be trained or held in full")
-        if any(parameter is not None and parameter.is_meta for parameter in module._parameters.values()):
+        has_none = any(parameter is not None and parameter.is_meta for parameter in module._parameters.values())
+        if has_none and not is_waiting:
             raise ModelError(f"`{entry.path}` has no weights (a meta tensor): load the model before applying a plan")
 
 

@@ -52,11 +52,13 @@ def build_adapter(
 
 def _device(layer: nn.Module, entry: PlanEntry) -> torch.device:
     if entry.is_parameter:
-        return bare_parameter(layer, Place.of(entry).parameter).device
-    # nearly every layer has one of its own, and all others are far to seek
-    own = filter(lambda tensor: tensor is not None, layer._parameters.values())
-    first = next(chain(own, layer.parameters(), layer.buffers()), None)
-    return torch.device("cpu") if first is None else first.device
+        first: Tensor | None = bare_parameter(layer, Place.of(entry).parameter)
+    else:
+        # nearly every layer has one of its own, and all others are far to seek
+        own = filter(lambda tensor: tensor is not None, layer._parameters.values())
+        first = next(chain(own, layer.parameters(), layer.buffers()), None)
+    # of what waits for its values adapters are there already: optimizers tell parameters apart by where they lie
+    return torch.device("cpu") if first is None or first.is_meta else first.device
 
 
 def _parameter(plan: ParameterPlan, value: Tensor | None, dtype: torch.dtype, device: torch.device) -> nn.Parameter:

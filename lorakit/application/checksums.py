@@ -64,7 +64,8 @@ def _before_forward(model: nn.Module, args: Any) -> None:
 
     layers = {path: one for path, one in model.named_modules() if isinstance(one, QuantizedLinear) and one.checksums}
     # where accelerate loads weights in the first process alone, the others held nothing
-    sums = [{path: _numbers(layer.checksums) for path, layer in layers.items()}]
+    is_first = distributed.get_rank() == 0
+    sums = [{path: _numbers(layer.checksums) for path, layer in layers.items()} if is_first else {}]
     distributed.broadcast_object_list(sums)
     for path, layer in layers.items():
         layer.checksums = {}

@@ -42,7 +42,11 @@ def check_compute(model: nn.Module, state: Adapted | None, plan: Plan) -> None:
     if compute.dtype == "float16" and compute.own != "float16":
         largest = torch.finfo(torch.float16).max
         for name, parameter in model.named_parameters():
-            if parameter.is_floating_point() and bool((parameter.isfinite() & (parameter.abs() > largest)).any()):
+            if (
+                parameter.is_floating_point()
+                and not parameter.is_meta
+                and bool((parameter.isfinite() & (parameter.abs() > largest)).any())
+            ):
                 raise ModelError(f"`{name}` holds weights beyond the range of fp16: write `step compute fp32`")
 
 
@@ -143,7 +147,7 @@ def _adapters_own(state: Adapted) -> set[int]:
 
 def _kept(values: Tensor, dtype: torch.dtype) -> Kept | None:
     """Return what another dtype of 16 bits rounds: few values, since only the smallest are. None of any other dtype."""
-    if values.dtype.itemsize != 2 or dtype.itemsize != 2:
+    if values.is_meta or values.dtype.itemsize != 2 or dtype.itemsize != 2:
         return None
     places = (values.to(dtype).to(values.dtype) != values).flatten().nonzero().flatten()
     return Kept(places, values.take(places)) if len(places) else None

@@ -14,6 +14,7 @@ from lorakit.application.checksums import remember
 from lorakit.application.sharding import is_unit
 from lorakit.application.state import state_of, unwrapped
 from lorakit.application.trainables import trainables, trained_by
+from lorakit.application.waiting import any_waits, hand_out
 from lorakit.dtypes import name_of, short_name
 from lorakit.errors import ModelError
 from lorakit.planning.targets import block_of
@@ -47,12 +48,21 @@ def shard_model(model: nn.Module, mesh: DeviceMesh | None = None, *, frozen: Fro
         blocks = {}
     ignored |= several - trained
     check_pieces(model, blocks)
+    hands_out, device = any_waits(model, mesh), _device_of(mesh)
     if frozen == "replicate":
+        if hands_out:
+            hand_out(model, device)
         # what is left whole is moved by nobody else
-        model.to(_device_of(mesh))
+        model.to(device)
     with _taking_whole_numbers():
         for block in blocks.values():
+            if hands_out:
+                # one at a time: the rest of it is still in the first process alone
+                hand_out(block, device)
             fully_shard(block, mesh=mesh, ignored_params=ignored)
+        if hands_out:
+            hand_out(model, device)
+            state_of(model).waits = False
         # torch keeps the outermost piece gathered by itself, where there are others
         keeps = False if frozen == "replicate" else None
         fully_shard(model, mesh=mesh, ignored_params=ignored, reshard_after_forward=keeps)

@@ -23,7 +23,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def fill(tensor: Tensor, value: Tensor) -> None:
-    """Copy a whole value into a tensor, which may be sharded: each process copies its own part."""
+    """Copy a whole value into a tensor, which may be sharded: then each process gets its part of the first one's."""
     if is_sharded_tensor(tensor):
         from torch.distributed.tensor import distribute_tensor
 

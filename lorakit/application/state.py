@@ -110,7 +110,8 @@ class Adapted:
     `base` are the base model's own values of what any adapter trains in full, on the CPU; `standing` names the adapter
     whose values stand in the model instead. `merged` holds the base's own layers and parameters, by path, while the
     adapters are folded into others in their place. `cast` is what the model holds in another dtype than its own, and
-    `buffers` copies of what its modules may count in; `told` are those of which it was said that they changed.
+    `buffers` copies of what its modules may count in; `told` are those of which it was said that they changed. `waits`
+    while this process has no values of the model, or of its adapters, and gets them from the first.
     """
 
     inventory: Inventory
@@ -122,6 +123,7 @@ class Adapted:
     cast: Cast | None = None
     buffers: dict[str, Tensor] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
+    waits: bool = False
 
     def copied(self) -> dict[str, Any]:
         """Return what this state holds now, for `restore`."""

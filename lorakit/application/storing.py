@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -84,6 +85,10 @@ def quantized_weight(weight: Tensor, entry: PlanEntry, plugins: Plugins, observe
     """
     assert entry.quant is not None
     quantizer = plugins.quantizer(entry.quant)
+    if weight.is_meta:
+        # quantizers look at values
+        made = quantized_weight(torch.zeros(weight.shape, dtype=weight.dtype), entry, plugins, observed)
+        return replace(made, tensors={name: tensor.to("meta") for name, tensor in made.tensors.items()})
     try:
         with torch.no_grad():
             if isinstance(quantizer, CalibratedQuantizer) and observed is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -22,7 +22,6 @@ from lorakit.artifacts.peft_names import AdapterTensor, adapter_tensors
 from lorakit.artifacts.saved_plan import check_tensors, plan_to_save
 from lorakit.errors import ModelError, OutputError
 from lorakit.hooks.manager import Plugins
-from lorakit.planning.plan import Plan
 
 WEIGHTS, CONFIG, PLAN = "adapter_model.safetensors", "adapter_config.json", "plan.json"
 # what a start took from the base weights, for an adapter that has such a start
@@ -35,18 +34,6 @@ COMPANIONS = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
     "merges.txt", "added_tokens.json",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Written:
-    """What an adapter's files say: its plan as it is now, and its tensors by their names there, on the CPU.
-
-    `started` is what its start took from the base weights.
-    """
-
-    plan: Plan
-    tensors: Mapping[str, Tensor]
-    started: Mapping[str, Tensor]
 
 
 def save_adapter(
@@ -100,11 +87,11 @@ def write_adapter_files(
     name: str | None = None,
     *,
     gathered: Mapping[str, Tensor] | None = None,
-) -> Written | None:
+) -> None:
     """Write an adapter's files into a folder that exists, each aside first, so that none is ever half there.
 
-    Every process that holds a part of a sharded model has to call this; the first writes, and alone is told what. With
-    a state dict that holds what was `gathered` of it already, the first alone.
+    Every process that holds a part of a sharded model has to call this; the first writes. With a state dict that holds
+    what was `gathered` of it already, the first alone.
 
     Raises: ModelError if a tensor is not finite, or its shape is not one that its method gives.
     """
@@ -115,29 +102,27 @@ def write_adapter_files(
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     # in the dtype that is written: what is finite in a wider one may not be so there
     tensors = [
-        replace(one, tensor=own_value(state, held.get(one.inner, one.tensor), _gathered(one, gathered)))
+        replace(one, tensor=own_value(state, held.get(one.inner, one.tensor), gathered_value(one, gathered)))
         for one in adapter_tensors(model, replace(adapter, plan=plan))
     ]
     check_tensors(tensors)
     if not writes(model):
-        return None
-    ready = {one.file_name: _ready(one.tensor) for one in tensors}
+        return
+    values = {one.file_name: ready(one.tensor) for one in tensors}
     fields = peft_config(plan, model, plugins, changes_base=bool(adapter.taken))
     _say_if_foreign(adapter, str(fields["peft_type"]))
     _say_if_moved(model, state)
     config = json.dumps(fields, indent=2) + "\n"
     writers: dict[str, Callable[[Path], object]] = {
-        WEIGHTS: lambda path: save_file(unshared(ready), path, metadata={"format": "pt"}),
+        WEIGHTS: lambda path: save_file(unshared(values), path, metadata={"format": "pt"}),
         CONFIG: lambda path: path.write_text(config, encoding="utf-8"),
         PLAN: lambda path: path.write_text(plan.to_json() + "\n", encoding="utf-8"),
     }
-    starts = {f"{path}.{matrix}": value for path, pair in adapter.taken.items() for matrix, value in _named(pair)}
-    if starts:
+    if starts := starts_of(adapter):
         writers[START] = lambda path: save_file(starts, path, metadata={"format": "pt"})
     for file_name, write in writers.items():
         write_aside(folder / file_name, write)
     plugins.before_save(model, folder)
-    return Written(plan, ready, starts)
 
 
 def write_aside(file: Path, write: Callable[[Path], object]) -> None:
@@ -147,7 +132,11 @@ def write_aside(file: Path, write: Callable[[Path], object]) -> None:
     aside.replace(file)
 
 
-def _gathered(one: AdapterTensor, gathered: Mapping[str, Tensor] | None) -> Tensor:
+def gathered_value(one: AdapterTensor, gathered: Mapping[str, Tensor] | None) -> Tensor:
+    """Return a tensor whole: out of what was `gathered`, or else gathered with the other processes.
+
+    Raises: ModelError if it is not among what was gathered.
+    """
     if gathered is None or not is_sharded_tensor(one.tensor):
         return whole(one.tensor)
     if one.inner not in gathered:
@@ -156,6 +145,11 @@ def _gathered(one: AdapterTensor, gathered: Mapping[str, Tensor] | None) -> Tens
             "the model, or call lorakit.save(model, folder) in every process"
         )
     return gathered[one.inner]
+
+
+def starts_of(adapter: NamedAdapter) -> dict[str, Tensor]:
+    """Return what an adapter's start took from the base weights, by the names in its file."""
+    return {f"{path}.{matrix}": value for path, pair in adapter.taken.items() for matrix, value in _named(pair)}
 
 
 def _named(pair: tuple[Tensor, Tensor]) -> Iterable[tuple[str, Tensor]]:
@@ -203,7 +197,8 @@ def _refuse_foreign(folder: Path, known: set[str]) -> None:
         raise OutputError(f"{folder} holds other things than an adapter, such as {strangers[0]}; give another place")
 
 
-def _ready(tensor: Tensor) -> Tensor:
+def ready(tensor: Tensor) -> Tensor:
+    """Return a tensor as safetensors writes it."""
     return tensor.detach().to("cpu").contiguous()
 
 

@@ -1,143 +1,141 @@
-"""State dicts that hold an adapter instead of its model: what any trainer saves and loads by a module's state.
+"""A model's adapters as tensors by name: what states and checkpoints hold of them, and how a model takes it up.
 
-Of each adapted model in a module there are the tensors of its adapters, under the names that their files have, and the
-plan of each. What an adapted model has anyway is left out: frozen weights, and buffers that stay. All else of the
-module stays, what trains beside the adapters too.
+Of each adapter there are its tensors under the names that they have in its file, its plan as bytes, and what its start
+took from the base weights. A state is told no folder: by the tensors alone an adapter with another alpha, or on another
+base, would be taken for this one.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lorakit.application.places import stored_buffers
-from lorakit.application.sharding import fill, is_sharded
-from lorakit.application.state import NamedAdapter, adapted_in, state_of
-from lorakit.application.statistics import moved_buffers
+from lorakit.application.sharding import fill
+from lorakit.application.state import Adapted, NamedAdapter, state_of, unwrapped
+from lorakit.artifacts.adapter_folder import gathered_value, starts_of
 from lorakit.artifacts.peft_names import AdapterTensor, adapter_tensors
-from lorakit.artifacts.resuming import first_difference
+from lorakit.artifacts.reading import pairs_of
+from lorakit.artifacts.resuming import check_same, check_start
 from lorakit.artifacts.saved_plan import plan_to_save
 from lorakit.errors import AdapterError, PlanError
 from lorakit.planning.plan import Plan
 
-# each with the adapter's name behind it, and that with the tensor's
-PLAN, TENSOR = "lorakit_plan.", "lorakit_adapter."
-
 State = MutableMapping[str, Any]
+# each with the adapter's name behind it, and all but the first with the tensor's behind that
+PLAN, TENSOR, START = "lorakit_plan.", "lorakit_adapter.", "lorakit_start."
+# of an adapter as it was, which a view of the model compares with, and the model itself has no use for
+EARLIER = "lorakit_earlier."
+FIELDS = (PLAN, TENSOR, START, EARLIER)
+WHERE = "this checkpoint"
 
 
-def to_adapters(holder: nn.Module, state_dict: State, prefix: str = "", *_: Any) -> None:
-    """Leave of a module's state, in place, what its adapters hold and what is not in the adapted models.
+def packed(
+    model: nn.Module, names: Iterable[str] | None = None, *, gathered: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return adapters of a model, all of them or these, as one state of their own tensors.
 
-    It is a hook for `register_state_dict_post_hook`. What is sharded is left to whoever gathers it.
+    Of a sharded model every process has to call this, or the one that has what was `gathered` of it.
     Raises: ModelError while adapters are merged into the weights.
     """
-    if is_sharded(holder):
-        return
-    models = adapted_in(holder)
-    had_anyway = {id(tensor) for model in models.values() for tensor in _had_anyway(model)}
-    for name, tensor in _state_of(holder):
-        if id(tensor) in had_anyway:
-            state_dict.pop(f"{prefix}{name}", None)
-    for path, model in models.items():
-        at = f"{prefix}{path}." if path else prefix
-        state_dict.update({f"{at}{name}": tensor for name, tensor in _packed(model).items()})
-
-
-def from_adapters(holder: nn.Module, state_dict: State, prefix: str = "", *_: Any) -> None:
-    """Take what `to_adapters` made into the adapters, and fill up the state with what the module has.
-
-    It is a hook for `register_load_state_dict_pre_hook`; any other state is left as it is.
-    Raises: AdapterError naming the first thing in which plans differ, or what is missing.
-    """
-    models = adapted_in(holder)
-    filled = False
-    for path, model in models.items():
-        at = f"{prefix}{path}." if path else prefix
-        names = [name for name in state_dict if name.startswith((f"{at}{PLAN}", f"{at}{TENSOR}"))]
-        if names:
-            _unpack(model, {name.removeprefix(at): state_dict.pop(name) for name in names})
-            filled = True
-    if filled:
-        own = {id(tensor) for model in models.values() for _, tensor in _state_of(model)}
-        for name, tensor in _state_of(holder):
-            if id(tensor) in own:
-                state_dict.setdefault(f"{prefix}{name}", tensor)
-
-
-def _state_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield what a module's state holds, by every name that it has."""
-    for path, one in module.named_modules(remove_duplicate=False):
-        at = f"{path}." if path else ""
-        for name, held in (*one._parameters.items(), *stored_buffers(one)):
-            if held is not None:
-                yield f"{at}{name}", held
-
-
-def _had_anyway(model: nn.Module) -> Iterator[Tensor]:
-    """Yield what need not be kept of an adapted model: what its adapters hold, and what is as it was without them."""
-    state = state_of(model)
-    held = {one.inner for adapter in state.named.values() for one in adapter_tensors(model, adapter)}
-    moved = {id(buffer) for buffer in moved_buffers(model, state).values()}
-    for name, tensor in _state_of(model):
-        is_own = tensor.requires_grad if isinstance(tensor, nn.Parameter) else id(tensor) in moved
-        if name in held or not is_own:
-            yield tensor
-
-
-def _packed(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of each adapter of a model, and its plan as bytes, which are its JSON compressed."""
-    state = state_of(model)
+    model, state = unwrapped(model), state_of(model)
     state.check_apart()
-    packed: dict[str, Tensor] = {}
-    for name, adapter in state.named.items():
+    found: dict[str, Tensor] = {}
+    for name in state.named if names is None else names:
+        adapter = state.get(name)
         plan = plan_to_save(adapter, state.plugins)
-        for file_name, one in _tensors(model, replace(adapter, plan=plan)).items():
-            packed[f"{TENSOR}{name}.{file_name}"] = one.tensor
-        packed[f"{PLAN}{name}"] = torch.frombuffer(bytearray(zlib.compress(plan.to_json().encode())), dtype=torch.uint8)
-    return packed
+        for one in once(adapter_tensors(model, replace(adapter, plan=plan))):
+            found[f"{TENSOR}{name}.{one.file_name}"] = gathered_value(one, gathered)
+        found[f"{PLAN}{name}"] = plan_tensor(plan)
+        found |= {f"{START}{name}.{key}": value for key, value in starts_of(adapter).items()}
+    return found
 
 
-def _unpack(model: nn.Module, packed: Mapping[str, Any]) -> None:
+def taken_out(state_dict: State, at: str = "") -> dict[str, Any]:
+    """Take out of a state what is of the adapters of the model at a prefix, and return it without the prefix."""
+    begins = tuple(f"{at}{field}" for field in FIELDS)
+    names = [name for name in state_dict if name.startswith(begins)]
+    return {name.removeprefix(at): state_dict.pop(name) for name in names}
+
+
+def unpack(model: nn.Module, found: Mapping[str, Any]) -> None:
+    """Copy what `packed` gave into the adapters of a model; those that it does not hold stay as they are.
+
+    Raises: AdapterError naming the first thing in which plans differ, or what is missing; nothing is changed then.
+    """
     state = state_of(model)
-    saved = [name.removeprefix(PLAN) for name in packed if name.startswith(PLAN)]
-    if set(saved) != set(state.named):
-        raise AdapterError(
-            f"this state holds the adapters {', '.join(saved) or 'of no plan'}, and the model has "
-            f"{', '.join(state.named)}: put the same ones on it before"
-        )
-    found: list[tuple[Tensor, Tensor]] = []
-    for name, adapter in state.named.items():
-        if different := first_difference(_plan(packed[f"{PLAN}{name}"]), adapter.plan):
-            raise AdapterError(
-                f"this state is of another run than `{name}`: {different}; write the spec as it was then, or begin anew"
-            )
-        for file_name, one in _tensors(model, adapter).items():
-            value = packed.get(f"{TENSOR}{name}.{file_name}")
-            if not isinstance(value, Tensor) or value.shape != one.tensor.shape:
-                shape = tuple(one.tensor.shape)
-                raise AdapterError(f"this state of `{name}` is damaged: it has no `{file_name}` {shape}")
-            found.append((one.tensor, value))
+    saved = [name.removeprefix(PLAN) for name in found if name.startswith(PLAN)]
+    _check_names(saved, state)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for name in saved:
+        adapter = state.get(name)
+        check_same(_plan(found[f"{PLAN}{name}"], name), adapter, WHERE)
+        if started := below(found, f"{START}{name}."):
+            check_start(pairs_of(started, WHERE), adapter, WHERE)
+        tensors = below(found, f"{TENSOR}{name}.")
+        wanted = once(adapter_tensors(model, adapter))
+        if lacking := [one.file_name for one in wanted if one.file_name not in tensors]:
+            raise AdapterError(f"{WHERE} lacks {len(lacking)} tensors of `{name}`, first {', '.join(lacking[:3])}")
+        pairs += matched(wanted, tensors)
     with torch.no_grad():
-        for tensor, value in found:
+        for tensor, value in pairs:
             fill(tensor, value)
 
 
-def _plan(packed: Tensor) -> Plan:
+def matched(wanted: Iterable[AdapterTensor], values: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
+    """Return tensors, each with the value for it, where there is one. Raises: AdapterError for one of another shape."""
+    found = [(one, values[one.file_name]) for one in wanted if one.file_name in values]
+    for one, value in found:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if shape != tuple(one.tensor.shape):
+            raise AdapterError(
+                f"{WHERE} is of another run: `{one.file_name}` is {shape}, and `{one.inner}` here "
+                f"{tuple(one.tensor.shape)}; write the spec as it was then, or begin anew"
+            )
+    return [(one.tensor, value) for one, value in found]
+
+
+def once(tensors: Iterable[AdapterTensor]) -> list[AdapterTensor]:
+    """Return each tensor under the first of its names: ties and layers may share it."""
+    found: dict[str, AdapterTensor] = {}
+    for one in tensors:
+        found.setdefault(one.inner, one)
+    return list(found.values())
+
+
+def plan_tensor(plan: Plan) -> Tensor:
+    """Return a plan as bytes, which are its JSON compressed."""
+    # bytearray: torch wants memory that may be written
+    return torch.frombuffer(bytearray(zlib.compress(plan.to_json().encode())), dtype=torch.uint8)
+
+
+def _plan(value: Any, name: str) -> Plan:
     try:
-        return Plan.from_json(zlib.decompress(bytes(packed.tolist())).decode())
-    except (PlanError, ValueError, zlib.error) as error:
-        raise AdapterError(f"this state holds no plan that can be read: {error}") from error
+        return Plan.from_json(zlib.decompress(bytes(value.cpu().numpy())).decode())
+    # UnicodeDecodeError is a ValueError
+    except (AttributeError, PlanError, TypeError, ValueError, zlib.error) as error:
+        raise AdapterError(f"{WHERE} holds no plan of `{name}` that can be read: {error}") from error
 
 
-def _tensors(model: nn.Module, adapter: NamedAdapter) -> dict[str, AdapterTensor]:
-    """Return an adapter's tensors by their names in a file, each once: ties and layers may share them."""
-    once: dict[str, AdapterTensor] = {}
-    for one in adapter_tensors(model, adapter):
-        once.setdefault(one.inner, one)
-    return {one.file_name: one for one in once.values()}
+def _check_names(saved: list[str], state: Adapted) -> None:
+    """Raise AdapterError if a state holds an adapter that a model has not, or lacks one that is in use."""
+    named: list[NamedAdapter] = [*state.named.values()]
+    if any(name not in state.named for name in saved) or not saved:
+        raise AdapterError(
+            f"{WHERE} holds the adapters {', '.join(saved) or 'of no plan'}, and the model has "
+            f"{', '.join(one.name for one in named)}: put the same ones on it before"
+        )
+    if lacking := [one.name for one in state.used if one.name not in saved]:
+        raise AdapterError(
+            f"{WHERE} holds the adapters {', '.join(saved)}, and in use is {', '.join(lacking)} too: choose the same "
+            "by `lorakit.adapters(model).use`"
+        )
+
+
+def below(found: Mapping[str, Any], begin: str) -> dict[str, Any]:
+    """Return what has a name that begins so, without that."""
+    return {name.removeprefix(begin): value for name, value in found.items() if name.startswith(begin)}

@@ -1,186 +1,93 @@
-"""The adapters in use as one state dict, for a trainer that saves and loads nothing else.
+"""State dicts that hold an adapter instead of its model: what any trainer saves and loads by a module's state.
 
-It holds their tensors by the names in their files, and their plans as bytes: `load_state_dict` is told no folder, and
-by the tensors alone an adapter with another alpha, or on another base, would be taken for this one.
+What an adapted model has anyway is left out: frozen weights, and buffers that stay. All else of a module stays, what
+trains beside the adapters too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
-from dataclasses import dataclass
-from typing import Any
-from weakref import WeakKeyDictionary
+from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
-from lorakit.application.state import DEFAULT, NamedAdapter, adapter_of, state_of
-from lorakit.artifacts.adapter_folder import Written
-from lorakit.artifacts.peft_names import PREFIX, AdapterTensor, adapter_tensors
-from lorakit.artifacts.reading import pairs_of
-from lorakit.artifacts.resuming import check_same, check_start
-from lorakit.errors import AdapterError, PlanError
+from lorakit.application.places import stored_buffers
+from lorakit.application.sharding import is_sharded
+from lorakit.application.state import adapted_in, state_of
+from lorakit.application.statistics import moved_buffers
+from lorakit.artifacts.adapter_state import State, packed, taken_out, unpack
+from lorakit.artifacts.earlier_states import renamed, taken_as_file
+from lorakit.artifacts.peft_names import adapter_tensors
+from lorakit.errors import AdapterError
 from lorakit.planning.place import Place
-from lorakit.planning.plan import Plan
-
-PLAN, START = "lorakit_plan", "lorakit_start"
-WHERE = "this checkpoint"
-# of loads that go on: what the names in a model begin with, and those that its adapters get from a checkpoint
-_given: WeakKeyDictionary[nn.Module, tuple[str, frozenset[str]]] = WeakKeyDictionary()
 
 
-def places(names: Iterable[str]) -> dict[str, str]:
-    """Return the folder, within another, that each of these adapters is saved in: PEFT's way, "" for itself.
+def to_adapters(holder: nn.Module, state_dict: State, prefix: str = "", *_: object) -> None:
+    """Leave of a module's state, in place, what its adapters hold and what is not in the adapted models.
 
-    One alone is saved in the folder itself; of several that is `default`.
+    It is a hook for `register_state_dict_post_hook`. What is sharded is left to whoever gathers it.
+    Raises: ModelError while adapters are merged into the weights.
     """
-    names = list(names)
-    return {name: "" if name == DEFAULT or len(names) == 1 else name for name in names}
-
-
-def state_dict_of(written: Mapping[str, Written]) -> dict[str, Tensor]:
-    """Return one state dict of what was written of adapters, by the folder of each."""
-    found: dict[str, Tensor] = {}
-    for place, one in written.items():
-        found |= {_key(place, name): tensor for name, tensor in one.tensors.items()}
-        # bytearray: torch wants memory that may be written
-        found[_own_key(place, PLAN)] = torch.frombuffer(bytearray(one.plan.to_json().encode()), dtype=torch.uint8)
-        found |= {_own_key(place, f"{START}/{name}"): tensor for name, tensor in one.started.items()}
-    return found
-
-
-def _key(place: str, name: str) -> str:
-    # whatever stands around a model in PEFT's way hands on what begins so
-    return name if not place and name.startswith(PREFIX) else _own_key(place, name)
-
-
-def _own_key(place: str, name: str) -> str:
-    return f"{PREFIX}{place}/{name}"
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Saved:
-    """What a checkpoint says of an adapter beside its tensors: its plan as bytes, and what its start took."""
-
-    plan: Tensor
-    started: Mapping[str, Tensor]
-
-
-def _take_saved(state_dict: MutableMapping[str, Any]) -> dict[str, _Saved]:
-    """Take out of a state dict what is said of its adapters, by their folders."""
-    plans: dict[str, Tensor] = {}
-    started: dict[str, dict[str, Tensor]] = {}
-    for key in [key for key in state_dict if key.startswith(PREFIX)]:
-        place, _, name = key.removeprefix(PREFIX).partition("/")
-        if name == PLAN:
-            plans[place] = state_dict.pop(key)
-        elif name.startswith(f"{START}/"):
-            started.setdefault(place, {})[name.removeprefix(f"{START}/")] = state_dict.pop(key)
-    return {place: _Saved(plan, started.get(place, {})) for place, plan in plans.items()}
-
-
-def stand_by(model: nn.Module) -> None:
-    """Have a model's `load_state_dict` take such a state dict, or an adapter's file, for the adapters in use."""
-    let_go(model)
-    model.register_load_state_dict_pre_hook(_before)
-    model.register_load_state_dict_post_hook(_after)
-
-
-def let_go(model: nn.Module) -> None:
-    """Undo `stand_by`."""
-    for hooks in (model._load_state_dict_pre_hooks, model._load_state_dict_post_hooks):
-        for key, hook in list(hooks.items()):
-            # torch wraps a hook that is called before
-            if getattr(hook, "hook", hook) in (_before, _after):
-                del hooks[key]
-
-
-def _before(model: nn.Module, state_dict: dict[str, Any], prefix: str = "", *_: Any) -> None:
-    """Give tensors the names that they have in the model, which others may hold at `prefix`.
-
-    Raises: AdapterError where they are not those of the adapters in use; nothing is changed then.
-    """
-    _given.pop(model, None)
-    saved = _take_saved(state_dict)
-    wanted = _planned(model, saved) if saved else _unplanned(model, state_dict, prefix)
-    if not wanted:
-        _check_any(model, state_dict, prefix)
+    if is_sharded(holder):
         return
-    _check_shapes(wanted, state_dict, complete=bool(saved))
-    values = {key: state_dict.pop(key) for key in wanted if key in state_dict}
-    # what layers share has a name in each of them
-    state_dict.update({prefix + one.inner: value for key, value in values.items() for one in wanted[key]})
-    _given[model] = prefix, frozenset(prefix + one.inner for ones in wanted.values() for one in ones)
+    models = adapted_in(holder)
+    had_anyway = {id(tensor) for model in models.values() for tensor in _had_anyway(model)}
+    for name, tensor in _state_of(holder):
+        if id(tensor) in had_anyway:
+            state_dict.pop(f"{prefix}{name}", None)
+    for path, model in models.items():
+        state_dict.update({f"{_at(prefix, path)}{name}": tensor for name, tensor in packed(model).items()})
 
 
-def _after(model: nn.Module, keys: Any) -> None:
-    """Take what a checkpoint leaves out on purpose off the list of what is missing."""
-    if model in _given:
-        prefix, names = _given.pop(model)
-        keys.missing_keys[:] = [name for name in keys.missing_keys if name in names or not name.startswith(prefix)]
+def from_adapters(holder: nn.Module, state_dict: State, prefix: str = "", *_: object) -> None:
+    """Take a state of adapters, or an adapter's file, into the adapters, and fill up the state with what is there.
 
-
-def _planned(model: nn.Module, saved: Mapping[str, _Saved]) -> dict[str, list[AdapterTensor]]:
-    """Return what the adapters in use take from a checkpoint, by name, once each was found to be of its plan there."""
-    state = state_of(model)
-    used = {place: state.get(name) for name, place in places(one.name for one in state.used).items()}
-    if used.keys() != saved.keys():
-        raise AdapterError(
-            f"{WHERE} holds {_names(saved)}, and in use {'are' if len(used) > 1 else 'is'} "
-            f"{', '.join(f'`{one.name}`' for one in used.values()) or 'none'}: choose the same by "
-            "`lorakit.adapters(model).use`"
-        )
-    wanted: dict[str, list[AdapterTensor]] = {}
-    for place, adapter in used.items():
-        try:
-            plan = Plan.from_json(bytes(saved[place].plan.cpu().numpy()).decode())
-        # UnicodeDecodeError is a ValueError
-        except (PlanError, ValueError, TypeError) as error:
-            raise AdapterError(f"{WHERE} holds no plan of `{adapter.name}` that can be read: {error}") from error
-        check_same(plan, adapter, WHERE)
-        check_start(pairs_of(saved[place].started, WHERE), adapter, WHERE)
-        _collect(model, adapter, place, wanted)
-    return wanted
-
-
-def _names(saved: Iterable[str]) -> str:
-    return ", ".join(f"`{place}`" if place else "one that stands alone, or `default`" for place in sorted(saved))
-
-
-def _unplanned(model: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> dict[str, list[AdapterTensor]]:
-    """Return what the adapter in use takes from an adapter's file, by name; nothing where there is nothing of one."""
-    found: dict[str, list[AdapterTensor]] = {}
-    for adapter in state_of(model).used:
-        wanted: dict[str, list[AdapterTensor]] = {}
-        _collect(model, adapter, "", wanted)
-        found |= {key: ones for key, ones in wanted.items() if key in state_dict and key != prefix + ones[0].inner}
+    It is a hook for `register_load_state_dict_pre_hook`; any other state of these models is left as it is.
+    Raises: AdapterError if it is not of these adapters, or of none that this is; nothing is changed then.
+    """
+    models, filled, lacking = adapted_in(holder), False, frozenset[str]()
+    for path, model in models.items():
+        at = _at(prefix, path)
+        found = taken_out(state_dict, at) or (renamed(model, state_dict) if model is holder else {})
         if found:
-            # which of several a file is of, nothing tells
-            adapter_of(model)
-            return wanted
-    return {}
+            unpack(model, found)
+            filled = True
+    if not filled and holder in models.values():
+        of_file = taken_as_file(holder, state_dict, prefix)
+        if of_file is None:
+            _check_any(holder, state_dict, prefix)
+            return
+        filled, lacking = True, frozenset(f"{prefix}{name}" for name, was_there in of_file.items() if not was_there)
+    if filled:
+        own = {id(tensor) for model in models.values() for _, tensor in _state_of(model)}
+        for name, tensor in _state_of(holder):
+            if id(tensor) in own and f"{prefix}{name}" not in lacking:
+                state_dict.setdefault(f"{prefix}{name}", tensor)
 
 
-def _collect(
-    model: nn.Module, adapter: NamedAdapter, place: str, wanted: MutableMapping[str, list[AdapterTensor]]
-) -> None:
-    for one in adapter_tensors(model, adapter):
-        wanted.setdefault(_key(place, one.file_name), []).append(one)
+def _at(prefix: str, path: str) -> str:
+    return f"{prefix}{path}." if path else prefix
 
 
-def _check_shapes(wanted: Mapping[str, list[AdapterTensor]], state_dict: Mapping[str, Any], *, complete: bool) -> None:
-    lacking = [key for key in wanted if key not in state_dict]
-    if complete and lacking:
-        raise AdapterError(f"{WHERE} lacks {len(lacking)} tensors of its adapters, first {', '.join(lacking[:3])}")
-    for key, ones in wanted.items():
-        if key in state_dict and tuple(state_dict[key].shape) != tuple(ones[0].tensor.shape):
-            raise AdapterError(
-                f"{WHERE} is of another run: `{key}` is {tuple(state_dict[key].shape)}, and `{ones[0].inner}` here "
-                f"{tuple(ones[0].tensor.shape)}; write the spec as it was then, or begin anew"
-            )
+def _state_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield what a module's state holds, by every name that it has."""
+    for path, one in module.named_modules(remove_duplicate=False):
+        for name, held in (*one._parameters.items(), *stored_buffers(one)):
+            if held is not None:
+                yield f"{_at('', path)}{name}", held
 
 
-def _check_any(model: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:
+def _had_anyway(model: nn.Module) -> Iterator[Tensor]:
+    """Yield what need not be kept of an adapted model: what its adapters hold, and what is as it was without them."""
+    state = state_of(model)
+    held = {one.inner for adapter in state.named.values() for one in adapter_tensors(model, adapter)}
+    moved = {id(buffer) for buffer in moved_buffers(model, state).values()}
+    for name, tensor in _state_of(model):
+        is_own = tensor.requires_grad if isinstance(tensor, nn.Parameter) else id(tensor) in moved
+        if name in held or not is_own:
+            yield tensor
+
+
+def _check_any(model: nn.Module, state_dict: State, prefix: str) -> None:
     """Raise AdapterError if what is loaded is of a model without these adapters, or of none that this is."""
     adapters = state_of(model).named.values()
     held = {prefix + one.inner for adapter in adapters for one in adapter_tensors(model, adapter)}

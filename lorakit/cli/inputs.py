@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,26 +56,26 @@ def step_of(spec: Spec | Plan) -> Step:
 def decide(
     spec: Spec | Plan,
     model: nn.Module,
-    *,
-    batch: int | None = None,
-    tokens: int | None = None,
-    recompute: bool | None = None,
+    **step: Any,
 ) -> Plan:
-    """Return what a spec makes of a model; a plan keeps its decisions, and is counted again. Raises: PlanError."""
+    """Return what a spec makes of a model, for a step that `pipeline.decide` knows; a plan keeps its decisions.
+
+    Raises: PlanError.
+    """
     from lorakit import pipeline
     from lorakit.plugins import default_plugins
 
-    return pipeline.decide(spec, model, default_plugins(), batch=batch, tokens=tokens, recompute=recompute)
+    return pipeline.decide(spec, model, default_plugins(), **step)
 
 
-def decider(model: nn.Module, *, recompute: bool = False) -> Callable[[Spec], Plan]:
+def decider(model: nn.Module, **step: Any) -> Callable[[Spec], Plan]:
     """Return what makes plans of specs for a model, which is looked at once."""
     from lorakit import pipeline
     from lorakit.plugins import default_plugins
 
     plugins = default_plugins()
     inventory = pipeline.inventory_of(model, plugins)
-    return lambda spec: pipeline.decide(spec, model, plugins, recompute=recompute, inventory=inventory)
+    return lambda spec: pipeline.decide(spec, model, plugins, inventory=inventory, **step)
 
 
 def load_model(

@@ -10,6 +10,8 @@ from lorakit.cli import options
 from lorakit.cli.help import command
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lorakit.language.amounts import Amount
     from lorakit.language.spec import Spec
     from lorakit.planning.plan import Plan
@@ -23,6 +25,18 @@ if TYPE_CHECKING:
 @options.batch
 @options.tokens
 @options.gradient_checkpointing
+@click.option(
+    "--devices",
+    type=options.FROM_ONE,
+    default=1,
+    help="Show what each of so many devices holds, over which lorakit.shard spreads the model.",
+)
+@click.option(
+    "--frozen",
+    type=click.Choice(["shard", "replicate"]),
+    default="shard",
+    help="Whether it spreads the frozen weights too, or what trains alone.",
+)
 @click.option(
     "--fit",
     "size",
@@ -46,6 +60,8 @@ def plan(
     batch: int | None,
     tokens: int | None,
     gradient_checkpointing: bool,
+    devices: int,
+    frozen: str,
     size: Amount | None,
     form: str,
     trust_remote_code: bool,
@@ -53,7 +69,7 @@ def plan(
     """Show what a spec makes of a model: modules, parameters, bytes before and after, memory of a training step.
 
     Reads the model's config alone. The memory is that of a step on --batch × --tokens; where neither is given and the
-    spec has no `step`, on 1 × 512.
+    spec has no `step`, on 1 × 512. With --devices it is what each device holds, with rows of its own.
 
     With --fit the plan is that of the spec so changed, and what to write stands below it. It takes, in this order,
     what costs time alone (blocks computed again, optimizer state that pages), weights in four bits, fewer rows,
@@ -68,11 +84,12 @@ def plan(
 
     parsed = read_spec(spec, variables)
     structure = load_model(model, with_weights=False, trust_remote_code=trust_remote_code)
+    step: dict[str, Any] = {"recompute": gradient_checkpointing, "devices": devices, "frozen": frozen}
     if size is not None:
-        _fit(parsed, structure, size, form, every_module, batch=batch, tokens=tokens, recompute=gradient_checkpointing)
+        _fit(parsed, structure, size, form, every_module, batch, tokens, step)
         return
     try:
-        decided = decide(parsed, structure, batch=batch, tokens=tokens, recompute=gradient_checkpointing)
+        decided = decide(parsed, structure, batch=batch, tokens=tokens, **step)
     except PromiseError as broken:
         _print(broken.plan, form, every_module)
         raise
@@ -80,7 +97,14 @@ def plan(
 
 
 def _fit(
-    parsed: Spec | Plan, structure: Any, size: Amount, form: str, every_module: bool, *, recompute: bool, **asked: Any
+    parsed: Spec | Plan,
+    structure: Any,
+    size: Amount,
+    form: str,
+    every_module: bool,
+    batch: int | None,
+    tokens: int | None,
+    asked: Mapping[str, Any],
 ) -> None:
     """Show the plan that fits, and what makes it fit. Raises: PlanError where nothing does."""
     from dataclasses import replace
@@ -96,8 +120,8 @@ def _fit(
     if not isinstance(parsed, Spec):
         raise PlanError("a plan made elsewhere keeps its decisions: give --fit the spec that it was made of")
     step = parsed.step or Step()
-    said: dict[str, Any] = {"batch": asked["batch"] or step.batch or 1, "tokens": asked["tokens"] or step.tokens or 512}
-    found = fit(replace(parsed, step=replace(step, **said)), decider(structure, recompute=recompute), size)
+    said: dict[str, Any] = {"batch": batch or step.batch or 1, "tokens": tokens or step.tokens or 512}
+    found = fit(replace(parsed, step=replace(step, **said)), decider(structure, **asked), size)
     _print(found.plan, form, every_module)
     if form != "text":
         return

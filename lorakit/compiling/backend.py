@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,34 +14,45 @@ from torch import Tensor, fx
 
 from lorakit.compiling.groups import group
 
+logger = logging.getLogger("lorakit")
+
 
 @dataclass(frozen=True)
 class Backend:
     """A backend of torch.compile.
 
-    `kept` is the share of what a block would keep for its backward pass that it may keep, from 0, where only what
-    enters it is, to 1. `inner` compiles what comes out; Inductor unless given.
+    `kept` is the share that is kept of what would take time to compute again in the backward pass, from 0, where only
+    what enters a block is kept, to 1. `inner` compiles what comes out; Inductor unless given.
     """
 
     kept: float = 1.0
     inner: Callable[[fx.GraphModule, Sequence[Any]], Any] | None = None
 
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
-        from torch._functorch import config
+        try:
+            group(module)
+            with _attention(inputs):
+                return (self.inner or self._inductor)(module, inputs)
+        except Exception as error:
+            # a compiler has many reasons, and the block computes without it
+            _say_once(f"{type(error).__name__}: {error}".partition("\n")[0])
+            return module.forward
 
-        group(module)
-        with config.patch(activation_memory_budget=self.kept), _attention(inputs):
-            if self.inner is not None:
-                return self.inner(module, inputs)
-            from torch._inductor.compile_fx import compile_fx
+    def _inductor(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        from torch._inductor.compile_fx import compile_fx
 
-            from lorakit.compiling.partition import Partitioner
+        from lorakit.compiling.partition import Partitioner
 
-            return compile_fx(module, inputs, config_patches={"custom_partitioner_fn": Partitioner()})
+        return compile_fx(module, inputs, config_patches={"custom_partitioner_fn": Partitioner(self.kept)})
+
+
+@functools.cache
+def _say_once(why: str) -> None:
+    logger.warning("a block is not compiled, and computes one operation after the other: %s", why)
 
 
 def _attention(inputs: Sequence[Any]) -> AbstractContextManager[Any]:
-    """Prefer cuDNN's attention on Hopper and later, where it takes half of the time that torch's flash attention does."""
+    """Prefer cuDNN's attention on Hopper and later, where it takes half of the time of torch's flash attention."""
     device = next((one.device for one in inputs if isinstance(one, Tensor) and one.is_cuda), None)
     if device is None or torch.cuda.get_device_capability(device) < (9, 0):
         return nullcontext()

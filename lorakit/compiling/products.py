@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,14 +12,14 @@ from lorakit.layers.kernels.merging import merged
 from lorakit.layers.kernels.product import FourBits
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """What is fixed of products that read one input, in their order.
+class Group(NamedTuple):
+    """What is fixed of products that read one input, in their order: traced code writes such tuples down.
 
     `counts` are their adapters, `scalings` those adapters' one after the other.
     """
 
-    form: FourBits
+    quant_type: str
+    blocksize: int
     rows: tuple[int, ...]
     columns: int
     counts: tuple[int, ...]
@@ -104,12 +103,12 @@ def _weight(group: Group, kinds: int, flat: Sequence[Tensor], pairs: Sequence[Te
             (
                 _side_by_side(own[::2], 0),
                 own[1]
-                if adapters < 2  # noqa: PLR2004
+                if adapters < 2
                 else _side_by_side([_scaled(one, factor) for one, factor in zip(own[1::2], factors, strict=True)], 1),
             )
         )
         scalings.append(factors[0] if len(factors) == 1 else 1.0)
-    return merged(group.form, stored, one_each, scalings, group.columns, dtype)
+    return merged(FourBits(group.quant_type, group.blocksize), stored, one_each, scalings, group.columns, dtype)
 
 
 def _side_by_side(tensors: Sequence[Tensor], dim: int) -> Tensor:

@@ -6,7 +6,8 @@ None of them is promised by transformers. This is the one file that names them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -82,6 +83,26 @@ def compute_once(block: nn.Module, by: Callable[..., Any]) -> None:
     """Undo `recompute` where it was for the same."""
     if vars(block).get(RECOMPUTING) is by:
         del block.gradient_checkpointing, block._gradient_checkpointing_func
+
+
+def is_recomputed(block: nn.Module) -> bool:
+    """Return whether a block is switched to be computed again in the backward pass."""
+    return bool(getattr(block, RECOMPUTES, False))
+
+
+@contextmanager
+def computed_once(block: nn.Module) -> Iterator[None]:
+    """Have a block that is switched to be computed again computed once inside the `with` block."""
+    setattr(block, RECOMPUTES, False)
+    try:
+        yield
+    finally:
+        setattr(block, RECOMPUTES, True)
+
+
+def switch_off(block: nn.Module) -> None:
+    """Have a block computed once from now on, whoever switched it."""
+    setattr(block, RECOMPUTES, False)
 
 
 def clear(model: nn.Module) -> None:

@@ -19,7 +19,6 @@ from lorakit.hooks.specs import hookimpl
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lorakit.artifacts.adapter_folder import Written
     from lorakit.planning.plan import Plan
 
 logger = logging.getLogger("lorakit")
@@ -30,10 +29,8 @@ OLD = ".old"
 
 @hookimpl
 def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
-    from lorakit.artifacts import state_dict
     from lorakit.huggingface import marks
 
-    state_dict.stand_by(model)
     if not marks.is_pretrained(model):
         return
     # Trainer refuses models that transformers holds quantized, and so does `model.to`; by now the layers are lorakit's
@@ -43,11 +40,9 @@ def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
 
 @hookimpl
 def lorakit_model_merged(model: nn.Module) -> None:
-    from lorakit.artifacts import state_dict
     from lorakit.huggingface import marks
 
     marks.clear_saving(model)
-    state_dict.let_go(model)
 
 
 def _save_adapters(
@@ -67,35 +62,45 @@ def _save_adapters(
         return
     folder = Path(save_directory)
     written = write_used(model, folder, gathered=state_dict)
-    if written and is_checkpoint(folder):
-        write_state(folder / MODEL_WEIGHTS, written)
+    if is_checkpoint(folder):
+        write_state(model, folder, written)
 
 
-def write_state(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write the file that Trainer looks for in a checkpoint."""
+def write_state(model: nn.Module, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write the file that Trainer looks for in a checkpoint, where this process writes a model's files."""
     from safetensors.torch import save_file
 
-    from lorakit.artifacts.adapter_folder import unshared, write_aside
+    from lorakit.application.sharding import writes
+    from lorakit.artifacts.adapter_folder import write_aside
 
-    write_aside(file, lambda path: save_file(unshared(dict(tensors)), path, metadata={"format": "pt"}))
+    if writes(model):
+        write_aside(folder / MODEL_WEIGHTS, lambda path: save_file(dict(tensors), path, metadata={"format": "pt"}))
+
+
+def to_write(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state as safetensors takes it."""
+    from lorakit.artifacts.adapter_folder import ready, unshared
+
+    return unshared({name: ready(tensor) for name, tensor in state.items()})
 
 
 def write_used(model: nn.Module, folder: Path, *, gathered: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Write the adapters in use, each where PEFT has it, and return them as one state dict; empty where none writes.
+    """Write the adapters in use, each where PEFT has it, and return them as one state to write.
 
-    Weights of a whole model that stood there are out of the way then. Raises: ModelError if none is in use.
+    One alone has the folder itself, and so `default` of several. Weights of a whole model that stood there are out of
+    the way then. Every process that holds a part of a sharded model has to call this, or the one that has what was
+    `gathered`. Raises: ModelError if none is in use.
     """
-    from lorakit.application.state import adapter_of, state_of
-    from lorakit.artifacts.state_dict import places, state_dict_of
+    from lorakit.application.state import DEFAULT, adapter_of, state_of
+    from lorakit.artifacts.adapter_state import packed
 
     used = [one.name for one in state_of(model).used] or [adapter_of(model).name]
-    written: dict[str, Written] = {}
     begin_folder(folder)
-    for name, place in places(used).items():
-        if (one := write_into(model, folder / place, name, gathered=gathered)) is not None:
-            written[place] = one
+    for name in used:
+        place = folder if name == DEFAULT or len(used) == 1 else folder / name
+        write_into(model, place, name, gathered=gathered)
     put_away(model, folder)
-    return state_dict_of(written)
+    return to_write(packed(model, used, gathered=gathered))
 
 
 def begin_folder(folder: Path) -> None:
@@ -110,13 +115,13 @@ def begin_folder(folder: Path) -> None:
 
 def write_into(
     model: nn.Module, folder: Path, name: str | None = None, *, gathered: Mapping[str, Tensor] | None = None
-) -> Written | None:
-    """Write an adapter's files into a folder, which may be there; return what was written, if it was here."""
+) -> None:
+    """Write an adapter's files into a folder, which may be there."""
     from lorakit.application.state import state_of
     from lorakit.artifacts.adapter_folder import write_adapter_files
 
     begin_folder(folder)
-    return write_adapter_files(model, folder, state_of(model).plugins, name, gathered=gathered)
+    write_adapter_files(model, folder, state_of(model).plugins, name, gathered=gathered)
 
 
 def put_away(model: nn.Module, folder: Path) -> None:

@@ -11,6 +11,10 @@ from typing import Any, Union
 
 from lorakit.quoting import shown
 
+# of a field that is written unless it has its default value: what reads a plan without it reads the plan as it was
+OTHERWISE = "otherwise"
+UNLESS_DEFAULT: Mapping[str, Any] = {"written": OTHERWISE}
+
 
 def to_plain(value: Any) -> Any:
     """Return a value made of dicts, lists, numbers, strings, booleans and None alone."""
@@ -18,7 +22,7 @@ def to_plain(value: Any) -> Any:
         return {
             field.name: to_plain(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if _is_written(field)
+            if _is_written(field) and not _is_left_out(field, getattr(value, field.name))
         }  # fmt: skip
     if isinstance(value, tuple):
         return [to_plain(item) for item in value]
@@ -142,8 +146,13 @@ def _hints(wanted: type) -> dict[str, Any]:
 
 
 def _is_written(field: dataclasses.Field[Any]) -> bool:
-    """Return whether a field goes to JSON: all do, unless their metadata says `written=False`."""
+    """Return whether a field may go to JSON: all do, unless their metadata says `written=False`."""
     return bool(field.metadata.get("written", True))
+
+
+def _is_left_out(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Return whether a field need not go to JSON: those that came later, where they say nothing."""
+    return field.metadata.get("written") == OTHERWISE and bool(value == field.default)
 
 
 class _AnyValue:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lorakit.dtypes import short_name
 from lorakit.language.printer import call_text
-from lorakit.planning.report import decided_by, grouped, memory_rows, show_bytes
+from lorakit.planning.report import decided_by, grouped, memory_rows, memory_title, show_bytes
 
 if TYPE_CHECKING:
     from lorakit.planning.plan import Plan, PlanEntry
@@ -56,7 +56,7 @@ def _memory(plan: Plan) -> str:
         for name, count, remark in memory_rows(memory)
     ]
     rows.append(("<b>peak</b>", f"<b>{show_bytes(memory.peak)}</b>", "", ""))
-    return _table(("memory of a training step", "", "", ""), rows)
+    return _table((escape(memory_title(memory)), "", "", ""), rows)
 
 
 def _bars(before: int, after: int, largest: int) -> str:

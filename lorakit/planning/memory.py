@@ -10,6 +10,7 @@ from lorakit.planning.hardware import Compute
 from lorakit.planning.head import chunk_of, rows_at_once
 from lorakit.planning.inventory import Inventory
 from lorakit.planning.plan import Memory, PlanEntry
+from lorakit.planning.spreading import spread
 
 # of the widest layer, that exist beside all that is kept when the backward pass begins
 GRADIENTS = 2
@@ -39,7 +40,7 @@ def forecast(
     activations = activations_of(inventory, entries, own, by_chunks=rows > at_once)
 
     def made(recomputed: tuple[str, ...]) -> Memory:
-        return Memory(
+        memory = Memory(
             weights_before=inventory.total_bytes,
             weights=inventory.total_bytes - changed + sum(entry.bytes.extra for entry in entries),
             adapters=sum(entry.bytes.adapter for entry in entries),
@@ -59,7 +60,10 @@ def forecast(
             limit=step.limit,
             recomputed=recomputed,
             blocks=len(activations.blocks),
+            devices=step.devices,
+            frozen=step.frozen,
         )
+        return spread(memory, inventory, entries, compute) if step.devices > 1 else memory
 
     every = len(activations.first(len(activations.blocks)))
     if step.recompute:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lorakit.dtypes import LONG
@@ -238,6 +238,9 @@ class Memory:
     checkpointing): all with `recompute`, else as many as it takes to hold no more than `limit` bytes, if it is set. Of
     `optimizer`, `paged` bytes move to CPU memory when the accelerator's runs short. A model that reads no tokens sees
     as many rows of its inputs; `of_tokens` is False then.
+
+    Of several `devices`, over which `lorakit.shard` spreads the model with `frozen` weights sharded or replicated, it
+    is what each holds, `weights_before` aside: `gathered` are parts of others, for the time in which they are needed.
     """
 
     weights_before: int
@@ -255,15 +258,24 @@ class Memory:
     limit: int = 0
     recomputed: tuple[str, ...] = ()
     blocks: int = 0
+    devices: int = field(default=1, metadata=codec.UNLESS_DEFAULT)
+    frozen: str = field(default="shard", metadata=codec.UNLESS_DEFAULT)
+    gathered: int = field(default=0, metadata=codec.UNLESS_DEFAULT)
+
+    def __post_init__(self) -> None:
+        _one_of("frozen", self.frozen, ("shard", "replicate"))
+        if self.devices < 1:
+            raise ValueError(f"a step runs on 1 device or more, not {self.devices}")
 
     @classmethod
-    def of_step(cls, batch: int, tokens: int, recompute: bool, limit: int = 0) -> Memory:
-        """Return the forecast of a step before anything is counted."""
-        return cls(0, 0, 0, 0, 0, 0, 0, batch, tokens, recompute, limit=limit)
+    def of_step(cls, batch: int, tokens: int, recompute: bool, **said: Any) -> Memory:
+        """Return the forecast of a step before anything is counted; `said` is what has a default."""
+        return cls(0, 0, 0, 0, 0, 0, 0, batch, tokens, recompute, **said)
 
     @property
     def peak(self) -> int:
-        return self.weights + self.adapters + self.gradients + self.optimizer + self.activations + self.workspace
+        held = self.weights + self.adapters + self.gradients + self.optimizer
+        return held + self.activations + self.workspace + self.gathered
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,12 +36,15 @@ def make_plan(
     tokens: int = 512,
     recompute: bool = False,
     limit: int = 0,
+    devices: int = 1,
+    frozen: str = "shard",
     hardware: Hardware | None = None,
 ) -> Plan:
     """Return what the spec makes of this model, with the memory forecast for a step on batch × tokens.
 
     Figures are counted last, once plugins have had the plan, and promises are held against those. With `recompute` the
-    step computes all blocks again in its backward pass, else as many as it takes to hold at most `limit` bytes.
+    step computes all blocks again in its backward pass, else as many as it takes to hold at most `limit` bytes. Of
+    several `devices` it is what each holds, with `frozen` weights sharded or replicated.
 
     On no `hardware` in particular the model computes in its own dtype, unless the spec says otherwise.
 
@@ -53,7 +56,7 @@ def make_plan(
             "this spec has no rules: nothing would change; write a line such as `adapt q_proj,v_proj rank 16`"
         )
     decisions = with_reach(decide(spec, inventory, plugins.roles), spec, inventory, plugins)
-    step = Memory.of_step(batch, tokens, recompute, limit)
+    step = Memory.of_step(batch, tokens, recompute, limit=limit, devices=devices, frozen=frozen)
     plan, problems = plan_decisions(
         decisions, inventory, plugins, _optimizer(spec, plugins), step,
         compute_for(spec, decisions, inventory, hardware),

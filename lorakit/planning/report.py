@@ -193,12 +193,21 @@ def _parameters(plan: Plan) -> Text:
 
 def _memory(plan: Plan) -> Sheet:
     memory = plan.memory
-    table = Sheet(("memory of a training step", "left"), ("", "right"), ("", "prose"))
+    table = Sheet((memory_title(memory), "left"), ("", "right"), ("", "prose"))
     for name, count, remark in memory_rows(memory):
         table.add_row(name, show_bytes(count), remark)
     table.add_section()
     table.add_row("peak", show_bytes(memory.peak), "", style="bold")
     return table
+
+
+def memory_title(memory: Memory) -> str:
+    """Say of what and where the forecast is."""
+    title = "memory of a training step"
+    if memory.devices == 1:
+        return title
+    how = "sharded" if memory.frozen == "shard" else "on each"
+    return f"{title}, each of {memory.devices} devices, frozen weights {how}"
 
 
 def memory_rows(memory: Memory) -> Iterable[tuple[str, int, str]]:
@@ -218,3 +227,5 @@ def memory_rows(memory: Memory) -> Iterable[tuple[str, int, str]]:
         memory.workspace,
         "for a moment: logits, or gradients beside a dequantized weight" if memory.workspace else "",
     )
+    if memory.devices > 1:
+        yield "gathered", memory.gathered, "for a moment: the parts of other devices, two blocks at a time"

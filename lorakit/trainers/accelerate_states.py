@@ -15,8 +15,9 @@ from torch import nn
 from lorakit.application.sharding import is_sharded
 from lorakit.application.state import DEFAULT, adapted_in, state_of
 from lorakit.artifacts.adapter_folder import save_adapter
-from lorakit.artifacts.adapter_state import PLAN, State, to_adapters
+from lorakit.artifacts.adapter_state import PLAN, State
 from lorakit.artifacts.checkpoint import readable
+from lorakit.artifacts.state_dict import to_adapters
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

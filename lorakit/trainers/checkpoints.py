@@ -6,7 +6,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,20 +129,29 @@ def begin(checkpoint: Path) -> None:
     transformers' Trainer resumes from the highest number, whole or not; it refuses a state with a field that it does
     not know by that field's name, which so is what the user is told.
     """
-    standing = last_whole(checkpoint.parent, step_of(checkpoint))
-    advice = (
-        f"give resume_from_checkpoint={str(standing)!r}, the last whole one" if standing
-        else "no whole one is there, so start without resume_from_checkpoint"
-    )  # fmt: skip
-    text = f"{checkpoint}{_UNFINISHED}its run ended while it was written; {advice}"
+    text = f"{checkpoint}{_UNFINISHED}its run ended while it was written; {advice(checkpoint)}"
     aside = checkpoint / f".{STATE}.new"
     aside.write_text(json.dumps({text: True}), encoding="utf-8")
     aside.replace(checkpoint / STATE)
-    if awaited := [GENERATORS.format(rank) for rank in _ranks_here()]:
-        (checkpoint / _AWAITED).write_text(json.dumps(awaited), encoding="utf-8")
+    await_all(checkpoint, [GENERATORS.format(rank) for rank in _ranks_here()])
+
+
+def await_all(checkpoint: Path, files: Sequence[str]) -> None:
+    """Have a checkpoint be whole once these files, which several processes write, are there."""
+    if files:
+        (checkpoint / _AWAITED).write_text(json.dumps(files), encoding="utf-8")
     else:
         # several may have begun it, and one goes on
         (checkpoint / _AWAITED).unlink(missing_ok=True)
+
+
+def advice(checkpoint: Path) -> str:
+    """Say what to go on from instead of a checkpoint that is not whole."""
+    standing = last_whole(checkpoint.parent, step_of(checkpoint))
+    return (
+        f"give resume_from_checkpoint={str(standing)!r}, the last whole one" if standing
+        else "no whole one is there, so start without resume_from_checkpoint"
+    )  # fmt: skip
 
 
 def _ranks_here() -> range:
@@ -175,21 +184,21 @@ def why_not_whole(folder: Path) -> str:
             _CHECKS.get(file.suffix, lambda _: None)(file)
         except Exception:
             return f"{file.name} is cut short"
-    if lacking := _lacking(folder):
-        return f"no {lacking[0]}"
+    if missing := lacking(folder):
+        return f"no {missing[0]}"
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     unfinished = isinstance(state, dict) and any(_UNFINISHED in name for name in state)
     return "its run ended while it was written" if unfinished else ""
 
 
-def _lacking(folder: Path) -> list[str]:
-    """Return what other processes than the first have yet to write; a checkpoint of the model alone awaits nothing."""
+def lacking(folder: Path) -> list[str]:
+    """Return what other processes than the first did not write; a checkpoint of the model alone awaits nothing."""
     if not (folder / _AWAITED).is_file():
         return []
     named = json.loads((folder / _AWAITED).read_text(encoding="utf-8"))
     awaited = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
-    lacking = [name for name in awaited if not (folder / name).is_file()]
-    return lacking if len(lacking) < len(awaited) else []
+    missing = [name for name in awaited if not (folder / name).is_file()]
+    return missing if len(missing) < len(awaited) else []
 
 
 def _newest_first(work: Path) -> list[tuple[Path, str]]:

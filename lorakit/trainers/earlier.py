@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from lorakit.application.sharding import fill
 from lorakit.application.state import state_of
 from lorakit.artifacts.peft_names import adapter_tensors
 from lorakit.artifacts.resuming import resume
+from lorakit.errors import AdapterError
 
 
 class Earlier:
@@ -44,6 +46,17 @@ class Earlier:
         resume(model, state_of(model), self.of, folder)
         self.values = self._live(model)
         self._put(model, now)
+
+    def fitting(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return a checkpoint's values as they can stand here. Raises: AdapterError if they cannot."""
+        if values.keys() != self.values.keys() or any(
+            values[name].shape != one.shape for name, one in self.values.items()
+        ):
+            raise AdapterError(
+                f"this checkpoint holds `{self.of}` as it was, and with other tensors than it has here; write the spec "
+                "as it was then, or begin anew"
+            )
+        return {name: value.to(self.values[name], copy=True) for name, value in values.items()}
 
     def _put(self, model: nn.Module, values: Mapping[str, Tensor]) -> None:
         """Copy values into the adapter's tensors, unseen by a backward pass on its way: they come back before it."""

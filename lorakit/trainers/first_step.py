@@ -37,8 +37,9 @@ def _meet_trainers(module: Any) -> None:
     """Have every Trainer that is made from now on look at its model first."""
     from lorakit.trainers.plain_saving import AdaptersAlone
     from lorakit.trainers.references import NoSecondModel
+    from lorakit.trainers.whole_checkpoints import WholeAlone
 
-    module.DEFAULT_CALLBACKS += [NoSecondModel, AdaptersAlone]
+    module.DEFAULT_CALLBACKS += [NoSecondModel, AdaptersAlone, WholeAlone]
 
 
 def _meet_tuners(module: Any) -> None:

@@ -45,5 +45,10 @@ def restore_generators(states: Mapping[str, Any]) -> None:
             torch.cuda.set_rng_state(state, name)
 
 
+def generator_files(count: int) -> list[str]:
+    """Return the files that several processes write of it, none for one alone."""
+    return [_named(Path(), TENSORS, rank).name for rank in range(count)] if count > 1 else []
+
+
 def _named(folder: Path, name: str, rank: int) -> Path:
     return folder / name.format(f"-{rank}" if rank else "")

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerState, TrainingArgumen
 from lorakit.application.optimizer import build_optimizer, keeps_lr
 from lorakit.artifacts.adapter_folder import WEIGHTS
 from lorakit.artifacts.loading import restore_tensors
+from lorakit.compiling.blocks import compile_if_any
 from lorakit.data.examples import reasons, require_kept
 from lorakit.data.language_model import read_tokenizer, row_limit, vocabulary_of
 from lorakit.data.source import Data
@@ -161,6 +162,7 @@ class LanguageTask:
             if why := uncaptured(trainer):
                 display.warn(f"not captured: {why}")
             else:
+                compile_if_any(model)
                 capture(trainer, watch=finite.check_loss, say=display.warn)
         # it prints raw dictionaries
         trainer.remove_callback(PrinterCallback)

@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from lorakit.application.sharding import note_replica
 from lorakit.application.state import adapted_state
 from lorakit.application.trainables import frozen_words, trainables
+from lorakit.application.waiting import check_arrived
 from lorakit.data.tokens import IGNORED
 from lorakit.errors import TrainingError
 from lorakit.huggingface import marks
@@ -65,6 +66,7 @@ def _before_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     if _is_captured():
         return
     note_replica(model)
+    check_arrived(model)
     _check_trains(model, (*args, *kwargs.values()))
     _check_fresh(model)
     _check_labels(kwargs.get("labels"))

@@ -12,11 +12,14 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import Tensor, nn
 
 from lorakit.api import load, merge
-from lorakit.application.state import adapter_of, state_of
+from lorakit.application.sharding import is_sharded
+from lorakit.application.state import DEFAULT, adapter_of, state_of
 from lorakit.application.trainables import trained_by
+from lorakit.artifacts.adapter_state import EARLIER, below, packed
 from lorakit.artifacts.peft_names import PREFIX, adapter_tensors
 from lorakit.artifacts.resuming import resume
 from lorakit.errors import ModelError
+from lorakit.huggingface import saving
 from lorakit.named_adapters import Adapters
 from lorakit.trainers.earlier import Earlier
 from lorakit.trainers.peft_config import TYPE, SpecConfig
@@ -25,6 +28,19 @@ from lorakit.trainers.peft_config import TYPE, SpecConfig
 REFERENCE = "ref"
 # how PEFT names the base model where a batch gives a row no adapter
 BASE = "__base__"
+
+
+class _Configs(dict[str, SpecConfig]):
+    """Configs by name, the active adapter's for `default` where none is called so: TRL asks for no other name."""
+
+    def __init__(self, configs: Mapping[str, SpecConfig], active: SpecConfig) -> None:
+        super().__init__(configs)
+        self._active = active
+
+    def __missing__(self, name: str) -> SpecConfig:
+        if name != DEFAULT:
+            raise KeyError(name)
+        return self._active
 
 
 class SpecTuner(nn.Module):
@@ -64,7 +80,8 @@ class SpecTuner(nn.Module):
     def peft_config(self) -> dict[str, SpecConfig]:
         """A config for each adapter, also for those that came another way."""
         names = (*self.adapters.names, *self.earlier)
-        return {name: self._configs.get(name) or self._config_of(name) for name in names}
+        configs = {name: self._configs.get(name) or self._config_of(name) for name in names}
+        return _Configs(configs, configs[self.active_adapters[0]])
 
     def _config_of(self, name: str) -> SpecConfig:
         adapter = adapter_of(self.model, self.earlier[name].of if name in self.earlier else name)
@@ -113,6 +130,19 @@ class SpecTuner(nn.Module):
             self._leave()
             if standing:
                 self.earlier[standing].stand(self.model)
+
+    def state(self, gathered: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return all adapters as one state; those as they were too, but of a sharded model, which is in parts then."""
+        with self.holding(self.adapters.names[0]):
+            held = packed(self.model, gathered=gathered)
+            for name, one in self.earlier.items() if not is_sharded(self.model) else ():
+                held |= {f"{EARLIER}{name}.{file_name}": value for file_name, value in one.values.items()}
+            return saving.to_write(held)
+
+    def earlier_in(self, state_dict: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+        """Return what a state holds of adapters as they were, by name. Raises: AdapterError if that does not fit."""
+        found = {name: below(state_dict, f"{EARLIER}{name}.") for name in self.earlier}
+        return {name: self.earlier[name].fitting(values) for name, values in found.items() if values}
 
     def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
         """Let adapters train, or not. Raises: ModelError."""

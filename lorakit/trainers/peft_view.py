@@ -10,16 +10,19 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
+from peft.peft_model import TunerLayerStatus, TunerModelStatus
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from lorakit.api import summary
-from lorakit.application.state import DEFAULT, adapter_of, state_of, unwrapped
+from lorakit.application.state import DEFAULT, state_of, unwrapped
+from lorakit.artifacts.adapter_state import FIELDS
 from lorakit.artifacts.peft_names import PREFIX
 from lorakit.errors import ModelError
 from lorakit.huggingface import saving
 from lorakit.trainers.checkpoints import is_checkpoint
 from lorakit.trainers.peft_config import TYPE, SpecConfig
+from lorakit.trainers.peft_status import layer_status, model_status
 from lorakit.trainers.peft_tuner import SpecTuner
 
 
@@ -75,9 +78,14 @@ class PeftView(PeftModel):
     ) -> _IncompatibleKeys:
         """Put a saved adapter on the model, or its tensors into the place of the one of this name.
 
-        To train on, it has to be of the same plan. Raises: AdapterError; nothing is changed then.
+        To train on, it has to be of the same plan. Of a checkpoint Trainer asks for the first in use alone, and gets
+        the others with it. Raises: AdapterError; nothing is changed then.
         """
-        self.base_model.load_adapter(Path(model_id), adapter_name, is_trainable=is_trainable)
+        folder, used = Path(model_id), self.active_adapters
+        self.base_model.load_adapter(folder, adapter_name, is_trainable=is_trainable)
+        for name in used[1:] if is_checkpoint(folder) and adapter_name == used[0] else ():
+            if (folder / name).is_dir():
+                self.base_model.load_adapter(folder / name, name, is_trainable=is_trainable)
         if not is_trainable:
             self.eval()
         return _IncompatibleKeys([], [])
@@ -111,8 +119,6 @@ class PeftView(PeftModel):
         if not is_main_process:
             return
         model, folder = self.base_model.model, Path(save_directory)
-        if is_checkpoint(folder):
-            adapter_of(model)
         first = self.active_adapter
         gathered = state_dict and {name.removeprefix(PREFIX): value for name, value in state_dict.items()}
         for name in selected_adapters or self.peft_config:
@@ -120,11 +126,36 @@ class PeftView(PeftModel):
                 saving.write_into(model, folder if name == first else folder / name, held, gathered=gathered)
         # Trainer would take them for all that there is
         saving.put_away(model, folder)
+        if is_checkpoint(folder):
+            saving.write_state(model, folder, self.base_model.state(gathered))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load a state of this view, or one of the adapters, which a checkpoint holds with the view and without.
+
+        Raises: AdapterError if it is not of these adapters; nothing is changed then.
+        """
+        tuner = self.base_model
+        earlier = tuner.earlier_in(state_dict)
+        own = {PREFIX + name if name.startswith(FIELDS) else name: value for name, value in state_dict.items()}
+        with tuner.holding(tuner.adapters.names[0]):
+            result = super().load_state_dict(own, *args, **kwargs)
+            for name, values in earlier.items():
+                tuner.earlier[name].values = values
+        return result
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Return how many parameters train, and how many there are: a quantized weight counts as what it stands for."""
         counted = summary(self.base_model.model)
         return counted.trainable_parameters, counted.total_parameters
+
+    def get_layer_status(self) -> list[TunerLayerStatus]:
+        """Return the status of each layer that has an adapter or trains in full."""
+        enabled = bool(self.base_model.adapters.used) and not self._adapters_disabled
+        return layer_status(self.base_model, enabled=enabled)
+
+    def get_model_status(self) -> TunerModelStatus:
+        """Return what the status of all layers comes to."""
+        return model_status(self.base_model, self.get_layer_status(), self.get_nb_trainable_parameters())
 
 
 # `get_peft_model` and PEFT's own loading look here for the class that serves a config

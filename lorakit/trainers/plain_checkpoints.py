@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from lorakit.application.state import state_of
 from lorakit.artifacts.adapter_folder import WEIGHTS, write_adapter_files
 from lorakit.artifacts.loading import restore_tensors
-from lorakit.trainers.checkpoints import STATE
-from lorakit.trainers.generators import read_generators, save_generators
+from lorakit.trainers.checkpoints import STATE, await_all
+from lorakit.trainers.generators import generator_files, read_generators, save_generators
 from lorakit.trainers.settings import Record
 
 OPTIMIZER = "optimizer.safetensors"
@@ -43,14 +43,17 @@ def write_checkpoint(
     folder: Path,
     *,
     rank: int = 0,
+    count: int = 1,
 ) -> None:
     """Write adapter, optimizer state, generators, step and history into a folder.
 
-    Of processes that train together each writes its generators, and the first all else, which is the same in each.
+    Of `count` processes that train together each writes its generators, and the first all else, which is the same in
+    each.
     """
     save_generators(folder, rank)
     if rank:
         return
+    await_all(folder, generator_files(count))
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}

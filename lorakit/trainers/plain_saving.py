@@ -36,8 +36,7 @@ def _save(trainer: Trainer, own: Callable[..., None], output_dir: str | None = N
         own(output_dir, state_dict)
         return
     folder = Path(output_dir or str(trainer.args.output_dir))
-    written = saving.write_used(model, folder)
-    own(str(folder), written)
+    own(str(folder), saving.write_used(model, folder))
     if is_checkpoint(folder):
         open_up(folder / MODEL_WEIGHTS)
     else:

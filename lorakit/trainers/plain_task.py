@@ -18,6 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from lorakit.application.batches import moved
 from lorakit.application.optimizer import build_optimizer, keeps_lr
+from lorakit.compiling.blocks import compile_if_any
 from lorakit.errors import DataError
 from lorakit.named_objects import named_object
 from lorakit.processes import ALONE, Processes
@@ -128,6 +129,7 @@ class PairsTask:
             say=display.warn,
         )  # fmt: skip
         if settings.capture and next(model.parameters()).is_cuda:
+            compile_if_any(model)
             step.capture()
         needs = Needs(step.climbs, lambda: optimizer)
         with display.running(settings.steps, UNIT, done) as stop, finite.watching(done), in_words():
@@ -163,8 +165,9 @@ class PairsTask:
                     to_evaluation(optimizer)
                     finite.check_state()
                     fill = functools.partial(
-                        write_checkpoint, model, optimizer, done, history.records, rank=processes.rank
-                    )
+                        write_checkpoint, model, optimizer, done, history.records,
+                        rank=processes.rank, count=processes.count,
+                    )  # fmt: skip
                     checkpoints.write(done, fill, needed=ends)
                 if done >= settings.steps or ends:
                     break

@@ -64,7 +64,7 @@ def _captured() -> str:
 
     if not torch.cuda.is_available():
         return "not captured: that is for CUDA devices"
-    return "forward and backward captured as CUDA graphs"
+    return "blocks compiled, forward and backward captured as CUDA graphs"
 
 
 def shortage_words(structure: nn.Module, plan: Plan, *, is_text: bool) -> str:

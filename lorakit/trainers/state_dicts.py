@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from lorakit.planning.plan import Plan
 
 
-# before what reads the names of adapter files: a state is made whole first
-@hookimpl(tryfirst=True)
+@hookimpl
 def lorakit_model_ready(model: nn.Module, plan: Plan) -> None:
     take_adapters(model)
 
@@ -27,7 +26,7 @@ def lorakit_model_merged(model: nn.Module) -> None:
 
 def take_adapters(module: nn.Module) -> None:
     """Have a module load the states of its adapters too, strictly, with the rest left as it is."""
-    from lorakit.artifacts.adapter_state import from_adapters
+    from lorakit.artifacts.state_dict import from_adapters
 
     if not any(map(_takes, module._load_state_dict_pre_hooks.values())):
         module.register_load_state_dict_pre_hook(from_adapters)
@@ -35,7 +34,7 @@ def take_adapters(module: nn.Module) -> None:
 
 def give_adapters(module: nn.Module) -> None:
     """Have the state of a module hold its adapters alone, and the module take such a state."""
-    from lorakit.artifacts.adapter_state import to_adapters
+    from lorakit.artifacts.state_dict import to_adapters
 
     if to_adapters not in module._state_dict_hooks.values():
         module.register_state_dict_post_hook(to_adapters)
@@ -43,7 +42,7 @@ def give_adapters(module: nn.Module) -> None:
 
 
 def _takes(hook: Any) -> bool:
-    from lorakit.artifacts.adapter_state import from_adapters
+    from lorakit.artifacts.state_dict import from_adapters
 
     # torch wraps a hook
     return getattr(hook, "hook", hook) is from_adapters

@@ -228,7 +228,7 @@ def test_a_damaged_state_changes_nothing(tmp_path: Path) -> None:
     own = accelerator()
     own.save_state(tmp_path / "empty")
     state: dict[str, Any] = model.state_dict()
-    from lorakit.artifacts.adapter_state import to_adapters
+    from lorakit.artifacts.state_dict import to_adapters
 
     to_adapters(model, state)
     before = adapters(model)
@@ -240,7 +240,7 @@ def test_a_damaged_state_changes_nothing(tmp_path: Path) -> None:
     randomize(model)
     changed = adapters(model)
     for one in cut:
-        with pytest.raises(lorakit.AdapterError, match="this state"):
+        with pytest.raises(lorakit.AdapterError, match="this checkpoint"):
             model.load_state_dict(one)
     assert all(torch.equal(changed[name], value) for name, value in adapters(model).items())
     model.load_state_dict(state)

@@ -19,8 +19,10 @@ SPEC = "adapt q_proj,v_proj rank 4 dropout 0.2 quant nf4 double\ntrain model.nor
 ROWS = [{"input_ids": row, "labels": row} for row in torch.randint(0, 128, (12, 10), generator=torch.manual_seed(0))]
 
 
-def trainer(folder: Path, *, views: bool, spec: str = SPEC, callbacks: Any = (), **settings: Any) -> Trainer:
-    model = lorakit.apply(spec, make_llama())
+def trainer(
+    folder: Path, *, views: bool, spec: str = SPEC, model: Any = None, callbacks: Any = (), **settings: Any
+) -> Trainer:
+    model = model or lorakit.apply(spec, make_llama())
     settings = {"max_steps": 6, "save_steps": 2, "save_strategy": "steps", **settings}
     arguments = TrainingArguments(
         str(folder), per_device_train_batch_size=2, per_device_eval_batch_size=12, logging_steps=1, report_to=[],
@@ -53,18 +55,20 @@ def test_checkpoints_and_resuming_are_those_without_the_view(tmp_path: Path) -> 
     for name in ("adapter_model.safetensors", "adapter_config.json", "plan.json"):
         first, second = (tmp_path / str(views) / "checkpoint-4" / name for views in runs)
         assert first.read_bytes() == second.read_bytes()
-    assert not (tmp_path / "True" / "checkpoint-4" / "model.safetensors").exists()
+    held = [load_file(tmp_path / str(views) / "checkpoint-4" / "model.safetensors") for views in runs]
+    assert same(*held)
     shutil.rmtree(tmp_path / "True" / "checkpoint-6")
     again = trainer(tmp_path / "True", views=True)
     again.train(resume_from_checkpoint=lorakit.last_checkpoint(tmp_path / "True"))
     assert losses(again)[-2:] == losses(runs[False])[-2:] and same(trained(again), trained(runs[False]))
 
 
-def test_a_run_without_the_view_goes_on_with_it(tmp_path: Path) -> None:
-    whole = trainer(tmp_path, views=False)
+@pytest.mark.parametrize("views", [False, True])
+def test_a_run_goes_on_with_the_view_and_without_it(views: bool, tmp_path: Path) -> None:
+    whole = trainer(tmp_path, views=views)
     whole.train()
     shutil.rmtree(tmp_path / "checkpoint-6")
-    again = trainer(tmp_path, views=True)
+    again = trainer(tmp_path, views=not views)
     again.train(resume_from_checkpoint=True)
     assert losses(again) == losses(whole) and same(trained(again), trained(whole))
 
@@ -101,10 +105,37 @@ def test_resuming_another_plan_is_refused(tmp_path: Path) -> None:
         other.train(resume_from_checkpoint=True)
 
 
-def test_several_adapters_in_use_are_refused_in_a_checkpoint(tmp_path: Path) -> None:
-    run = trainer(tmp_path, views=True)
-    model: Any = run.model
-    model.add_adapter("other", lorakit.peft_config("adapt k_proj rank 2"))
-    model.base_model.set_adapter(["default", "other"])
-    with pytest.raises(lorakit.ModelError, match="2 of them are in use"):
-        run.train()
+def several(seed: int, used: dict[str, float]) -> Any:
+    """Return a model with three adapters, these of them in use."""
+    model = lorakit.apply("adapt q_proj rank 4 dropout 0.2", make_llama(), seed=seed)
+    lorakit.apply("adapt q_proj,k_proj rank 2\ntrain model.norm", model, seed=seed, name="poet")
+    lorakit.apply("adapt v_proj rank 2", model, seed=seed, name="third")
+    lorakit.adapters(model).use(used)
+    return model
+
+
+@pytest.mark.parametrize("used", [{"default": 1.0, "poet": 1.0}, {"poet": 1.0, "third": 1.0}, {"third": 1.0}])
+def test_several_adapters_are_each_saved_and_go_on(used: dict[str, float], tmp_path: Path) -> None:
+    whole = trainer(tmp_path, views=True, model=several(0, used))
+    whole.train()
+    first, *others = used
+    folders = {path.parent.name for path in (tmp_path / "checkpoint-4").glob("*/plan.json")}
+    assert folders == {"default", "poet", "third"} - {first}
+    for name, place in ((first, ""), *((other, other) for other in others)):
+        loaded = lorakit.load(tmp_path / "checkpoint-6" / place, make_llama())
+        model: Any = whole.model
+        assert lorakit.adapters(loaded).plan("default") == lorakit.adapters(model.get_base_model()).plan(name)
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    for views in (True, False):
+        again = trainer(tmp_path / str(views), views=views, model=several(9, used))
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+        assert losses(again)[-2:] == losses(whole)[-2:] and same(trained(again), trained(whole))
+
+
+def test_the_best_of_several_comes_back(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    model = several(0, {"poet": 1.0, "third": 1.0})
+    run = trainer(tmp_path, views=True, model=model, callbacks=[Spoil()], **settings)
+    run.train()
+    assert run.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    assert run.evaluate()["eval_loss"] == run.state.best_metric

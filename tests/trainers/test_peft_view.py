@@ -259,6 +259,59 @@ def test_what_is_no_adapter_of_lorakits_is_refused_by_name(monkeypatch: pytest.M
         lorakit.peft(adapted())
 
 
+def plain(status: Any, *own: str) -> dict[str, Any]:
+    """Return a status without what each library calls its own."""
+    return {name: value for name, value in vars(status).items() if name not in own}
+
+
+@pytest.mark.filterwarnings("ignore:Already unmerged")
+def test_the_status_is_what_peft_says(tmp_path: Path) -> None:
+    for number, spec in enumerate(("adapt q_proj,v_proj rank 4", "adapt q_proj,k_proj rank 2")):
+        lorakit.save(adapted(spec), tmp_path / str(number))
+    theirs = peft.PeftModel.from_pretrained(make_llama(), tmp_path / "0")
+    theirs.load_adapter(tmp_path / "1", "other")
+    mine = lorakit.peft(lorakit.load(tmp_path / "0", make_llama()))
+    mine.load_adapter(tmp_path / "1", "other")
+
+    def expect_same() -> None:
+        layers, others = ({one.name: one for one in view.get_layer_status()} for view in (mine, theirs))
+        assert layers.keys() == others.keys() and len(layers) == 6
+        for name in layers:
+            assert plain(layers[name], "module_type") == plain(others[name], "module_type")
+        own = ("adapter_model_type", "peft_types", "total_params", "trainable_params")
+        assert plain(mine.get_model_status(), *own) == plain(theirs.get_model_status(), *own)
+
+    for active in ("default", "other"):
+        for view in (mine, theirs):
+            view.set_adapter(active)
+        expect_same()
+    for view in (mine, theirs):
+        view.merge_adapter()
+    expect_same()
+    for view in (mine, theirs):
+        view.unmerge_adapter()
+    with mine.disable_adapter(), theirs.disable_adapter():
+        assert mine.get_model_status().enabled is theirs.get_model_status().enabled is False
+
+
+def test_the_status_of_what_peft_has_not() -> None:
+    view = lorakit.peft(adapted(WITH_NORM))
+    view.add_adapter("ref", view.peft_config["default"])
+    status = view.get_model_status()
+    assert (status.base_model_type, status.peft_types) == ("LlamaForCausalLM", {"default": "LORAKIT", "ref": "LORAKIT"})
+    assert status.requires_grad == {"default": True, "ref": False}
+    assert (status.trainable_params, status.total_params) == view.get_nb_trainable_parameters()
+    # what trains in full is stored as it was
+    assert status.quantization_backend == "irregular" and status.available_adapters == ["default", "ref"]
+    assert {one.quantization_backend for one in view.get_layer_status()} == {"nf4 double", None}
+    norm = view.get_layer_status()[-1]
+    assert (norm.name, norm.module_type, norm.available_adapters) == (
+        "model.model.norm",
+        "LlamaRMSNorm",
+        [*status.devices],
+    )
+
+
 def test_plain_modules_have_a_view_too() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
     view = peft.get_peft_model(net, lorakit.peft_config("adapt @linear rank 2"))

@@ -27,6 +27,7 @@ import lorakit
 from helpers import NET, byte_tokenizer, make_llama
 from lorakit.cli.main import app
 from lorakit.trainers import plain_checkpoints
+from lorakit.trainers.checkpoints import Checkpoints
 from lorakit.trainers.generators import save_generators
 
 SPECS = {
@@ -192,6 +193,20 @@ def test_runs_go_on_in_another_number_of_processes(
     what = TEXT if kind == "text" else net("net")
     train(folder, f"{spec}.lora", what, f"{spec}-2to1", "--resume", "--batch", "4")
     expect_same(folder, f"{spec}-2to1", f"{spec}-1", 1e-5)
+
+
+def test_what_lacks_the_generators_of_one_process_is_passed_over(
+    folder: Path, tmp_path: Path, failures: dict[str, str]
+) -> None:
+    expect_none(failures["pairs dropping"] or failures["text fp32"])
+    for run, file in (("dropping-2", "generators-1.safetensors"), ("fp32-2", "rng_state_1.pth")):
+        work = Path(shutil.copytree(folder / f"{run}-checkpoints", tmp_path / run))
+        before, last = sorted(path.name for path in work.iterdir())
+        said: list[str] = []
+        assert Checkpoints(work, goes_on=False, say=said.append).last() == work / last and not said
+        (work / last / file).unlink()
+        assert Checkpoints(work, goes_on=False, say=said.append).last() == work / before
+        assert f"{last} is not whole (no {file}), and is passed over" in said[0]
 
 
 def test_dropout_goes_on_in_each_process_where_it_stood(folder: Path, failures: dict[str, str]) -> None:

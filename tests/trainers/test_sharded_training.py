@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -95,7 +96,12 @@ def learned(model: nn.Module, count: int = STEPS) -> list[float]:
 
 def held(model: nn.Module) -> int:
     """Return the bytes of a model's parameters that lie in this process."""
-    parts = (one.to_local() if hasattr(one, "to_local") else one for one in model.parameters())
+    return local(model.parameters())
+
+
+def local(tensors: Any) -> int:
+    """Return the bytes of tensors that lie in this process."""
+    parts = (one.to_local() if hasattr(one, "to_local") else one for one in tensors)
     return sum(part.numel() * part.element_size() for part in parts)
 
 
@@ -137,6 +143,69 @@ def check_view_gathered(folder: Path) -> None:
     made.save_model(str(folder / "view-handed"))
 
 
+def awaited(spec: str) -> Any:
+    """Return a model that is adapted in both processes, and loaded in the first alone; its buffers are computed."""
+    model = make_llama()
+    if dist.get_rank():
+        for module in model.modules():
+            for name, held in module._parameters.items():
+                if held is not None:
+                    module._parameters[name] = nn.Parameter(held.to("meta"))
+    return lorakit.apply(spec, model).train()
+
+
+def check_waiting_trainer(quant: str, folder: Path) -> None:
+    name = quant.replace(" ", "-")
+    model = awaited(SPEC.format(quant))
+    made = trainer(model, folder / "awaited", {"cpu_ram_efficient_loading": True})
+    made.train()
+    assert losses(made) == pytest.approx(torch.load(folder / f"{name}.pt"), abs=1e-5)
+    lorakit.save(model, folder / f"{name}-awaited")
+
+
+def check_waiting_shard(frozen: Any, folder: Path) -> None:
+    spec = SPEC.format("nf4 double") + "train model.norm\n"
+    alone, model = adapted(spec), lorakit.shard(awaited(spec), frozen=frozen)
+    rows = Rows().rows[:2]
+
+    def answers(one: nn.Module) -> torch.Tensor:
+        with torch.no_grad(), lorakit.adapters(one).disabled():
+            return one(input_ids=rows).logits
+
+    torch.testing.assert_close(answers(model), answers(alone), rtol=0, atol=1e-5)
+    for name, value in model.named_parameters():
+        one = value.full_tensor() if hasattr(value, "full_tensor") else value
+        assert torch.equal(one.detach(), alone.get_parameter(name).detach()), name
+    assert len(set(learned(model, 2))) == 2
+    torch.testing.assert_close(answers(model), answers(alone), rtol=0, atol=1e-5)
+
+
+def check_waiting_refused(folder: Path) -> None:
+    if not dist.get_rank():
+        return
+    taking = "adapt q_proj rank 2 init pissa(iterations=1)"
+    with pytest.raises(lorakit.ModelError, match="`pissa` takes a part from the weight of .*cpu_ram_efficient_loading"):
+        awaited(taking)
+    rows = Rows().rows[:1]
+    with pytest.raises(lorakit.TrainingError, match="holds no values of the LlamaForCausalLM.*`lorakit.shard`"):
+        awaited("adapt q_proj rank 2")(input_ids=rows)
+
+
+def check_fresh_head(folder: Path) -> None:
+    """Weights that no file holds are drawn in the first process alone, where transformers is told of FSDP."""
+    from transformers import AutoModelForSequenceClassification
+
+    told = {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    with mock.patch.dict(os.environ, told):
+        model: Any = AutoModelForSequenceClassification.from_pretrained(folder / "llama", num_labels=2, pad_token_id=0)
+    assert model.score.weight.is_meta == bool(dist.get_rank())
+    model = lorakit.shard(lorakit.apply("adapt q_proj rank 2 dtype fp32\ntrain score", model))
+    heads = [torch.zeros(2, 64) for _ in range(WORLD)]
+    dist.all_gather(heads, model.score.weight.full_tensor().detach())
+    assert heads[0].any() and torch.equal(*heads)
+    assert model(input_ids=Rows().rows[:2], labels=torch.tensor([0, 1])).loss.isfinite()
+
+
 def check_refused(spec: str, told: str, folder: Path) -> None:
     made = trainer(adapted(spec), folder / "refused", {})
     with pytest.raises(lorakit.ModelError, match=told):
@@ -158,6 +227,37 @@ def check_shard(quant: str, frozen: Any, folder: Path) -> None:
     # no hook is left to be called
     assert not any(one._forward_pre_hooks for one in layers(model).values())
     lorakit.save(model, folder / f"{quant.replace(' ', '-')}-{frozen}")
+
+
+PLANNED = {
+    # what is stored in four bits has scales of odd numbers
+    f"{SPEC.format('nf4 double')}train model.norm\n": 0.01,
+    "adapt q_proj,v_proj rank 3 dtype fp32\noptimizer adamw lr 5e-3\n": 0.0,
+    "adapt @linear rank 4 dtype fp32\ntrain lm_head\noptimizer sgd lr 1e-2\n": 0.0,
+}
+
+
+def check_planned(folder: Path) -> None:
+    """What each device holds is what the plan says of it; the first has what cannot be halved."""
+    frozens: tuple[Any, ...] = ("shard", "replicate")
+    for spec, tolerance in PLANNED.items():
+        for frozen in frozens:
+            memory = lorakit.plan(spec, make_llama(), devices=WORLD, frozen=frozen).memory
+            model = lorakit.shard(adapted(spec), frozen=frozen)
+            optimizer = lorakit.optimizer(model)
+            rows = Rows().rows[:1]
+            model(input_ids=rows, labels=rows).loss.backward()
+            optimizer.step()
+            gradients = [one.grad for one in model.parameters() if one.grad is not None]
+            moments = [one for state in optimizer.state.values() for one in state.values()]
+            found = torch.tensor([held(model), local(gradients), local(moments)])
+            every = [torch.empty_like(found) for _ in range(WORLD)]
+            dist.all_gather(every, found)
+            weights, trained, kept = torch.stack(every).amax(0).tolist()
+            assert weights == pytest.approx(memory.weights + memory.adapters, rel=tolerance)
+            assert trained == memory.gradients
+            # counters of steps are in no shard
+            assert kept == pytest.approx(memory.optimizer, rel=0.01)
 
 
 def layers(model: nn.Module) -> dict[str, QuantizedLinear]:
@@ -218,7 +318,12 @@ CHECKS: dict[str, Check] = {
         for quant in QUANTIZERS
         for frozen in ("shard", "replicate")
     },
+    **{f"waiting trainer {quant}": functools.partial(check_waiting_trainer, quant) for quant in QUANTIZERS},
+    **{f"waiting {frozen}": functools.partial(check_waiting_shard, frozen) for frozen in ("shard", "replicate")},
+    "waiting refused": check_waiting_refused,
+    "fresh head": check_fresh_head,
     **{f"corrupted {way}": functools.partial(check_corrupted, way) for way in ("shard", "fully_shard")},
+    "planned": check_planned,
     "pieces": check_pieces,
     "one writes": check_one_writes,
 }
@@ -235,6 +340,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = adapted(SPEC.format(quant))
         torch.save(learned(model), made / f"{name}-loop.pt")
         lorakit.save(model, made / f"{name}-loop")
+    make_llama().save_pretrained(made / "llama")
     return made
 
 
@@ -282,9 +388,34 @@ def test_both_layouts_learn_as_one_process(frozen: str, quant: str, folder: Path
     expect_near(folder / f"{name}-{frozen}", folder / f"{name}-loop", 1e-5)
 
 
+@pytest.mark.parametrize("quant", QUANTIZERS)
+def test_trainer_learns_where_one_process_loads(quant: str, folder: Path, failures: dict[str, str]) -> None:
+    expect_none(failures[f"waiting trainer {quant}"])
+    name = quant.replace(" ", "-")
+    expect_near(folder / f"{name}-awaited", folder / f"{name}-saved", 1e-5)
+
+
+@pytest.mark.parametrize("frozen", ["shard", "replicate"])
+def test_sharding_gives_all_what_one_process_loads(frozen: str, failures: dict[str, str]) -> None:
+    expect_none(failures[f"waiting {frozen}"])
+
+
+def test_a_fresh_head_is_one_for_all(failures: dict[str, str]) -> None:
+    expect_none(failures["fresh head"])
+
+
+def test_what_needs_weights_is_refused_where_there_are_none(failures: dict[str, str]) -> None:
+    pytest.importorskip("lorakit_methods")
+    expect_none(failures["waiting refused"])
+
+
 @pytest.mark.parametrize("way", ["shard", "fully_shard"])
 def test_a_changed_byte_is_told_by_the_weight_it_is_of(way: str, failures: dict[str, str]) -> None:
     expect_none(failures[f"corrupted {way}"])
+
+
+def test_a_device_holds_what_the_plan_says_of_it(failures: dict[str, str]) -> None:
+    expect_none(failures["planned"])
 
 
 def test_what_trains_in_one_piece_has_one_dtype(failures: dict[str, str]) -> None:

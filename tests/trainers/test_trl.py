@@ -181,6 +181,40 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, tokenizer: Any) 
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+def poet(seed: int, others: bool) -> Any:
+    """Return a model whose adapter in use is not called `default`, which others may be."""
+    model = lorakit.apply(QLORA, make_llama(**SIZES), seed=seed, name="poet")
+    if others:
+        for name in ("default", "third"):
+            lorakit.apply("adapt k_proj,v_proj rank 2", model, seed=seed, name=name)
+            randomize(model, seed=seed)
+        lorakit.adapters(model).use("poet")
+    randomize(model, seed=seed)
+    return model
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_an_adapter_of_another_name_goes_on_with_its_reference(others: bool, tmp_path: Path, tokenizer: Any) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 2, "disable_dropout": False, "max_steps": 4}
+    runs = []
+    for seed, checkpoint in ((1, None), (2, str(tmp_path / "checkpoint-2"))):
+        view = lorakit.peft(poet(seed, others))
+        runs.append(made("DPO", view, PAIRS, tmp_path, settings=settings, processing_class=tokenizer))
+        runs[-1].train(resume_from_checkpoint=checkpoint)
+    assert logged(runs[0]) == logged(runs[1]) and len(logged(runs[0])) == 4
+    for name in ("poet", "ref"):
+        for trainer in runs:
+            trainer.model.set_adapter(name)
+        mine, theirs = adapters(runs[1].model), adapters(runs[0].model)
+        assert mine and all(torch.equal(mine[key], theirs[key]) for key in mine)
+    # of an adapter alone it is that adapter, before it learned
+    as_it_was = poet(1, others)
+    lorakit.adapters(as_it_was).use("default" if others else "poet")
+    was, reference = adapters(as_it_was), adapters(runs[1].model)
+    assert was.keys() == {key.removeprefix("base_model.model.") for key in reference}
+    assert all(torch.equal(value, reference[f"base_model.model.{key}"]) for key, value in was.items())
+
+
 @pytest.mark.parametrize("kind", ["DPO", "KTO", "GRPO"])
 def test_a_second_model_is_refused_before_it_is_loaded(kind: str, tmp_path: Path, tokenizer: Any) -> None:
     settings: dict[str, Any] = {"beta": 0.1, "num_generations": 2} if kind == "GRPO" else {}

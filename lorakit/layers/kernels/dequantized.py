@@ -89,10 +89,12 @@ def _compiled(
     x: Tensor, base: Mapping[str, Tensor], bias: Tensor | None, low_rank: Sequence[LowRank], form: str
 ) -> Tensor:
     """Return the product as one op, and with it what every row gets alike."""
-    if any(dropout or isinstance(scaling, Tensor) for _, _, scaling, dropout in low_rank):
-        return add_low_rank(product(x, bias, base, (), (), form), x, low_rank)
-    pairs = [matrix for lora_A, lora_B, _, _ in low_rank for matrix in (lora_A, lora_B)]
-    return product(x, bias, base, pairs, [one.scaling for one in low_rank], form)
+    scalings: list[float] = []
+    for _, _, scaling, dropout in low_rank:
+        if dropout or isinstance(scaling, Tensor):
+            return add_low_rank(product(x, bias, base, (), (), form), x, low_rank)
+        scalings.append(scaling)
+    return product(x, bias, base, [matrix for one in low_rank for matrix in one[:2]], scalings, form)
 
 
 # where the pairs begin among what the product is given

@@ -14,7 +14,7 @@ import bitsandbytes  # noqa: F401  (registers torch.ops.bitsandbytes)
 import torch
 from torch import Tensor
 
-from lorakit.layers.kernels.dequantized import dequantized_linear
+from lorakit.layers.kernels.dequantized import linear_of
 from lorakit.layers.kernels.low_rank import add_low_rank_, as_rows
 from lorakit.values import LowRank, Storage
 
@@ -28,9 +28,10 @@ DEQUANTIZING_DEVICES = ("cpu", "xpu", "meta")
 def llm_int8(storage: Storage) -> Linear:
     """Return what multiplies with a weight that `int8` stored."""
     quantizer: Any = storage.quantizer
+    dequantizing = linear_of(storage, _dequantize)
     if storage.device.type in DEQUANTIZING_DEVICES or not math.prod(storage.shape):
-        return functools.partial(dequantized_linear, dequantize=_dequantize)
-    return functools.partial(_linear, threshold=quantizer.threshold)
+        return dequantizing
+    return functools.partial(_linear, threshold=quantizer.threshold, empty=dequantizing)
 
 
 def _dequantize(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
@@ -39,13 +40,19 @@ def _dequantize(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def _linear(
-    x: Tensor, base: Mapping[str, Tensor], bias: Tensor | None, low_rank: Sequence[LowRank], *, threshold: float
+    x: Tensor,
+    base: Mapping[str, Tensor],
+    bias: Tensor | None,
+    low_rank: Sequence[LowRank],
+    *,
+    threshold: float,
+    empty: Linear,
 ) -> Tensor:
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
     if not x.numel():
-        return dequantized_linear(x, base, bias, low_rank, dequantize=_dequantize)
+        return empty(x, base, bias, low_rank)
     rows = as_rows(x)
     result = add_low_rank_(_Product.apply(rows, bias, base, threshold), rows, low_rank)
     return result if x.ndim == 2 else result.view(*x.shape[:-1], result.shape[1])

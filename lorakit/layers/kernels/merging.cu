@@ -72,18 +72,26 @@ merged(const u8* __restrict__ packed, const void* __restrict__ absmax, const flo
 
 #if RANKS
   const float scaling = __int_as_float(scaling_bits);
-  // the narrow matrix A as tensor cores take it: of column g, the ranks 2q, 2q + 1, 2q + 8, 2q + 9 of each 16
+  // the narrow matrix A as tensor cores take it: of column g, the ranks 2q, 2q + 1, 2q + 8, 2q + 9 of each 16. Eight
+  // columns side by side are read at once, of which this lane has the even or the odd ones
   u32 narrow[RANKS][4 * PIECES][2];
+  const u32 own_half = g & 1 ? 0x7632 : 0x5410;
 #pragma unroll
-  for (int j = 0; j < 4 * PIECES; j++) {
-    const int column = strip + 32 * (j >> 2) + 8 * (g >> 1) + 2 * (j & 3) + (g & 1);
+  for (int c = 0; c < PIECES; c++) {
+    const size_t column = strip + 32 * c + 8 * (g >> 1);
 #pragma unroll
     for (int t = 0; t < RANKS; t++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int k = 16 * t + 8 * half + 2 * q;
-        const u16* at = lora_A + (size_t)k * columns + column;
-        narrow[t][j][half] = two(at, at + columns, column < columns && k < rank, column < columns && k + 1 < rank);
+        const uint4 none = make_uint4(0u, 0u, 0u, 0u);
+        const uint4 low = c < pieces && k < rank ? __ldg((const uint4*)(lora_A + (size_t)k * columns + column)) : none;
+        const uint4 high =
+            c < pieces && k + 1 < rank ? __ldg((const uint4*)(lora_A + (size_t)(k + 1) * columns + column)) : none;
+        narrow[t][4 * c][half] = __byte_perm(low.x, high.x, own_half);
+        narrow[t][4 * c + 1][half] = __byte_perm(low.y, high.y, own_half);
+        narrow[t][4 * c + 2][half] = __byte_perm(low.z, high.z, own_half);
+        narrow[t][4 * c + 3][half] = __byte_perm(low.w, high.w, own_half);
       }
   }
 #endif

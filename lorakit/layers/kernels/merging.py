@@ -2,8 +2,8 @@
 
 A product with it is one product for all of them, and has nothing to add afterwards. The sum is rounded once, from
 float32, so that a change smaller than a rounding still tells in the mean over a row's weights; added to a product it is
-lost where it is smaller than the product's own rounding. That holds where dequantized weights lie between the numbers of
-the dtype, as four-bit codes times a scale of float32 do.
+lost where it is smaller than the product's own rounding. That holds where dequantized weights lie between the numbers
+of the dtype, as four-bit codes times a scale of float32 do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PIECE, NARROW = 32, 16
 MOST_RANKS = 8
 WARPS, THREADS = 8, 256
 # warps that keep a large device busy
-ENOUGH = 4096
+ENOUGH = 3072
 # tensor cores multiply bf16 since
 CAPABILITY = (8, 0)
 
@@ -172,6 +172,7 @@ def _readable(tensors: Mapping[str, Tensor], lora_A: Tensor, lora_B: Tensor, col
         and lora_B.shape[0] > 0
         and packed.is_contiguous()
         and packed.data_ptr() % 4 == 0
+        and lora_A.data_ptr() % 16 == 0
         and torch.cuda.get_device_capability(packed.device) >= CAPABILITY
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from lorakit.values import Storage
 Dequantize = Callable[[Mapping[str, Tensor], torch.dtype], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class FourBits:
+class FourBits(NamedTuple):
     """What weights have to share to be written as one by `merging.py`: the format, and the size of blocks."""
 
     quant_type: str
@@ -74,7 +73,7 @@ def product(
     scalings: Sequence[float],
     form: str,
 ) -> Tensor:
-    """Return x (..., in_features) @ weightᵀ + bias + Σ scaling · (x Aᵀ) Bᵀ; pairs are A, B, A, B, …"""
+    """Return x (..., in_features) @ weightᵀ + bias + Σ scaling · (x Aᵀ) Bᵀ, where pairs are A and B in turn."""
     result: Tensor = torch.ops.lorakit.product.default(
         x, bias, list(base.values()), list(pairs), list(scalings), ",".join(base), form
     )

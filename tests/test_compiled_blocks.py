@@ -1,0 +1,360 @@
+"""Blocks compiled in place: which products are put together, what is kept, and that gradients are those of eager code.
+
+What Inductor would make of the graphs runs as it is: the functions between are the real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import lorakit
+from architectures import ARCHITECTURES
+from helpers import make_llama
+from lorakit.compiling import blocks
+from lorakit.compiling.backend import Backend, _say_once
+from lorakit.compiling.partition import Choice, Partitioner, chosen
+from lorakit.layers.kernels.merging import merged
+from lorakit.layers.kernels.product import FourBits
+
+SPEC = "adapt @linear rank 4 alpha 6 dtype fp32 quant nf4 double"
+MERGED = torch.ops.lorakit.merged_4bit.default
+PRODUCT = torch.ops.lorakit.product.default
+
+
+class Seen:
+    """Compiles as the blocks' backend does, but for the last stage, and keeps the graphs."""
+
+    def __init__(self, kept: float = 1.0) -> None:
+        self.forward: list[fx.Graph] = []
+        self.backward: list[fx.Graph] = []
+        self.backend = Backend(kept, self._inner)
+        self._kept = kept
+
+    def _inner(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        from functorch.compile import make_boxed_func
+        from torch._dynamo.backends.common import aot_autograd
+
+        def keeping(graphs: list[fx.Graph]) -> Callable[..., Any]:
+            def compiler(module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+                graphs.append(module.graph)
+                return make_boxed_func(module.forward)
+
+            return compiler
+
+        return aot_autograd(
+            fw_compiler=keeping(self.forward),
+            bw_compiler=keeping(self.backward),
+            partition_fn=Partitioner(self._kept),
+        )(module, inputs)
+
+
+def calls(graph: fx.Graph, target: Any) -> int:
+    return sum(node.target is target for node in graph.nodes)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[float, Seen]:
+    """Have blocks compiled without Inductor, and return what is seen of it by the share that is kept."""
+    torch._dynamo.reset()
+    made: dict[float, Seen] = {}
+
+    def backend(kept: float) -> Backend:
+        return made.setdefault(kept, Seen(kept)).backend
+
+    monkeypatch.setattr(blocks, "backend", backend)
+    return made
+
+
+def learned(model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the gradients of a batch's loss, and the loss."""
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    return {"loss": loss.detach()} | {
+        name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None
+    }
+
+
+def filled(model: Any) -> Any:
+    """Return a model whose adapters change something."""
+    generator = torch.Generator().manual_seed(1)
+    for name, value in model.named_parameters():
+        if "lora_B" in name:
+            value.data.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+    return model.train()
+
+
+def assert_near(found: dict[str, Tensor], wanted: dict[str, Tensor], most: float = 1e-5) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert float((found[name] - value).norm()) <= most * float(value.norm()) + 1e-9, name
+
+
+def batch_of(rows: int = 2, length: int = 12, vocabulary: int = 128) -> dict[str, Any]:
+    ids = torch.randint(1, vocabulary, (rows, length), generator=torch.Generator().manual_seed(2))
+    return {"input_ids": ids, "labels": ids, "use_cache": False}
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.35, 1.0])
+def test_gradients_are_those_of_eager_code_whatever_is_kept(kept: float, seen: dict[float, Seen]) -> None:
+    model = filled(lorakit.apply(SPEC, make_llama()))
+    wanted = learned(model, batch_of())
+    assert lorakit.compile_blocks(model, kept=kept) == 2
+    assert_near(learned(model, batch_of()), wanted)
+    graphs = seen[kept]
+    # the first block, whose input needs no gradient, and all others; q, k, v and gate, up are one product each
+    assert [calls(graph, MERGED) for graph in graphs.forward] == [4, 4]
+    assert all(not calls(graph, PRODUCT) for graph in graphs.forward)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt2", "gpt_neox", "opt", "mixtral"])
+def test_blocks_of_any_architecture(name: str, seen: dict[float, Seen]) -> None:
+    architecture = ARCHITECTURES[name]
+    model = filled(lorakit.apply(SPEC, architecture.build()))
+    inputs = architecture.inputs() | {"use_cache": False}
+    wanted = learned(model, inputs)
+    assert lorakit.compile_blocks(model) > 0
+    assert_near(learned(model, inputs), wanted)
+    assert sum(calls(graph, MERGED) for graph in seen[1.0].forward) > 0
+
+
+class Block(nn.Module):
+    """One that no library has: three projections of one input with biases, and one of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(32, 48), nn.Linear(32, 48, bias=False), nn.Linear(32, 32)
+        self.last = nn.Linear(48, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gated: Tensor = self.last(torch.tanh(self.first(x)) * self.second(x)) + self.third(x)
+        return x + gated.sin()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ModuleList(Block() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.body:
+            x = block(x)
+        return x
+
+
+def net(spec: str = SPEC) -> Any:
+    torch.manual_seed(0)
+    return filled(lorakit.apply(spec, Net()))
+
+
+def slopes(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    y = model(x)
+    y.square().mean().backward()
+    return {"y": y.detach()} | {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SPEC,
+        "adapt @linear rank 4 dtype fp32 quant nf4",
+        "adapt @linear rank 4 dtype fp32 quant fp4(blocksize=32) double",
+        "adapt first,last rank 4 dtype fp32 quant nf4 double\nquantize @linear nf4 double",
+        "adapt @linear rank 4 dtype fp32 scaling rslora quant nf4 double",
+    ],
+)
+def test_a_model_that_no_library_has(spec: str, seen: dict[float, Seen]) -> None:
+    model = net(spec)
+    x = torch.randn(5, 7, 32)
+    wanted = slopes(model, x)
+    assert lorakit.compile_blocks(model) == 3
+    assert_near(slopes(model, x), wanted)
+    # what reads x is one product, and `last` another
+    assert [calls(graph, MERGED) for graph in seen[1.0].forward][:1] == [2]
+
+
+def test_two_adapters_of_one_layer_are_in_one_weight(seen: dict[float, Seen]) -> None:
+    model = filled(lorakit.apply("adapt first rank 3 dtype fp32", net(), name="second"))
+    lorakit.adapters(model).use({"default": 1.0, "second": 0.5})
+    x = torch.randn(4, 32)
+    wanted = slopes(model, x)
+    lorakit.compile_blocks(model)
+    assert_near(slopes(model, x), wanted)
+
+
+def test_what_cannot_be_put_together_is_multiplied_apart(seen: dict[float, Seen]) -> None:
+    model = net("adapt @linear rank 4 dtype fp32 quant int8")
+    x = torch.randn(5, 32)
+    wanted = slopes(model, x)
+    lorakit.compile_blocks(model)
+    assert_near(slopes(model, x), wanted)
+    assert [calls(graph, MERGED) for graph in seen[1.0].forward] == [0, 0]
+
+
+def test_dropout_of_adapters_stays(seen: dict[float, Seen]) -> None:
+    model = net("adapt @linear rank 4 dropout 0.5 dtype fp32 quant nf4 double")
+    lorakit.compile_blocks(model)
+    x = torch.randn(5, 32)
+    assert not torch.equal(slopes(model, x)["y"], slopes(model, x)["y"])
+
+
+def test_less_is_kept_and_more_computed_again(seen: dict[float, Seen]) -> None:
+    counts, sizes = {}, {}
+    for kept in (0.0, 0.35, 1.0):
+        model = filled(lorakit.apply(SPEC, make_llama(hidden_size=128)))
+        lorakit.compile_blocks(model, kept=kept)
+        batch = batch_of(length=32)
+        size = 0
+        learned(model, batch)
+        stay = {one.untyped_storage()._cdata for one in model.parameters()}
+
+        def keep(value: Tensor, stay: set[int] = stay) -> Tensor:
+            nonlocal size
+            size += value.nbytes * (value.untyped_storage()._cdata not in stay)
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            model(**batch)
+        sizes[kept] = size
+        counts[kept] = calls(seen[kept].backward[-1], torch.ops.aten.mm.default)
+    assert sizes[0.0] < sizes[0.35] < sizes[1.0]
+    # q, k, v; out of attention; gate and up: the last product of a block is not computed again
+    assert counts[0.0] == counts[1.0] + 3 and counts[1.0] < counts[0.35] < counts[0.0]
+
+
+def test_what_pays_most_a_byte_is_kept_first_and_of_equals_the_smaller() -> None:
+    node: Any = None
+    cheap, large, small = Choice(node, 10, 10.0), Choice(node, 40, 400.0), Choice(node, 20, 200.0)
+    assert chosen([cheap, large, small], 0.0) == []
+    assert chosen([cheap, large, small], 0.35) == [small]
+    assert chosen([cheap, large, small], 0.86) == [small, large]
+    assert chosen([cheap, large, small], 1.0) == [small, large, cheap]
+
+
+def test_blocks_that_a_plan_or_a_trainer_has_computed_again_keep_what_enters_them(seen: dict[float, Seen]) -> None:
+    model = filled(lorakit.apply(SPEC, make_llama()))
+    wanted = learned(model, batch_of())
+    model.model.layers[0].gradient_checkpointing = True
+    model.model.layers[0]._gradient_checkpointing_func = torch.utils.checkpoint.checkpoint
+    lorakit.compile_blocks(model)
+    assert_near(learned(model, batch_of()), wanted)
+    assert set(seen) == {0.0, 1.0} and len(seen[0.0].forward) == len(seen[1.0].forward) == 1
+    # one that is switched on later, as Trainer does
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert_near(learned(model, batch_of()), wanted)
+    assert len(seen[1.0].forward) == 1 and len(seen[0.0].forward) == 2
+    assert all(layer.gradient_checkpointing for layer in model.model.layers)
+
+
+def test_a_block_that_does_not_learn_runs_as_ever(seen: dict[float, Seen]) -> None:
+    model = filled(lorakit.apply(SPEC, make_llama()))
+    lorakit.compile_blocks(model)
+    ids = batch_of()["input_ids"]
+    model.eval()
+    assert model.generate(ids, max_new_tokens=3, pad_token_id=0).shape[1] == ids.shape[1] + 3
+    with torch.no_grad():
+        model.train()(ids)
+    assert not seen[1.0].forward
+
+
+def test_a_compiler_that_fails_is_said_and_the_block_computes(
+    seen: dict[float, Seen], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        raise RuntimeError("no compiler of C++")
+
+    monkeypatch.setattr(blocks, "backend", lambda kept: Backend(kept, fail))
+    _say_once.cache_clear()
+    model = net()
+    x = torch.randn(5, 32)
+    wanted = slopes(model, x)
+    lorakit.compile_blocks(model)
+    assert_near(slopes(model, x), wanted)
+    assert [one.message for one in caplog.records if one.name == "lorakit"] == [
+        "a block is not compiled, and computes one operation after the other: RuntimeError: no compiler of C++"
+    ]
+
+
+def test_refusals_say_what_to_do() -> None:
+    alone: Any = lorakit.apply("adapt 0 rank 4", nn.Sequential(nn.Linear(32, 32)))
+    with pytest.raises(lorakit.ModelError, match=r"no adapted blocks.*torch\.compile"):
+        lorakit.compile_blocks(alone[0])
+    with pytest.raises(lorakit.ModelError, match="on a CPU"):
+        lorakit.compile_blocks(net(), send=True)
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize(("rank", "columns"), [(0, 96), (1, 64), (5, 192), (16, 128)])
+def test_a_merged_weight_is_rounded_once(double: bool, rank: int, columns: int) -> None:
+    import bitsandbytes.functional as bnb
+
+    torch.manual_seed(rank)
+    held, pairs, wanted = [], [], []
+    for rows in (24, 7):
+        packed, state = bnb.quantize_4bit(
+            torch.randn(rows, columns), blocksize=32, compress_statistics=double, quant_type="nf4"
+        )
+        tensors = [packed, state.absmax]
+        if double:
+            tensors += [state.state2.absmax, state.offset.view(1)]
+        held.append(tensors)
+        pairs.append((torch.randn(rank, columns).bfloat16(), torch.randn(rows, rank).bfloat16()))
+        weight = bnb.dequantize_4bit(packed, state).view(rows, columns)
+        wanted.append(weight.double() + 0.7 * pairs[-1][1].double() @ pairs[-1][0].double())
+    found = merged(FourBits("nf4", 32), held, pairs, [0.7, 0.7], columns, torch.bfloat16)
+    exact = torch.cat(wanted)
+    # half of a unit in the last place of bfloat16, and what float32 adds to it
+    assert bool(((found.double() - exact).abs() <= exact.abs() * 2**-8 * 1.001 + 1e-6).all())
+
+
+def test_a_small_change_tells_in_the_mean() -> None:
+    """A change below the rounding of a product: added to products it is mostly lost, in merged weights it is not."""
+    import bitsandbytes.functional as bnb
+
+    torch.manual_seed(0)
+    rows, columns, rank = 256, 1024, 8
+    packed, state = bnb.quantize_4bit(torch.randn(rows, columns) * 0.02, blocksize=64, quant_type="nf4")
+    weight = bnb.dequantize_4bit(packed, state).float().view(rows, columns)
+    lora_A, lora_B = (torch.randn(rank, columns) / rank).bfloat16(), (torch.randn(rows, rank) * 1e-5).bfloat16()
+    x = torch.randn(64, columns).bfloat16()
+    change = x.double() @ (lora_B.double() @ lora_A.double()).t()
+    held = [[packed, state.absmax]]
+
+    def gain(product: Tensor, base: Tensor) -> float:
+        return float(((product.double() - base.double()) * change).sum() / change.square().sum())
+
+    def times(matrix: Tensor) -> Tensor:
+        return x.double() @ matrix.double().t()
+
+    both = merged(FourBits("nf4", 64), held, [(lora_A, lora_B)], [1.0], columns, torch.bfloat16)
+    alone = merged(FourBits("nf4", 64), held, [(lora_A[:0], lora_B[:, :0])], [1.0], columns, torch.bfloat16)
+    assert torch.equal(alone, weight.bfloat16())
+    assert 0.8 < gain(times(both), times(alone)) < 1.2
+    plain = times(alone).bfloat16()
+    added = (plain.float() + (x.float() @ lora_A.float().t()).bfloat16().float() @ lora_B.float().t()).bfloat16()
+    assert gain(added, plain) < 0.5
+
+
+def test_products_are_ops_as_torch_wants_them() -> None:
+    model: Any = net()
+    layer: Any = model.body[0].first
+    quantized: Any = layer.base_layer
+    form = quantized._linear.keywords["form"]
+    stored = [one.detach() for one in quantized.tensors.values()]
+    pairs = [layer.lora_A.detach().requires_grad_(), layer.lora_B.detach().requires_grad_()]
+    x = torch.randn(3, 5, 32, requires_grad=True)
+    names = ",".join(quantized.tensors)
+    arguments = (x, quantized.bias.detach(), stored, pairs, [layer.scaling], names, form)
+    torch.library.opcheck(PRODUCT, arguments, test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_static"))
+    flat = [one.detach() for one in pairs]
+    torch.library.opcheck(
+        MERGED,
+        (stored, len(stored), flat, [1.0], 64, "nf4", 32, torch.float32),
+        test_utils=("test_schema", "test_faketensor"),
+    )
