@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -103,6 +104,11 @@ def answered(model: Any, ids: Tensor, compile: Any, **settings: Any) -> tuple[Te
     return own, fast
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "_COMPILED", OrderedDict())
+
+
 def adapted(name: str) -> Any:
     torch.manual_seed(0)
     quantized = "" if name == "gpt2" else " quant nf4 double"
@@ -131,7 +137,7 @@ def test_compiled_pieces_compute_the_same_tokens() -> None:
 def test_layers_that_repeat_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     for layers in (3, 7):
-        monkeypatch.setattr(pieces, "_COMPILED", type(pieces._COMPILED)())
+        monkeypatch.setattr(pieces, "_COMPILED", OrderedDict())
         model = make_llama(**{**SIZES, "num_hidden_layers": layers}).eval()
         answered(model, torch.arange(1, 9).unsqueeze(0), as_it_is)
         counts.append(len(pieces._COMPILED))
@@ -139,7 +145,6 @@ def test_layers_that_repeat_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_is_not_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "_COMPILED", type(pieces._COMPILED)())
     x, weight = torch.randn(3, 5), torch.randn(5, 5)
     said: list[str] = []
 

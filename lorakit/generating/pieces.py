@@ -125,8 +125,7 @@ def inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., 
     from torch._inductor.compile_fx import compile_fx
 
     result: Any = compile_fx(module, inputs)
-    if getattr(result, "_boxed_call", False):
-        return lambda *given: result(list(given))
+    # torch marks it as called with a list, and has it called so by nobody
     return lambda *given: result(*given)
 
 
