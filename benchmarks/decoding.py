@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import logging
 import statistics
 import time
 from collections import Counter
@@ -278,6 +279,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--only", default="lorakit,peft")
     arguments = parser.parse_args()
+    # what is not captured or compiled is said there
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("lorakit").setLevel(logging.INFO)
     print(json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__}))
     with torch.no_grad():
         {"products": products, "tokens": tokens, "profile": profile}[arguments.what](arguments)
