@@ -195,6 +195,11 @@ def test_what_cannot_be_put_together_is_multiplied_apart(seen: dict[float, Seen]
     lorakit.compile_blocks(model)
     assert_near(slopes(model, x), wanted)
     assert [calls(graph, MERGED) for graph in seen[1.0].forward] == [0, 0]
+    # what they give is kept as that of others is
+    assert not calls(seen[1.0].backward[0], PRODUCT)
+    lorakit.compile_blocks(model, kept=0.0)
+    assert_near(slopes(model, x), wanted)
+    assert calls(seen[0.0].backward[0], PRODUCT)
 
 
 def test_dropout_of_adapters_stays(seen: dict[float, Seen]) -> None:

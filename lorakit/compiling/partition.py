@@ -6,6 +6,7 @@ keeping them takes, and are never kept. What backward does not read, as a block'
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from torch import Tensor, fx
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
 from torch.utils.checkpoint import CheckpointPolicy
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+from lorakit.layers.kernels import product  # noqa: F401  (registers torch.ops.lorakit.product)
 
 # operations that a device does in the time that a byte takes to be read or written: some 150 to 300
 OPERATIONS_A_BYTE = 256
@@ -96,6 +99,12 @@ def _choices(forward: dict[fx.Node, None], read: dict[fx.Node, None]) -> Iterato
         size = sum(_bytes(one) for one in outputs)
         if operations and size:
             yield Choice(node, size, operations / OPERATIONS_A_BYTE + size)
+
+
+@register_flop_formula(torch.ops.lorakit.product)
+def _of_product(x: Sequence[int], *others: Any, out_shape: Sequence[int], **kwargs: Any) -> int:
+    """Return the operations of a product that was left apart, by the shapes of its input and output."""
+    return 2 * math.prod(x) * out_shape[-1]
 
 
 def _operations(node: fx.Node) -> int:
