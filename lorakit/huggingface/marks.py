@@ -26,6 +26,8 @@ SAVE = "save_pretrained"
 LOADED = "_is_hf_initialized"
 # on each block that can be computed again in the backward pass, and how
 RECOMPUTES, RECOMPUTING = "gradient_checkpointing", "_gradient_checkpointing_func"
+# the function that computes a model's loss, and where one that was set lies
+LOSS, LOSS_SET = "loss_function", "_loss_function"
 # patterns of what files may lack, since it is computed
 COMPUTED = "_keys_to_ignore_on_load_missing"
 
@@ -103,6 +105,25 @@ def computed_once(block: nn.Module) -> Iterator[None]:
 def switch_off(block: nn.Module) -> None:
     """Have a block computed once from now on, whoever switched it."""
     setattr(block, RECOMPUTES, False)
+
+
+def loss_of(model: nn.Module) -> Callable[..., Any] | None:
+    """Return the function that computes a model's loss from logits and labels, if it has one."""
+    return getattr(model, LOSS, None) if isinstance(getattr(type(model), LOSS, None), property) else None
+
+
+@contextmanager
+def loss_by(model: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    """Have another function compute a model's loss inside the `with` block."""
+    was = vars(model).get(LOSS_SET)
+    setattr(model, LOSS_SET, function)
+    try:
+        yield
+    finally:
+        if was is None:
+            delattr(model, LOSS_SET)
+        else:
+            setattr(model, LOSS_SET, was)
 
 
 def clear(model: nn.Module) -> None:

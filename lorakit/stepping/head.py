@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lorakit.application.sharding import is_sharded
+from lorakit.compiling.loss import loss_as_blocks
 from lorakit.data.tokens import IGNORED
 from lorakit.planning.head import chunk_of, rows_at_once
 
@@ -100,7 +101,7 @@ class HeadByChunks:
         lift = 1.0
         gradients: list[Tensor | None] = []
         kind: Any = tuple
-        with _in_place_of(self._model, str(self._model.base_model_prefix), body):
+        with loss_as_blocks(self._model), _in_place_of(self._model, str(self._model.base_model_prefix), body):
             for chunk in chunks:
                 output = own(**given, labels=chunk.unsqueeze(0), shift_labels=chunk.unsqueeze(0))
                 kind = type(output)
