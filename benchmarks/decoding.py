@@ -30,7 +30,10 @@ from train_step import ours, theirs
 
 import lorakit
 from lorakit.builtin.fourbit import NF4
-from lorakit.layers.kernels import few_rows_cuda
+from lorakit.layers.kernels import (
+    few_rows,  # noqa: F401  (registers torch.ops.lorakit.few_rows_4bit)
+    few_rows_cuda,
+)
 from lorakit.layers.kernels.fourbit import dequantize_4bit
 from lorakit.layers.kernels.nvrtc import compiled
 

@@ -43,11 +43,12 @@ def dequantized_linear(
     low_rank: Sequence[LowRank],
     *,
     dequantize: Dequantize,
-    form: str,
+    form: str = "",
 ) -> Tensor:
     """Return x (..., in_features) @ weightᵀ + bias + what adapters add, in the dtype that a plain Linear would give.
 
-    Autograd keeps the quantized weight alone, never the dequantized one.
+    With a `form` (`product.form_of`) a compiler sees one op, and else what `dequantize` does. Autograd keeps the
+    quantized weight alone, never the dequantized one.
     """
     device = x.device.type
     if not torch.is_autocast_enabled(device):
@@ -65,7 +66,7 @@ def _dequantized_linear(
     dequantize: Dequantize,
     form: str,
 ) -> Tensor:
-    if torch.compiler.is_compiling():
+    if form and torch.compiler.is_compiling():
         return _compiled(x, base, bias, low_rank, form)
     rows, dtype = as_rows(x), x.dtype
     scalings: list[float] = []
