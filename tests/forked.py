@@ -2,13 +2,16 @@
 
 Run as a program it is that process. It forks a child for each line of JSON on standard input, `{"code": …}`, and
 answers with the child's id; `{"wait": id}` it answers with how that child ended and what it said, which is a pipe's
-content at most. `{"import": name}` has it import what its children will need.
+content at most. `{"import": name}` has it import what its children will need. A child has the folder and the
+environment of the nursery, unless `cwd` and `environment` stand beside its code.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
+import functools
 import importlib
 import io
 import json
@@ -70,6 +73,14 @@ class Nursery:
         """Run Python code in a process of its own."""
         return Child(self.ask({"code": code}), self)
 
+    def run(self, *argv: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run the command line to its end, in this process's folder and environment, and traced where this one is."""
+        words = ["lorakit", *map(str, argv)]
+        place = {"cwd": str(cwd or Path.cwd()), "environment": dict(os.environ)}
+        child = Child(self.ask({"code": COMMAND.format(argv=words), **place}), self)
+        code = child.wait()
+        return subprocess.CompletedProcess(words, code, child.out, child.err)
+
     def command(self, *argv: object, before: str = "") -> Child:
         """Run the command line in a process of its own, after some Python code."""
         words = ["lorakit", *map(str, argv)]
@@ -88,23 +99,50 @@ class Nursery:
         self._process.wait()
 
 
-def _run(code: str, out: int, err: int) -> None:
+@functools.cache
+def shared() -> Nursery:
+    """Return the one nursery of this process, which is closed as the process ends."""
+    made = Nursery()
+    atexit.register(made.close)
+    return made
+
+
+def _run(asked: dict[str, Any], out: int, err: int) -> None:
     """Be the child: run the code, and leave with its exit code."""
+    # what is asked of the nursery is nothing for a child to read
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(out, 1)
     os.dup2(err, 2)
     # the ones that are there remember what the first of them was
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    if "environment" in asked:
+        os.environ.clear()
+        os.environ.update(asked["environment"])
+        os.chdir(asked["cwd"])
+    tracer = _tracer()
     status = 0
     try:
-        exec(compile(code, "<forked>", "exec"), {"__name__": "__main__"})
+        exec(compile(asked["code"], "<forked>", "exec"), {"__name__": "__main__"})
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
         status = 70
+    if tracer is not None:
+        tracer.stop()
+        tracer.save()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _tracer() -> Any:
+    """Start what measures coverage, if the environment says that it is measured; it counts none of the imports."""
+    if "COVERAGE_PROCESS_CONFIG" not in os.environ:
+        return None
+    import coverage
+
+    return coverage.process_startup()
 
 
 def _warm_up() -> None:
@@ -150,7 +188,7 @@ def _serve() -> None:
                 fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, 2**18)
             answer = os.fork()
             if answer == 0:
-                _run(asked["code"], out_in, err_in)
+                _run(asked, out_in, err_in)
             # here, so that it is so before anybody may kill it
             os.setpgid(answer, answer)
             os.close(out_in)
