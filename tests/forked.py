@@ -73,13 +73,16 @@ class Nursery:
         """Run Python code in a process of its own."""
         return Child(self.ask({"code": code}), self)
 
-    def run(self, *argv: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """Run the command line to its end, in this process's folder and environment, and traced where this one is."""
-        words = ["lorakit", *map(str, argv)]
-        place = {"cwd": str(cwd or Path.cwd()), "environment": dict(os.environ)}
-        child = Child(self.ask({"code": COMMAND.format(argv=words), **place}), self)
-        code = child.wait()
-        return subprocess.CompletedProcess(words, code, child.out, child.err)
+    def run(self, *argv: object, before: str = "", **place: Any) -> subprocess.CompletedProcess[str]:
+        """Run the command line to its end as `subprocess.run` would."""
+        return self.run_code(before + COMMAND.format(argv=["lorakit", *map(str, argv)]), **place)
+
+    def run_code(self, code: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run Python code to its end: where this process is if no other folder is given, and traced if this one is."""
+        place = {"cwd": str(cwd or Path.cwd()), "environment": {**os.environ, **environment}}
+        child = Child(self.ask({"code": code, **place}), self)
+        status = child.wait()
+        return subprocess.CompletedProcess(code, status, child.out, child.err)
 
     def command(self, *argv: object, before: str = "") -> Child:
         """Run the command line in a process of its own, after some Python code."""
