@@ -170,8 +170,9 @@ def _serve() -> None:
 
     torch.set_num_threads(1)
     _warm_up()
-    # as a command from a shell has it
+    # as a command from a shell has them, whatever began the tests
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     pipes: dict[int, tuple[int, int]] = {}
     for line in sys.stdin:
         asked = json.loads(line)
