@@ -174,7 +174,7 @@ def run(tmp_path: Path, llama_folder: Path) -> Run:
 
 @pytest.fixture
 def forked(run: Run, tmp_path: Path, nursery: Nursery, pytestconfig: pytest.Config) -> Run:
-    """As `run`, but that `lorakit run` and the script's Python have imported their libraries; with --slow it is `run`."""
+    """As `run`, in Pythons that have imported their libraries; with --slow it is `run`."""
 
     def runner(
         script: str, spec: str = NF4, *words: str, options: tuple[str, ...] = ()
