@@ -16,10 +16,12 @@ import importlib
 import io
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -79,10 +81,14 @@ class Nursery:
 
     def run_code(self, code: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run Python code to its end: where this process is if no other folder is given, and traced if this one is."""
-        place = {"cwd": str(cwd or Path.cwd()), "environment": {**os.environ, **environment}}
-        child = Child(self.ask({"code": code, **place}), self)
+        child = self.place(code, cwd, **environment)
         status = child.wait()
         return subprocess.CompletedProcess(code, status, child.out, child.err)
+
+    def place(self, code: str, cwd: Path | None = None, **environment: str) -> Child:
+        """Begin Python code as `run_code` does."""
+        place = {"cwd": str(cwd or Path.cwd()), "environment": {**os.environ, **environment}}
+        return Child(self.ask({"code": code, **place}), self)
 
     def command(self, *argv: object, before: str = "") -> Child:
         """Run the command line in a process of its own, after some Python code."""
@@ -108,6 +114,15 @@ def shared() -> Nursery:
     made = Nursery()
     atexit.register(made.close)
     return made
+
+
+def spawn(function: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
+    """Call a module's function with a rank and arguments in each of some processes, as torch's `spawn` does."""
+    call = f"import pickle\nfunction, arguments = pickle.loads({pickle.dumps((function, arguments))!r})\n"
+    code = f"import sys\nsys.path[:] = {sys.path!r}\n{call}"
+    children = [shared().place(f"{code}function({rank}, *arguments)\n") for rank in range(count)]
+    failed = [child.err for child in children if child.wait() != 0]
+    assert not failed, "\n".join(failed)
 
 
 def _run(asked: dict[str, Any], out: int, err: int) -> None:
