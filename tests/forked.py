@@ -143,6 +143,8 @@ def _run(asked: dict[str, Any], out: int, err: int) -> None:
         exec(compile(asked["code"], "<forked>", "exec"), {"__name__": "__main__"})
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
     except BaseException:
         traceback.print_exc()
         status = 70
