@@ -68,4 +68,4 @@ def _python(words: Sequence[str], env: Mapping[str, str]) -> NoReturn:
 # the environment says which there are
 default_plugins.cache_clear()
 vocabulary.cache_clear()
-command.subprocess = SimpleNamespace(Popen=ForkedPython)  # type: ignore[assignment]
+vars(command)["subprocess"] = SimpleNamespace(Popen=ForkedPython)
