@@ -377,8 +377,9 @@ def table() -> str:
     lines = [
         "# Architectures",
         "",
-        "Tiny random models of each architecture, rank 4 on `@linear`, as tests/test_architectures.py proves it: plain",
-        "in fp32, and with `quant nf4 double` on a base in fp32 and in bf16. A note says what does not hold, and why.",
+        "Tiny random models of each architecture, rank 4 on `@linear`, as tests/test_architectures.py proves it with",
+        "--slow: plain in fp32, and with `quant nf4 double` on a base in fp32 and in bf16. A note says what does not",
+        "hold, and why.",
         "On a base in bf16 PEFT rounds what it adds once more than lorakit does, and agrees to that.",
         "",
         f"| architecture | class | modules | {' | '.join(TITLES.values())} |",
