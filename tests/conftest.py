@@ -6,12 +6,12 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from forked import Nursery
+from forked import Nursery, shared
 from torch import nn
 
 from helpers import EVERY_DTYPE, NET, byte_tokenizer, make_gpt2, make_llama
@@ -97,11 +97,9 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def nursery() -> Nursery:
     """A process that has imported everything, to fork commands from."""
-    made = Nursery()
-    yield made
-    made.close()
+    return shared()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from forked import shared
+
 GOOD = '''
 from dataclasses import dataclass
 from typing import ClassVar
@@ -48,3 +50,26 @@ def lorakit_with(folder: Path, *words: object, **environment: str) -> subprocess
         text=True,
         check=False,
     )
+
+
+# what a process finds that begins there; it has no plugins yet
+FOUND = """
+import sys
+sys.path.insert(0, {folder!r})
+from lorakit.plugins import default_plugins, vocabulary
+default_plugins.cache_clear()
+vocabulary.cache_clear()
+"""
+
+
+def forked_with(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a command that takes torch as `lorakit_with` does, but forked from a process that has imported it."""
+    return shared().run(*words, before=FOUND.format(folder=str(folder)), cwd=folder, COLUMNS="200")
+
+
+def own_tests(folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    """Run the tests of a distribution that is installed in `site`, from a process that has imported torch."""
+    words = ["-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)]
+    code = f"{FOUND.format(folder=str(site))}import pytest\nsys.exit(pytest.main({words!r}))\n"
+    # the checks begin processes of their own
+    return shared().run_code(code, folder, PYTHONPATH=os.pathsep.join((str(site), *filter(None, sys.path))))

@@ -9,7 +9,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Nursery
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -25,19 +25,19 @@ from helpers import make_gpt2, make_llama
 from lorakit.artifacts import folders
 
 SAVER = """
-import resource, signal, sys, torch, lorakit
+import pathlib, resource, signal, sys, torch, lorakit
 from torch import nn
-folder, limit, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-torch.manual_seed(seed)
-model = lorakit.apply("adapt 0 rank 16", nn.Sequential(nn.Linear(64, 64)), seed=seed)
+folder, limit = {folder!r}, {limit}
+torch.manual_seed(1)
+model = lorakit.apply("adapt 0 rank 16", nn.Sequential(nn.Linear(64, 64)), seed=1)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-print("ready", flush=True)
+pathlib.Path(folder + "-begun").touch()
 if limit >= 0:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
         lorakit.save(model, folder)
     except lorakit.WriteError as error:
-        sys.exit(f"WriteError: {error}")
+        sys.exit(f"WriteError: {{error}}")
 else:
     while True:
         lorakit.save(model, folder)
@@ -58,31 +58,26 @@ def plain() -> Any:
 
 
 @pytest.mark.parametrize("limit", [0, 1, 7, 100, 511, 4000, 8191])
-def test_a_write_that_fails_at_any_byte_leaves_the_old_folder(limit: int, tmp_path: Path) -> None:
+def test_a_write_that_fails_at_any_byte_leaves_the_old_folder(limit: int, tmp_path: Path, nursery: Nursery) -> None:
     folder = lorakit.save(linear(), tmp_path / "adapter")
     before = content(folder)
     assert len(before["adapter_model.safetensors"]) > 8191
-    script = tmp_path / "saver.py"
-    script.write_text(SAVER)
-    command = [sys.executable, str(script), str(folder), str(limit), "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "WriteError: writing" in done.stderr, done.stderr
+    saver = nursery.start(SAVER.format(folder=str(folder), limit=limit))
+    assert saver.wait() == 1 and "WriteError: writing" in saver.err, saver.err
     assert content(folder) == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     lorakit.load(folder, plain())
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.011, 0.04])
-def test_a_process_killed_while_it_saves_leaves_a_whole_folder(delay: float, tmp_path: Path) -> None:
+def test_a_process_killed_while_it_saves_leaves_a_whole_folder(delay: float, tmp_path: Path, nursery: Nursery) -> None:
     folder = lorakit.save(linear(), tmp_path / "adapter")
-    script = tmp_path / "saver.py"
-    script.write_text(SAVER)
-    process = subprocess.Popen([sys.executable, str(script), str(folder), "-1", "1"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.stdout.readline()
+    saver = nursery.start(SAVER.format(folder=str(folder), limit=-1))
+    while not folder.with_name("adapter-begun").exists():
+        time.sleep(0.001)
     time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    saver.kill()
+    assert saver.wait() == -signal.SIGKILL, saver.err
     lorakit.load(folder, plain())
 
 

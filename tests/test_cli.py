@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import shared
 from safetensors.torch import load_file
 
 import lorakit
@@ -23,10 +24,18 @@ Write = Callable[[str, str], Path]
 LINE = "adapt q_proj,v_proj rank 4 quant nf4 double paged\n"
 
 
-def lorakit_command(*arguments: object, code: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own; no traceback may ever show."""
-    command = [sys.executable, "-m", "lorakit", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+def lorakit_command(
+    *arguments: object, code: int = 0, cwd: Path | None = None, anew: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own; no traceback may ever show.
+
+    It is forked from one that has imported everything, or begins anew, which takes seconds.
+    """
+    if anew:
+        command = [sys.executable, "-m", "lorakit", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    else:
+        done = shared().run(*arguments, cwd=cwd)
     assert "Traceback" not in done.stderr + done.stdout, done.stderr
     assert done.returncode == code, done.stderr + done.stdout
     return done
@@ -43,15 +52,15 @@ def chats(write: Write) -> Path:
 
 def test_the_whole_journey(llama_folder: Path, chats: Path, write: Write, tmp_path: Path) -> None:
     spec = write("qlora.lora", LINE)
-    assert "well-formed, 1 rule" in lorakit_command("check", spec).stdout
-    planned = lorakit_command("plan", spec, llama_folder).stdout
+    assert "well-formed, 1 rule" in lorakit_command("check", spec, anew=True).stdout
+    planned = lorakit_command("plan", spec, llama_folder, anew=True).stdout
     assert "nf4 double" in planned and "memory of a training step" in planned
     assert "none recomputed" in planned
     assert "blocks recomputed" in lorakit_command("plan", spec, llama_folder, "--gradient-checkpointing").stdout
     plan = json.loads(lorakit_command("plan", spec, llama_folder, "--format", "json").stdout)
     # two layers of seven matrices, of which the rule adapts two
     assert len(plan["entries"]) == 14 and sum(entry["adapter"] is not None for entry in plan["entries"]) == 4
-    lorakit_command("apply", spec, llama_folder, "-o", tmp_path / "fresh")
+    lorakit_command("apply", spec, llama_folder, "-o", tmp_path / "fresh", anew=True)
     assert set(os.listdir(tmp_path / "fresh")) == {"adapter_model.safetensors", "adapter_config.json", "plan.json"}
     trained = lorakit_command(
         "train", spec, llama_folder, chats, "-o", tmp_path / "out", "--steps", 12, "--lr", "2e-2", "--held-out", "0.2"
@@ -65,8 +74,8 @@ def test_the_whole_journey(llama_folder: Path, chats: Path, write: Write, tmp_pa
     assert shown["written_by"] == "lorakit" and all(row["update_norm"] > 0 for row in shown["adapters"])
     fresh = json.loads(lorakit_command("inspect", tmp_path / "fresh", "--format", "json").stdout)
     assert all(row["update_norm"] == 0 for row in fresh["adapters"])
-    lorakit_command("inspect", tmp_path / "out")
-    merged = lorakit_command("merge", tmp_path / "out", llama_folder, "-o", tmp_path / "merged").stdout
+    lorakit_command("inspect", tmp_path / "out", anew=True)
+    merged = lorakit_command("merge", tmp_path / "out", llama_folder, "-o", tmp_path / "merged", anew=True).stdout
     assert "relative (Frobenius)" in merged
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -237,7 +246,7 @@ def test_ctrl_c_stops_with_a_checkpoint_that_resumes(
 
 
 def test_check_plan_and_help_of_every_command() -> None:
-    overview = lorakit_command("--help").stdout
+    overview = lorakit_command("--help", anew=True).stdout
     for command in ("check", "fmt", "explain", "plan", "apply", "train", "merge", "inspect", "demo"):
         assert command in overview
         assert "Example: lorakit" in " ".join(lorakit_command(command, "--help").stdout.split())

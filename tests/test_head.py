@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from forked import spawn
 from test_condensed import chats, make_capped, make_mixtral, own_loss, padded
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lorakit
@@ -169,7 +169,7 @@ def check_data_parallel(rank: int, folder: str) -> None:
 
 
 def test_gradients_that_several_processes_average(tmp_path: Path) -> None:
-    spawn(check_data_parallel, (str(tmp_path),), nprocs=2)
+    spawn(check_data_parallel, (str(tmp_path),), 2)
 
 
 def test_few_rows_are_computed_as_ever() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from distributions import GOOD, install, lorakit_with
+from distributions import GOOD, forked_with, install, lorakit_with, own_tests
 from lorakit.scaffold import EXAMPLES, LIKE, names_of
 
 ROOT = Path(__file__).parent.parent
@@ -68,15 +67,9 @@ def test_a_new_distribution_installs_and_works_in_a_spec(kind: str, like: str, t
         "def make():\n"
         "    return nn.ModuleDict({'q_proj': nn.Linear(32, 16), 'v_proj': nn.Linear(32, 16)})\n"
     )
-    applied = lorakit_with(site, "apply", "one.lora", "model.py:make", "-o", "adapter")
+    applied = forked_with(site, "apply", "one.lora", "model.py:make", "-o", "adapter")
     assert applied.returncode == 0 and (site / "adapter" / "adapter_model.safetensors").is_file(), applied.stderr
-    own = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)],
-        env={**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    own = own_tests(folder, site)
     assert own.returncode == 0 and " passed" in own.stdout, own.stdout
 
 
@@ -108,7 +101,7 @@ def test_new_replaces_nothing_unasked(tmp_path: Path) -> None:
 
 def test_a_sound_distribution_passes(tmp_path: Path) -> None:
     install(tmp_path, "Its-Name", GOOD.replace("NAME", "start"))
-    done = lorakit_with(tmp_path, "plugins", "test", "its_name")
+    done = forked_with(tmp_path, "plugins", "test", "its_name")
     assert done.returncode == 0 and "initializer start" in done.stdout, done.stdout + done.stderr
     count = done.stdout.splitlines()[-1].partition(" ")[0]
     assert done.stdout.endswith(f"{count} of {count} checks passed\n") and int(count) > 20
@@ -120,7 +113,7 @@ def test_a_plugin_that_fails_a_check_is_told_which(tmp_path: Path) -> None:
         '"wrong"\n    def initialize(self, lora_A, lora_B, context):\n        lora_A.normal_(); lora_B.zero_()',
     )
     install(tmp_path, "mine", wrong)
-    done = lorakit_with(tmp_path, "plugins", "test", "mine")
+    done = forked_with(tmp_path, "plugins", "test", "mine")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "failed: initializer wrong, determinism" in done.stdout and "generator=context.generator" in done.stdout
     assert "0 of 1" in done.stdout and "start[7x33-rank-3]" not in done.stdout
@@ -131,7 +124,7 @@ def test_one_cause_is_told_once(tmp_path: Path) -> None:
         '"wrong"', '"wrong"\n    def initialize(self, lora_A, lora_B, context):\n        1 / 0'
     )
     install(tmp_path, "mine", wrong)
-    done = lorakit_with(tmp_path, "plugins", "test", "mine")
+    done = forked_with(tmp_path, "plugins", "test", "mine")
     assert done.returncode == 1 and done.stdout.count("`initialize` fills both matrices") == 2
     assert "failed: initializer wrong, fills-in-place[16x24-rank-4], fills-in-place[7x33-rank-3]" in done.stdout
     assert (
@@ -143,7 +136,7 @@ def test_one_cause_is_told_once(tmp_path: Path) -> None:
 
 def test_an_unknown_distribution_is_bad_input(tmp_path: Path) -> None:
     install(tmp_path, "mine", GOOD.replace("NAME", "start"))
-    unknown = lorakit_with(tmp_path, "plugins", "test", "absent")
+    unknown = forked_with(tmp_path, "plugins", "test", "absent")
     assert unknown.returncode == 2 and "there are: lorakit, mine" in unknown.stderr
     off = lorakit_with(tmp_path, "--no-plugins", "plugins", "test", "mine")
     assert off.returncode == 2 and "switched off" in off.stderr
@@ -156,5 +149,5 @@ def test_an_option_without_a_value_to_test_it_with_is_asked_for(tmp_path: Path) 
         .replace('= "needy"', '= "needy"\n    level: int\n    initialize = Gaussian.initialize')
     )
     install(tmp_path, "mine", needy)
-    done = lorakit_with(tmp_path, "plugins", "test", "mine")
+    done = forked_with(tmp_path, "plugins", "test", "mine")
     assert done.returncode == 1 and 'metadata={"example": …}' in done.stdout and "0 of 1 checks passed" in done.stdout

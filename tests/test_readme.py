@@ -55,7 +55,7 @@ def test_the_first_command_from_nothing_and_again(tmp_path: Path) -> None:
 
 def test_the_second_command() -> None:
     # the environment of this very run, so that it installs nothing anew; one quick file in the place of all
-    printed = script(blocks("sh")[1].strip(), Path(sys.prefix), "tests/test_arithmetic.py", "-q")
+    printed = script(blocks("sh")[1].strip(), Path(sys.prefix), "tests/language/test_words.py", "-q")
     assert "..." in printed
 
 

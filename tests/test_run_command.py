@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Nursery
 from safetensors.torch import load_file
 
 NF4 = "adapt q_proj,v_proj rank 4 quant nf4 double"
@@ -171,6 +172,21 @@ def run(tmp_path: Path, llama_folder: Path) -> Run:
     return runner
 
 
+@pytest.fixture
+def forked(run: Run, tmp_path: Path, nursery: Nursery, pytestconfig: pytest.Config) -> Run:
+    """As `run`, in Pythons that have imported their libraries; with --slow it is `run`."""
+
+    def runner(
+        script: str, spec: str = NF4, *words: str, options: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "train.py").write_text(script)
+        (tmp_path / "spec.lora").write_text(spec)
+        command = ["run", *options, "spec.lora", "--", "train.py", *words]
+        return nursery.run(*command, before="import forked_scripts\n", cwd=tmp_path, **environment())
+
+    return run if pytestconfig.getoption("--slow") else runner
+
+
 def environment() -> dict[str, str]:
     # the packages of this tree, whichever folder a command runs in; and no plugins, which take their time
     paths = [one for one in sys.path if one and "site-packages" not in one]
@@ -201,22 +217,22 @@ def test_a_trainer_takes_the_specs_optimizer_rates_and_paging(run: Run, tmp_path
     assert said in done.stderr
 
 
-def test_a_stopped_script_goes_on_to_the_same_bits(run: Run, tmp_path: Path) -> None:
-    check(run(CLM, NF4, "--resize"), "AdamW, lr 0.01, the script's own", tmp_path)
+def test_a_stopped_script_goes_on_to_the_same_bits(forked: Run, tmp_path: Path) -> None:
+    check(forked(CLM, NF4, "--resize"), "AdamW, lr 0.01, the script's own", tmp_path)
     whole = weights(tmp_path / "out")
-    check(run(CLM, NF4, "--resize", "--resume"), "AdamW, lr 0.005, the script's own", tmp_path)
+    check(forked(CLM, NF4, "--resize", "--resume"), "AdamW, lr 0.005, the script's own", tmp_path)
     again = weights(tmp_path / "out")
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 
-def test_a_rate_alone_goes_with_the_scripts_own(run: Run, tmp_path: Path) -> None:
-    done = run(FROM_CONFIG, f"{Q}\n{Q.replace('q_', 'v_')} lr 0.5")
+def test_a_rate_alone_goes_with_the_scripts_own(forked: Run, tmp_path: Path) -> None:
+    done = forked(FROM_CONFIG, f"{Q}\n{Q.replace('q_', 'v_')} lr 0.5")
     check(done, "AdamW, lr 0.01 and 0.5, the spec's", tmp_path)
     assert "the spec says `lr 0.5`: `optim` and `weight_decay` of the trainer's arguments are not" in done.stderr
 
 
-def test_a_classifier_trains_its_head(run: Run, tmp_path: Path) -> None:
-    done = run(CLASSIFIER, f"{NF4}\ntrain score")
+def test_a_classifier_trains_its_head(forked: Run, tmp_path: Path) -> None:
+    done = forked(CLASSIFIER, f"{NF4}\ntrain score")
     assert done.returncode == 0 and "adapted: LlamaForSequenceClassification of llama" in done.stderr, done.stderr
     assert any("score" in name for name in weights(tmp_path / "out"))
 
@@ -233,50 +249,50 @@ def test_a_prepared_model_trains(script: str, run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("script", "name"), [(OWN_OPTIMIZER, "AdamW"), (OWN_CREATE, "Adagrad"), (ACCELERATE, "AdamW")])
-def test_an_optimizer_of_the_scripts_own_is_said(script: str, name: str, run: Run, tmp_path: Path) -> None:
-    done = run(script, SGD)
+def test_an_optimizer_of_the_scripts_own_is_said(script: str, name: str, forked: Run, tmp_path: Path) -> None:
+    done = forked(script, SGD)
     lost = "not in force: `optimizer sgd lr 0.1 paged`, `lr 0.5`"
     check(done, f"{name}, lr 0.03, the script's own; {lost}", tmp_path)
     assert "lorakit: the optimizer is the script's own, and what the spec says is not in force" in done.stderr
 
 
-def test_what_a_trainer_makes_anew_is_adapted_anew(run: Run, tmp_path: Path) -> None:
-    check(run(MODEL_INIT, SGD), "SGD, paged, lr 0.5, the spec's", tmp_path)
+def test_what_a_trainer_makes_anew_is_adapted_anew(forked: Run, tmp_path: Path) -> None:
+    check(forked(MODEL_INIT, SGD), "SGD, paged, lr 0.5, the spec's", tmp_path)
 
 
-def test_an_optimizer_of_another_model_is_refused(run: Run, tmp_path: Path) -> None:
-    done = run(REFERENCE_FIRST)
+def test_an_optimizer_of_another_model_is_refused(forked: Run, tmp_path: Path) -> None:
+    done = forked(REFERENCE_FIRST)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     said = r"train\.py:\d+: error: this AdamW trains a LlamaForCausalLM that is not adapted \(another was"
     assert re.search(said, done.stderr)
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_models_that_do_not_train_are_left(run: Run, tmp_path: Path) -> None:
-    done = run(NO_GRAD_FIRST)
+def test_models_that_do_not_train_are_left(forked: Run, tmp_path: Path) -> None:
+    done = forked(NO_GRAD_FIRST)
     left = "lorakit: left as it is: LlamaForCausalLM: it was loaded where no gradient is computed"
     assert done.returncode == 0 and left in done.stderr.splitlines(), done.stderr
     assert learned(tmp_path / "out")
-    done = run(REWARD_FIRST, NF4, options=("--only", "LlamaForCausalLM", "-o", "mine"))
+    done = forked(REWARD_FIRST, NF4, options=("--only", "LlamaForCausalLM", "-o", "mine"))
     assert "lorakit: left as it is: LlamaForSequenceClassification: --only LlamaForCausalLM" in done.stderr
     assert done.returncode == 0 and done.stderr.splitlines()[-1] == f"lorakit: adapter: {tmp_path / 'mine'}"
     theirs, mine = weights(tmp_path / "out"), weights(tmp_path / "mine")
     assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
-    assert run("", NF4, options=("-o", "mine")).returncode == 2
+    assert forked("", NF4, options=("-o", "mine")).returncode == 2
 
 
-def test_adapters_of_the_scripts_own_are_refused(run: Run) -> None:
+def test_adapters_of_the_scripts_own_are_refused(forked: Run) -> None:
     pytest.importorskip("peft")
-    done = run(OWN_ADAPTERS)
+    done = forked(OWN_ADAPTERS)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     said = r"train\.py:\d+: error: PEFT is to put adapters of its own, a LoraConfig, on a LlamaForCausalLM that lorakit"
     assert re.search(said, done.stderr)
 
 
 @pytest.mark.parametrize("given", ["object", "string", "reference"])
-def test_dpo_compares_with_the_base(given: str, run: Run, tmp_path: Path) -> None:
+def test_dpo_compares_with_the_base(given: str, forked: Run, tmp_path: Path) -> None:
     pytest.importorskip("trl")
-    done = run(TRL, NF4, "dpo", given)
+    done = forked(TRL, NF4, "dpo", given)
     check_trl(done, tmp_path)
     assert ("reference True" in done.stdout) == (given == "reference")
     first = json.loads(done.stdout.rpartition("losses ")[2])[0]
@@ -294,10 +310,10 @@ def check_trl(done: subprocess.CompletedProcess[str], tmp_path: Path) -> None:
     assert learned(tmp_path / "out")
 
 
-@pytest.mark.parametrize("given", ["object", "string"])
-def test_sft_learns(given: str, run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("given", "how"), [("object", "run"), ("string", "forked")])
+def test_sft_learns(given: str, how: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     pytest.importorskip("trl")
-    check_trl(run(TRL, NF4, "sft", given), tmp_path)
+    check_trl(request.getfixturevalue(how)(TRL, NF4, "sft", given), tmp_path)
 
 
 LAUNCHERS = {
@@ -379,8 +395,8 @@ def test_what_cannot_run_is_said_before(run: Run, tmp_path: Path) -> None:
         assert done.returncode == 2 and said in done.stderr
 
 
-def test_a_spec_that_fits_no_model_trains_none(run: Run) -> None:
-    done = run(CLM, "adapt nowhere rank 4")
+def test_a_spec_that_fits_no_model_trains_none(forked: Run) -> None:
+    done = forked(CLM, "adapt nowhere rank 4")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "that is not adapted (the spec does not fit: " in done.stderr
     assert "lorakit: nothing was adapted: of the models" in done.stderr

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from forked import spawn
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing.spawn import spawn
 
 import lorakit
 from helpers import make_llama
@@ -201,7 +201,7 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("processes")
-    spawn(worker, (str(folder),), nprocs=WORLD)
+    spawn(worker, (str(folder),), WORLD)
     yield json.loads((folder / "results.json").read_text())
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
-import signal
-import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ from unittest.mock import patch
 import bitsandbytes
 import pytest
 import torch
+from forked import Nursery
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -337,22 +335,21 @@ def test_values_that_are_not_finite_leave_nothing(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["adapter", "base"]
 
 
-# the tracer's own file would be too large as well
-@pytest.mark.no_cover
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+SMALL_FILES_ONLY = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+"""
+
+
+def test_a_full_disk_leaves_what_was_there(nursery: Nursery, tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "merged"
     make_llama().save_pretrained(base)
     adapter = adapted(base, "adapt q_proj rank 4", tmp_path / "adapter")
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-
-    def small_files_only() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    words = [sys.executable, "-m", "lorakit", "merge", str(adapter), str(base), "-o", str(out), "--force"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, preexec_fn=small_files_only)
-    assert done.returncode == 1 and "untouched" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    child = nursery.command("merge", adapter, base, "-o", out, "--force", before=SMALL_FILES_ONLY)
+    assert child.wait() == 1 and "untouched" in child.err and "Traceback" not in child.err, child.err
     assert sorted(os.listdir(tmp_path)) == ["adapter", "base", "merged"] and os.listdir(out) == ["mine.txt"]
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-import subprocess
-import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -131,15 +129,14 @@ def pairs():
 """
 
 
-def test_the_plain_loop_resumes_from_a_checkpoint_of_either_kind(tmp_path: Path) -> None:
+def test_the_plain_loop_resumes_from_a_checkpoint_of_either_kind(tmp_path: Path, nursery: Nursery) -> None:
     (tmp_path / "net.py").write_text(NET)
     net, pairs = (f"{tmp_path / 'net.py'}:{name}" for name in ("net", "pairs"))
 
     def train(paged: str, *more: str) -> dict[str, torch.Tensor]:
         (tmp_path / "spec.lora").write_text(f"adapt 0,2 rank 4\noptimizer adamw lr 2e-2{paged}\n")
-        command = [sys.executable, "-m", "lorakit", "train", str(tmp_path / "spec.lora"), net, pairs]
-        command += ["-o", str(tmp_path / "out"), "--steps", "8", "--save-every", "4", "--schedule", "constant", *more]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        words = ["-o", tmp_path / "out", "--steps", 8, "--save-every", 4, "--schedule", "constant", *more]
+        done = nursery.run("train", tmp_path / "spec.lora", net, pairs, *words)
         assert done.returncode == 0, done.stderr
         return load_file(tmp_path / "out" / "adapter_model.safetensors")
 

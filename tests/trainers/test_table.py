@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import shared
 
 for name in ("peft", "trl", "datasets", "lightning"):
     pytest.importorskip(name)
@@ -36,12 +37,24 @@ def ran(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def forked(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run the script in a process that has imported torch and transformers."""
+    code = f"""
+import runpy, sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+sys.argv = [{str(SCRIPT)!r}, *{words!r}]
+sys.stdout.reconfigure(encoding="utf-8")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    return shared().run_code(code)
+
+
 @pytest.fixture(scope="module")
 def results() -> Results:
     if EVERY_CELL:
         pytest.importorskip("lorakit_hqq")
         pytest.importorskip("lorakit_torchao")
-    done = ran("--format", "json", "--cells", *CHOSEN, "--quant", *BASES)
+    done = forked("--format", "json", "--cells", *CHOSEN, "--quant", *BASES)
     assert done.stdout, done.stderr
     found = {(one["trainer"], one["quant"], one["cell"]): one for one in json.loads(done.stdout)}
     assert done.returncode == any(one["result"] == "no" for one in found.values())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from forked import spawn
 
 WORLD = 2
 Check = Callable[[Path], None]
@@ -19,7 +19,7 @@ Check = Callable[[Path], None]
 
 def run(checks: Mapping[str, Check], folder: Path) -> dict[str, str]:
     """Return what each check said as it failed in any process, nothing if it did not; `folder` is what it is given."""
-    spawn(_worker, (dict(checks), str(folder)), nprocs=WORLD)
+    spawn(_worker, (dict(checks), str(folder)), WORLD)
     failures: dict[str, str] = json.loads((folder / "failures.json").read_text())
     return failures
 

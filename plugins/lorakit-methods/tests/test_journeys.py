@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import shared
 from peft import PeftModel
 from peft_twin import train_tokens
 from safetensors.torch import load_file
@@ -107,8 +106,7 @@ def test_peft_refuses_by_name_what_it_cannot_compute(name: str, tmp_path: Path) 
 def test_a_merge_from_disk_is_the_merge_in_memory(name: str, quant: str, tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path / "base")  # type: ignore[operator]
     adapter = lorakit.save(trained(with_quant(TEXTS[name], quant)), tmp_path / "adapter")
-    command = [sys.executable, "-m", "lorakit", "merge", adapter, tmp_path / "base", "-o", tmp_path / "merged"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    done = shared().run("merge", adapter, tmp_path / "base", "-o", tmp_path / "merged")
     assert done.returncode == 0 and "whole model" not in done.stderr, done.stderr
     expected = lorakit.merge(lorakit.load(adapter, llama(), quantize=False))
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
