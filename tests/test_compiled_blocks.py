@@ -17,9 +17,12 @@ from architectures import ARCHITECTURES
 from helpers import make_llama
 from lorakit.compiling import blocks
 from lorakit.compiling.backend import Backend, _say_once
+from lorakit.compiling.loss import _compiled
 from lorakit.compiling.partition import Choice, Partitioner, chosen
 from lorakit.layers.kernels.merging import merged
 from lorakit.layers.kernels.product import FourBits
+from lorakit.stepping.head import HeadByChunks
+from lorakit.stepping.losses import OwnLoss
 
 SPEC = "adapt @linear rank 4 alpha 6 dtype fp32 quant nf4 double"
 MERGED = torch.ops.lorakit.merged_4bit.default
@@ -284,6 +287,29 @@ def test_a_compiler_that_fails_is_said_and_the_block_computes(
     assert [one.message for one in caplog.records if one.name == "lorakit"] == [
         "a block is not compiled, and computes one operation after the other: RuntimeError: no compiler of C++"
     ]
+
+
+def test_the_loss_by_chunks_is_compiled_with_the_blocks(seen: dict[float, Seen]) -> None:
+    _compiled.cache_clear()
+    model = filled(lorakit.apply(SPEC, make_llama()))
+    learning = OwnLoss(model)
+    head = HeadByChunks(model, 8)
+    object.__setattr__(learning, "head", head)
+
+    def step() -> dict[str, Tensor]:
+        model.zero_grad()
+        loss = learning.loss(model, batch_of())
+        loss.backward()
+        return {"loss": loss.detach()} | {
+            name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None
+        }
+
+    wanted = step()
+    lorakit.compile_blocks(model)
+    assert_near(step(), wanted)
+    softmax = torch.ops.aten._log_softmax.default
+    assert [calls(graph, softmax) for graph in seen[1.0].forward].count(1) == 1
+    assert "_loss_function" not in vars(model)
 
 
 def test_refusals_say_what_to_do() -> None:
