@@ -6,6 +6,7 @@ while one is in its backward pass. (Rhu et al. 2016, vDNN, arXiv:1602.08124.)
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+logger = logging.getLogger("lorakit")
 # of no use to send less, in bytes
 SMALLEST = 1 << 18
 # of a tensor's bytes: more of what lies around it would go with it
@@ -79,6 +81,7 @@ class Away:
         self._free: dict[int, list[Tensor]] = {}
         self._leaving: deque[tuple[torch.cuda.Event, Tensor]] = deque()
         self._flying = 0
+        self._pinned = True
         self.bytes = 0
 
     @contextmanager
@@ -128,7 +131,7 @@ class Away:
         whole = torch.empty(0, dtype=torch.uint8, device=value.device).set_(storage)
         free = self._free.get(storage.nbytes())
         # of the same stream: whatever read this memory before is done when the copy begins
-        host = free.pop() if free else torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=True)
+        host = free.pop() if free else self._host(storage.nbytes())
         self.stream.wait_stream(torch.cuda.current_stream(value.device))
         with torch.cuda.stream(self.stream):
             host.copy_(whole, non_blocking=True)
@@ -139,6 +142,15 @@ class Away:
         self.bytes += whole.nbytes
         self._let_go(FLYING)
         return Held(self, host, value.device)
+
+    def _host(self, size: int) -> Tensor:
+        if self._pinned:
+            try:
+                return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            except RuntimeError as error:
+                self._pinned = False
+                logger.warning("no pinned memory (%s); what blocks keep goes to plain memory, and copies wait", error)
+        return torch.empty(size, dtype=torch.uint8)
 
     def _let_go(self, most: int) -> None:
         """Have computing wait until at most so many bytes are on their way out; what has left may be overwritten."""
