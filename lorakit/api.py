@@ -318,7 +318,9 @@ def compile_blocks(model: nn.Module, *, kept: float = 1.0, send: bool = False) -
     bytes; the rest, and what lies between, is computed again. Of blocks that a plan (`step memory SIZE`) or gradient
     checkpointing has computed again, what enters them alone is kept. With `send` what is kept waits in pinned CPU
     memory. The first steps take longer, while code is made; evaluation and generation run as ever. Before `capture`,
-    where both are wanted. Raises: ModelError where there are no blocks, or the model is sharded.
+    where both are wanted. On newer GPUs attention is cuDNN's, whose gradients may differ in bits from run to run unless
+    `torch.use_deterministic_algorithms(True)` was called. Raises: ModelError where there are no blocks, or the model is
+    sharded.
     """
     from lorakit.compiling.blocks import compile_blocks as in_place
 
