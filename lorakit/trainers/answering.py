@@ -55,6 +55,8 @@ def answer(
             **unset,
             max_new_tokens=min(max_tokens, room - length) if room is not None else max_tokens,
             pad_token_id=tokenizer.pad_token_id,
+            # whoever waits for a first word is not to wait for a compiler
+            disable_compile=True,
             streamer=_Streamer(tokenizer, heard) if heard else None,
         )
     finally:
