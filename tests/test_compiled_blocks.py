@@ -6,6 +6,7 @@ What Inductor would make of the graphs runs as it is: the functions between are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -318,6 +319,17 @@ def test_refusals_say_what_to_do() -> None:
         lorakit.compile_blocks(alone[0])
     with pytest.raises(lorakit.ModelError, match="on a CPU"):
         lorakit.compile_blocks(net(), send=True)
+
+
+def test_compiled_blocks_are_not_sharded(tmp_path: Path) -> None:
+    model = net()
+    lorakit.compile_blocks(model)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        with pytest.raises(lorakit.ModelError, match="compiled by `compile_blocks`"):
+            lorakit.shard(model)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("double", [False, True])

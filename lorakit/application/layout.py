@@ -119,6 +119,11 @@ def _checked(model: nn.Module, mesh: DeviceMesh | None) -> DeviceMesh:
         )
     if any(map(is_unit, model.modules())):
         raise ModelError("this model is sharded already")
+    if any(getattr(one._compiled_call_impl, "needs_whole_weights", False) for one in model.modules()):
+        raise ModelError(
+            "the blocks of this model are compiled by `compile_blocks`, for weights that lie whole on a device; leave "
+            "it out, or the sharding"
+        )
     if mesh is not None:
         return mesh
     return init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (distributed.get_world_size(),))

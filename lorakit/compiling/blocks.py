@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lorakit.application.again import Again
+from lorakit.application.layout import blocks_of
 from lorakit.application.sharding import is_unit
 from lorakit.compiling.away import Away, Held
 from lorakit.compiling.backend import Backend
@@ -17,7 +18,6 @@ from lorakit.errors import ModelError
 from lorakit.huggingface import marks
 from lorakit.layers.lora_layer import LoRALayer
 from lorakit.layers.quantized_linear import QuantizedLinear
-from lorakit.planning.targets import block_of
 
 # forms of a block, of a few kinds in one model and a few lengths of rows, before torch compiles no more of them
 FORMS = 64
@@ -74,6 +74,9 @@ class _Chain:
 class Compiled:
     """Stands for a block's call: compiled where it learns, as ever elsewhere."""
 
+    # what shards a model asks before it does: weights have to lie whole where the block computes
+    needs_whole_weights = True
+
     def __init__(self, block: nn.Module, kept: float, away: Away | None, chain: _Chain, *, is_first: bool) -> None:
         self._block, self._away, self._chain, self._is_first = block, away, chain, is_first
         self._run = torch.compile(block._call_impl, backend=backend(kept))
@@ -109,9 +112,11 @@ def backend(kept: float) -> Backend:
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
     """Return the blocks that adapters or quantized layers lie in, in the model's order."""
-    paths = (path for path, one in model.named_modules() if isinstance(one, LoRALayer | QuantizedLinear))
-    found = [model.get_submodule(path) for path in dict.fromkeys(map(block_of, paths)) if path]
-    return [one for one in found if type(one).forward is not nn.Module.forward]
+    return [block for block in blocks_of(model).values() if any(map(_is_ours, block.modules()))]
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return isinstance(module, LoRALayer | QuantizedLinear)
 
 
 def _computed_again(block: nn.Module) -> bool:
