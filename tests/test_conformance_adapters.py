@@ -58,10 +58,9 @@ def moving_its_inputs(self: Any, x: Tensor) -> Tensor:
     return Sound.forward(self, x)
 
 
-def forgetting(self: Any, state_dict: Any, prefix: str, *rest: Any) -> None:
-    Sound._load_from_state_dict(self, state_dict, prefix, *rest)
-    if f"{prefix}base_layer.weight" not in state_dict:
-        self.lora_B.data.zero_()
+def counting(self: Any, x: Tensor) -> Tensor:
+    self.passes = getattr(self, "passes", 0) + self.training
+    return (1 + 0.1 * self.passes) * Sound.change(self, x)
 
 
 def with_its_product(self: Any, *words: Any, **more: Any) -> None:
@@ -230,7 +229,7 @@ PLANTED: dict[str, tuple[str, type, str]] = {
     "merges past adapters": ("on-an-adapter", built(exact_weight=merging_past_adapters), ""),
     "moves its inputs": ("under-an-adapter", built(forward=moving_its_inputs), "moves the outputs"),
     "branches on values": ("compiled", built(change=when_there_is_one), "as one graph"),
-    "forgets when it goes on": ("trainer-resumes", built(_load_from_state_dict=forgetting), "from a checkpoint"),
+    "forgets when it goes on": ("trainer-resumes", built(change=counting), "from a checkpoint"),
     "holds on to its parameters": ("deep-copies", built(__init__=with_a_closure), "copy"),
     "sends its product": ("data-parallel", built(__init__=with_its_product), "numbers in buffers"),
 }  # fmt: skip

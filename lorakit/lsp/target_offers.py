@@ -30,7 +30,7 @@ def target_offers(request: Request) -> Iterable[Offer]:
         return
     whole, last = begun["whole"] or "", begun["last"]
     start = request.cursor.start + len(whole)
-    above = _target(whole[:-1], request) if whole else None
+    above = _target(whole[:-1], request) if whole[:-1] else None
     if whole and above is None:
         return
     if last[:1] in ("", "@"):

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lsp_helpers import Editor
 from lsprotocol import types
@@ -57,6 +57,7 @@ def test_a_program_with_any_word_missing_can_be_looked_at(path: Path) -> None:
         look_everywhere(text[:start] + text[start + 7 :], start)
 
 
+@example((["adapt", "."], 7))
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.sampled_from(PIECES), max_size=30).flatmap(lambda words: st.tuples(st.just(words), st.integers(0, 200)))

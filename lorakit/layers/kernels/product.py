@@ -154,7 +154,9 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     of_bias = None
     if ctx.bias_dtype is not None:
         of_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0, dtype=ctx.bias_dtype)
-    return of_x, of_bias, [None] * len(stored), of_pairs, None, None, None
+    # of an empty list torch cannot tell that it holds no tensors
+    of_scalings: list[None] | None = None if ctx.rest[0] else []
+    return of_x, of_bias, [None] * len(stored), of_pairs, of_scalings, None, None
 
 
 torch.library.register_autograd("lorakit::product", _gradients, setup_context=_keep, lib=_LIBRARY)
