@@ -396,7 +396,7 @@ def test_products_are_ops_as_torch_wants_them() -> None:
     arguments = (x, quantized.bias.detach(), stored, pairs, [layer.scaling], names, form)
     torch.library.opcheck(PRODUCT, arguments, test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_static"))
     # adapters that rest
-    plain = (x, None, stored, [], [], names, form)
+    plain: Any = (x, None, stored, [], [], names, form)
     torch.library.opcheck(PRODUCT, plain, test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_static"))
     flat = [one.detach() for one in pairs]
     torch.library.opcheck(
