@@ -113,7 +113,7 @@ def test_what_a_block_did_to_modules_is_undone() -> None:
         assert (type(one), list(vars(one))) == (kind, names)
         assert all(now is then for now, then in zip(vars(one).values(), values, strict=True))
         assert all(
-            list(value) == list(contents[name])
+            (value == contents[name] if isinstance(value, set) else list(value) == list(contents[name]))
             for name, value in vars(one).items()
             if isinstance(value, dict | set | frozenset)
         )
