@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
@@ -96,14 +97,16 @@ class OwnLoss:
     @property
     def _caches(self) -> bool:
         config = getattr(self.model, "config", None)
-        return (
-            bool(getattr(config, "use_cache", False))
-            and "use_cache" in inspect.signature(self.model.forward).parameters
-        )
+        return bool(getattr(config, "use_cache", False)) and _takes_cache(type(self.model).forward)
 
     @property
     def _name(self) -> str:
         return str(getattr(self.model, "loss_type", None) or "")
+
+
+@functools.cache
+def _takes_cache(forward: Callable[..., Any]) -> bool:
+    return "use_cache" in inspect.signature(forward).parameters
 
 
 def refused(model: nn.Module, learning: Learning, *, training: bool = False) -> str:

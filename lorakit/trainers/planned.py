@@ -64,7 +64,7 @@ def _captured() -> str:
 
     if not torch.cuda.is_available():
         return "not captured: that is for CUDA devices"
-    return "blocks compiled, forward and backward captured as CUDA graphs"
+    return "forward and backward captured as CUDA graphs, blocks compiled before where the model has some"
 
 
 def shortage_words(structure: nn.Module, plan: Plan, *, is_text: bool) -> str:
